@@ -1,0 +1,648 @@
+// What a DRT is (drt.md; Hu et al., ICML 2025): its sizes, its one table of tensors, its flat buffers, and forward and backward
+// written once over a backend: Cpu (gca_cpu.h) or Gpu (gca_kernels.cuh), which have the same ops.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "common.h"
+#include "ops.h"
+#include "runtime/threads.h"
+
+namespace gca {
+
+// ---- sizes --------------------------------------------------------------------------------------------------------------------
+struct Config {
+  int64_t vocab = 0, width = 768, heads = 12, ffn = 2048;
+  int64_t lower = 6;             // layers below the retrieval
+  std::vector<int64_t> groups;   // layers of each retrieval group; empty: the sliding-window baseline
+  int64_t encoder = 2;           // layers of the chunk encoder
+  int64_t chunk = 64, topk = 8, window = 512;
+  bool null_slot = true;
+  double eps = 1e-5;             // of every norm but the encoder's
+  static constexpr double encoder_eps = 1e-6;
+
+  int64_t head_size() const { return width / heads; }
+  int64_t upper() const {
+    int64_t sum = 0;
+    for (int64_t n : groups) sum += n;
+    return sum;
+  }
+  bool operator==(const Config&) const = default;
+
+  // Throws a UsageError that names the flag.
+  void validate() const {
+    auto need = [](bool good, const char* flag, const char* expected, int64_t found) {
+      if (!good) throw UsageError(format("--%s: expected %s, found %lld", flag, expected, static_cast<long long>(found)));
+    };
+    need(vocab >= 2 && vocab <= (int64_t{1} << 24), "vocab", "2 to 16777216 ids", vocab);
+    need(width >= 1 && width <= 65536, "width", "1 to 65536", width);
+    need(heads >= 1 && width % heads == 0, "heads", "a divisor of --width", heads);
+    need(head_size() % 2 == 0, "heads", "an even number of columns a head (--width / --heads)", heads);
+    need(ffn >= 1 && ffn <= (1 << 20), "ffn", "1 to 1048576", ffn);
+    need(lower >= 0 && lower + upper() >= 1 && lower + upper() <= 1024, "lower", "1 to 1024 layers, lower and upper together", lower);
+    need(groups.size() <= 255, "groups", "at most 255 groups", static_cast<int64_t>(groups.size()));
+    for (int64_t n : groups) need(n >= 1, "groups", "1 or more layers in each group", n);
+    need(encoder >= 0 && encoder <= 1024, "encoder", "0 to 1024 layers", encoder);
+    need(chunk >= 2 && chunk <= 4096, "chunk", "2 to 4096 slots", chunk);
+    need(topk >= 1 && topk <= max_topk, "topk", "1 to 32 chunks", topk);
+    need(window >= 0 && window < (int64_t{1} << 31), "window", "0 or more slots", window);
+  }
+};
+
+struct Preset { const char *name, *what; Config config; };
+inline const std::array<Preset, 6>& presets() {
+  static const std::array<Preset, 6> all = {{
+      {"drt", "the paper's model, one retrieval", {.groups = {6}}},
+      {"drt-x2", "the paper's model, two retrievals", {.groups = {3, 3}}},
+      {"swa", "sliding-window baseline, 12 layers", {.lower = 12, .groups = {}, .encoder = 0}},
+      {"swa-14", "sliding-window baseline with the DRT's compute, 14 layers", {.lower = 14, .groups = {}, .encoder = 0}},
+      {"small", "for a CPU: width 256", {.width = 256, .heads = 4, .ffn = 688, .lower = 3, .groups = {3}, .encoder = 1, .window = 128}},
+      {"tiny", "for a CPU: width 64", {.width = 64, .heads = 4, .ffn = 176, .lower = 3, .groups = {3}, .encoder = 1, .window = 128}},
+  }};
+  return all;
+}
+
+// ---- the table of tensors -----------------------------------------------------------------------------------------------------
+// One line here makes a weight: it is then counted, initialised, decayed, saved, loaded and checked like the others.
+struct Tensor {
+  std::string name;       // the released model's
+  int64_t rows, columns;  // (out, in); columns 0: a gain of rows numbers
+  int64_t offset;         // in the flat buffers, in elements
+  bool decay;             // matrices only
+  int64_t size() const { return rows * std::max<int64_t>(columns, 1); }
+};
+
+// Where the tensors of a layer lie in the flat buffers. q, k, v are neighbours, and gate and up: one product each.
+struct LayerTensors { int64_t begin, norm1, qkv, o, gca_norm, gca_q, gca_o, norm2, gate_up, down; };
+
+struct TensorTable {
+  std::vector<Tensor> tensors;    // in the order of files and of the flat buffers
+  std::vector<Segment> segments;  // the same for the optimiser, neighbours of one kind together
+  int64_t size = 0;               // of a flat buffer, elements, gaps for alignment included
+  int64_t padded_vocab = 0;
+  int64_t embedding = 0, enc_prenorm = 0, enc_norm = 0, chunk_kv = 0, norm = 0;
+  std::vector<int64_t> lmk_norms;
+  std::vector<LayerTensors> lower, encoder;
+  std::vector<std::vector<LayerTensors>> upper;
+
+  TensorTable() = default;
+  // alignment: elements that each tensor's offset is a multiple of (but inside a fused pair, where it follows at once)
+  TensorTable(const Config& c, int64_t vocab_multiple, int64_t alignment) : alignment_(alignment) {
+    const int64_t D = c.width;
+    padded_vocab = round_up(c.vocab, vocab_multiple);
+    embedding = add("model.embed_tokens", c.vocab, D);
+    size += (padded_vocab - c.vocab) * D;
+    segments.back().size += (padded_vocab - c.vocab) * D;
+    for (int64_t i = 0; i < c.lower; i++) lower.push_back(add_layer(format("model.lower_layers.%lld.", static_cast<long long>(i)), c, false));
+    if (!c.groups.empty()) {
+      enc_prenorm = add("model.enc_prenorm", D, 0);
+      for (int64_t i = 0; i < c.encoder; i++) encoder.push_back(add_layer(format("model.encoder.layers.%lld.", static_cast<long long>(i)), c, false));
+      enc_norm = add("model.encoder.norm", D, 0);
+      chunk_kv = add("model.chunk_k_proj", D, D);
+      add("model.chunk_v_proj", D, D, true);
+    }
+    for (size_t g = 0; g < c.groups.size(); g++) {
+      lmk_norms.push_back(add(format("model.lmk_norms.%zu", g), D, 0));
+      upper.emplace_back();
+      for (int64_t i = 0; i < c.groups[g]; i++) upper.back().push_back(add_layer(format("model.upper_layers.%zu.%lld.", g, static_cast<long long>(i)), c, true));
+    }
+    norm = add("model.norm", D, 0);
+    size = round_up(size, alignment_);
+  }
+
+  int64_t parameters() const {
+    int64_t sum = 0;
+    for (const Tensor& t : tensors) sum += t.size();
+    return sum;
+  }
+
+ private:
+  int64_t add(const std::string& name, int64_t rows, int64_t columns, bool follows = false) {
+    if (!follows) size = round_up(size, alignment_);
+    Tensor t{name + ".weight", rows, columns, size, columns > 0};
+    size += t.size();
+    if (!segments.empty() && segments.back().decay == t.decay) segments.back().size = size - segments.back().offset;
+    else segments.push_back({t.offset, t.size(), t.decay});
+    tensors.push_back(std::move(t));
+    return tensors.back().offset;
+  }
+  LayerTensors add_layer(const std::string& at, const Config& c, bool upper_kind) {
+    const int64_t D = c.width;
+    LayerTensors l{};
+    l.begin = l.norm1 = add(at + "input_layernorm", D, 0);
+    l.qkv = add(at + "self_attn.q_proj", D, D);
+    add(at + "self_attn.k_proj", D, D, true);
+    add(at + "self_attn.v_proj", D, D, true);
+    l.o = add(at + "self_attn.o_proj", D, D);
+    if (upper_kind) {
+      l.gca_norm = add(at + "gca.pre_norm", D, 0);
+      l.gca_q = add(at + "gca.q_proj", D, D);
+      l.gca_o = add(at + "gca.o_proj", D, D);
+    }
+    l.norm2 = add(at + "post_attention_layernorm", D, 0);
+    l.gate_up = add(at + "mlp.gate_proj", c.ffn, D);
+    add(at + "mlp.up_proj", c.ffn, D, true);
+    l.down = add(at + "mlp.down_proj", D, c.ffn);
+    return l;
+  }
+  int64_t alignment_ = 1;
+};
+
+// Floating-point operations a slot needs, forward only, a multiplication and an addition counted each; training costs three times as
+// much. Attention over the slots that are seen, GCA over K chunks, no masked work.
+inline double forward_flops_per_slot(const Config& c) {
+  const double D = static_cast<double>(c.width), F = static_cast<double>(c.ffn), V = static_cast<double>(c.vocab), S = static_cast<double>(c.chunk);
+  const double layer = 8 * D * D + 6 * D * F, window = 4 * D * static_cast<double>(c.window + 1);
+  double sum = static_cast<double>(c.lower + c.upper()) * (layer + window) + 2 * V * D;
+  if (!c.groups.empty()) sum += static_cast<double>(c.encoder) * (layer + 4 * D * S) + 4 * D * D + static_cast<double>(c.upper()) * (4 * D * D + 4 * D * S * static_cast<double>(c.topk));
+  return sum;
+}
+
+// ---- one allocation from a list of wishes ---------------------------------------------------------------------------------------
+class Arena {
+ public:
+  struct Wish { std::string name; int64_t n_bytes; void** pointer; };
+  // After commit(), pointer points at count elements; until then nothing is allocated.
+  template <class T>
+  void want(T*& pointer, const std::string& name, int64_t count) {
+    wishes_.push_back({name, round_up(count * static_cast<int64_t>(sizeof(T)), 256), reinterpret_cast<void**>(&pointer)});
+    total_bytes_ += wishes_.back().n_bytes;
+  }
+  const std::vector<Wish>& wishes() const { return wishes_; }
+  int64_t total_bytes() const { return total_bytes_; }
+  template <class Device>
+  void commit(Device& device) {
+    memory_ = static_cast<char*>(device.allocate(total_bytes_));
+    char* at = memory_;
+    for (const Wish& wish : wishes_) *wish.pointer = at, at += wish.n_bytes;
+  }
+  template <class Device>
+  void release(Device& device) {
+    if (memory_) device.release(memory_);
+    memory_ = nullptr, total_bytes_ = 0;
+    wishes_.clear();
+  }
+
+ private:
+  std::vector<Wish> wishes_;
+  int64_t total_bytes_ = 0;
+  char* memory_ = nullptr;
+};
+
+// ---- the model ----------------------------------------------------------------------------------------------------------------
+enum class Use { training, inference };  // inference keeps nothing for backward: one layer's activations serve all
+
+template <class Device>
+struct DRT {
+  using act = typename Device::act;
+  using weight = typename Device::weight;
+  using master = typename Device::master;
+  using grad = typename Device::grad;
+  using stat = typename Device::stat;
+  enum class Kind { lower, encoder, upper };
+
+  // A layer: where its weights lie, and its activations.
+  struct Layer {
+    LayerTensors at;
+    act *n1, *qkv, *attended, *a, *n2, *gate_up, *h, *out;  // n1, n2: after the norms; a: after attention; out: after the MLP
+    stat *rstd1, *lse, *rstd2;
+    act *gca_n, *q, *fetched, *m, *dfetched;  // upper kind: m = a + Wo' fetched, the MLP's input before its norm
+    stat *gca_rstd, *gca_lse, *delta;
+  };
+  struct Group {
+    std::vector<Layer> layers;
+    int64_t lmk_norm;
+    act* r;                   // (B,C,D) the queries of the retrieval
+    stat *r_rstd, *w, *dw;    // w, dw (B,C+1,K)
+    int32_t *pick, *start, *entry;  // pick (B,C+1,K); the last two as invert_picks makes them
+  };
+  // What a row leaves behind for its later slots, when it is read a segment at a time: one row.
+  struct StreamState {
+    int64_t slots = 0;          // read so far
+    int64_t capacity = 0;       // chunks of memory
+    std::vector<act*> rings;    // (W,2D) a layer, lower ones first
+    act *kv = nullptr, *landmarks = nullptr;  // (capacity,S,2D), (capacity,D)
+    act* chunk = nullptr;       // (S,D) lower layers' output for the slots of a chunk that is not yet whole
+    Arena arena;
+  };
+  // What one forward pass reads.
+  struct Input {
+    int64_t B, T;
+    Selection selection;
+    StreamState* stream = nullptr;
+  };
+
+  Device& device;
+  const Config config;
+  const TensorTable table;
+  master *masters = nullptr, *m = nullptr, *v = nullptr;  // flat buffers, table.size each: weights and Adam's moments
+  weight* weights = nullptr;                              // the masters themselves where the backend says so
+  grad* gradient = nullptr;
+  StepState* state = nullptr;                             // on the device
+  // Called in backward order when a stretch of the gradient is final: where ranks reduce.
+  std::function<void(int64_t begin, int64_t end)> grads_ready = [](int64_t, int64_t) {};
+
+  std::vector<Layer> lower, encoder;
+  std::vector<Group> groups;
+  act *embedded = nullptr, *enc_in = nullptr, *enc_out = nullptr, *kv = nullptr, *final_n = nullptr, *logits = nullptr;
+  stat *enc_in_rstd = nullptr, *enc_out_rstd = nullptr, *final_rstd = nullptr, *loss = nullptr;
+  int32_t *token = nullptr, *target = nullptr;
+  float* slot_weight = nullptr;
+  const act* top = nullptr;  // the last layer's output
+
+  DRT(Device& device_, const Config& config_, Use use_ = Use::training)
+      : device(device_), config(config_), table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))), use(use_) {
+    config.validate();
+    model_.want(masters, "weights", table.size);
+    if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", table.size);
+    if (use == Use::training) {
+      model_.want(gradient, "gradients", table.size);
+      model_.want(m, "Adam's first moment", table.size);
+      model_.want(v, "Adam's second moment", table.size);
+    }
+    model_.want(state, "step state", 1);
+  }
+  ~DRT() {
+    activations_.release(device);
+    model_.release(device);
+  }
+  DRT(const DRT&) = delete;
+  DRT& operator=(const DRT&) = delete;
+
+  // Allocates the model's own buffers, all zero. Before it, model_memory() tells what that takes.
+  void allocate() {
+    model_.commit(device);
+    device.zero(masters, model_.total_bytes());
+    if constexpr (Device::weights_are_masters) weights = masters;
+  }
+  const Arena& model_memory() const { return model_; }
+  const Arena& activation_memory() const { return activations_; }
+
+  // Lays out the activations for passes of up to B rows of T slots; commit_activations() then allocates them.
+  void plan(int64_t B, int64_t T) {
+    activations_.release(device);
+    const Config& c = config;
+    const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk, V = table.padded_vocab;
+    GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found %lld slots", static_cast<long long>(T));
+    max_rows_ = R;
+    auto want = [&](auto*& pointer, const std::string& name, int64_t count) { activations_.want(pointer, name, count); };
+    want(token, "tokens", R), want(target, "targets", R), want(slot_weight, "loss weights", R);
+    want(embedded, "embedding", R * D);
+    auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& name) {
+      l = {};
+      l.at = at;
+      want(l.n1, name + " n1", rows * D), want(l.rstd1, name + " rstd1", rows), want(l.qkv, name + " q|k|v", rows * 3 * D);
+      want(l.attended, name + " attention", rows * D), want(l.lse, name + " attention lse", rows * c.heads), want(l.a, name + " a", rows * D);
+      want(l.n2, name + " n2", rows * D), want(l.rstd2, name + " rstd2", rows), want(l.gate_up, name + " gate|up", rows * 2 * F);
+      want(l.h, name + " h", rows * F), want(l.out, name + " out", rows * D);
+      if (kind != Kind::upper) return;
+      want(l.gca_n, name + " gca norm", rows * D), want(l.gca_rstd, name + " gca rstd", rows), want(l.q, name + " gca q", rows * D);
+      want(l.fetched, name + " gca out", rows * D), want(l.m, name + " m", rows * D);
+      if (use == Use::inference) return;
+      want(l.gca_lse, name + " gca lse", RC * c.heads * K), want(l.delta, name + " gca delta", RC * c.heads * K), want(l.dfetched, name + " gca dout", rows * D);
+    };
+    // A layer's number in inference is 0: all share its activations.
+    auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows, const std::string& name) {
+      layers.resize(at.size());
+      for (size_t i = 0; i < at.size(); i++) {
+        if (use == Use::training || i == 0) want_layer(layers[i], at[i], kind, rows, format("%s %zu", name.c_str(), i));
+      }
+    };
+    want_layers(lower, table.lower, Kind::lower, R, "lower");
+    groups.resize(c.groups.size());
+    if (!groups.empty()) {
+      want(enc_in, "encoder in", RC * D), want(enc_in_rstd, "encoder in rstd", RC);
+      want_layers(encoder, table.encoder, Kind::encoder, RC, "encoder");
+      want(enc_out, "encoder out", RC * D), want(enc_out_rstd, "encoder out rstd", RC), want(kv, "ck|cv", RC * 2 * D);
+    }
+    for (size_t g = 0; g < groups.size(); g++) {
+      Group& group = groups[g];
+      const std::string name = format("group %zu", g);
+      group.lmk_norm = table.lmk_norms[g];
+      want_layers(group.layers, table.upper[g], Kind::upper, R, name + " layer");
+      want(group.r, name + " r", B * C * D), want(group.r_rstd, name + " r rstd", B * C);
+      want(group.pick, name + " picks", B * (C + 1) * K), want(group.w, name + " weights", B * (C + 1) * K), want(group.dw, name + " dweights", B * (C + 1) * K);
+      want(group.start, name + " start", B * (C + 1)), want(group.entry, name + " entry", B * C * K);
+    }
+    logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
+    want(final_n, "final norm", R * D), want(final_rstd, "final rstd", R), want(loss, "losses", R), want(logits, "logits", logits_rows_ * V);
+    if (use == Use::inference) return;
+    const int64_t rows = groups.empty() ? R : RC;
+    want(dx_, "dx", rows * D), want(dn_, "dn", rows * D), want(dattended_, "dattention", rows * D), want(dqkv_, "dq|dk|dv", rows * 3 * D);
+    want(dh_, "dh", rows * F), want(dgate_up_, "dgate|dup", rows * 2 * F);
+    if (groups.empty()) return;
+    want(dm_, "dm", rows * D), want(denc_, "dencoder", rows * D), want(dkv_, "dck|dcv", rows * 2 * D), want(dr_, "dr", B * C * D);
+  }
+  void commit_activations() {
+    activations_.commit(device);
+    if (use == Use::training) return;
+    auto share = [](std::vector<Layer>& layers, const std::vector<LayerTensors>& at) {
+      for (size_t i = 0; i < layers.size(); i++) layers[i] = layers[0], layers[i].at = at[i];
+    };
+    share(lower, table.lower), share(encoder, table.encoder);
+    for (size_t g = 0; g < groups.size(); g++) share(groups[g].layers, table.upper[g]);
+  }
+
+  // ---- forward ----------------------------------------------------------------------------------------------------------------
+  // Tokens, targets (negative: none) and loss weights (null: all 1) of rows*slots, host to device; targets may be null.
+  void upload(const int32_t* tokens, const int32_t* targets, const float* loss_weights, int64_t count) {
+    GCA_CHECK(count <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_), static_cast<long long>(count));
+    device.upload(token, tokens, count * 4);
+    if (targets) device.upload(target, targets, count * 4);
+    has_weights_ = loss_weights != nullptr;
+    if (has_weights_) device.upload(slot_weight, loss_weights, count * 4);
+  }
+
+  // The whole body: from the uploaded tokens to final_n = Norm(x), (B*T,D).
+  void forward(const Input& in) {
+    const Config& c = config;
+    const int64_t D = c.width, S = c.chunk, R = in.B * in.T, first_slot = in.stream ? in.stream->slots : 0;
+    GCA_CHECK(R <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_), static_cast<long long>(R));
+    GCA_CHECK(in.stream ? in.B == 1 : in.T % S == 0, "rows are whole chunks, or one row is read in segments");
+    input_ = in;
+    size_t ring = 0;
+    device.embedding_forward(embedded, token, weights + table.embedding, R, D);
+    const act* x = embedded;
+    for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, c.eps, ring++, nullptr);
+
+    if (!groups.empty()) {
+      // Landmarks among these slots: the chunks that they complete. The memory gets those chunks before anybody retrieves.
+      const int64_t done = (first_slot + in.T) / S - first_slot / S;
+      encode(x, done, first_slot);
+      for (Group& group : groups) {
+        retrieve(group, x, done, first_slot);
+        for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, c.eps, ring++, &group);
+        if (in.stream) {  // what the last whole chunk picked serves the slots that follow
+          device.copy(group.pick, group.pick + done * c.topk, c.topk * static_cast<int64_t>(sizeof(int32_t)));
+          device.copy(group.w, group.w + done * c.topk, c.topk * static_cast<int64_t>(sizeof(stat)));
+        }
+      }
+    }
+    top = x;
+    device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, R, D, D, c.eps);
+    if (in.stream) in.stream->slots += in.T;
+  }
+
+  // Logits of rows first .. first + count - 1 into the piece `logits`, rows padded_vocab apart: logits = E Norm(x).
+  void piece_of_logits(int64_t first, int64_t count) {
+    GCA_CHECK(count <= logits_rows_, "a piece holds %lld rows", static_cast<long long>(logits_rows_));
+    device.matmul_forward(logits, final_n + first * config.width, weights + table.embedding, nullptr, count, config.width, table.padded_vocab);
+  }
+  int64_t logits_rows() const { return logits_rows_; }
+
+  // Loss of each slot into `loss`, and the sums scale * (weight) * loss into the step state; scale is 1/N, N the number of slots with a
+  // target in the whole batch. with_gradient: also dE += and the gradient that backward() starts from.
+  void head(double scale, bool with_gradient) {
+    const int64_t D = config.width, V = table.padded_vocab, R = input_.B * input_.T;
+    const float* slot_weights = has_weights_ ? slot_weight : nullptr;
+    for (int64_t first = 0; first < R; first += logits_rows_) {
+      const int64_t rows = std::min(logits_rows_, R - first);
+      piece_of_logits(first, rows);
+      device.cross_entropy(loss + first, logits, target + first, slot_weights ? slot_weights + first : nullptr, with_gradient ? scale : 0.0, rows, config.vocab, V);
+      if (!with_gradient) continue;
+      device.matmul_backward_weight(gradient + table.embedding, logits, final_n + first * D, rows, D, V);
+      device.matmul_backward_input(dn_ + first * D, logits, weights + table.embedding, false, rows, D, V);
+    }
+    device.add_loss(state, loss, slot_weights, scale, R);
+  }
+
+  // ---- backward ---------------------------------------------------------------------------------------------------------------
+  // After forward() and head(scale, true): the gradients of all weights, +=.
+  void backward() {
+    const Config& c = config;
+    const int64_t B = input_.B, D = c.width, S = c.chunk, R = B * input_.T, C = input_.T / S;
+    int64_t end = table.size;
+    auto ready = [&](int64_t begin) { grads_ready(begin, end), end = begin; };
+    device.rmsnorm_backward(dx_, gradient + table.norm, dn_, top, final_rstd, weights + table.norm, nullptr, nullptr, R, D, D);
+    ready(table.norm);
+
+    if (!groups.empty()) {
+      const act* lower_out = lower.empty() ? embedded : lower.back().out;
+      const RetrievalShape retrieval = retrieval_shape(C, 0);
+      std::vector<FetchingLayer<act, stat>> fetching;
+      device.zero(denc_, R * D * static_cast<int64_t>(sizeof(act)));
+      for (size_t g = groups.size(); g-- > 0;) {
+        Group& group = groups[g];
+        const act* group_in = g ? groups[g - 1].layers.back().out : lower_out;
+        device.invert_picks(group.start, group.entry, group.pick, B, C, static_cast<int>(c.topk));
+        device.zero(group.dw, B * (C + 1) * c.topk * static_cast<int64_t>(sizeof(stat)));
+        for (size_t i = group.layers.size(); i-- > 0;) {
+          layer_backward(group.layers[i], Kind::upper, i ? group.layers[i - 1].out : group_in, dx_, R, &group);
+          fetching.push_back({group.layers[i].q, group.layers[i].dfetched, group.layers[i].gca_lse, group.layers[i].delta, group.w, group.start, group.entry});
+          if (i) ready(group.layers[i].at.begin);
+        }
+        // r = Norm_g(x at the landmarks), score = r . L: both ends of the retrieval
+        device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start, group.entry, group.r, enc_out + (S - 1) * D, retrieval);
+        device.rmsnorm_backward(dx_ + (S - 1) * D, gradient + group.lmk_norm, dr_, group_in + (S - 1) * D, group.r_rstd, weights + group.lmk_norm,
+                                dx_ + (S - 1) * D, nullptr, B * C, D, S * D);
+        ready(group.lmk_norm);
+      }
+      // CK | CV = Wkv h, L = h at the landmark: their gradients meet in the encoder's output
+      device.gca_backward_memory(dkv_, fetching.data(), static_cast<int>(fetching.size()), kv, gca_shape());
+      device.matmul_backward_weight(gradient + table.chunk_kv, dkv_, enc_out, R, D, 2 * D);
+      device.matmul_backward_input(denc_, dkv_, weights + table.chunk_kv, true, R, D, 2 * D);
+      const act* enc_top = encoder.empty() ? enc_in : encoder.back().out;
+      device.rmsnorm_backward(denc_, gradient + table.enc_norm, denc_, enc_top, enc_out_rstd, weights + table.enc_norm, nullptr, nullptr, R, D, D);
+      for (size_t i = encoder.size(); i-- > 0;) layer_backward(encoder[i], Kind::encoder, i ? encoder[i - 1].out : enc_in, denc_, R, nullptr);
+      device.rmsnorm_backward(dx_, gradient + table.enc_prenorm, denc_, lower_out, enc_in_rstd, weights + table.enc_prenorm, dx_, nullptr, R, D, D);
+      ready(table.enc_prenorm);
+    }
+    for (size_t i = lower.size(); i-- > 0;) {
+      layer_backward(lower[i], Kind::lower, i ? lower[i - 1].out : embedded, dx_, R, nullptr);
+      ready(lower[i].at.begin);
+    }
+    device.embedding_backward(gradient + table.embedding, dx_, token, R, D);
+    ready(0);
+  }
+
+  // ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update -------------------------------
+  void begin_step() {
+    device.zero(gradient, table.size * static_cast<int64_t>(sizeof(grad)));
+    device.begin_step(state);
+  }
+  void update(const AdamW& hyper) {
+    device.end_gradient(state, gradient, table.size, hyper.clip);
+    device.adamw(masters, weights, m, v, gradient, table.segments.data(), static_cast<int64_t>(table.segments.size()), state, hyper);
+  }
+  StepState step_state() const {
+    StepState copy;
+    device.download(&copy, state, sizeof copy);
+    return copy;
+  }
+
+  // ---- weights in and out -------------------------------------------------------------------------------------------------------
+  // Matrices normal(0, 0.02), gains 1, the same for any backend.
+  void initialise(uint64_t seed, ThreadPool& pool) {
+    std::vector<master> values;
+    for (size_t i = 0; i < table.tensors.size(); i++) {
+      const Tensor& t = table.tensors[i];
+      values.assign(static_cast<size_t>(t.size()), master(1));
+      if (t.columns) pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
+        for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096); j += 2) {  // Box and Muller: two at a time
+          const Philox bits = philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32), static_cast<uint32_t>(i));
+          const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))), angle = 6.283185307179586 * uniform_open(bits.word[1]);
+          values[static_cast<size_t>(j)] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
+          if (j + 1 < t.size()) values[static_cast<size_t>(j + 1)] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
+        }
+      });
+      device.upload(masters + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
+    }
+    weights_changed();
+  }
+  // After masters were written from outside.
+  void weights_changed() {
+    if constexpr (!Device::weights_are_masters) device.cast_weights(weights, masters, table.size);
+  }
+
+  // A stream that holds up to `chunks` chunks.
+  void open(StreamState& stream, int64_t chunks) {
+    const int64_t D = config.width;
+    stream.capacity = chunks;
+    stream.rings.assign(static_cast<size_t>(config.lower + config.upper()), nullptr);
+    for (act*& ring : stream.rings) stream.arena.want(ring, "window", config.window * 2 * D);
+    if (!groups.empty()) {
+      stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
+      stream.arena.want(stream.landmarks, "landmarks", chunks * D);
+      stream.arena.want(stream.chunk, "chunk", config.chunk * D);
+    }
+    stream.arena.commit(device);
+    rewind(stream);
+  }
+  // Begins a new row: the chunk before it has picked nothing.
+  void rewind(StreamState& stream) {
+    stream.slots = 0;
+    for (Group& group : groups) device.no_pick(group.pick, group.w, 1, 0, static_cast<int>(config.topk));
+  }
+  void close(StreamState& stream) { stream.arena.release(device); }
+
+ private:
+  const Use use;
+  Arena model_, activations_;
+  int64_t max_rows_ = 0, logits_rows_ = 0;
+  bool has_weights_ = false;
+  Input input_{};
+  act *dx_ = nullptr, *dn_ = nullptr, *dattended_ = nullptr, *dqkv_ = nullptr, *dh_ = nullptr, *dgate_up_ = nullptr;  // gradients, each dead after its layer but dx
+  act *dm_ = nullptr, *denc_ = nullptr, *dkv_ = nullptr, *dr_ = nullptr;
+
+  SlidingShape sliding_shape() const {
+    return {input_.B, input_.T, static_cast<int>(config.heads), static_cast<int>(config.head_size()), config.window, input_.stream ? input_.stream->slots : 0};
+  }
+  ChunkShape chunk_shape(int64_t rows) const {
+    return {rows / config.chunk, static_cast<int>(config.chunk), static_cast<int>(config.heads), static_cast<int>(config.head_size())};
+  }
+  GcaShape gca_shape() const {
+    const StreamState* stream = input_.stream;
+    return {input_.B, input_.T, static_cast<int>(config.heads), static_cast<int>(config.head_size()), static_cast<int>(config.chunk), static_cast<int>(config.topk),
+            stream ? stream->capacity : input_.T / config.chunk, stream ? stream->slots : 0, config.null_slot};
+  }
+  RetrievalShape retrieval_shape(int64_t done, int64_t first_slot) const {
+    const bool stream = input_.stream != nullptr;
+    const int64_t D = config.width, S = config.chunk;
+    return {input_.B, done, static_cast<int>(D), static_cast<int>(config.topk), first_slot / S, stream ? D : S * D, stream ? 0 : input_.T * D};
+  }
+
+  // One layer of any kind; returns its output, (rows,D).
+  //   a = x + Wo Attention(Wqkv Norm(x));  upper: m = a + Wo' GCA(Wq' Norm(a)), else m = a;  out = a + MLP(Norm(m))
+  act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, double eps, size_t ring, Group* group) {
+    const int64_t D = config.width, F = config.ffn;
+    const weight* w = weights;
+    device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps);
+    device.matmul_forward(l.qkv, l.n1, w + l.at.qkv, nullptr, rows, D, 3 * D);
+    if (kind == Kind::encoder) {
+      device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
+    } else {
+      act* window = input_.stream ? input_.stream->rings[ring] : nullptr;
+      device.sliding_attention_forward(l.attended, l.lse, l.qkv, window, sliding_shape());
+      if (window) device.ring_append(window, l.qkv, sliding_shape());
+    }
+    device.matmul_forward(l.a, l.attended, w + l.at.o, x, rows, D, D);
+    const act* m = l.a;
+    if (kind == Kind::upper) {
+      device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps);
+      device.matmul_forward(l.q, l.gca_n, w + l.at.gca_q, nullptr, rows, D, D);
+      device.gca_forward(l.fetched, l.gca_lse, l.q, input_.stream ? input_.stream->kv : kv, group->pick, group->w, gca_shape());
+      device.matmul_forward(l.m, l.fetched, w + l.at.gca_o, l.a, rows, D, D);
+      m = l.m;
+    }
+    device.rmsnorm_forward(l.n2, l.rstd2, m, w + l.at.norm2, rows, D, D, eps);
+    device.matmul_forward(l.gate_up, l.n2, w + l.at.gate_up, nullptr, rows, D, 2 * F);
+    device.swiglu_forward(l.h, l.gate_up, rows, F);
+    device.matmul_forward(l.out, l.h, w + l.at.down, l.a, rows, F, D);
+    return l.out;
+  }
+
+  // dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.
+  void layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group) {
+    const int64_t D = config.width, F = config.ffn;
+    const weight* w = weights;
+    grad* g = gradient;
+    const act* m = kind == Kind::upper ? l.m : l.a;
+    // out = a + Wdown swiglu(Wgate_up Norm(m))
+    device.matmul_backward_weight(g + l.at.down, dx, l.h, rows, F, D);
+    device.matmul_backward_input(dh_, dx, w + l.at.down, false, rows, F, D);
+    device.swiglu_backward(dgate_up_, dh_, l.gate_up, rows, F);
+    device.matmul_backward_weight(g + l.at.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
+    device.matmul_backward_input(dn_, dgate_up_, w + l.at.gate_up, false, rows, D, 2 * F);
+    if (kind == Kind::upper) {
+      // m = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The stream carries a: dx goes round m, not through it.
+      device.rmsnorm_backward(dm_, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, nullptr, nullptr, rows, D, D);
+      device.matmul_backward_weight(g + l.at.gca_o, dm_, l.fetched, rows, D, D);
+      device.matmul_backward_input(l.dfetched, dm_, w + l.at.gca_o, false, rows, D, D);
+      device.gca_backward_query(dattended_, group->dw, l.delta, l.dfetched, l.q, kv, l.gca_lse, group->pick, group->w, gca_shape());
+      device.matmul_backward_weight(g + l.at.gca_q, dattended_, l.gca_n, rows, D, D);
+      device.matmul_backward_input(dn_, dattended_, w + l.at.gca_q, false, rows, D, D);
+      device.rmsnorm_backward(dx, g + l.at.gca_norm, dn_, l.a, l.gca_rstd, w + l.at.gca_norm, dx, dm_, rows, D, D);
+    } else {
+      device.rmsnorm_backward(dx, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, dx, nullptr, rows, D, D);
+    }
+    // a = x + Wo Attention(Wqkv Norm(x))
+    device.matmul_backward_weight(g + l.at.o, dx, l.attended, rows, D, D);
+    device.matmul_backward_input(dattended_, dx, w + l.at.o, false, rows, D, D);
+    if (kind == Kind::encoder) device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
+    else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
+    device.matmul_backward_weight(g + l.at.qkv, dqkv_, l.n1, rows, D, 3 * D);
+    device.matmul_backward_input(dn_, dqkv_, w + l.at.qkv, false, rows, D, 3 * D);
+    device.rmsnorm_backward(dx, g + l.at.norm1, dn_, x, l.rstd1, w + l.at.norm1, dx, nullptr, rows, D, D);
+  }
+
+  // The chunk encoder over the chunks that these slots complete: enc_out, and CK | CV into kv or the stream's memory.
+  void encode(const act* x, int64_t done, int64_t first_slot) {
+    const int64_t D = config.width, S = config.chunk;
+    StreamState* stream = input_.stream;
+    const act* chunks = x;  // (done,S,D)
+    if (stream && (first_slot % S || input_.T % S)) {
+      GCA_CHECK(first_slot % S + input_.T <= S, "a segment is whole chunks, or slots of one chunk");
+      device.copy_rows(stream->chunk + first_slot % S * D, D, x, D, input_.T, D);
+      chunks = stream->chunk;
+    }
+    const int64_t N = input_.B * done, rows = N * S;
+    if (!N) return;
+    if (stream) GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds %lld chunks", static_cast<long long>(stream->capacity));
+    device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
+    const act* h = enc_in;
+    for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, Config::encoder_eps, 0, nullptr);
+    device.rmsnorm_forward(enc_out, enc_out_rstd, h, weights + table.enc_norm, rows, D, D, Config::encoder_eps);
+    act* memory = stream ? stream->kv + first_slot / S * S * 2 * D : kv;
+    device.matmul_forward(memory, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);
+    device.zero_landmarks(memory, N, S, D);
+    if (stream) device.copy_rows(stream->landmarks + first_slot / S * D, D, enc_out + (S - 1) * D, S * D, done, D);
+  }
+
+  // The picks of the chunks that these slots complete, from x at their landmarks as it enters the group.
+  void retrieve(Group& group, const act* x, int64_t done, int64_t first_slot) {
+    const int64_t D = config.width, S = config.chunk;
+    if (!input_.stream) device.no_pick(group.pick, group.w, input_.B, done, static_cast<int>(config.topk));
+    if (!done) return;
+    device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - first_slot % S) * D, weights + group.lmk_norm, input_.B * done, D, S * D, config.eps);
+    Selection selection = input_.selection;
+    selection.group = static_cast<int>(&group - groups.data());
+    if (selection.given_noise) selection.given_noise += selection.group * input_.B * done * done;
+    const act* landmarks = input_.stream ? input_.stream->landmarks : enc_out + (S - 1) * D;
+    device.chunk_retrieval_forward(group.pick, group.w, group.r, landmarks, retrieval_shape(done, first_slot), selection);
+  }
+};
+
+}  // namespace gca
