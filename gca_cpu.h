@@ -10,6 +10,7 @@
 // The same bits for any number of threads: a task owns what it writes, and sums over tasks are made in index order.
 #pragma once
 #include <algorithm>
+#include <cinttypes>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -88,11 +89,27 @@ class Cpu {
     return memory;
   }
   void release(void* memory) { free(memory); }
+  // What this machine could still give, by Linux's estimate; elsewhere unknown, hence plenty.
+  int64_t free_bytes() const {
+    int64_t kibibytes = int64_t{1} << 40;
+    if (FILE* file = fopen("/proc/meminfo", "r")) {
+      for (char line[128]; fgets(line, sizeof line, file);) sscanf(line, "MemAvailable: %" SCNd64, &kibibytes);
+      fclose(file);
+    }
+    return kibibytes * 1024;
+  }
   void zero(void* memory, int64_t n_bytes) { memset(memory, 0, static_cast<size_t>(n_bytes)); }
   void upload(void* device, const void* host, int64_t n_bytes) { memcpy(device, host, static_cast<size_t>(n_bytes)); }
   void download(void* host, const void* device, int64_t n_bytes) { memcpy(host, device, static_cast<size_t>(n_bytes)); }
 
   void copy(void* to, const void* from, int64_t n_bytes) { memcpy(to, from, static_cast<size_t>(n_bytes)); }  // inside the device
+  // The step's figures for the host, without a wait until they are read: a GPU runs ahead meanwhile.
+  struct Snapshot { StepState value; };
+  static constexpr bool runs_ahead = false;
+  void take(Snapshot& snapshot, const StepState* state) { snapshot.value = *state; }
+  StepState read(const Snapshot& snapshot) { return snapshot.value; }
+  double peak_flops() { return measured_peak_flops<real>(pool_); }
+  std::string description() const { return format("CPU, %d threads, %s, %s", pool_.size(), isa_name(isa()), bf16 ? "bf16 by rounding" : sizeof(real) == 4 ? "float" : "double"); }
   // rows x D from src, rows src_stride apart, to dst, rows dst_stride apart.
   void copy_rows(act* dst, int64_t dst_stride, const act* src, int64_t src_stride, int64_t rows, int64_t D) {
     for (int64_t r = 0; r < rows; r++) memcpy(dst + r * dst_stride, src + r * src_stride, static_cast<size_t>(D) * sizeof(act));

@@ -1,0 +1,70 @@
+# make         the program, for the GPU too where there is an nvcc: ./train_gca
+# make cpu     the program for the CPU alone: build/cpu/train_gca
+# make deps    installs what the tests need, or says how
+# make test    everything that this machine can run
+# make demo    trains on real text and prints a sample
+# make bench   timings
+# make format  clang-format over all sources
+CXXFLAGS ?= -O3
+ALL_CXXFLAGS = -std=c++20 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra $(CXXFLAGS) -I. -MMD -MP -pthread $(if $(CI),-Werror)
+TESTS = $(basename $(notdir $(filter-out %/test_gpu_ops.cpp,$(wildcard dev/test/test_*.cpp))))
+NVCC ?= $(shell command -v nvcc 2>/dev/null)
+
+ifneq ($(NVCC),)
+all: train_gca
+else
+all: cpu
+	ln -sf build/cpu/train_gca train_gca
+endif
+cpu: build/cpu/train_gca
+
+build/cpu/train_gca: build/cpu/train_gca.o
+build/cpu/test_gca: build/cpu/test_gca.o $(TESTS:%=build/cpu/%.o)
+build/cpu/bench: build/cpu/bench.o
+build/cpu/train_gca build/cpu/test_gca build/cpu/bench:
+	$(CXX) $(LDFLAGS) -pthread $^ -o $@
+
+# .cu files without kernels are plain C++.
+build/cpu/%.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(ALL_CXXFLAGS) -x c++ -c $< -o $@
+build/cpu/%.o: dev/%.cu Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(ALL_CXXFLAGS) -x c++ -c $< -o $@
+build/cpu/%.o: dev/test/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(ALL_CXXFLAGS) -c $< -o $@
+-include $(wildcard build/*/*.d)
+
+DEPS = doctest-dev python3-numpy
+deps:
+	@if dpkg -s $(DEPS) >/dev/null 2>&1; then echo "$(DEPS): installed"; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -q -y $(DEPS); \
+	else echo "The tests need doctest (and numpy for the oracle). Install them with: sudo apt-get install $(DEPS)"; \
+	  echo '#include <doctest/doctest.h>' | $(CXX) -x c++ -fsyntax-only -; fi
+
+# Oracle files are made where there is numpy; the tests that read them say so where there is none.
+test: build/cpu/train_gca build/cpu/test_gca
+	@mkdir -p build/oracle
+	@for python in python3 /usr/bin/python3; do $$python -c 'import numpy' 2>/dev/null && exec $$python dev/make_oracle.py --test-set build/oracle; done; \
+	  echo "no python3 with numpy: no oracle files are made (make deps installs it)"
+	build/cpu/test_gca
+
+demo: build/cpu/train_gca
+	dev/demo.sh
+
+# PEER: a folder with a PyTorch DRT (peer_drt.py), timed in the same call where PYTHON has torch.
+PEER ?= ../shared/peer
+PYTHON ?= python3
+bench: build/cpu/bench
+	build/cpu/bench
+	@if [ -e $(PEER)/peer_drt.py ]; then $(PYTHON) dev/bench_peer.py $(PEER) || true; else echo "no PyTorch peer in $(PEER): only this program is timed"; fi
+
+format:
+	clang-format -i $$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp')
+
+clean:
+	rm -rf build train_gca
+
+.PHONY: all cpu deps test demo bench format clean
+.DELETE_ON_ERROR:

@@ -1,0 +1,396 @@
+// The commands that read a checkpoint or need none: tokenize, encode, decode, eval, generate, inspect, verify, info.
+#pragma once
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "../dataloader.h"
+#include "../gca_cpu.h"
+#ifdef GCA_CUDA
+#include "../gca_kernels.cuh"
+#endif
+#include "../tokenizer/text_files.h"
+#include "run.h"
+#include "stream.h"
+#include "verify.h"
+
+namespace gca {
+
+// ---- what all commands need -------------------------------------------------------------------------------------------------------
+inline std::string build_description() {
+#ifdef GCA_CUDA
+  return std::string("CPU and CUDA, ") + __VERSION__;
+#else
+  return std::string("CPU only, ") + __VERSION__;
+#endif
+}
+
+// Prints the help where --help is among the arguments.
+inline bool wants_help(const std::vector<std::string>& arguments, const Flags& flags) {
+  const bool wanted = std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
+  if (wanted) printf("%s", flags.help().c_str());
+  return wanted;
+}
+
+// Calls body(device) with the backend that --device and --precision name.
+template <class Body>
+int with_device(const std::string& device, const std::string& precision, int64_t threads, Body body) {
+#ifdef GCA_CUDA
+  if (device == "cuda" || (device == "auto" && gpu_answers())) {
+    if (precision == "bf16") {
+      Gpu<__nv_bfloat16> gpu(static_cast<int>(threads));
+      return body(gpu);
+    }
+    Gpu<float> gpu(static_cast<int>(threads));
+    return body(gpu);
+  }
+#else
+  if (device == "cuda") throw UsageError("--device cuda: this program was built without CUDA; put nvcc into PATH and run make, or use --device cpu");
+#endif
+  if (precision == "bf16") throw UsageError("--precision bf16 needs a GPU (--device cuda); on the CPU use --precision float");
+  Cpu<float> cpu(static_cast<int>(threads));
+  return body(cpu);
+}
+
+// Bytes to standard output: as they are, but on a terminal without what could steer it.
+inline void print_bytes(const std::string& bytes) {
+  const std::string shown = isatty(STDOUT_FILENO) ? printable(bytes, true) : bytes;
+  if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0) throw system_error("cannot write standard output", errno);
+}
+
+// ---- evaluation -------------------------------------------------------------------------------------------------------------------
+struct Evaluation {
+  static constexpr int places = 8;
+  int64_t rows = 0, targets = 0;
+  double sum = 0;                                  // of cross entropies, nats
+  double bytes = 0;                                // that the targets stand for
+  double place_sum[places] = {}, place_count[places] = {};  // by eighths of the row
+  double loss() const { return targets ? sum / static_cast<double>(targets) : 0; }
+};
+
+// Cross entropy over up to max_rows rows, evenly spread over the data, B rows of T slots at once, without noise. stop() ends it early.
+template <class Device, class Stop>
+Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T, const Selection& selection, Stop stop, const Tokenizer* tokenizer = nullptr) {
+  const int64_t count = std::min(rows.count(), max_rows);
+  std::vector<int32_t> tokens(static_cast<size_t>(B * T)), targets(tokens.size());
+  std::vector<typename DRT<Device>::stat> losses(tokens.size());
+  Evaluation result;
+  for (int64_t first = 0; first < count && !stop(); first += B) {
+    const int64_t here = std::min(B, count - first);
+    for (int64_t r = 0; r < here; r++) rows.fill_window((first + r) * rows.count() / count, &tokens[static_cast<size_t>(r * T)], &targets[static_cast<size_t>(r * T)]);
+    model.upload(tokens.data(), targets.data(), nullptr, here * T);
+    typename DRT<Device>::Input in{here, T, selection};
+    in.selection.first_row = first;
+    model.forward(in);
+    model.head(0, false);
+    model.device.download(losses.data(), model.loss, here * T * static_cast<int64_t>(sizeof(losses[0])));
+    for (int64_t i = 0; i < here * T; i++) {
+      const size_t at = static_cast<size_t>(i);
+      if (targets[at] < 0) continue;
+      const int64_t place = i % T * Evaluation::places / T;
+      const double loss = static_cast<double>(losses[at]);
+      result.sum += loss, result.targets++, result.place_sum[place] += loss, result.place_count[place]++;
+      if (tokenizer) result.bytes += static_cast<double>(tokenizer->bytes_of(targets[at]).size());
+    }
+    result.rows += here;
+  }
+  return result;
+}
+
+struct ModelSource {
+  std::string checkpoint, device = "auto", precision = "float";
+  int64_t threads = 0;
+  bool fallback = false;
+  void add_to(Flags& flags) {
+    flags.add("checkpoint", checkpoint, "STEP", "a checkpoint's folder, or a RUN: its newest");
+    flags.add_switch("fallback", fallback, "take an older checkpoint of the RUN where the newest is damaged");
+    flags.add_choice("device", device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
+    flags.add_choice("precision", precision, "float|bf16", "bf16 on a GPU only");
+    flags.add("threads", threads, 0, 4096, "CPU threads; 0: one a processor");
+  }
+};
+
+inline void add_ablations(Flags& flags, bool& no_retrieval, bool& random_retrieval) {
+  flags.add_switch("no-retrieval", no_retrieval, "GCA gives zero");
+  flags.add_switch("random-retrieval", random_retrieval, "K uniform past chunks, weights by their scores");
+}
+inline Selection ablation(bool no_retrieval, bool random_retrieval, int64_t seed) {
+  if (no_retrieval && random_retrieval) throw UsageError("--no-retrieval and --random-retrieval exclude each other: choose one");
+  Selection selection;
+  selection.picking = no_retrieval ? Picking::none : random_retrieval ? Picking::uniform : Picking::learned;
+  selection.seed = static_cast<uint64_t>(seed);
+  return selection;
+}
+
+inline int eval_command(const std::vector<std::string>& arguments) {
+  ModelSource source;
+  std::string data;
+  int64_t chunks = 0, max_rows = int64_t{1} << 40, batch = 4, seed = 1;
+  bool no_retrieval = false, random_retrieval = false, no_cross = false;
+  Flags flags("eval", "Loss, perplexity and bits per byte of a checkpoint on token shards, also by position in the row.");
+  source.add_to(flags);
+  flags.add("data", data, "GLOB", "token shards");
+  flags.add("chunks", chunks, 0, 1 << 20, "C, chunks a row; 0: as in training");
+  flags.add("rows", max_rows, 1, int64_t{1} << 40, "rows at most, spread over the data");
+  flags.add("batch", batch, 1, 1 << 20, "rows at once");
+  flags.add_switch("no-cross", no_cross, "a row is one document's");
+  add_ablations(flags, no_retrieval, random_retrieval);
+  flags.add("seed", seed, 0, INT64_MAX, "of --random-retrieval");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  flags.need("checkpoint"), flags.need("data");
+  const Selection selection = ablation(no_retrieval, random_retrieval, seed);
+  const SavedRun saved = SavedRun::open(source.checkpoint, source.fallback);
+  const Config& config = saved.settings.config;
+  if (!chunks) chunks = saved.settings.chunks;
+  const TokenStream stream(data, saved.tokenizer);
+  const Rows rows(stream, saved.tokenizer, chunks, config.chunk, 0, !no_cross);
+  batch = std::min({batch, max_rows, rows.count()});
+  for (const std::string& note : {stream.notes(), rows.notes()})
+    if (!note.empty()) printf("%s\n", note.c_str());
+  return with_device(source.device, source.precision, source.threads, [&](auto& device) {
+    DRT model(device, config, Use::inference);
+    allocate_or_explain(model, batch, chunks * config.chunk);
+    load_weights(saved.checkpoint.file(SavedRun::model_file), model);
+    const auto began = std::chrono::steady_clock::now();
+    const Evaluation result = evaluate(model, rows, max_rows, batch, chunks * config.chunk, selection, [] { return false; }, &saved.tokenizer);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    printf("checkpoint %s, %lld rows of %lld slots (%lld tokens)%s\n", saved.checkpoint.folder.c_str(), static_cast<long long>(result.rows), static_cast<long long>(chunks * config.chunk),
+           static_cast<long long>(chunks * (config.chunk - 1)), no_retrieval ? ", without retrieval" : random_retrieval ? ", random retrieval" : "");
+    printf("loss %.4f  perplexity %.3f  bits per byte %.4f  (%lld targets, %.0f slots/s)\n", result.loss(), std::exp(result.loss()), result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN,
+           static_cast<long long>(result.targets), static_cast<double>(result.rows * chunks * config.chunk) / seconds);
+    for (int i = 0; i < Evaluation::places; i++)
+      if (result.place_count[i] > 0)
+        printf("  slots %6lld..%-6lld loss %.4f\n", static_cast<long long>(i * chunks * config.chunk / Evaluation::places), static_cast<long long>((i + 1) * chunks * config.chunk / Evaluation::places - 1),
+               result.place_sum[i] / result.place_count[i]);
+    return 0;
+  });
+}
+
+// ---- generate ---------------------------------------------------------------------------------------------------------------------
+inline int generate_command(const std::vector<std::string>& arguments) {
+  ModelSource source;
+  std::string prompt, context;
+  std::vector<int64_t> prompt_ids;
+  int64_t count = 200, seed = 1;
+  double temperature = 0.8, top_p = 0.95;
+  Flags flags("generate", "Continues a prompt. Temperature 0 is greedy: exact and repeatable.");
+  source.add_to(flags);
+  flags.add("prompt", prompt, "TEXT", "what to continue");
+  flags.add("prompt-ids", prompt_ids, 0, INT32_MAX, "the prompt as token ids, special ones too, instead of --prompt");
+  flags.add("context", context, "FILE", "text that goes before the prompt; its front is cut so that the prompt's last token opens a chunk");
+  flags.add("count", count, 1, 1 << 30, "tokens to generate at most (end-of-text ends it)");
+  flags.add("temperature", temperature, 0, 100, "0: always the likeliest token");
+  flags.add("top-p", top_p, 0, 1, "draw from the smallest set of tokens with this probability");
+  flags.add("seed", seed, 0, INT64_MAX, "of the draws");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  flags.need("checkpoint");
+  if (!prompt.empty() && !prompt_ids.empty()) throw UsageError("--prompt and --prompt-ids exclude each other: choose one");
+  const SavedRun saved = SavedRun::open(source.checkpoint, source.fallback);
+  const Tokenizer& tokenizer = saved.tokenizer;
+  const Config& config = saved.settings.config;
+  std::vector<int32_t> ids;
+  for (const int64_t id : prompt_ids) {
+    if (id >= config.vocab) throw UsageError(format("--prompt-ids: expected ids below %lld, the model's vocabulary, found %lld", static_cast<long long>(config.vocab), static_cast<long long>(id)));
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  if (prompt_ids.empty()) ids = tokenizer.encode(prompt);
+  if (ids.empty()) ids.push_back(tokenizer.end_of_text);  // a document's beginning
+  if (!context.empty()) {
+    std::vector<int32_t> before = tokenizer.encode(read_file(context, size_t{1} << 40));
+    // A chunk fetches with the landmark of the chunk before it: all of the prompt but its last token must be seen by one.
+    const size_t tokens = before.size() + ids.size(), cut = (tokens - 1) % static_cast<size_t>(config.chunk - 1);
+    if (cut <= before.size()) before.erase(before.begin(), before.begin() + static_cast<std::ptrdiff_t>(cut));
+    else fprintf(stderr, "--context is too short to be cut: the row starts with it, and the prompt's last token lies inside a chunk\n");
+    ids.insert(ids.begin(), before.begin(), before.end());
+  }
+  return with_device(source.device, source.precision, source.threads, [&](auto& device) {
+    DRT model(device, config, Use::inference);
+    model.allocate();
+    load_weights(saved.checkpoint.file(SavedRun::model_file), model);
+    TokenReader reader(model, tokenizer.landmark, static_cast<int64_t>(ids.size()) + count);
+    print_bytes(prompt);
+    reader.read(ids);
+    for (int64_t i = 0; i < count; i++) {
+      std::vector<float> logits = reader.logits();
+      logits[static_cast<size_t>(tokenizer.landmark)] = -INFINITY;  // never a target: put in by the reader, not by the model
+      const int32_t next = sample_token(logits, temperature, top_p, static_cast<uint64_t>(seed), i);
+      if (next == tokenizer.end_of_text) break;
+      print_bytes(tokenizer.decode(std::span(&next, 1)));
+      if (i + 1 < count) reader.read({&next, 1});
+    }
+    printf("\n");
+    return 0;
+  });
+}
+
+// ---- inspect ----------------------------------------------------------------------------------------------------------------------
+inline int inspect_command(const std::vector<std::string>& arguments) {
+  ModelSource source;
+  std::string text;
+  int64_t width = 60;
+  Flags flags("inspect", "For each chunk of a text: what it says, which chunks it fetches for the next one, and with what weight.");
+  source.add_to(flags);
+  flags.add("text", text, "FILE", "the text; its last tokens that fill no chunk are left out");
+  flags.add("columns", width, 10, 10000, "characters of each chunk to print");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  flags.need("checkpoint"), flags.need("text");
+  const SavedRun saved = SavedRun::open(source.checkpoint, source.fallback);
+  const Config& config = saved.settings.config;
+  const int64_t S = config.chunk, K = config.topk;
+  if (config.groups.empty()) throw Error("'" + saved.checkpoint.folder + "' is a sliding-window baseline: it fetches nothing; inspect a model with --groups");
+  const std::vector<int32_t> ids = saved.tokenizer.encode(read_file(text, size_t{1} << 40));
+  const int64_t chunks = static_cast<int64_t>(ids.size()) / (S - 1);
+  if (!chunks) throw Error(format("'%s': expected at least the %lld tokens of one chunk, found %zu; give a longer text", text.c_str(), static_cast<long long>(S - 1), ids.size()));
+  std::vector<int32_t> slots;
+  for (int64_t i = 0; i < chunks * (S - 1); i++) {
+    slots.push_back(ids[static_cast<size_t>(i)]);
+    if ((i + 1) % (S - 1) == 0) slots.push_back(saved.tokenizer.landmark);
+  }
+  auto says = [&](int64_t chunk) {
+    const std::string all = printable(saved.tokenizer.decode(std::span(ids).subspan(static_cast<size_t>(chunk * (S - 1)), static_cast<size_t>(S - 1))));
+    return all.size() > static_cast<size_t>(width) ? all.substr(0, static_cast<size_t>(width)) : all;
+  };
+  return with_device(source.device, source.precision, source.threads, [&](auto& device) {
+    DRT model(device, config, Use::inference);
+    using stat = typename decltype(model)::stat;
+    allocate_or_explain(model, 1, chunks * S);
+    load_weights(saved.checkpoint.file(SavedRun::model_file), model);
+    model.upload(slots.data(), nullptr, nullptr, chunks * S);
+    model.forward({1, chunks * S, {}});
+    const size_t entries = static_cast<size_t>((chunks + 1) * K);
+    std::vector<std::vector<int32_t>> picks(model.groups.size(), std::vector<int32_t>(entries));
+    std::vector<std::vector<stat>> weights(model.groups.size(), std::vector<stat>(entries));
+    for (size_t g = 0; g < model.groups.size(); g++) {
+      device.download(picks[g].data(), model.groups[g].pick, static_cast<int64_t>(entries * sizeof(int32_t)));
+      device.download(weights[g].data(), model.groups[g].w, static_cast<int64_t>(entries * sizeof(stat)));
+    }
+    for (int64_t c = 0; c < chunks; c++) {
+      printf("chunk %lld: %s\n", static_cast<long long>(c), says(c).c_str());
+      for (size_t g = 0; g < model.groups.size(); g++)
+        for (int64_t k = 0; k < K; k++) {
+          const size_t at = static_cast<size_t>((c + 1) * K + k);
+          if (picks[g][at] >= 0) printf("  group %zu fetches %5d  %.3f  %s\n", g, picks[g][at], static_cast<double>(weights[g][at]), says(picks[g][at]).c_str());
+        }
+    }
+    return 0;
+  });
+}
+
+// ---- verify -----------------------------------------------------------------------------------------------------------------------
+inline int verify_command(const std::vector<std::string>& arguments) {
+  std::vector<std::string> files;
+  std::string precision = "double", device = "cpu";
+  int64_t threads = 0;
+  VerifyOptions options;
+  Flags flags("verify", "Runs oracle files (dev/make_oracle.py makes them) through the real forward, backward and optimiser.");
+  flags.add_rest(files, "FIXTURE...", true);
+  flags.add_choice("precision", precision, "double|float|bf16", "double on the CPU only; bf16 on the CPU rounds as a GPU would");
+  flags.add_choice("device", device, "auto|cpu|cuda", "where to run");
+  flags.add("tolerance", options.tolerance, 0, 1e9, "largest difference over a tensor's largest entry");
+  flags.add_switch("use-picks", options.use_picks, "take the file's picks, so that rounding cannot change them");
+  flags.add_switch("quiet", options.quiet, "a line a file");
+  flags.add("threads", threads, 0, 4096, "CPU threads; 0: one a processor");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  auto run = [&](auto& backend) {
+    int failed = 0;
+    for (const std::string& path : files) failed += !Verifier(path, options).run(backend);
+    return failed ? 1 : 0;
+  };
+  if (device != "cuda" && precision != "float") {
+    if (precision == "double") {
+      Cpu<double> cpu(static_cast<int>(threads));
+      return run(cpu);
+    }
+    if (device == "cpu") {
+      Cpu<float, true> cpu(static_cast<int>(threads));
+      return run(cpu);
+    }
+  }
+  if (precision == "double") throw UsageError("--precision double runs on the CPU only: leave --device out");
+  return with_device(device, precision, threads, run);
+}
+
+// ---- info -------------------------------------------------------------------------------------------------------------------------
+inline int info_command(const std::vector<std::string>& arguments) {
+  std::string model = "drt";
+  Config config;
+  int64_t batch = 1, chunks = 260;
+  const std::string asked = Flags::peek(arguments, "model");
+  config = preset(asked.empty() ? model : asked).config;
+  config.vocab = 50265;
+  Flags flags("info", "A model's tensors, parameters, work and memory, before anything is allocated.");
+  add_model_flags(flags, model, config);
+  flags.add("vocab", config.vocab, 2, 1 << 24, "V, ids");
+  flags.add("batch", batch, 1, 1 << 20, "rows at once, for the memory plan");
+  flags.add("chunks", chunks, 1, 1 << 20, "C, chunks a row, for the memory plan");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  config.validate();
+  Cpu<float> cpu(1);
+  DRT plan(cpu, config);
+  plan.plan(batch, chunks * config.chunk);
+  printf("%-60s %-16s %12s\n", "tensor", "shape", "parameters");
+  for (const Tensor& t : plan.table.tensors) printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(), static_cast<long long>(t.size()));
+  printf("%zu tensors, %lld parameters\n", plan.table.tensors.size(), static_cast<long long>(plan.table.parameters()));
+  const double forward = forward_flops_per_slot(config);
+  printf("a slot: %.4g floating-point operations forward, %.4g in training (6N = %.4g)\n", forward, 3 * forward, 6.0 * static_cast<double>(plan.table.parameters()));
+  printf("memory of training on the CPU in float, %lld rows of %lld slots:\n", static_cast<long long>(batch), static_cast<long long>(chunks * config.chunk));
+  for (const Arena::Wish& wish : plan.model_memory().wishes()) printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
+  for (const Arena::Wish& wish : plan.activation_memory().wishes()) printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
+  printf("  %-40s %14s\n", "all", mebibytes(plan.model_memory().total_bytes() + plan.activation_memory().total_bytes()).c_str());
+  return 0;
+}
+
+// ---- text and tokens ----------------------------------------------------------------------------------------------------------------
+inline int tokenize_command(const std::vector<std::string>& arguments) {
+  std::vector<std::string> texts;
+  std::string name = "bytes", out;
+  int64_t threads = 0;
+  TokenizeOptions options;
+  Flags flags("tokenize", "Text files, or folders of them, to shards OUT_train_000000.bin ..., OUT_val_000000.bin ...: one document a file.");
+  flags.add_rest(texts, "TEXT...", true);
+  flags.add("tokenizer", name, "FILE", "one of ours, GPT-2's tokenizer.json, or the word bytes");
+  flags.add("out", out, "PREFIX", "of the shards' names");
+  flags.add("val", options.val_fraction, 0, 0.999, "part of the text, from its end, for validation; a folder's val/ goes before it");
+  flags.add("shard-tokens", options.shard_tokens, 1, ShardHeader::max_tokens, "tokens a shard");
+  flags.add_switch("marked", options.marked, "<|endoftext|> in a text begins the next document");
+  flags.add("threads", threads, 0, 4096, "0: one a processor");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  flags.need("out");
+  const Tokenizer tokenizer = Tokenizer::load(name);
+  if (const std::string folder = parent_folder(out); !folder.empty()) make_folder(folder);
+  ThreadPool pool(static_cast<int>(threads));
+  const TokenizeReport report = tokenize_files(tokenizer, texts, out, options, pool);
+  const int64_t tokens = report.train_tokens + report.val_tokens;
+  printf("%lld documents, %lld bytes: %lld tokens to train, %lld to validate, %.3f bytes a token, %.1f MB/s\n", static_cast<long long>(report.documents), static_cast<long long>(report.bytes),
+         static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens), static_cast<double>(report.bytes) / static_cast<double>(std::max<int64_t>(1, tokens)),
+         static_cast<double>(report.bytes) / 1e6 / std::max(report.seconds, 1e-9));
+  return 0;
+}
+
+// encode and decode: the one flag, then standard input to standard output.
+inline int filter_command(const std::vector<std::string>& arguments, const char* name, const char* summary, void (*filter)(const Tokenizer&, FILE*, FILE*)) {
+  std::string tokenizer = "bytes";
+  Flags flags(name, summary);
+  flags.add("tokenizer", tokenizer, "FILE", "one of ours, GPT-2's tokenizer.json, or the word bytes");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  filter(Tokenizer::load(tokenizer), stdin, stdout);
+  return 0;
+}
+inline int encode_command(const std::vector<std::string>& arguments) {
+  return filter_command(arguments, "encode", "Bytes on standard input to token ids: one line, spaces between.", encode_stream);
+}
+inline int decode_command(const std::vector<std::string>& arguments) {
+  return filter_command(arguments, "decode", "Token ids on standard input to the bytes they stand for; special ids to their names.", decode_stream);
+}
+
+}  // namespace gca

@@ -1,0 +1,226 @@
+// Command lines: one table of flags that parses, prints the help, and is what a checkpoint remembers of a run's settings.
+#pragma once
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../common.h"
+#include "json.h"
+
+namespace gca {
+
+// The number of single-character edits from a to b, at most.
+inline size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); j++) row[j] = j;
+  for (size_t i = 1; i <= a.size(); i++) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); j++) {
+      const size_t change = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({change, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+// ", did you mean X?" for the nearest of the names, or nothing if none is near.
+inline std::string did_you_mean(const std::string& found, const std::vector<std::string>& names) {
+  const auto nearest = std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) { return edit_distance(found, a) < edit_distance(found, b); });
+  return nearest != names.end() && edit_distance(found, *nearest) <= std::max<size_t>(2, found.size() / 3) ? ", did you mean " + *nearest + "?" : "";
+}
+
+inline std::string comma_list(const std::vector<int64_t>& numbers) {
+  std::string text;
+  for (const int64_t n : numbers) {
+    if (!text.empty()) text += ',';
+    text += std::to_string(n);
+  }
+  return text;
+}
+
+class Flags {
+ public:
+  // What a flag means to a run that resumes: setup is told anew each time, remembered is kept but may be changed, run may not be.
+  enum Role { setup, remembered, run };
+
+  Flags(std::string command, std::string summary) : command_(std::move(command)), summary_(std::move(summary)) {}
+
+  // An integer; K, M, G stand for 2^10, 2^20, 2^30.
+  void add(const char* name, int64_t& field, int64_t low, int64_t high, const char* help, Role role = setup) {
+    add_flag({name, "N", help, role, [&field] { return std::to_string(field); }, [this, name, &field, low, high](const std::string& text) { field = size(name, text, low, high); }});
+  }
+  void add(const char* name, double& field, double low, double high, const char* help, Role role = setup) {
+    add_flag({name, "X", help, role, [&field] { return Json(field).dump(); }, [this, name, &field, low, high](const std::string& text) {
+      char* end = nullptr;
+      const double value = strtod(text.c_str(), &end);
+      if (text.empty() || *end || !(value >= low && value <= high)) throw wrong(name, format("a number from %g to %g", low, high), text);
+      field = value;
+    }});
+  }
+  void add(const char* name, std::string& field, const char* value, const char* help, Role role = setup) {
+    add_flag({name, value, help, role, [&field] { return field; }, [&field](const std::string& text) { field = text; }});
+  }
+  // One of the words in choices, "a|b|c".
+  void add_choice(const char* name, std::string& field, const char* choices, const char* help, Role role = setup) {
+    add_flag({name, choices, help, role, [&field] { return field; }, [this, name, &field, choices](const std::string& text) {
+      if (text.empty() || ("|" + std::string(choices) + "|").find("|" + text + "|") == std::string::npos) throw wrong(name, choices, text);
+      field = text;
+    }});
+  }
+  void add_on_off(const char* name, bool& field, const char* help, Role role = setup) {
+    add_flag({name, "on|off", help, role, [&field] { return std::string(field ? "on" : "off"); }, [this, name, &field](const std::string& text) {
+      if (text != "on" && text != "off") throw wrong(name, "on or off", text);
+      field = text == "on";
+    }});
+  }
+  // A flag without a value: being there turns it on.
+  void add_switch(const char* name, bool& field, const char* help, Role role = setup) {
+    add_flag({name, "", help, role, [&field] { return std::string(field ? "on" : "off"); }, [&field](const std::string& text) { field = text == "on"; }});
+  }
+  // Integers with commas between; "" is none.
+  void add(const char* name, std::vector<int64_t>& field, int64_t low, int64_t high, const char* help, Role role = setup) {
+    add_flag({name, "N,N,...", help, role, [&field] { return comma_list(field); },
+              [this, name, &field, low, high](const std::string& text) {
+                std::vector<int64_t> values;
+                for (size_t at = 0; !text.empty() && at <= text.size();) {
+                  const size_t comma = std::min(text.find(',', at), text.size());
+                  values.push_back(size(name, text.substr(at, comma - at), low, high));
+                  at = comma + 1;
+                }
+                field = values;
+              }});
+  }
+  // The arguments that are no flags, named `what` in the help.
+  void add_rest(std::vector<std::string>& field, const char* what, bool required) { rest_ = &field, rest_name_ = what, rest_required_ = required; }
+
+  // Arguments after the command. Errors are UsageErrors; --help is the caller's.
+  void parse(const std::vector<std::string>& arguments) {
+    for (size_t i = 0; i < arguments.size(); i++) {
+      const std::string& argument = arguments[i];
+      if (!argument.starts_with("--") || argument.size() == 2) {
+        if (!rest_) throw UsageError(format("%s takes flags only, found '%s'; see train_gca %s --help", command_.c_str(), argument.c_str(), command_.c_str()));
+        rest_->push_back(argument);
+        continue;
+      }
+      const size_t equals = argument.find('=');
+      const std::string name = argument.substr(2, equals == std::string::npos ? equals : equals - 2);
+      Flag& flag = find(name);
+      if (flag.given) throw UsageError("--" + name + " is given twice; leave one out");
+      flag.given = true;
+      if (!*flag.value) {
+        if (equals != std::string::npos) throw UsageError("--" + name + " takes no value, found '" + argument.substr(equals + 1) + "'");
+        flag.set("on");
+      } else if (equals != std::string::npos) {
+        flag.set(argument.substr(equals + 1));
+      } else {
+        if (++i == arguments.size() || arguments[i].starts_with("--")) throw UsageError("--" + name + " needs a value: " + flag.value + " (" + flag.help + ")");
+        flag.set(arguments[i]);
+      }
+    }
+    if (rest_ && rest_required_ && rest_->empty()) throw UsageError(format("%s needs %s; see train_gca %s --help", command_.c_str(), rest_name_, command_.c_str()));
+  }
+  bool given(const std::string& name) { return find(name).given; }
+  // The value of a flag in arguments that are not parsed yet; "" if it is not among them.
+  static std::string peek(const std::vector<std::string>& arguments, const std::string& name) {
+    for (size_t i = 0; i < arguments.size(); i++) {
+      if (arguments[i] == "--" + name && i + 1 < arguments.size()) return arguments[i + 1];
+      if (arguments[i].starts_with("--" + name + "=")) return arguments[i].substr(name.size() + 3);
+    }
+    return "";
+  }
+  // Throws a UsageError for a flag that must be given.
+  void need(const char* name) {
+    const Flag& flag = find(name);
+    if (flag.get().empty()) throw UsageError(format("%s needs --%s %s: %s", command_.c_str(), name, flag.value, flag.help));
+  }
+
+  std::string help() const {
+    std::string text = "train_gca " + command_ + (flags_.empty() ? "" : " [flags]") + (rest_ ? std::string(" ") + rest_name_ : "") + "\n  " + summary_ + "\n";
+    for (const Flag& flag : flags_) {
+      const std::string left = std::string("  --") + flag.name + (*flag.value ? std::string(" ") + flag.value : ""), value = *flag.value ? flag.initial : "";
+      text += format("%-34s %s%s\n", left.c_str(), flag.help, value.empty() ? "" : (" [" + value + "]").c_str());
+    }
+    return text;
+  }
+
+  // All values by name, and back: what a checkpoint keeps. Names that restore() does not know are an Error (a newer file).
+  Json values() const {
+    Json all = Json::object();
+    for (const Flag& flag : flags_)
+      if (flag.role != setup) all[flag.name] = flag.get();
+    return all;
+  }
+  void restore(const JsonField& saved) {
+    for (const auto& [name, value] : saved.members()) {
+      Flag* flag = look_up(name);
+      if (!flag || flag->role == setup) throw Error(saved.where() + ": the setting \"" + name + "\" is not known: a newer train_gca made this checkpoint; use that one");
+      try {
+        flag->set(saved.at(name).string());
+      } catch (const UsageError& error) {
+        throw Error(saved.where() + ": " + error.what());
+      }
+    }
+  }
+  // After restore() and parse(): a UsageError where the command line changes what the saved run was made of.
+  void check_unchanged(const JsonField& saved) const {
+    for (const Flag& flag : flags_)
+      if (flag.role == run && flag.given && saved.has(flag.name) && saved.at(flag.name).string() != flag.get())
+        throw UsageError(format("--%s: the run was started with '%s', found '%s'; leave it out to resume, or start a new run from the weights with --init", flag.name,
+                                saved.at(flag.name).string().c_str(), flag.get().c_str()));
+  }
+
+ private:
+  struct Flag {
+    const char *name, *value, *help;
+    Role role;
+    std::function<std::string()> get;
+    std::function<void(const std::string&)> set;
+    std::string initial = "";
+    bool given = false;
+  };
+  std::string command_, summary_;
+  std::vector<Flag> flags_;
+  std::vector<std::string>* rest_ = nullptr;
+  const char* rest_name_ = "";
+  bool rest_required_ = false;
+
+  void add_flag(Flag flag) {
+    flag.initial = flag.get();
+    flags_.push_back(std::move(flag));
+  }
+  Flag* look_up(const std::string& name) {
+    for (Flag& flag : flags_)
+      if (flag.name == name) return &flag;
+    return nullptr;
+  }
+  Flag& find(const std::string& name) {
+    if (Flag* flag = look_up(name)) return *flag;
+    std::vector<std::string> names;
+    for (const Flag& flag : flags_) names.push_back(std::string("--") + flag.name);
+    throw UsageError(format("%s has no flag --%s%s; see train_gca %s --help", command_.c_str(), name.c_str(), did_you_mean("--" + name, names).c_str(), command_.c_str()));
+  }
+  UsageError wrong(const char* name, const std::string& expected, const std::string& found) const {
+    return UsageError(format("--%s: expected %s, found '%s'", name, expected.c_str(), found.c_str()));
+  }
+  int64_t size(const char* name, const std::string& text, int64_t low, int64_t high) const {
+    const std::string expected = format("a whole number from %lld to %lld (K, M, G stand for 2^10, 2^20, 2^30)", static_cast<long long>(low), static_cast<long long>(high));
+    int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    int64_t unit = 1;
+    if (end + 1 == text.data() + text.size()) {
+      const char letter = static_cast<char>(std::toupper(*end));
+      unit = letter == 'K' ? int64_t{1} << 10 : letter == 'M' ? int64_t{1} << 20 : letter == 'G' ? int64_t{1} << 30 : 0;
+    } else if (end != text.data() + text.size()) {
+      unit = 0;
+    }
+    if (error != std::errc() || !unit || __builtin_mul_overflow(value, unit, &value) || value < low || value > high) throw wrong(name, expected, text);
+    return value;
+  }
+};
+
+}  // namespace gca

@@ -1,0 +1,199 @@
+// A run: its settings (the flags of `train`), and what a checkpoint of it holds: weights, optimiser, tokenizer, state.
+#pragma once
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "../model.h"
+#include "../tokenizer/tokenizer.h"
+#include "checkpoint.h"
+#include "flags.h"
+#include "safetensors.h"
+
+namespace gca {
+
+// ---- settings -------------------------------------------------------------------------------------------------------------------
+inline const Preset& preset(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Preset& p : presets()) {
+    if (p.name == name) return p;
+    names.push_back(p.name);
+  }
+  std::string all;
+  for (const std::string& n : names) all += (all.empty() ? "" : ", ") + n;
+  throw UsageError("--model: expected one of " + all + ", found '" + name + "'" + did_you_mean(name, names));
+}
+
+inline void add_model_flags(Flags& flags, std::string& model, Config& c) {
+  flags.add("model", model, "PRESET", "drt, drt-x2, swa, swa-14, small or tiny; the flags below change it", Flags::run);
+  flags.add("width", c.width, 1, 65536, "D, columns of the residual stream", Flags::run);
+  flags.add("heads", c.heads, 1, 65536, "H, attention heads", Flags::run);
+  flags.add("ffn", c.ffn, 1, 1 << 20, "F, feed-forward width", Flags::run);
+  flags.add("lower", c.lower, 0, 1024, "layers below the retrieval", Flags::run);
+  flags.add("groups", c.groups, 1, 1024, "upper layers of each retrieval group; \"\" is the sliding-window baseline", Flags::run);
+  flags.add("encoder", c.encoder, 0, 1024, "layers of the chunk encoder", Flags::run);
+  flags.add("chunk", c.chunk, 2, 4096, "S, slots a chunk, its landmark included", Flags::run);
+  flags.add("topk", c.topk, 1, max_topk, "K, chunks that each chunk fetches", Flags::run);
+  flags.add("window", c.window, 0, INT32_MAX, "W, slots back that a slot attends to", Flags::run);
+  flags.add_on_off("null-slot", c.null_slot, "a zero key and value in each fetched chunk, so that nothing need be taken", Flags::run);
+}
+
+struct TrainSettings {
+  std::string model = "small", data, val_data, tokenizer = "bytes", out, init, device = "auto", precision = "float";
+  Config config = preset("small").config;
+  int64_t batch = 4, micro_batch = 0, chunks = 10, steps = 0, tokens = 0, warmup = -1, seed = 1, threads = 0;
+  int64_t eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
+  double lr = 1.5e-3, lr_final = 1.5e-4, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1;
+  bool resume = false, fallback = false, noise = true, no_cross = false;
+
+  int64_t micro() const { return micro_batch ? micro_batch : batch; }
+  int64_t row_slots() const { return chunks * config.chunk; }
+  int64_t row_tokens() const { return chunks * (config.chunk - 1); }
+  int64_t warmup_steps() const { return warmup >= 0 ? warmup : steps / 50; }
+  // Linear to lr over the warm-up, then a cosine to lr_final at the last step.
+  double learning_rate(int64_t step) const {
+    if (step < warmup_steps()) return lr * static_cast<double>(step + 1) / static_cast<double>(warmup_steps());
+    const double past = static_cast<double>(step - warmup_steps()), all = static_cast<double>(std::max<int64_t>(1, steps - warmup_steps()));
+    return lr_final + 0.5 * (lr - lr_final) * (1 + std::cos(3.141592653589793 * std::min(1.0, past / all)));
+  }
+};
+
+inline Flags train_flags(TrainSettings& s) {
+  Flags flags("train", "Trains a model on token shards and writes checkpoints and log.jsonl into a folder.");
+  flags.add("data", s.data, "GLOB", "training shards (tokenize makes them)", Flags::remembered);
+  flags.add("val-data", s.val_data, "GLOB", "validation shards; without them nothing is evaluated", Flags::remembered);
+  flags.add("tokenizer", s.tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
+  flags.add("out", s.out, "RUN", "the run's folder");
+  flags.add_switch("resume", s.resume, "go on from the newest checkpoint in --out");
+  flags.add_switch("fallback", s.fallback, "resume from an older checkpoint where the newest is damaged");
+  flags.add("init", s.init, "CHECKPOINT", "start from these weights: a RUN, a STEP, or a .safetensors file", Flags::run);
+  add_model_flags(flags, s.model, s.config);
+  flags.add("batch", s.batch, 1, 1 << 20, "rows a step", Flags::run);
+  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows at once; 0: the whole batch", Flags::run);
+  flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
+  flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens", Flags::run);
+  flags.add("tokens", s.tokens, 0, int64_t{1} << 50, "real tokens in all, instead of --steps", Flags::run);
+  flags.add("lr", s.lr, 0, 10, "learning rate after the warm-up", Flags::run);
+  flags.add("lr-final", s.lr_final, 0, 10, "learning rate at the last step (cosine)", Flags::run);
+  flags.add("warmup", s.warmup, -1, int64_t{1} << 31, "steps of linear warm-up; -1: 2% of the steps", Flags::run);
+  flags.add("weight-decay", s.weight_decay, 0, 10, "AdamW, matrices only", Flags::run);
+  flags.add("beta1", s.beta1, 0, 1, "AdamW", Flags::run);
+  flags.add("beta2", s.beta2, 0, 1, "AdamW", Flags::run);
+  flags.add("clip", s.clip, 0, 1e9, "largest gradient norm; 0: any", Flags::run);
+  flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
+  flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
+  flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, and noise", Flags::run);
+  flags.add("eval-every", s.eval_every, 1, int64_t{1} << 40, "steps between validations", Flags::remembered);
+  flags.add("eval-rows", s.eval_rows, 1, int64_t{1} << 40, "validation rows at most, spread over the data", Flags::remembered);
+  flags.add("save-every", s.save_every, 1, int64_t{1} << 40, "steps between checkpoints (one more at the end)", Flags::remembered);
+  flags.add("keep", s.keep, 1, 1 << 20, "newest checkpoints to keep, beside the best one", Flags::remembered);
+  flags.add_choice("device", s.device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
+  flags.add_choice("precision", s.precision, "float|bf16", "of activations and products; bf16 on a GPU only", Flags::run);
+  flags.add("threads", s.threads, 0, 4096, "CPU threads; 0: one a processor. Results do not depend on it");
+  return flags;
+}
+
+// ---- checkpoints ------------------------------------------------------------------------------------------------------------------
+struct SavedRun {
+  Checkpoint checkpoint;
+  TrainSettings settings;
+  Tokenizer tokenizer;
+  static constexpr const char *model_file = "model.safetensors", *optimizer_file = "optimizer.safetensors", *tokenizer_file = "tokenizer.bpe";
+
+  JsonField state() const { return {checkpoint.state, checkpoint.folder + "/state.json"}; }
+
+  // path: a RUN (its newest step) or a STEP.
+  static SavedRun open(const std::string& path, bool fallback = false) {
+    Checkpoint checkpoint = open_checkpoint(path, fallback);
+    for (const std::string& error : checkpoint.passed_over) fprintf(stderr, "passed over: %s\n", error.c_str());
+    Tokenizer tokenizer = Tokenizer::load(checkpoint.file(tokenizer_file));
+    SavedRun saved{std::move(checkpoint), {}, std::move(tokenizer)};
+    train_flags(saved.settings).restore(saved.state().at("settings"));
+    saved.settings.config.vocab = saved.tokenizer.vocab_size();
+    saved.settings.config.validate();
+    return saved;
+  }
+};
+
+inline Shape tensor_shape(const Tensor& t) { return t.columns ? Shape{t.rows, t.columns} : Shape{t.rows}; }
+
+// The tensors of one flat buffer as entries of a file, names begun with prefix; they must outlive the writing.
+template <class Device>
+void add_entries(std::vector<SafetensorsEntry>& entries, const DRT<Device>& model, const typename DRT<Device>::master* buffer, const std::string& prefix) {
+  using master = typename DRT<Device>::master;
+  for (const Tensor& t : model.table.tensors)
+    entries.push_back({prefix + t.name, Dtype::of<master>(), tensor_shape(t), [&model, buffer, &t](void* out, int64_t first, int64_t count) {
+                         model.device.download(out, buffer + t.offset + first, count * static_cast<int64_t>(sizeof(master)));
+                       }});
+}
+
+template <class Device>
+void save_weights(const std::string& path, const DRT<Device>& model) {
+  std::vector<SafetensorsEntry> entries;
+  add_entries(entries, model, model.masters, "");
+  write_safetensors(path, {{"format", "pt"}}, entries);
+}
+template <class Device>
+void save_optimizer(const std::string& path, const DRT<Device>& model) {
+  std::vector<SafetensorsEntry> entries;
+  add_entries(entries, model, model.m, "m.");
+  add_entries(entries, model, model.v, "v.");
+  write_safetensors(path, {}, entries);
+}
+
+// One flat buffer from a file; all missing names are listed in one Error.
+template <class Device>
+void load_buffer(const SafetensorsFile& file, DRT<Device>& model, typename DRT<Device>::master* buffer, const std::string& prefix) {
+  using master = typename DRT<Device>::master;
+  std::string missing;
+  for (const Tensor& t : model.table.tensors)
+    if (!file.find(prefix + t.name)) missing += "\n  " + prefix + t.name;
+  if (!missing.empty()) throw Error("'" + file.path() + "' lacks tensors of this model; check --model and the sizes. Missing:" + missing);
+  std::vector<master> values;
+  for (const Tensor& t : model.table.tensors) {
+    values.resize(static_cast<size_t>(t.size()));
+    file.read(prefix + t.name, tensor_shape(t), values.data());
+    model.device.upload(buffer + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
+  }
+}
+// Weights from a file, F32, BF16 or F16; names that the model has no use for are told on stderr.
+template <class Device>
+void load_weights(const std::string& path, DRT<Device>& model) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  load_buffer(file, model, model.masters, "");
+  for (const SafetensorsTensor& tensor : file.tensors()) {
+    bool known = false;
+    for (const Tensor& t : model.table.tensors) known |= t.name == tensor.name;
+    if (!known) fprintf(stderr, "'%s': tensor '%s' has no place in this model and is left out\n", path.c_str(), tensor.name.c_str());
+  }
+  model.weights_changed();
+}
+template <class Device>
+void load_optimizer(const std::string& path, DRT<Device>& model) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  load_buffer(file, model, model.m, "m.");
+  load_buffer(file, model, model.v, "v.");
+}
+
+// ---- memory -------------------------------------------------------------------------------------------------------------------------
+inline std::string mebibytes(int64_t n_bytes) { return format("%.1f MiB", static_cast<double>(n_bytes) / (1 << 20)); }
+
+// Plans and allocates activations for B rows of T slots. Where they and the model do not fit, an Error that says which B would.
+template <class Device>
+void allocate_or_explain(DRT<Device>& model, int64_t B, int64_t T) {
+  const int64_t room = model.device.free_bytes();
+  auto needed = [&](int64_t rows) {
+    model.plan(rows, T);
+    return model.model_memory().total_bytes() + model.activation_memory().total_bytes();
+  };
+  if (const int64_t n_bytes = needed(B); n_bytes > room) {
+    int64_t fits = B;
+    while (fits > 0 && needed(fits) > room) fits--;
+    throw Error(format("the model and %lld rows of %lld slots need %s, %s are free; ", static_cast<long long>(B), static_cast<long long>(T), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()) +
+                (fits ? format("--micro-batch %lld fits", static_cast<long long>(fits)) : std::string("not even one row fits: use fewer --chunks or a smaller model")));
+  }
+  model.allocate();
+  model.commit_activations();
+}
+
+}  // namespace gca

@@ -1,0 +1,267 @@
+// safetensors files: u64 size of the header, the header (JSON: name -> dtype, shape, data_offsets), then the tensors' bytes without
+// a gap. A reader that trusts nothing and a writer that streams.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "files.h"
+#include "json.h"
+
+namespace gca {
+
+// The element types, with the names that files use.
+struct Dtype {
+  enum Kind { F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL } kind;
+  constexpr Dtype(Kind k) : kind(k) {}
+  constexpr operator Kind() const { return kind; }
+  static constexpr Kind all[] = {F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL};
+
+  constexpr const char* name() const {
+    constexpr const char* names[] = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"};
+    return names[kind];
+  }
+  constexpr int64_t bytes() const {
+    constexpr int64_t sizes[] = {8, 4, 2, 2, 8, 4, 2, 1, 8, 4, 2, 1, 1};
+    return sizes[kind];
+  }
+  // The type of a C++ array in a file.
+  template <class T>
+  static constexpr Dtype of() {
+    if constexpr (std::is_same_v<T, double>) return F64;
+    if constexpr (std::is_same_v<T, float>) return F32;
+    if constexpr (std::is_same_v<T, int64_t>) return I64;
+    if constexpr (std::is_same_v<T, int32_t>) return I32;
+    if constexpr (std::is_same_v<T, uint8_t>) return U8;
+  }
+};
+
+using Shape = std::vector<int64_t>;  // outermost first; {} is one number
+
+inline std::string shape_text(const Shape& shape) { return Json(shape).dump(); }
+
+// The number of elements; an Error, beginning with where, if they or their bytes do not fit 63 bits.
+inline int64_t element_count(const Shape& shape, Dtype dtype, const std::string& where) {
+  int64_t count = 1, bytes = 0;
+  bool fits = true;
+  for (const int64_t size : shape) fits = fits && size >= 0 && !__builtin_mul_overflow(count, size, &count);
+  if (!fits || __builtin_mul_overflow(count, dtype.bytes(), &bytes))
+    throw Error(where + ": expected a shape of fewer than 2^63 bytes, found " + shape_text(shape) + "; the file is damaged: make it anew or fetch it again");
+  return count;
+}
+
+// Names go into messages, tables and the authors' tools: refuses what could be a path or could steer a terminal.
+inline void check_tensor_name(const std::string& name, const std::string& where) {
+  const bool control = std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
+  if (name.empty() || name.size() > 256 || name == "__metadata__" || name.find('/') != name.npos || name.find("..") != name.npos || control)
+    throw Error(where + ": expected a tensor's name of 1 to 256 bytes without '/', '..' or control characters, found " + Json(name).dump() +
+                "; rename it where the file is made");
+}
+
+inline float float_from_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+inline float float_from_f16(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = (bits >> 10) & 31, fraction = bits & 0x3FF;
+  if (exponent == 0) return std::copysign(static_cast<float>(fraction) * 0x1p-24f, std::bit_cast<float>(sign));
+  return std::bit_cast<float>(sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | (fraction << 13));
+}
+
+struct SafetensorsTensor {
+  std::string name;
+  Dtype dtype;
+  Shape shape;
+  int64_t count;         // elements
+  int64_t offset_bytes;  // from the start of the file
+};
+
+// A file whose header has been read and found sound: the tensors lie in the file one after the other from the header to the end.
+class SafetensorsFile {
+ public:
+  static SafetensorsFile open(const std::string& path) { return SafetensorsFile(File::open(path)); }
+
+  const std::string& path() const { return file_.path(); }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }  // in the order of their bytes
+
+  // nullptr if there is none of that name.
+  const SafetensorsTensor* find(const std::string& name) const {
+    const auto place = index_.find(name);
+    return place == index_.end() ? nullptr : &tensors_[place->second];
+  }
+  const SafetensorsTensor& at(const std::string& name) const {
+    const SafetensorsTensor* tensor = find(name);
+    if (!tensor) throw Error("'" + path() + "': the tensor '" + name + "' is missing; is this a file of the same model?");
+    return *tensor;
+  }
+
+  // out[0..count) = elements first.. of the tensor. To float or double from F64, F32, F16 and BF16 (rounded to nearest where out is
+  // the narrower); to int64_t, int32_t and uint8_t from the same type only. Any number of threads at once.
+  template <class T>
+  void read(const SafetensorsTensor& tensor, int64_t first, int64_t count, T* out) const {
+    GCA_CHECK(first >= 0 && count >= 0 && first <= tensor.count && count <= tensor.count - first, "elements of '%s'", tensor.name.c_str());
+    const int64_t start = tensor.offset_bytes + first * tensor.dtype.bytes();
+    if (tensor.dtype == Dtype::of<T>()) return file_.read(out, static_cast<size_t>(count) * sizeof(T), start);
+    if constexpr (std::is_floating_point_v<T>) {
+      if (tensor.dtype == Dtype::F64) return convert<double>(start, count, out, [](double x) { return static_cast<T>(x); });
+      if (tensor.dtype == Dtype::F32) return convert<float>(start, count, out, [](float x) { return static_cast<T>(x); });
+      if (tensor.dtype == Dtype::F16) return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
+      if (tensor.dtype == Dtype::BF16) return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
+    }
+    throw Error(format("'%s': tensor '%s': expected %s, found %s; is this a file of the same kind?", path().c_str(), tensor.name.c_str(),
+                       std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(), tensor.dtype.name()));
+  }
+
+  // out = the whole tensor of that name, which must have this shape.
+  template <class T>
+  void read(const std::string& name, const Shape& shape, T* out) const {
+    const SafetensorsTensor& tensor = at(name);
+    if (tensor.shape != shape)
+      throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " + shape_text(tensor.shape) +
+                  "; is this a file of the same model?");
+    read(tensor, 0, tensor.count, out);
+  }
+
+  // The whole tensor of that name, whatever its shape.
+  template <class T>
+  std::vector<T> values(const std::string& name) const {
+    const SafetensorsTensor& tensor = at(name);
+    std::vector<T> out(static_cast<size_t>(tensor.count));
+    read(tensor, 0, tensor.count, out.data());
+    return out;
+  }
+
+ private:
+  explicit SafetensorsFile(File file) : file_(std::move(file)) {
+    const int64_t file_bytes = file_.size_bytes();
+    uint64_t header_bytes = 0;
+    if (file_bytes >= 8) file_.read(&header_bytes, 8, 0);
+    if (file_bytes < 8 || header_bytes > static_cast<uint64_t>(file_bytes - 8) || header_bytes > max_header_bytes)
+      throw Error(format("'%s' is not a safetensors file, or is cut off: expected a header of at most %llu bytes in a file of %lld, found %llu; make it anew or "
+                         "fetch it again", path().c_str(), static_cast<unsigned long long>(max_header_bytes), static_cast<long long>(file_bytes),
+                         static_cast<unsigned long long>(header_bytes)));
+    std::string header(header_bytes, '\0');
+    file_.read(header.data(), header.size(), 8);
+    const std::string what = "'" + path() + "' (header)";
+    const Json json = parse_json(header, what);
+    const int64_t data_start = 8 + static_cast<int64_t>(header_bytes), data_bytes = file_bytes - data_start;
+
+    for (const auto& [name, member] : JsonField(json, what).members()) {
+      const JsonField field = JsonField(json, what).at(name);
+      if (name == "__metadata__") {
+        for (const auto& [key, value] : field.members()) metadata_[key] = JsonField(value, field.where() + "." + key).string();
+      } else {
+        check_tensor_name(name, what);
+        tensors_.push_back(tensor(name, field, data_start, data_bytes));
+      }
+    }
+
+    const auto end = [](const SafetensorsTensor& t) { return t.offset_bytes + t.count * t.dtype.bytes(); };
+    std::sort(tensors_.begin(), tensors_.end(), [&](const SafetensorsTensor& a, const SafetensorsTensor& b) {
+      return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b));
+    });
+    int64_t next = data_start;
+    for (const SafetensorsTensor& t : tensors_) {
+      if (t.offset_bytes != next) misplaced("the tensor '" + t.name + "'", next, t.offset_bytes);
+      next = end(t);
+      index_[t.name] = index_.size();
+    }
+    if (next != file_bytes) misplaced("the end of the file", next, file_bytes);
+  }
+
+  SafetensorsTensor tensor(const std::string& name, const JsonField& field, int64_t data_start, int64_t data_bytes) const {
+    const std::string& type = field.at("dtype").string();
+    const auto kind = std::find_if(std::begin(Dtype::all), std::end(Dtype::all), [&](Dtype d) { return type == d.name(); });
+    if (kind == std::end(Dtype::all)) throw Error(field.where() + ": the dtype " + Json(type).dump() + " is not known here; convert the file to F32 or BF16");
+    SafetensorsTensor t{name, *kind, {}, 0, 0};
+    const JsonField sizes = field.at("shape"), offsets = field.at("data_offsets");
+    for (size_t i = 0; i < sizes.items().size(); i++) t.shape.push_back(sizes.at(i).integer(0, INT64_MAX));
+    t.count = element_count(t.shape, t.dtype, field.where());
+    const int64_t begin = offsets.at(0).integer(0, data_bytes), end = offsets.at(1).integer(begin, data_bytes);
+    if (offsets.items().size() != 2 || end - begin != t.count * t.dtype.bytes())
+      throw Error(format("%s: expected %lld bytes for %s %s, found data_offsets %s; the file is damaged: make it anew or fetch it again", field.where().c_str(),
+                         static_cast<long long>(t.count * t.dtype.bytes()), t.dtype.name(), shape_text(t.shape).c_str(), offsets.json().dump().c_str()));
+    t.offset_bytes = data_start + begin;
+    return t;
+  }
+
+  [[noreturn]] void misplaced(const std::string& what, int64_t expected, int64_t found) const {
+    throw Error(format("'%s': expected %s at byte %lld, found it at %lld: tensors must follow one another to the end; the file is damaged or cut off: make it "
+                       "anew or fetch it again", path().c_str(), what.c_str(), static_cast<long long>(expected), static_cast<long long>(found)));
+  }
+
+  // out = f of count numbers of type Stored, from byte `start` of the file, a piece at a time.
+  template <class Stored, class T, class Function>
+  void convert(int64_t start, int64_t count, T* out, Function f) const {
+    std::vector<Stored> piece(static_cast<size_t>(std::min<int64_t>(count, 1 << 18)));
+    for (int64_t done = 0; done < count;) {
+      const size_t n = static_cast<size_t>(std::min(count - done, static_cast<int64_t>(piece.size())));
+      file_.read(piece.data(), n * sizeof(Stored), start + done * static_cast<int64_t>(sizeof(Stored)));
+      for (size_t i = 0; i < n; i++) out[done + static_cast<int64_t>(i)] = f(piece[i]);
+      done += static_cast<int64_t>(n);
+    }
+  }
+
+  static constexpr uint64_t max_header_bytes = uint64_t{16} << 20;
+
+  File file_;
+  std::map<std::string, std::string> metadata_;
+  std::vector<SafetensorsTensor> tensors_;
+  std::map<std::string, size_t> index_;
+};
+
+// A tensor to be written: fill(out, first, count) puts elements first..first+count, of the given type, at out. It is asked for
+// consecutive pieces of at most 4 MiB, so no second copy of a model has to fit the memory.
+struct SafetensorsEntry {
+  std::string name;
+  Dtype dtype;
+  Shape shape;
+  std::function<void(void* out, int64_t first, int64_t count)> fill;
+};
+
+// An entry that writes the elements at data, which must stay until it is written.
+template <class T>
+SafetensorsEntry safetensors_entry(const std::string& name, const Shape& shape, const T* data) {
+  return {name, Dtype::of<T>(), shape,
+          [data](void* out, int64_t first, int64_t count) { memcpy(out, data + first, static_cast<size_t>(count) * sizeof(T)); }};
+}
+
+// Writes the tensors, packed, in the given order. The file appears whole or not at all, and is durable when this returns.
+inline void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata, const std::vector<SafetensorsEntry>& entries) {
+  Json header = Json::object();
+  for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
+  int64_t end = 0;
+  for (const SafetensorsEntry& entry : entries) {
+    check_tensor_name(entry.name, "'" + path + "'");
+    GCA_CHECK(!header.find(entry.name), "'%s': tensor '%s' is given twice", path.c_str(), entry.name.c_str());
+    const int64_t begin = end;
+    end += element_count(entry.shape, entry.dtype, "'" + path + "': tensor '" + entry.name + "'") * entry.dtype.bytes();
+    Json& field = header[entry.name];
+    field["dtype"] = entry.dtype.name();
+    field["shape"] = entry.shape;
+    field["data_offsets"] = std::vector<int64_t>{begin, end};
+  }
+  std::string text = header.dump();
+  text.resize(static_cast<size_t>(round_up(static_cast<int64_t>(text.size()), 8)), ' ');
+
+  AtomicFile file(path);
+  const uint64_t header_bytes = text.size();
+  file.write(&header_bytes, 8);
+  file.write(text.data(), text.size());
+  constexpr int64_t piece_bytes = 4 << 20;
+  std::vector<char> piece(piece_bytes);
+  for (const SafetensorsEntry& entry : entries) {
+    const int64_t size = entry.dtype.bytes(), total = element_count(entry.shape, entry.dtype, entry.name);
+    for (int64_t first = 0; first < total;) {
+      const int64_t count = std::min(total - first, piece_bytes / size);
+      entry.fill(piece.data(), first, count);
+      file.write(piece.data(), static_cast<size_t>(count * size));
+      first += count;
+    }
+  }
+  file.commit();
+}
+
+}  // namespace gca

@@ -1,0 +1,332 @@
+// train_gca: the one program. Here: the table of commands, and the training loop. Built with nvcc's libraries it runs on a GPU too
+// (GCA_CUDA); without, it is plain C++.
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <string>
+#include <vector>
+
+#include "dataloader.h"
+#include "runtime/commands.h"
+#include "runtime/run.h"
+
+namespace gca {
+
+// ---- training -----------------------------------------------------------------------------------------------------------------
+volatile sig_atomic_t stop_asked = 0;  // a signal came: finish the step, save, end
+void ask_to_stop(int) { stop_asked = 1; }
+
+// Everything of a run but its numbers on the device: settings, data, where it writes.
+struct Run {
+  TrainSettings settings;
+  Flags& flags;
+  Tokenizer tokenizer;
+  const SavedRun* saved;  // what it resumes from, or null
+};
+
+// One line of RUN/log.jsonl. A disk that is full must not end the training: said once.
+void log_line(const std::string& run, const Json& line) {
+  static bool told = false;
+  FILE* file = fopen((run + "/log.jsonl").c_str(), "a");
+  const std::string text = line.dump() + "\n";
+  const bool good = file && fwrite(text.data(), 1, text.size(), file) == text.size();
+  if ((file && fclose(file) != 0) || !good) {
+    if (!told) fprintf(stderr, "'%s/log.jsonl' cannot be written (%s); training goes on without it: free some space or mend the folder\n", run.c_str(), strerror(errno));
+    told = true;
+  }
+}
+
+std::string duration(double seconds) {
+  const int64_t s = static_cast<int64_t>(seconds + 0.5);
+  return s < 3600 ? format("%lld:%02lld", static_cast<long long>(s / 60), static_cast<long long>(s % 60)) : format("%lldh%02lld", static_cast<long long>(s / 3600), static_cast<long long>(s / 60 % 60));
+}
+
+template <class Device>
+class Trainer {
+ public:
+  Trainer(Device& device, Run& run) : device_(device), run_(run), s_(run.settings), model_(device, s_.config), stream_(s_.data, run.tokenizer),
+      rows_(stream_, run.tokenizer, s_.chunks, s_.config.chunk, static_cast<uint64_t>(s_.seed), !s_.no_cross) {
+    for (const std::string& note : {stream_.notes(), rows_.notes()})
+      if (!note.empty()) printf("%s\n", note.c_str());
+    if (!s_.val_data.empty()) {
+      val_stream_ = std::make_unique<TokenStream>(s_.val_data, run.tokenizer);
+      val_rows_ = std::make_unique<Rows>(*val_stream_, run.tokenizer, s_.chunks, s_.config.chunk, 0, !s_.no_cross);
+    }
+    if (run.saved) stream_.check_same(run.saved->state().at("data"));
+    allocate_or_explain(model_, s_.micro(), s_.row_slots());
+  }
+
+  int train() {
+    start();
+    print_table();
+    typename Device::Snapshot snapshots[2];
+    const auto began = std::chrono::steady_clock::now();
+    auto step_began = began;
+    const int64_t first_step = step_;
+    // A device that runs ahead is asked for a step's figures when the next step is already queued.
+    auto report = [&](int64_t step) {
+      const StepState state = device_.read(snapshots[step % 2]);
+      const auto now = std::chrono::steady_clock::now();
+      const double seconds = std::chrono::duration<double>(now - step_began).count(), all = std::chrono::duration<double>(now - began).count();
+      step_began = now;
+      report_step(step, state, seconds, all / static_cast<double>(step - first_step + 1));
+      return state;
+    };
+    int64_t reported = step_;
+    for (; step_ < s_.steps && !stop_asked;) {
+      one_step();
+      device_.take(snapshots[step_ % 2], model_.state);
+      step_++;
+      const bool due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || step_ == s_.steps;
+      for (const int64_t until = Device::runs_ahead && !due && !stop_asked ? step_ - 1 : step_; reported < until; reported++)
+        if (report(reported).skipped_in_a_row >= 10) return give_up();
+      if (step_ % s_.eval_every == 0 || step_ == s_.steps) validate();
+      if (step_ % s_.save_every == 0 && step_ < s_.steps && !stop_asked) save();
+      if (due) step_began = std::chrono::steady_clock::now();
+    }
+    const bool saved = step_ == saved_step_ || save();
+    if (stop_asked) printf("stopped after step %lld of %lld%s; go on with: train_gca train --out %s --resume\n", static_cast<long long>(step_), static_cast<long long>(s_.steps),
+                           saved ? ", saved" : "", s_.out.c_str());
+    return saved ? 0 : 1;
+  }
+
+ private:
+  // Fresh weights, given ones, or a checkpoint's whole state.
+  void start() {
+    if (run_.saved) {
+      const Checkpoint& checkpoint = run_.saved->checkpoint;
+      load_weights(checkpoint.file(SavedRun::model_file), model_);
+      load_optimizer(checkpoint.file(SavedRun::optimizer_file), model_);
+      const JsonField state = run_.saved->state();
+      StepState counters{};
+      counters.adam_steps = state.at("adam_steps").integer(0);
+      counters.skipped = state.at("skipped").integer(0);
+      counters.skipped_in_a_row = state.at("skipped_in_a_row").integer(0);
+      device_.upload(model_.state, &counters, sizeof counters);
+      step_ = saved_step_ = checkpoint.step;
+      best_step_ = state.at("best_step").integer(-1);
+      if (best_step_ >= 0) best_loss_ = state.at("best_val_loss").number();
+    } else if (!s_.init.empty()) {
+      std::error_code none;
+      load_weights(std::filesystem::is_directory(s_.init, none) ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file) : s_.init, model_);
+    } else {
+      model_.initialise(static_cast<uint64_t>(s_.seed), device_.pool());
+    }
+  }
+
+  void print_table() {
+    auto line = [](const char* name, const std::string& value) { printf("%-12s %s\n", name, value.c_str()); };
+    auto number = [](int64_t n) { return format("%lld", static_cast<long long>(n)); };
+    const Config& c = s_.config;
+    line("model", format("D=%lld H=%lld F=%lld, %lld lower + (%s) upper layers, encoder %lld, S=%lld K=%lld W=%lld, V=%lld", static_cast<long long>(c.width), static_cast<long long>(c.heads),
+                         static_cast<long long>(c.ffn), static_cast<long long>(c.lower), comma_list(c.groups).c_str(), static_cast<long long>(c.encoder), static_cast<long long>(c.chunk), static_cast<long long>(c.topk),
+                         static_cast<long long>(c.window), static_cast<long long>(c.vocab)));
+    line("parameters", number(model_.table.parameters()));
+    line("tokenizer", run_.tokenizer.description());
+    line("data", format("%lld tokens, %lld rows of %lld slots (%lld tokens); this run reads %.2f times as many", static_cast<long long>(stream_.tokens()), static_cast<long long>(rows_.count()),
+                        static_cast<long long>(s_.row_slots()), static_cast<long long>(s_.row_tokens()),
+                        static_cast<double>(s_.steps * s_.batch) / static_cast<double>(rows_.count())));
+    line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps), static_cast<long long>(s_.batch), static_cast<long long>(s_.micro()), static_cast<long long>(step_)));
+    line("rate", format("%g after %lld steps, then a cosine to %g", s_.lr, static_cast<long long>(s_.warmup_steps()), s_.lr_final));
+    line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " + mebibytes(model_.activation_memory().total_bytes()) + " of activations");
+    line("work", format("%.3g floating-point operations a token", 3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1)));
+    line("seed", number(s_.seed));
+    line("device", device_.description());
+    line("build", build_description());
+    peak_ = device_.peak_flops();
+  }
+
+  void one_step() {
+    const int64_t T = s_.row_slots(), micro = s_.micro();
+    tokens_.resize(static_cast<size_t>(s_.batch * T));
+    targets_.resize(tokens_.size());
+    device_.pool().run(s_.batch, [&](int64_t row, int) { rows_.fill_row(step_ * s_.batch + row, &tokens_[static_cast<size_t>(row * T)], &targets_[static_cast<size_t>(row * T)]); });
+    const int64_t N = static_cast<int64_t>(std::count_if(targets_.begin(), targets_.end(), [](int32_t target) { return target >= 0; }));
+    const double scale = N ? 1.0 / static_cast<double>(N) : 0;
+    model_.begin_step();
+    for (int64_t row = 0; row < s_.batch; row += micro) {
+      const int64_t B = std::min(micro, s_.batch - row);
+      model_.upload(&tokens_[static_cast<size_t>(row * T)], &targets_[static_cast<size_t>(row * T)], nullptr, B * T);
+      typename DRT<Device>::Input in{B, T, {}};
+      in.selection.noise = s_.noise;
+      in.selection.seed = static_cast<uint64_t>(s_.seed);
+      in.selection.step = step_;
+      in.selection.first_row = row;
+      model_.forward(in);
+      model_.head(scale, true);
+      model_.backward();
+    }
+    model_.update({.lr = s_.learning_rate(step_), .beta1 = s_.beta1, .beta2 = s_.beta2, .eps = 1e-8, .weight_decay = s_.weight_decay, .clip = s_.clip});
+  }
+
+  void report_step(int64_t step, const StepState& state, double seconds, double mean_seconds) {
+    const double tokens = static_cast<double>(s_.batch * s_.row_tokens()), slots = static_cast<double>(s_.batch * s_.row_slots());
+    const double used = 3 * forward_flops_per_slot(s_.config) * slots / seconds / peak_;
+    printf("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s\n", static_cast<long long>(step + 1), static_cast<long long>(s_.steps), state.loss, state.grad_norm,
+           s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100, duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
+           state.skip ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str() : "");
+    fflush(stdout);
+    Json line = Json::object();
+    line["step"] = step + 1;
+    line["loss"] = state.loss;
+    line["plain_loss"] = state.plain_loss;
+    line["grad_norm"] = state.grad_norm;
+    line["lr"] = s_.learning_rate(step);
+    line["ms"] = seconds * 1e3;
+    line["tokens_per_second"] = tokens / seconds;
+    if (state.skip) line["skipped"] = true;
+    log_line(s_.out, line);
+  }
+
+  void validate() {
+    if (!val_rows_ || stop_asked) return;
+    const Evaluation result = evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), s_.row_slots(), {}, [] { return stop_asked != 0; });
+    if (stop_asked || !result.targets) return;
+    printf("validation after step %lld: loss %.4f, perplexity %.2f (%lld rows)\n", static_cast<long long>(step_), result.loss(), std::exp(result.loss()), static_cast<long long>(result.rows));
+    fflush(stdout);
+    Json line = Json::object();
+    line["step"] = step_;
+    line["val_loss"] = result.loss();
+    log_line(s_.out, line);
+    if (best_step_ < 0 || result.loss() < best_loss_) {
+      best_loss_ = result.loss(), best_step_ = step_;
+      save();  // the best one is kept
+    }
+  }
+
+  // Returns whether it was saved; a failure is told, and training goes on.
+  bool save() {
+    if (saved_step_ == step_) return true;
+    const StepState counters = model_.step_state();
+    Json state = Json::object();
+    state["settings"] = run_.flags.values();
+    state["adam_steps"] = counters.adam_steps;
+    state["skipped"] = counters.skipped;
+    state["skipped_in_a_row"] = counters.skipped_in_a_row;
+    state["best_step"] = best_step_;
+    state["best_val_loss"] = best_loss_;
+    state["data"] = stream_.state();
+    state["device"] = device_.description();
+    state["build"] = build_description();
+    try {
+      write_checkpoint(s_.out, step_, {{SavedRun::model_file, [&](const std::string& path) { save_weights(path, model_); }},
+                                       {SavedRun::optimizer_file, [&](const std::string& path) { save_optimizer(path, model_); }},
+                                       {SavedRun::tokenizer_file, [&](const std::string& path) { run_.tokenizer.save(path); }}}, state);
+      saved_step_ = step_;
+      keep_checkpoints(s_.out, s_.keep, best_step_);
+      return true;
+    } catch (const Error& error) {
+      fprintf(stderr, "%s\n", error.what());
+      return saved_step_ == step_;
+    }
+  }
+
+  int give_up() {
+    fprintf(stderr, "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; %s\n",
+            saved_step_ >= 0 ? ("the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) + ": start anew from it with --init and a lower --lr").c_str()
+                             : "no checkpoint was saved: start anew with a lower --lr");
+    return 1;
+  }
+
+  Device& device_;
+  Run& run_;
+  const TrainSettings& s_;
+  DRT<Device> model_;
+  TokenStream stream_;
+  Rows rows_;
+  std::unique_ptr<TokenStream> val_stream_;
+  std::unique_ptr<Rows> val_rows_;
+  std::vector<int32_t> tokens_, targets_;
+  int64_t step_ = 0, saved_step_ = -1, best_step_ = -1;
+  double best_loss_ = 0, peak_ = 1;
+};
+
+int train_command(const std::vector<std::string>& arguments) {
+  TrainSettings settings;
+  Flags flags = train_flags(settings);
+  if (wants_help(arguments, flags)) return 0;
+  // Before the flags: what they start from. A preset's sizes, the settings of the weights' run, or of the run that goes on.
+  const std::string out = Flags::peek(arguments, "out"), init = Flags::peek(arguments, "init"), name = Flags::peek(arguments, "model");
+  const bool resume = std::find(arguments.begin(), arguments.end(), "--resume") != arguments.end();
+  const bool fallback = std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end();
+  std::unique_ptr<SavedRun> saved;
+  std::error_code none;
+  if (resume) {
+    if (out.empty()) throw UsageError("--resume needs --out RUN: the folder of the run that goes on");
+    saved = std::make_unique<SavedRun>(SavedRun::open(out, fallback));
+    flags.restore(saved->state().at("settings"));
+  } else if (!init.empty() && std::filesystem::is_directory(init, none)) {
+    const SavedRun from = SavedRun::open(init, fallback);
+    settings.config = from.settings.config, settings.model = from.settings.model;
+    settings.tokenizer = from.checkpoint.file(SavedRun::tokenizer_file);
+  }
+  if (!name.empty() && !resume) settings.config = preset(name).config;
+  flags.parse(arguments);
+  if (saved) flags.check_unchanged(saved->state().at("settings"));
+  flags.need("out");
+  flags.need("data");
+  Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
+  settings.config.vocab = tokenizer.vocab_size();
+  settings.config.validate();
+  if (!saved && (settings.steps > 0) == (settings.tokens > 0)) throw UsageError("train needs either --steps or --tokens: how long to train");
+  if (settings.tokens > 0) settings.steps = ceil_div(settings.tokens, settings.batch * settings.row_tokens());
+  if (settings.micro() > settings.batch) throw UsageError(format("--micro-batch: expected at most --batch, %lld, found %lld", static_cast<long long>(settings.batch), static_cast<long long>(settings.micro())));
+
+  if (!saved) {
+    std::error_code error;
+    if (std::filesystem::exists(settings.out + "/log.jsonl", error) || (std::filesystem::is_directory(settings.out, error) && !list_checkpoints(settings.out).empty()))
+      throw Error("'" + settings.out + "' holds a run already: go on with --resume, or choose another folder");
+    make_folder(settings.out);
+  }
+  const RunLock lock(settings.out);
+  struct sigaction action = {};
+  action.sa_handler = ask_to_stop;
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+  Run run{settings, flags, std::move(tokenizer), saved.get()};
+  return with_device(settings.device, settings.precision, settings.threads, [&](auto& device) { return Trainer(device, run).train(); });
+}
+
+// ---- commands -------------------------------------------------------------------------------------------------------------------
+struct Command {
+  const char *name, *does;
+  int (*run)(const std::vector<std::string>& arguments);
+};
+const Command commands[] = {
+    {"tokenize", "text files to token shards", tokenize_command},
+    {"encode", "text on standard input to token ids", encode_command},
+    {"decode", "token ids on standard input to text", decode_command},
+    {"train", "trains a model on token shards", train_command},
+    {"eval", "loss of a checkpoint on token shards, ablations too", eval_command},
+    {"generate", "continues a text", generate_command},
+    {"inspect", "what each chunk of a text fetches", inspect_command},
+    {"verify", "an oracle's file through forward, backward and optimiser", verify_command},
+    {"info", "tensors, work and memory of a model", info_command},
+};
+
+int run_program(const std::vector<std::string>& arguments) {
+  if (arguments.empty() || arguments[0] == "help" || arguments[0] == "--help" || arguments[0] == "-h") {
+    printf("train_gca COMMAND [flags]; train_gca COMMAND --help tells the flags\n");
+    for (const Command& command : commands) printf("  %-10s %s\n", command.name, command.does);
+    return 0;
+  }
+  std::vector<std::string> names;
+  for (const Command& command : commands) {
+    if (arguments[0] == command.name) return command.run({arguments.begin() + 1, arguments.end()});
+    names.push_back(command.name);
+  }
+  throw UsageError("train_gca has no command '" + arguments[0] + "'" + did_you_mean(arguments[0], names) + "; train_gca help lists them");
+}
+
+}  // namespace gca
+
+int main(int count, char** values) {
+  try {
+    return gca::run_program({values + 1, values + count});
+  } catch (const gca::UsageError& error) {
+    fprintf(stderr, "train_gca: %s\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fprintf(stderr, "train_gca: %s\n", error.what());
+    return 1;
+  }
+}
