@@ -7,7 +7,7 @@
 # make format  clang-format over all sources
 CXXFLAGS ?= -O3
 ALL_CXXFLAGS = -std=c++20 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra $(CXXFLAGS) -I. -MMD -MP -pthread $(if $(CI),-Werror)
-TESTS = $(basename $(notdir $(filter-out %/test_gpu_ops.cpp,$(wildcard dev/test/test_*.cpp))))
+TESTS = $(basename $(notdir $(filter-out dev/test/test_gpu%,$(wildcard dev/test/test_*.cpp))))
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 
 ifneq ($(NVCC),)
@@ -34,7 +34,33 @@ build/cpu/%.o: dev/%.cu Makefile
 build/cpu/%.o: dev/test/%.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(ALL_CXXFLAGS) -c $< -o $@
--include $(wildcard build/*/*.d)
+
+ifneq ($(NVCC),)
+# ARCH: what the kernels are compiled for. The cards that answer; where none does, 80 and 90a. PTX of compute_80 is always there,
+# so that every newer card starts.
+ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | sed 's/^90$$/90a/' | grep -E '^[0-9]+a?$$'),80 90a)
+CUDA = $(abspath $(dir $(NVCC))/..)
+GENCODE = $(foreach a,$(ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_80,code=compute_80
+NVCCFLAGS = -std=c++20 -O3 $(GENCODE) --compiler-options -Wall,-Wextra -I. -MMD -MP $(if $(CI),-Werror all-warnings)
+KERNELS = $(patsubst kernels/%.cu,build/gpu/kernels/%.o,$(wildcard kernels/*.cu))
+GPU_LIBS = -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcudart -lcublasLt
+
+train_gca: build/gpu/train_gca.o $(KERNELS)
+	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
+build/gpu/test_gca: build/cpu/test_gca.o $(TESTS:%=build/cpu/%.o) $(patsubst dev/test/%.cpp,build/gpu/%.o,$(wildcard dev/test/test_gpu*.cpp)) $(KERNELS)
+	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
+build/gpu/%.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(ALL_CXXFLAGS) -DGCA_CUDA -isystem $(CUDA)/include -x c++ -c $< -o $@
+build/gpu/%.o: dev/test/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(ALL_CXXFLAGS) -DGCA_CUDA -isystem $(CUDA)/include -c $< -o $@
+build/gpu/kernels/%.o: kernels/%.cu Makefile
+	@mkdir -p $(@D)
+	@echo "for: $(ARCH)"
+	$(NVCC) $(NVCCFLAGS) -c $< -o $@
+endif
+-include $(wildcard build/*/*.d build/*/*/*.d)
 
 DEPS = doctest-dev python3-numpy
 deps:
@@ -44,11 +70,13 @@ deps:
 	  echo '#include <doctest/doctest.h>' | $(CXX) -x c++ -fsyntax-only -; fi
 
 # Oracle files are made where there is numpy; the tests that read them say so where there is none.
-test: build/cpu/train_gca build/cpu/test_gca
+# Where a GPU answers, the program of tests has the GPU's too.
+TEST_PROGRAM = build/$(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),gpu,cpu)/test_gca
+test: build/cpu/train_gca $(TEST_PROGRAM)
 	@mkdir -p build/oracle
 	@for python in python3 /usr/bin/python3; do $$python -c 'import numpy' 2>/dev/null && exec $$python dev/make_oracle.py --test-set build/oracle; done; \
 	  echo "no python3 with numpy: no oracle files are made (make deps installs it)"
-	build/cpu/test_gca
+	$(TEST_PROGRAM)
 
 demo: build/cpu/train_gca
 	dev/demo.sh

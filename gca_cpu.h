@@ -18,52 +18,11 @@
 #include <vector>
 
 #include "cpu_matmul.h"
+#include "cpu_rows.h"
 #include "ops.h"
-#include "runtime/simd.h"
 #include "runtime/threads.h"
 
 namespace gca {
-
-// ---- loops that simd() compiles for each instruction set ----------------------------------------------------------------------
-template <class real>
-GCA_INLINE inline real dot(const real* a, const real* b, int64_t n) {
-  real sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
-  return sum;
-}
-
-// e^x. float: 2^n e^r with |r| <= ln2/2 and a Taylor polynomial, relative error 2e-7; 0 below -87, where float loses precision.
-GCA_INLINE inline double exponential(double x) { return std::exp(x); }
-GCA_INLINE inline float exponential(float x) {
-  const float y = x > 88 ? 88 : x;
-  const float n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-  const float r = (y - n * 0.693145752f) - n * 1.42860677e-6f;    // ln 2 in two pieces
-  float p = 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = (p * r + 1.0f) * r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n < -126 ? -126 : n) + 127) << 23;
-  float power;
-  memcpy(&power, &bits, 4);
-  return x < -87 ? 0 : p * power;
-}
-
-// p[j] = scale * p[j] + slope * (j - position), for j in [begin, end); its log-sum-exp is returned.
-template <class real>
-GCA_INLINE inline real logits_row(real* p, int64_t begin, int64_t end, real scale, real slope, int64_t position) {
-  real top = -std::numeric_limits<real>::infinity(), sum = 0;
-#pragma omp simd reduction(max : top)
-  for (int64_t j = begin; j < end; j++) {
-    p[j] = scale * p[j] + slope * static_cast<real>(j - position);
-    top = p[j] > top ? p[j] : top;
-  }
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = begin; j < end; j++) sum += exponential(p[j] - top);
-  return top + std::log(sum);
-}
 
 // ---- the backend --------------------------------------------------------------------------------------------------------------
 template <class real, bool bf16 = false>
@@ -117,7 +76,7 @@ class Cpu {
   // Working weights from masters, n of each.
   void cast_weights(weight* weights, const master* masters, int64_t n) {
     over(n, 1, [=](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) weights[i] = rounded(masters[i]);
+      for (int64_t i = begin; i < end; i++) weights[i] = Row::rounded(masters[i]);
     });
   }
 
@@ -145,7 +104,7 @@ class Cpu {
         for (int64_t r = begin; r < end; r++) {
           const real* row = x + r * stride;
           rstd[r] = real(1) / std::sqrt(dot(row, row, D) / static_cast<real>(D) + static_cast<real>(eps));
-          scale_row(out + r * D, row, gain, rstd[r], D);
+          Row::scale_row(out + r * D, row, gain, rstd[r], D);
         }
       });
     });
@@ -163,9 +122,9 @@ class Cpu {
         std::fill_n(sum, D, real(0));
         for (int64_t r = i * block; r < std::min(rows, (i + 1) * block); r++) {
           const real* row = x + r * stride;
-          const real mean = dot3(dn + r * D, gain, row, D) * rstd[r] / static_cast<real>(D);
-          accumulate_gain(sum, dn + r * D, row, rstd[r], D);
-          norm_gradient_row(dx + r * stride, dn + r * D, gain, row, rstd[r], mean, residual ? residual + r * stride : nullptr,
+          const real mean = Row::dot3(dn + r * D, gain, row, D) * rstd[r] / static_cast<real>(D);
+          Row::accumulate_gain(sum, dn + r * D, row, rstd[r], D);
+          Row::norm_gradient_row(dx + r * stride, dn + r * D, gain, row, rstd[r], mean, residual ? residual + r * stride : nullptr,
                             residual2 ? residual2 + r * stride : nullptr, D);
         }
       });
@@ -201,7 +160,7 @@ class Cpu {
           const real *gate = gate_up + 2 * r * F, *up = gate + F;
           real* out = h + r * F;
 #pragma omp simd
-          for (int64_t j = 0; j < F; j++) out[j] = rounded(gate[j] / (1 + exponential(-gate[j])) * up[j]);
+          for (int64_t j = 0; j < F; j++) out[j] = Row::rounded(gate[j] / (1 + exponential(-gate[j])) * up[j]);
         }
       });
     });
@@ -215,8 +174,8 @@ class Cpu {
 #pragma omp simd
           for (int64_t j = 0; j < F; j++) {
             const real sigmoid = 1 / (1 + exponential(-gate[j])), silu = gate[j] * sigmoid;
-            dup[j] = rounded(d[j] * silu);
-            dgate[j] = rounded(d[j] * up[j] * (sigmoid + silu * (1 - sigmoid)));
+            dup[j] = Row::rounded(d[j] * silu);
+            dgate[j] = Row::rounded(d[j] * up[j] * (sigmoid + silu * (1 - sigmoid)));
           }
         }
       });
@@ -255,7 +214,7 @@ class Cpu {
           real* row = p + (i - i0) * keys;
           const int64_t begin = std::max<int64_t>(0, i - s.W - j0), end = i + 1 - j0;
           row_lse[i] = logits_row(row, begin, end, attention_scale(s.d), alibi_slope(h, s.H), i - j0);
-          softmax_row(row, begin, end, keys, row_lse[i], real(1));
+          Row::softmax_row(row, begin, end, keys, row_lse[i], real(1));
         }
       });
       real* o = out + (b * s.T + i0 - s.first_slot) * D + h * s.d;
@@ -284,8 +243,8 @@ class Cpu {
             real *row = p + (i - i0) * keys, *ds_row = ds + (i - i0) * keys;
             const int64_t begin = std::max<int64_t>(0, i - s.W - j0), end = i + 1 - j0;
             logits_row(row, begin, end, attention_scale(s.d), alibi_slope(h, s.H), i - j0);
-            softmax_row(row, begin, end, keys, row_lse[i], real(1));
-            ds_row_from_dp(ds_row, row, dot(d_o + i * D, o + i * D, s.d), attention_scale(s.d), keys);
+            Row::softmax_row(row, begin, end, keys, row_lse[i], real(1));
+            Row::ds_row_from_dp(ds_row, row, dot(d_o + i * D, o + i * D, s.d), attention_scale(s.d), keys);
           }
         });
         matmul_tile(dq + i0 * 3 * D, 3 * D, View<real>{ds, keys, 1}, View<real>{k + j0 * 3 * D, 3 * D, 1}, rows, s.d, keys, false);
@@ -319,7 +278,7 @@ class Cpu {
       simd([=]() GCA_INLINE {
         for (int64_t i = 0; i < S; i++) {
           row_lse[i] = logits_row(p + i * S, 0, S, attention_scale(s.d), real(0), 0);
-          softmax_row(p + i * S, 0, S, S, row_lse[i], real(1));
+          Row::softmax_row(p + i * S, 0, S, S, row_lse[i], real(1));
         }
       });
       real* o = out + n * S * D + h * s.d;
@@ -344,8 +303,8 @@ class Cpu {
       simd([=]() GCA_INLINE {
         for (int64_t i = 0; i < S; i++) {
           logits_row(p + i * S, 0, S, attention_scale(s.d), real(0), 0);
-          softmax_row(p + i * S, 0, S, S, row_lse[i], real(1));
-          ds_row_from_dp(ds + i * S, p + i * S, dot(d_o + i * D, o + i * D, s.d), attention_scale(s.d), S);
+          Row::softmax_row(p + i * S, 0, S, S, row_lse[i], real(1));
+          Row::ds_row_from_dp(ds + i * S, p + i * S, dot(d_o + i * D, o + i * D, s.d), attention_scale(s.d), S);
         }
       });
       matmul_tile(turned, s.d, View<real>{ds, S, 1}, View<real>{k, s.d, 1}, S, s.d, S, false);
@@ -434,7 +393,7 @@ class Cpu {
           const real *from = r + (b * s.C + at / s.K - 1) * s.D, scale = dw[b * table + at];
           for (int64_t j = 0; j < s.D; j++) to[j] += scale * from[j];
         }
-        for (int64_t j = 0; j < s.D; j++) to[j] = rounded(to[j]);
+        for (int64_t j = 0; j < s.D; j++) to[j] = Row::rounded(to[j]);
       }
     });
   }
@@ -480,7 +439,7 @@ class Cpu {
         matmul_tile(sum, s.d, View<real>{p, s.S, 1}, View<real>{value, 2 * D, 1}, t.count, s.d, s.keys(), true);
       }
       for (int64_t i = 0; i < t.count; i++)
-        for (int64_t e = 0; e < s.d; e++) out[(b * s.T + t.first + i) * D + h * s.d + e] = rounded(sum[i * s.d + e]);
+        for (int64_t e = 0; e < s.d; e++) out[(b * s.T + t.first + i) * D + h * s.d + e] = Row::rounded(sum[i * s.d + e]);
     });
   }
   // By query, a layer at a time, whole rows: with P the softmax in one fetched chunk, dP = dO V^T, delta = rowsum(P dP),
@@ -503,15 +462,15 @@ class Cpu {
         real *row_delta = delta + saved, weight_k = w[at];
         simd([=]() GCA_INLINE {
           for (int64_t i = 0; i < S; i++) {
-            probabilities_row(p + i * S, row_lse[i], attention_scale(s.d), s.keys());
+            Row::probabilities_row(p + i * S, row_lse[i], attention_scale(s.d), s.keys());
             row_delta[i] = dot(p + i * S, ds + i * S, s.keys());
-            ds_row_from_dp(ds + i * S, p + i * S, row_delta[i], weight_k * attention_scale(s.d), s.keys());
+            Row::ds_row_from_dp(ds + i * S, p + i * S, row_delta[i], weight_k * attention_scale(s.d), s.keys());
           }
         });
         matmul_tile(sum, s.d, View<real>{ds, S, 1}, View<real>{key, 2 * D, 1}, S, s.d, s.keys(), true);
       }
       for (int64_t i = 0; i < S; i++)
-        for (int64_t e = 0; e < s.d; e++) dq[first + i * D + e] = rounded(sum[i * s.d + e]);
+        for (int64_t e = 0; e < s.d; e++) dq[first + i * D + e] = Row::rounded(sum[i * s.d + e]);
     });
     over(s.B * C * s.K, s.H * s.S, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
@@ -542,9 +501,9 @@ class Cpu {
           matmul_tile(ds, S, View<real>{d_o, D, 1}, View<real>{value, 1, 2 * D}, S, s.keys(), s.d, false);
           simd([=]() GCA_INLINE {
             for (int64_t i = 0; i < S; i++) {
-              probabilities_row(p + i * S, row_lse[i], attention_scale(s.d), s.keys());
-              ds_row_from_dp(ds + i * S, p + i * S, row_delta[i], weight_k * attention_scale(s.d), s.keys());
-              scale_in_place(p + i * S, weight_k, s.keys());
+              Row::probabilities_row(p + i * S, row_lse[i], attention_scale(s.d), s.keys());
+              Row::ds_row_from_dp(ds + i * S, p + i * S, row_delta[i], weight_k * attention_scale(s.d), s.keys());
+              Row::scale_in_place(p + i * S, weight_k, s.keys());
             }
           });
           matmul_tile(dk, s.d, View<real>{ds, 1, S}, View<real>{q, D, 1}, s.keys(), s.d, S, true);
@@ -554,8 +513,8 @@ class Cpu {
       for (int64_t j = 0; j < S; j++)
         for (int64_t e = 0; e < s.d; e++) {
           real* to = dkv + ((b * s.M + m) * S + j) * 2 * D + h * s.d + e;
-          to[0] = j < S - 1 ? rounded(dk[j * s.d + e]) : 0;
-          to[D] = j < S - 1 ? rounded(dv[j * s.d + e]) : 0;
+          to[0] = j < S - 1 ? Row::rounded(dk[j * s.d + e]) : 0;
+          to[D] = j < S - 1 ? Row::rounded(dv[j * s.d + e]) : 0;
         }
     });
   }
@@ -576,8 +535,8 @@ class Cpu {
             if (scale != 0) {
               const real factor = static_cast<real>(scale) * (weight ? static_cast<real>(weight[r]) : real(1));
               const real probability = exponential(row[target[r]] - lse);
-              softmax_row(row, 0, V, stride, lse, factor);
-              row[target[r]] = rounded(factor * (probability - 1));
+              Row::softmax_row(row, 0, V, stride, lse, factor);
+              row[target[r]] = Row::rounded(factor * (probability - 1));
             }
           } else if (scale != 0) {
             std::fill_n(row, stride, real(0));
@@ -602,7 +561,7 @@ class Cpu {
     std::vector<double> sums(static_cast<size_t>(blocks));
     pool_.run(blocks, [&](int64_t i, int) {
       double* sum = &sums[static_cast<size_t>(i)];
-      simd([=]() GCA_INLINE { *sum = sum_of_squares(gradient + i * block, std::min(block, n - i * block)); });
+      simd([=]() GCA_INLINE { *sum = Row::sum_of_squares(gradient + i * block, std::min(block, n - i * block)); });
     });
     double total = 0;
     for (double sum : sums) total += sum;
@@ -641,63 +600,12 @@ class Cpu {
   }
 
  private:
+  using Row = CpuRows<real, bf16>;
   static constexpr int64_t query_block = 64;  // slots that one attention task answers
 
-  GCA_INLINE static real rounded(real x) {
-    if constexpr (bf16) return round_bf16(x);
-    else return x;
-  }
   GCA_INLINE static real attention_scale(int d) { return real(1) / std::sqrt(static_cast<real>(d)); }
   static real alibi_slope(int64_t h, int H) { return static_cast<real>(std::exp2(-8.0 * static_cast<double>(h + 1) / H)); }
 
-  // ---- rows ----
-  GCA_INLINE static void scale_row(real* out, const real* x, const real* gain, real rstd, int64_t D) {
-#pragma omp simd
-    for (int64_t j = 0; j < D; j++) out[j] = rounded(gain[j] * x[j] * rstd);
-  }
-  GCA_INLINE static real dot3(const real* a, const real* b, const real* c, int64_t n) {
-    real sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n; j++) sum += a[j] * b[j] * c[j];
-    return sum;
-  }
-  GCA_INLINE static void accumulate_gain(real* sum, const real* dn, const real* x, real rstd, int64_t D) {
-#pragma omp simd
-    for (int64_t j = 0; j < D; j++) sum[j] += dn[j] * x[j] * rstd;
-  }
-  GCA_INLINE static void norm_gradient_row(real* dx, const real* dn, const real* gain, const real* x, real rstd, real mean, const real* residual,
-                                           const real* residual2, int64_t D) {
-#pragma omp simd
-    for (int64_t j = 0; j < D; j++)
-      dx[j] = rounded((residual ? residual[j] : 0) + (residual2 ? residual2[j] : 0) + rstd * (dn[j] * gain[j] - x[j] * rstd * mean));
-  }
-  // p = factor * e^(p - lse) on [begin, end), 0 on the rest of its n
-  GCA_INLINE static void softmax_row(real* p, int64_t begin, int64_t end, int64_t n, real lse, real factor) {
-    for (int64_t j = 0; j < begin; j++) p[j] = 0;
-    for (int64_t j = end; j < n; j++) p[j] = 0;
-#pragma omp simd
-    for (int64_t j = begin; j < end; j++) p[j] = rounded(factor * exponential(p[j] - lse));
-  }
-  // P from raw products and a saved log-sum-exp, unrounded
-  GCA_INLINE static void probabilities_row(real* p, real lse, real scale, int64_t n) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) p[j] = exponential(scale * p[j] - lse);
-  }
-  // ds holds dP: dS = factor * P (dP - delta)
-  GCA_INLINE static void ds_row_from_dp(real* ds, const real* p, real delta, real factor, int64_t n) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) ds[j] = rounded(factor * p[j] * (ds[j] - delta));
-  }
-  GCA_INLINE static void scale_in_place(real* p, real factor, int64_t n) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) p[j] = rounded(factor * p[j]);
-  }
-  GCA_INLINE static double sum_of_squares(const real* x, int64_t n) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n; j++) sum += static_cast<double>(x[j]) * static_cast<double>(x[j]);
-    return sum;
-  }
   // Scores of one query against n landmarks: each by itself, so that they do not depend on what else is computed.
   static void score_row(real* scores, const real* query, const real* landmark, int64_t n, const RetrievalShape& s) {
     simd([=]() GCA_INLINE {
@@ -710,7 +618,7 @@ class Cpu {
       for (int64_t i = 0; i < rows; i++) {
         const real row_lse = logits_row(p + i * s.S, 0, s.keys(), attention_scale(s.d), real(0), 0);
         if (lse) lse[i] = row_lse;
-        softmax_row(p + i * s.S, 0, s.keys(), s.S, row_lse, w);
+        Row::softmax_row(p + i * s.S, 0, s.keys(), s.S, row_lse, w);
       }
     });
   }
@@ -739,8 +647,8 @@ class Cpu {
     for (int p = 0; p < s.S; p++) {
       const real *u = from + p * from_stride, *v = u + half, *cosine = rotation_.data() + static_cast<int64_t>(p) * s.d, *sine = cosine + half;
       for (int t = 0; t < half; t++) {
-        to[p * to_stride + t] = rounded(u[t] * cosine[t] - sign * v[t] * sine[t]);
-        to[p * to_stride + half + t] = rounded(v[t] * cosine[t] + sign * u[t] * sine[t]);
+        to[p * to_stride + t] = Row::rounded(u[t] * cosine[t] - sign * v[t] * sine[t]);
+        to[p * to_stride + half + t] = Row::rounded(v[t] * cosine[t] + sign * u[t] * sine[t]);
       }
     }
   }
@@ -759,7 +667,7 @@ class Cpu {
   static void round_tile(real* x, int64_t stride, int64_t rows, int64_t columns) {
     if constexpr (bf16)
       for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) x[i * stride + j] = rounded(x[i * stride + j]);
+        for (int64_t j = 0; j < columns; j++) x[i * stride + j] = Row::rounded(x[i * stride + j]);
     else (void)x, (void)stride, (void)rows, (void)columns;
   }
   static void grow(std::vector<real>& buffer, int64_t n) {

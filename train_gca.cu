@@ -110,7 +110,8 @@ class Trainer {
       std::error_code none;
       load_weights(std::filesystem::is_directory(s_.init, none) ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file) : s_.init, model_);
     } else {
-      model_.initialise(static_cast<uint64_t>(s_.seed), device_.pool());
+      ThreadPool pool(static_cast<int>(s_.threads));
+      model_.initialise(static_cast<uint64_t>(s_.seed), pool);
     }
   }
 
@@ -140,7 +141,7 @@ class Trainer {
     const int64_t T = s_.row_slots(), micro = s_.micro();
     tokens_.resize(static_cast<size_t>(s_.batch * T));
     targets_.resize(tokens_.size());
-    device_.pool().run(s_.batch, [&](int64_t row, int) { rows_.fill_row(step_ * s_.batch + row, &tokens_[static_cast<size_t>(row * T)], &targets_[static_cast<size_t>(row * T)]); });
+    for (int64_t row = 0; row < s_.batch; row++) rows_.fill_row(step_ * s_.batch + row, &tokens_[static_cast<size_t>(row * T)], &targets_[static_cast<size_t>(row * T)]);
     const int64_t N = static_cast<int64_t>(std::count_if(targets_.begin(), targets_.end(), [](int32_t target) { return target >= 0; }));
     const double scale = N ? 1.0 / static_cast<double>(N) : 0;
     model_.begin_step();
@@ -320,6 +321,7 @@ int run_program(const std::vector<std::string>& arguments) {
 }  // namespace gca
 
 int main(int count, char** values) {
+  signal(SIGXFSZ, SIG_IGN);  // a file over the user's limit is an error of write(), told like a full disk
   try {
     return gca::run_program({values + 1, values + count});
   } catch (const gca::UsageError& error) {

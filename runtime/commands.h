@@ -39,12 +39,12 @@ inline bool wants_help(const std::vector<std::string>& arguments, const Flags& f
 template <class Body>
 int with_device(const std::string& device, const std::string& precision, int64_t threads, Body body) {
 #ifdef GCA_CUDA
-  if (device == "cuda" || (device == "auto" && gpu_answers())) {
+  if (device == "cuda" || (device == "auto" && gpu_count() > 0)) {
     if (precision == "bf16") {
-      Gpu<__nv_bfloat16> gpu(static_cast<int>(threads));
+      Gpu<__nv_bfloat16> gpu;
       return body(gpu);
     }
-    Gpu<float> gpu(static_cast<int>(threads));
+    Gpu<float> gpu;
     return body(gpu);
   }
 #else

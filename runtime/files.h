@@ -27,17 +27,17 @@ static_assert(std::endian::native == std::endian::little, "files are little-endi
 
 // The Error for a system call that has just failed. doing: "cannot open 'data/x.bin'". code: errno.
 inline Error system_error(const std::string& doing, int code) {
-  const char* hint = code == ENOENT                      ? "check the path"
-                     : code == EACCES || code == EPERM   ? "check the permissions, or choose another place"
-                     : code == ENOSPC || code == EDQUOT  ? "free some space, or choose another disk"
-                     : code == EFBIG                     ? "raise the limit on a file's size (ulimit -f), or choose another disk"
-                     : code == EROFS                     ? "choose a place that can be written"
-                     : code == EMFILE || code == ENFILE  ? "raise the limit on open files (ulimit -n)"
-                     : code == EIO                       ? "check the disk"
-                     : code == ELOOP                     ? "a link is not followed here: give the file itself"
-                     : code == ENOTDIR || code == EISDIR ? "check which part of the path is a file and which a folder"
+  const char* hint = code == ENOENT                        ? "check the path"
+                     : code == EACCES || code == EPERM     ? "check the permissions, or choose another place"
+                     : code == ENOSPC || code == EDQUOT    ? "free some space, or choose another disk"
+                     : code == EFBIG                       ? "raise the limit on a file's size (ulimit -f), or choose another disk"
+                     : code == EROFS                       ? "choose a place that can be written"
+                     : code == EMFILE || code == ENFILE    ? "raise the limit on open files (ulimit -n)"
+                     : code == EIO                         ? "check the disk"
+                     : code == ELOOP                       ? "a link is not followed here: give the file itself"
+                     : code == ENOTDIR || code == EISDIR   ? "check which part of the path is a file and which a folder"
                      : code == EEXIST || code == ENOTEMPTY ? "remove or rename what is there"
-                                                         : "check the path and the disk";
+                                                           : "check the path and the disk";
   return Error(doing + ": " + strerror(code) + "; " + hint);
 }
 
@@ -83,8 +83,8 @@ class File {
       const ssize_t n = uninterrupted([&] { return ::pread(fd_, static_cast<char*>(out) + done, bytes - done, at); });
       if (n < 0) throw system_error(format("cannot read '%s' at byte %lld", path_.c_str(), static_cast<long long>(at)), errno);
       if (n == 0)
-        throw Error(format("'%s' ends at byte %lld: expected %zu bytes more; it has been cut off: make it anew or fetch it again", path_.c_str(),
-                           static_cast<long long>(at), bytes - done));
+        throw Error(format("'%s' ends at byte %lld: expected %zu bytes more; it has been cut off: make it anew or fetch it again",
+                           path_.c_str(), static_cast<long long>(at), bytes - done));
       done += static_cast<size_t>(n);
     }
   }
@@ -126,7 +126,8 @@ class File {
 inline std::string read_file(const std::string& path, size_t max_bytes) {
   const File file = File::open(path);
   const size_t bytes = static_cast<size_t>(file.size_bytes());
-  if (bytes > max_bytes) throw Error(format("'%s': expected at most %zu bytes, found %zu: is this the right file?", path.c_str(), max_bytes, bytes));
+  if (bytes > max_bytes)
+    throw Error(format("'%s': expected at most %zu bytes, found %zu: is this the right file?", path.c_str(), max_bytes, bytes));
   std::string content(bytes, '\0');
   file.read(content.data(), bytes, 0);
   return content;
@@ -138,7 +139,8 @@ inline void sync_folder(const std::string& path) {
   if (fd < 0) throw system_error("cannot open the folder '" + path + "'", errno);
   const int code = uninterrupted([&] { return ::fsync(fd); }) < 0 ? errno : 0;
   ::close(fd);
-  if (code && code != EINVAL) throw system_error("cannot write the folder '" + path + "' through to the disk", code);  // EINVAL: not needed there
+  if (code && code != EINVAL)
+    throw system_error("cannot write the folder '" + path + "' through to the disk", code);  // EINVAL: not needed there
 }
 
 inline void rename_path(const std::string& from, const std::string& to) {
@@ -270,7 +272,8 @@ inline std::vector<std::string> glob_files(const std::string& pattern) {
   if (result == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
   ::globfree(&found);
   if (paths.empty())
-    throw Error("no file matches '" + pattern + "'" + (result == GLOB_ABORTED ? ": a folder on the way cannot be read; check its permissions" : "; check the path"));
+    throw Error("no file matches '" + pattern + "'" +
+                (result == GLOB_ABORTED ? ": a folder on the way cannot be read; check its permissions" : "; check the path"));
   std::sort(paths.begin(), paths.end());
   return paths;
 }
@@ -292,7 +295,8 @@ class RunLock {
       if (code != EWOULDBLOCK) throw system_error("cannot lock '" + path + "'", code);
       long process = 0;
       std::from_chars(text, text + std::max<ssize_t>(length, 0), process);
-      throw Error(format("'%s' is being written by another run, process %ld: wait for it or stop it, or choose another folder", folder.c_str(), process));
+      throw Error(format("'%s' is being written by another run, process %ld: wait for it or stop it, or choose another folder",
+                         folder.c_str(), process));
     }
     const std::string process = std::to_string(::getpid()) + "\n";  // for that message only
     if (::ftruncate(fd_, 0) < 0 || ::pwrite(fd_, process.data(), process.size(), 0) < 0) {

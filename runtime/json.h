@@ -194,7 +194,8 @@ class JsonField {
     return JsonField(*member, where_ + (inside_ ? "." : ": ") + printable(name), true);
   }
   JsonField at(size_t i) const {
-    if (i >= items().size()) throw Error(format("%s: expected more than %zu items, found %zu; %s", where_.c_str(), i, items().size(), mend()));
+    if (i >= items().size())
+      throw Error(format("%s: expected more than %zu items, found %zu; %s", where_.c_str(), i, items().size(), mend()));
     return JsonField(items()[i], where_ + (inside_ ? "" : ": ") + format("[%zu]", i), true);
   }
 
@@ -264,7 +265,8 @@ class JsonParser {
 
   Json document() {
     if (text_.size() > limits_.max_bytes)
-      throw Error(format("%s: expected at most %zu bytes of JSON, found %zu: is this the right file?", what_.c_str(), limits_.max_bytes, text_.size()));
+      throw Error(format("%s: expected at most %zu bytes of JSON, found %zu: is this the right file?", what_.c_str(), limits_.max_bytes,
+                         text_.size()));
     Json result = value(0);
     if (skip_space() != end) fail("nothing after the end of the value");
     return result;
@@ -287,8 +289,9 @@ class JsonParser {
   [[noreturn]] void fail(const std::string& expected) const {
     const int c = peek();
     const std::string found = c == end ? "the end of the text" : c > 0x20 && c < 0x7F ? format("'%c'", c) : format("byte 0x%02x", c);
-    throw Error(format("%s is not valid JSON at byte %zu: expected %s, found %s; the file is damaged or of another kind: make it anew or fetch it again", what_.c_str(), at_,
-                       expected.c_str(), found.c_str()));
+    throw Error(format(
+        "%s is not valid JSON at byte %zu: expected %s, found %s; the file is damaged or of another kind: make it anew or fetch it again",
+        what_.c_str(), at_, expected.c_str(), found.c_str()));
   }
 
   Json value(int depth) {
@@ -451,6 +454,8 @@ class JsonParser {
 
 // The value that text holds: RFC 8259 to the letter, and stricter: no name twice in an object, no lone surrogate, no number past
 // its type. what: the file's name, for errors, which give the byte too.
-inline Json parse_json(std::string_view text, const std::string& what, const JsonLimits& limits = {}) { return JsonParser(text, what, limits).document(); }
+inline Json parse_json(std::string_view text, const std::string& what, const JsonLimits& limits = {}) {
+  return JsonParser(text, what, limits).document();
+}
 
 }  // namespace gca

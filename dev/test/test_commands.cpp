@@ -1,0 +1,191 @@
+// The program from outside: build/cpu/train_gca as a user runs it.
+#include <doctest/doctest.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "../../runtime/files.h"
+#include "test.h"
+
+using namespace gca;
+
+namespace {
+
+struct Workshop {
+  std::string path;
+  Workshop() {
+    std::string name = (std::filesystem::temp_directory_path() / "gca_commands_XXXXXX").string();
+    REQUIRE(mkdtemp(name.data()));
+    path = name;
+    std::string text;  // words in a pattern that a tiny model can learn something of
+    for (uint32_t i = 0; i < 6000; i++) text += format("%s %u; ", philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship", philox(3, Stream::task, i).word[1] % 10);
+    write_file(path + "/text.txt", text);
+    REQUIRE(run("tokenize --out " + path + "/shards/t --val 0.1 " + path + "/text.txt").exit == 0);
+  }
+  ~Workshop() { remove_tree(path); }
+
+  struct Result { int exit; std::string out; };
+  // Runs the program; out: what it printed, errors too.
+  Result run(const std::string& arguments, const std::string& before = "") const {
+    const std::string log = path + "/log";
+    const int status = system((before + " build/cpu/train_gca " + arguments + " > " + log + " 2>&1").c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(log, size_t{1} << 24)};
+  }
+  std::string training(const std::string& out, const std::string& chunks = "6") const {
+    return "train --width 16 --heads 2 --ffn 24 --lower 1 --groups 1,1 --chunk 8 --window 12 --topk 2 --chunks " + chunks + " --batch 3 --lr 3e-3 --eval-every 5 --data '" + path +
+           "/shards/t_train_*' --val-data '" + path + "/shards/t_val_*' --out " + path + "/" + out;
+  }
+  std::string weights(const std::string& run, const char* step) const { return read_file(path + "/" + run + "/step_" + step + "/model.safetensors", size_t{1} << 24); }
+  // Waits, a minute at most, until the run's log has that many lines.
+  bool logged(const std::string& run, int lines) const {
+    for (int i = 0; i < 6000; i++) {
+      std::ifstream log(path + "/" + run + "/log.jsonl");
+      int count = 0;
+      for (std::string line; std::getline(log, line);) count++;
+      if (count >= lines) return true;
+      usleep(10000);
+    }
+    return false;
+  }
+};
+
+bool says(const Workshop::Result& result, const std::string& words) { return result.out.find(words) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("training goes on after a stop bit for bit, and whatever the number of threads") {
+  const Workshop shop;
+  REQUIRE(shop.run(shop.training("whole") + " --steps 12 --save-every 6 --threads 1").exit == 0);
+  REQUIRE(shop.run(shop.training("cut") + " --steps 12 --save-every 6 --threads 2 --keep 9").exit == 0);
+  CHECK(shop.weights("whole", "00000012") == shop.weights("cut", "00000012"));
+  for (const char* later : {"10", "12"}) remove_tree(shop.path + "/cut/step_000000" + later);  // as if killed after step 6
+  REQUIRE(list_folder(shop.path + "/cut").back() == "step_00000006");
+  const Workshop::Result resumed = shop.run("train --resume --out " + shop.path + "/cut --threads 2");
+  CHECK(resumed.exit == 0);
+  CHECK(says(resumed, "from step 6"));
+  CHECK(shop.weights("whole", "00000012") == shop.weights("cut", "00000012"));
+  // Another seed is another model: the comparison can fail.
+  REQUIRE(shop.run(shop.training("other") + " --steps 12 --save-every 6 --seed 2").exit == 0);
+  CHECK(shop.weights("whole", "00000012") != shop.weights("other", "00000012"));
+}
+
+TEST_CASE("micro-batches change a run by rounding only") {
+  const Workshop shop;
+  const Workshop::Result one = shop.run(shop.training("one") + " --steps 5"), three = shop.run(shop.training("three") + " --steps 5 --micro-batch 1");
+  REQUIRE(one.exit == 0);
+  REQUIRE(three.exit == 0);
+  auto losses = [](const std::string& out) {
+    std::vector<std::string> found;
+    for (size_t at = 0; (at = out.find("  loss ", at)) != std::string::npos; at += 7) found.push_back(out.substr(at + 7, 6));
+    return found;
+  };
+  CHECK(losses(one.out).size() == 5);
+  CHECK(losses(one.out) == losses(three.out));
+}
+
+TEST_CASE("a signal ends a run within a step, with a whole checkpoint to go on from") {
+  const Workshop shop;
+  const pid_t child = fork();
+  if (child == 0) {
+    const std::string command = "exec build/cpu/train_gca " + shop.training("run") + " --steps 1000000 > " + shop.path + "/log 2>&1";
+    execl("/bin/sh", "sh", "-c", command.c_str(), static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  CHECK(shop.logged("run", 3));
+  kill(child, SIGTERM);
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  const std::string out = read_file(shop.path + "/log", size_t{1} << 24);
+  CHECK(out.find("stopped after step") != std::string::npos);
+  CHECK(out.find("--resume") != std::string::npos);
+  CHECK(shop.run("eval --checkpoint " + shop.path + "/run --rows 2 --data '" + shop.path + "/shards/t_val_*'").exit == 0);
+}
+
+TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repeats; fine-tuning starts from weights") {
+  const Workshop shop;
+  REQUIRE(shop.run(shop.training("run") + " --steps 40 --save-every 20").exit == 0);
+  const std::string checkpoint = " --checkpoint " + shop.path + "/run", data = " --data '" + shop.path + "/shards/t_val_*'";
+  const Workshop::Result eval = shop.run("eval" + checkpoint + data), none = shop.run("eval --no-retrieval" + checkpoint + data);
+  CHECK(eval.exit == 0);
+  CHECK(says(eval, "bits per byte"));
+  CHECK(none.exit == 0);
+  CHECK(says(none, "without retrieval"));
+  CHECK(eval.out.substr(eval.out.find("loss")) != none.out.substr(none.out.find("loss")));
+  CHECK(shop.run("eval --random-retrieval" + checkpoint + data).exit == 0);
+  CHECK(shop.run("eval --random-retrieval --no-retrieval" + checkpoint + data).exit == 2);
+  const std::string greedy = "generate --temperature 0 --count 40 --prompt 'the sea 3; '" + checkpoint;
+  CHECK(shop.run(greedy).out == shop.run(greedy).out);
+  CHECK(shop.run(greedy).out.starts_with("the sea 3; "));
+  const std::string drawn = "generate --count 40 --prompt 'the sea 3; '" + checkpoint;
+  CHECK(shop.run(drawn).out == shop.run(drawn + " --seed 1").out);
+  CHECK(shop.run(drawn).out != shop.run(drawn + " --seed 2").out);
+  CHECK(shop.run(greedy + " --context " + shop.path + "/text.txt").exit == 0);
+  write_file(shop.path + "/short.txt", "the sea 1; a ship 2; the sea 3; a ship 4; ");
+  const Workshop::Result inspected = shop.run("inspect --text " + shop.path + "/short.txt" + checkpoint);
+  CHECK(inspected.exit == 0);
+  CHECK(says(inspected, "group 1 fetches"));
+  CHECK(shop.run(shop.training("tuned") + " --steps 2 --null-slot off --init " + shop.path + "/run").exit == 0);
+}
+
+TEST_CASE("what is wrong with a command line or a file is said, with its name and the mend, and nothing is overwritten") {
+  const Workshop shop;
+  auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
+    const Workshop::Result result = shop.run(arguments);
+    CAPTURE(arguments);
+    CAPTURE(result.out);
+    CHECK(result.exit == exit);
+    CHECK(says(result, words));
+  };
+  fails("trian", 2, "did you mean train?");
+  fails("train --widht 3", 2, "did you mean --width?");
+  fails("train --width", 2, "needs a value");
+  fails("train --width 12x", 2, "expected a whole number");
+  fails("train --width 3 --width 4", 2, "given twice");
+  fails("train --null-slot maybe", 2, "expected on or off, found 'maybe'");
+  fails("train --model drf", 2, "did you mean drt?");
+  fails("train --data x", 2, "needs --out");
+  fails("eval", 2, "needs --checkpoint");
+  fails(shop.training("run"), 2, "either --steps or --tokens");
+  fails(shop.training("run") + " --steps 3 --encoder -1", 2, "--encoder: expected");
+  fails(shop.training("run", "100000") + " --steps 3", 1, "fewer chunks");
+  fails("train --steps 3 --out " + shop.path + "/x --data '" + shop.path + "/none_*'", 1, "none_*");
+  fails(shop.training("run") + " --steps 3 --init " + shop.path + "/text.txt", 1, "text.txt");
+  fails("eval --checkpoint " + shop.path + "/nowhere --data x", 1, "nowhere");
+  remove_tree(shop.path + "/run");
+  REQUIRE(shop.run(shop.training("run") + " --steps 3").exit == 0);
+  fails(shop.training("run") + " --steps 3", 1, "holds a run already");
+  fails("train --resume --out " + shop.path + "/run --width 32", 2, "the run was started with '16'");
+  // Data that have changed since, and a damaged checkpoint.
+  const std::string shard = shop.path + "/shards/t_train_000000.bin";
+  std::string bytes = read_file(shard, size_t{1} << 24);
+  bytes[bytes.size() - 10] ^= 1;
+  write_file(shard, bytes);
+  fails("train --resume --out " + shop.path + "/run", 1, "is not what");
+  const std::string file = shop.path + "/run/step_00000003/model.safetensors";
+  bytes = read_file(file, size_t{1} << 24);
+  bytes[bytes.size() / 2] ^= 1;
+  write_file(file, bytes);
+  fails("eval --checkpoint " + shop.path + "/run --data '" + shop.path + "/shards/t_val_*'", 1, "has changed since it was saved");
+}
+
+TEST_CASE("help of every command, and the list of commands") {
+  const Workshop shop;
+  const Workshop::Result list = shop.run("");
+  CHECK(list.exit == 0);
+  for (const char* command : {"tokenize", "encode", "decode", "train", "eval", "generate", "inspect", "verify", "info"}) {
+    CAPTURE(command);
+    CHECK(says(list, std::string("\n  ") + command));
+    const Workshop::Result help = shop.run(std::string(command) + " --help");
+    CHECK(help.exit == 0);
+    CHECK(says(help, std::string("train_gca ") + command));
+  }
+  CHECK(says(shop.run("info --model drt --vocab 50304"), "146010624 parameters"));
+}

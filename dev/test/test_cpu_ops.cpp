@@ -1,0 +1,1103 @@
+// The ops of the CPU backend: each forward against the formula of the paper's model written out number by number, each backward
+// against finite differences, in double; then the same bits for any number of threads, and the bf16 twin.
+#include <algorithm>
+#include <complex>
+#include <functional>
+
+#include "../../gca_cpu.h"
+#include "test.h"
+
+using namespace gca;
+using namespace gca::test;
+
+namespace {
+
+using Vec = std::vector<double>;
+using Double = Cpu<double>;
+const double infinity = std::numeric_limits<double>::infinity();
+
+Vec randoms(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) { return random_values<double>(n, seed, deviation, mean); }
+Vec zeros(int64_t n) { return Vec(static_cast<size_t>(n), 0.0); }
+double inner(const Vec& a, const Vec& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); i++) sum += a[i] * b[i];
+  return sum;
+}
+template <class T>
+size_t at(T i) { return static_cast<size_t>(i); }
+
+// A random direction that moves only the columns begin .. end - 1 of rows that are `width` wide.
+Vec direction_in(int64_t n, int64_t width, int64_t begin, int64_t end) {
+  Vec direction = randoms(n, 99);
+  for (int64_t i = 0; i < n; i++)
+    if (i % width < begin || i % width >= end) direction[at(i)] = 0;
+  return direction;
+}
+
+// ---- the formulas, written out ------------------------------------------------------------------------------------------------
+
+// One query against n keys, step apart from each other, of d numbers: softmax(logits) V, where extra is added to the denominator.
+struct Attended { Vec out; double lse; };
+Attended attend(const double* q, int64_t n, const std::function<const double*(int64_t)>& key, const std::function<const double*(int64_t)>& value,
+                const std::function<double(int64_t)>& bias, int d, double extra = 0) {
+  Vec out = zeros(d);
+  double denominator = extra;
+  for (int64_t j = 0; j < n; j++) {
+    double logit = 0;
+    for (int e = 0; e < d; e++) logit += q[e] * key(j)[e];
+    const double p = std::exp(logit / std::sqrt(d) + bias(j));
+    denominator += p;
+    for (int e = 0; e < d; e++) out[at(e)] += p * value(j)[e];
+  }
+  for (double& o : out) o /= denominator;
+  return {out, std::log(denominator)};
+}
+
+struct AttentionResult { Vec out, lse; };
+
+AttentionResult sliding_by_hand(const Vec& qkv, const SlidingShape& s) {
+  const int64_t D = s.H * s.d;
+  AttentionResult r{zeros(s.B * s.T * D), zeros(s.B * s.H * s.T)};
+  for (int64_t b = 0; b < s.B; b++)
+    for (int64_t i = 0; i < s.T; i++)
+      for (int h = 0; h < s.H; h++) {
+        const int64_t first = std::max<int64_t>(0, i - s.W);
+        const auto row = [&](int64_t slot, int part) { return &qkv[at(((b * s.T + slot) * 3 + part) * D + h * s.d)]; };
+        const Attended a = attend(row(i, 0), i - first + 1, [&](int64_t j) { return row(first + j, 1); }, [&](int64_t j) { return row(first + j, 2); },
+                                  [&](int64_t j) { return -std::pow(2.0, -8.0 * (h + 1) / s.H) * static_cast<double>(i - first - j); }, s.d);
+        std::copy(a.out.begin(), a.out.end(), &r.out[at((b * s.T + i) * D + h * s.d)]);
+        r.lse[at((b * s.H + h) * s.T + i)] = a.lse;
+      }
+  return r;
+}
+
+// A rotation is a product with e^(i angle), columns t and t + d/2 being real and imaginary part.
+Vec rotated(const double* x, int position, int d) {
+  Vec y = zeros(d);
+  for (int t = 0; t < d / 2; t++) {
+    const std::complex<double> z = std::complex<double>(x[t], x[t + d / 2]) * std::polar(1.0, position * std::pow(10000.0, -2.0 * t / d));
+    y[at(t)] = z.real(), y[at(t + d / 2)] = z.imag();
+  }
+  return y;
+}
+
+AttentionResult chunk_by_hand(const Vec& qkv, const ChunkShape& s) {
+  const int64_t D = s.H * s.d;
+  AttentionResult r{zeros(s.N * s.S * D), zeros(s.N * s.H * s.S)};
+  for (int64_t n = 0; n < s.N; n++)
+    for (int h = 0; h < s.H; h++) {
+      const auto row = [&](int64_t slot, int part) { return &qkv[at(((n * s.S + slot) * 3 + part) * D + h * s.d)]; };
+      std::vector<Vec> keys;
+      for (int j = 0; j < s.S; j++) keys.push_back(rotated(row(j, 1), j, s.d));
+      for (int i = 0; i < s.S; i++) {
+        const Attended a = attend(rotated(row(i, 0), i, s.d).data(), s.S, [&](int64_t j) { return keys[at(j)].data(); }, [&](int64_t j) { return row(j, 2); },
+                                  [](int64_t) { return 0.0; }, s.d);
+        std::copy(a.out.begin(), a.out.end(), &r.out[at((n * s.S + i) * D + h * s.d)]);
+        r.lse[at((n * s.H + h) * s.S + i)] = a.lse;
+      }
+    }
+  return r;
+}
+
+// The real keys of a chunk are its first S-1 slots; the null slot adds e^0 = 1 to the denominator.
+Vec gca_by_hand(const Vec& q, const Vec& kv, const std::vector<int32_t>& pick, const Vec& w, const GcaShape& s) {
+  const int64_t D = s.H * s.d, C = s.T / s.S;
+  Vec out = zeros(s.B * s.T * D);
+  for (int64_t b = 0; b < s.B; b++)
+    for (int64_t t = 0; t < s.T; t++)
+      for (int k = 0; k < s.K; k++) {
+        const int64_t entry = (b * (C + 1) + t / s.S) * s.K + k, m = pick[at(entry)];
+        for (int h = 0; m >= 0 && h < s.H; h++) {
+          const auto row = [&](int64_t j, int part) { return &kv[at((((b * s.M + m) * s.S + j) * 2 + part) * D + h * s.d)]; };
+          const Attended a = attend(&q[at((b * s.T + t) * D + h * s.d)], s.S - 1, [&](int64_t j) { return row(j, 0); }, [&](int64_t j) { return row(j, 1); },
+                                    [](int64_t) { return 0.0; }, s.d, s.null_slot ? 1 : 0);
+          for (int e = 0; e < s.d; e++) out[at((b * s.T + t) * D + h * s.d + e)] += w[at(entry)] * a.out[at(e)];
+        }
+      }
+  return out;
+}
+
+// ---- pick tables --------------------------------------------------------------------------------------------------------------
+struct Table {
+  std::vector<int32_t> pick;  // (B,C+1,K)
+  Vec w;
+};
+// A table as a row's C chunks make it: row c+1 holds up to K different chunks before c, in no order, weights in (0,1); holes of -1 at
+// the end where the past is short, and one in the middle now and then.
+Table random_table(int64_t B, int64_t C, int K, uint64_t seed) {
+  Table table{std::vector<int32_t>(at(B * (C + 1) * K), -1), zeros(B * (C + 1) * K)};
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t c = 1; c < C; c++) {
+      std::vector<int32_t> past;
+      for (int64_t m = 0; m < c; m++) past.insert(past.begin() + philox(seed, Stream::sample, static_cast<uint32_t>(b), static_cast<uint32_t>(c), static_cast<uint32_t>(m)).word[0] % (m + 1), static_cast<int32_t>(m));
+      for (int k = 0; k < K && k < c; k++) {
+        const int64_t entry = (b * (C + 1) + c + 1) * K + k;
+        const Philox draw = philox(seed, Stream::sample, static_cast<uint32_t>(entry), 7);
+        if (draw.word[0] % 8 == 0) continue;
+        table.pick[at(entry)] = past[at(k)];
+        table.w[at(entry)] = uniform_open(draw.word[1]);
+      }
+    }
+  return table;
+}
+struct Inverse { std::vector<int32_t> start, entry; };
+template <class Device>
+Inverse inverted(Device& cpu, const std::vector<int32_t>& pick, int64_t B, int64_t C, int K) {
+  Inverse inverse{std::vector<int32_t>(at(B * (C + 1)), -7), std::vector<int32_t>(at(B * C * K), -7)};
+  cpu.invert_picks(inverse.start.data(), inverse.entry.data(), pick.data(), B, C, K);
+  return inverse;
+}
+
+}  // namespace
+
+// ---- numbers ------------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("philox: the published vectors") {
+  // The stream is folded into the key, so a key of the vectors is reached by a seed that undoes it.
+  const auto of_key = [](uint32_t k0, uint32_t k1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+    return philox(static_cast<uint64_t>(k1 - static_cast<uint32_t>(Stream::init) * 0x632BE5ABu) << 32 | k0, Stream::init, c0, c1, c2, c3);
+  };
+  const auto same = [](const Philox& p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return p.word[0] == a && p.word[1] == b && p.word[2] == c && p.word[3] == d; };
+  CHECK(same(of_key(0, 0, 0, 0, 0, 0), 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8));
+  CHECK(same(of_key(~0u, ~0u, ~0u, ~0u, ~0u, ~0u), 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd));
+  CHECK(same(of_key(0xa4093822, 0x299f31d0, 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344), 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1));
+}
+
+TEST_CASE("exact_log and exponential: close to the library's") {
+  double worst_log = 0, worst_exp = 0;
+  for (uint32_t i = 0; i < 20000; i++) {
+    const Philox draw = philox(5, Stream::sample, i);
+    const float u = uniform_open(draw.word[0]), wide = std::ldexp(1 + uniform_open(draw.word[1]), static_cast<int>(draw.word[2] % 250) - 125);
+    for (float x : {u, 1 - u / 1024, wide}) worst_log = std::fmax(worst_log, std::fabs(exact_log(x) - std::log(static_cast<double>(x))) / std::fabs(std::log(static_cast<double>(x))));
+    const float x = 174 * u - 87;
+    worst_exp = std::fmax(worst_exp, std::fabs(exponential(x) / std::exp(static_cast<double>(x)) - 1));
+  }
+  CHECK(worst_log < 3e-7);
+  CHECK(worst_exp < 3e-7);
+  CHECK(exponential(0.0f) == 1.0f);
+  CHECK(exponential(-1000.0f) == 0.0f);
+  CHECK(exponential(-std::numeric_limits<float>::infinity()) == 0.0f);
+  CHECK(std::isfinite(exponential(1000.0f)));
+  CHECK(std::isnan(exponential(std::nanf(""))));
+}
+
+TEST_CASE("Gumbel noise: mean, variance, and independence of its coordinates") {
+  const int64_t n = 200000;
+  const auto moments = [&](auto&& draw_at) {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n / 4; i++) {
+      const Philox draw = draw_at(i);
+      for (uint32_t word : draw.word) sum += gumbel(word), squares += static_cast<double>(gumbel(word)) * gumbel(word);
+    }
+    const double mean = sum / n, variance = squares / n - mean * mean, pi = std::acos(-1.0);
+    // Five standard errors: the mean's is pi/sqrt(6n), the variance's sqrt(4.4/n) of itself (kurtosis 5.4).
+    CHECK(std::fabs(mean - 0.5772156649) < 5 * pi / std::sqrt(6.0 * n));
+    CHECK(std::fabs(variance - pi * pi / 6) < 5 * std::sqrt(4.4 / n) * pi * pi / 6);
+  };
+  Selection s;
+  s.seed = 3;
+  moments([&](int64_t i) { return selection_draw(s, 0, 1000, i); });
+  moments([&](int64_t i) { return s.step = i, selection_draw(s, 1, 17, 2); });
+  s.step = 0;
+  moments([&](int64_t i) { return s.first_row = i, selection_draw(s, 0, i % 100, 0); });
+  double worst = 0;
+  for (uint32_t i = 0; i < 10000; i++) {
+    const uint32_t word = i < 2 ? -i : philox(8, Stream::sample, i).word[0];  // both ends, and between
+    const double exact = -std::log(-std::log(static_cast<double>(uniform_open(word))));
+    worst = std::fmax(worst, std::fabs(gumbel(word) - exact) / std::fmax(1.0, std::fabs(exact)));
+  }
+  CHECK(worst < 1e-6);
+
+  // The same coordinates give the same words; any other coordinate gives others, all four.
+  const Selection base = [] { Selection b; b.seed = 11, b.step = 5, b.group = 1, b.first_row = 6; return b; }();
+  const auto differ = [&](const Selection& other, int64_t b, int64_t chunk, int64_t quad) {
+    const Philox x = selection_draw(base, 2, 9, 1), y = selection_draw(other, b, chunk, quad);
+    bool all = true;
+    for (int i = 0; i < 4; i++) all = all && x.word[i] != y.word[i];
+    return all;
+  };
+  const auto with = [&](auto&& change) { Selection other = base; change(other); return other; };
+  CHECK(!differ(base, 2, 9, 1));
+  CHECK(differ(base, 3, 9, 1));
+  CHECK(differ(base, 2, 10, 1));
+  CHECK(differ(base, 2, 9, 2));
+  CHECK(differ(with([](Selection& o) { o.seed = 12; }), 2, 9, 1));
+  CHECK(differ(with([](Selection& o) { o.seed += int64_t{1} << 40; }), 2, 9, 1));
+  CHECK(differ(with([](Selection& o) { o.step = 6; }), 2, 9, 1));
+  CHECK(differ(with([](Selection& o) { o.group = 2; }), 2, 9, 1));
+  CHECK(differ(with([](Selection& o) { o.picking = Picking::uniform; }), 2, 9, 1));
+  CHECK(differ(with([](Selection& o) { o.first_row = 7; }), 2, 9, 1));
+  CHECK(!differ(with([](Selection& o) { o.first_row = 8; }), 0, 9, 1));  // row 0 of a micro-batch that starts at row 8
+}
+
+// ---- simple ops -----------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("embedding: rows of E, and their gradients summed") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int64_t, 3>{13, 5, 7}, {1, 1, 1}, {40, 7, 33}}) {
+    const int64_t rows = size[0], V = size[1], D = size[2];
+    const std::vector<int32_t> token = random_ids(rows, 1, V);
+    const Vec E = randoms(V * D, 2), dx = randoms(rows * D, 3), before = randoms(V * D, 4);
+    Vec x = zeros(rows * D), dE = before, want = before;
+    cpu.embedding_forward(x.data(), token.data(), E.data(), rows, D);
+    cpu.embedding_backward(dE.data(), dx.data(), token.data(), rows, D);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t j = 0; j < D; j++) {
+        CHECK(x[at(r * D + j)] == E[at(token[at(r)] * D + j)]);
+        want[at(token[at(r)] * D + j)] += dx[at(r * D + j)];
+      }
+    CHECK(dE == want);
+    // <dx, x> is linear in E, with slope dE: finite differences say the same.
+    Vec moved = E, gradient = zeros(V * D);
+    cpu.embedding_backward(gradient.data(), dx.data(), token.data(), rows, D);
+    CHECK(slope_error(moved, gradient, [&] { return cpu.embedding_forward(x.data(), token.data(), moved.data(), rows, D), inner(dx, x); }) < slope_tolerance);
+  }
+}
+
+TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
+  Double cpu(1);
+  const double eps = 1e-2;  // large enough to be seen
+  for (const auto& size : {std::array<int64_t, 3>{1, 1, 1}, {5, 7, 1}, {13, 64, 1}, {130, 5, 1}, {7, 13, 3}}) {
+    const int64_t rows = size[0], D = size[1], apart = size[2];
+    CAPTURE(rows);
+    CAPTURE(D);
+    const int64_t stride = D * apart, n = (rows - 1) * stride + D;
+    Vec x = randoms(n, 1), gain = randoms(D, 2, 0.3, 1), out = zeros(rows * D), rstd = zeros(rows);
+    const auto forward = [&] { cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), rows, D, stride, eps); };
+    forward();
+    Vec want = zeros(rows * D);
+    for (int64_t r = 0; r < rows; r++) {
+      double squares = 0;
+      for (int64_t j = 0; j < D; j++) squares += x[at(r * stride + j)] * x[at(r * stride + j)];
+      for (int64_t j = 0; j < D; j++) want[at(r * D + j)] = gain[at(j)] * x[at(r * stride + j)] / std::sqrt(squares / static_cast<double>(D) + eps);
+    }
+    CHECK(relative_error(out, want) < 1e-14);
+
+    // The loss <dn, Norm(x)> + <residual, x> + <residual2, x> over the rows; what lies between them is nobody's.
+    const Vec dn = randoms(rows * D, 3), before = randoms(D, 6);
+    Vec residual = direction_in(n, stride, 0, D), residual2 = direction_in(n, stride, 0, D);
+    for (double& value : residual2) value *= 0.7;
+    for (int residuals = 0; residuals < 3; residuals++) {
+      const double *r1 = residuals > 0 ? residual.data() : nullptr, *r2 = residuals > 1 ? residual2.data() : nullptr;
+      const auto loss = [&] { return forward(), inner(dn, out) + (r1 ? inner(residual, x) : 0) + (r2 ? inner(residual2, x) : 0); };
+      forward();
+      Vec dx(at(n), 5.0), dgain = before;
+      cpu.rmsnorm_backward(dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data(), r1, r2, rows, D, stride);
+      CHECK(slope_error(x.data(), dx.data(), direction_in(n, stride, 0, D), loss) < slope_tolerance);
+      for (int64_t i = 0; i < n; i++)
+        if (i % stride >= D) CHECK(dx[at(i)] == 5.0);
+      Vec added = dgain;
+      for (size_t j = 0; j < added.size(); j++) added[j] -= before[j];
+      CHECK(slope_error(gain, added, loss) < slope_tolerance);
+
+      // dx may be dn, or the first residual.
+      if (apart == 1 && !residuals) {
+        Vec in_place = dn, again = before;
+        cpu.rmsnorm_backward(in_place.data(), again.data(), in_place.data(), x.data(), rstd.data(), gain.data(), r1, r2, rows, D, stride);
+        CHECK(in_place == dx);
+        CHECK(again == dgain);
+      }
+      if (residuals) {
+        Vec in_place = residual, again = before;
+        cpu.rmsnorm_backward(in_place.data(), again.data(), dn.data(), x.data(), rstd.data(), gain.data(), in_place.data(), r2, rows, D, stride);
+        for (int64_t i = 0; i < n; i++)
+          if (i % stride < D) CHECK(in_place[at(i)] == dx[at(i)]);
+      }
+    }
+  }
+}
+
+TEST_CASE("matmul: y = x W^T + residual, and both gradients") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int64_t, 3>{1, 1, 1}, {1, 5, 7}, {13, 7, 5}, {65, 13, 33}, {3, 300, 5}, {7, 64, 300}}) {
+    const int64_t rows = size[0], in = size[1], out = size[2];
+    CAPTURE(rows);
+    CAPTURE(in);
+    CAPTURE(out);
+    Vec x = randoms(rows * in, 1), W = randoms(out * in, 2), residual = randoms(rows * out, 3), y = zeros(rows * out);
+    for (bool with_residual : {false, true}) {
+      const auto forward = [&] { cpu.matmul_forward(y.data(), x.data(), W.data(), with_residual ? residual.data() : nullptr, rows, in, out); };
+      forward();
+      Vec want = with_residual ? residual : zeros(rows * out);
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t o = 0; o < out; o++)
+          for (int64_t i = 0; i < in; i++) want[at(r * out + o)] += x[at(r * in + i)] * W[at(o * in + i)];
+      CHECK(relative_error(y, want) < 1e-13);
+
+      const Vec dy = randoms(rows * out, 4), before = randoms(rows * in, 5), before_W = randoms(out * in, 6);
+      const auto loss = [&] { return forward(), inner(dy, y); };
+      Vec dx = before, dx_more = before, dW = before_W;
+      cpu.matmul_backward_input(dx.data(), dy.data(), W.data(), false, rows, in, out);
+      cpu.matmul_backward_input(dx_more.data(), dy.data(), W.data(), true, rows, in, out);
+      cpu.matmul_backward_weight(dW.data(), dy.data(), x.data(), rows, in, out);
+      CHECK(slope_error(x, dx, loss) < slope_tolerance);
+      for (size_t i = 0; i < dx.size(); i++) dx_more[i] -= before[i];
+      CHECK(relative_error(dx_more, dx) < 1e-13);
+      for (size_t i = 0; i < dW.size(); i++) dW[i] -= before_W[i];
+      CHECK(slope_error(W, dW, loss) < slope_tolerance);
+      if (with_residual) CHECK(slope_error(residual, dy, loss) < slope_tolerance);
+    }
+  }
+}
+
+TEST_CASE("swiglu: formula and gradients") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int64_t, 2>{1, 1}, {5, 7}, {13, 5}, {3, 64}}) {
+    const int64_t rows = size[0], F = size[1];
+    Vec gate_up = randoms(rows * 2 * F, 1, 2), h = zeros(rows * F), want = h, dgate_up = zeros(rows * 2 * F);
+    const auto forward = [&] { cpu.swiglu_forward(h.data(), gate_up.data(), rows, F); };
+    forward();
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t j = 0; j < F; j++) {
+        const double gate = gate_up[at(2 * r * F + j)], up = gate_up[at(2 * r * F + F + j)];
+        want[at(r * F + j)] = gate * (1 / (1 + std::exp(-gate))) * up;
+      }
+    CHECK(relative_error(h, want) < 1e-14);
+    const Vec dh = randoms(rows * F, 2);
+    cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), rows, F);
+    for (int part = 0; part < 2; part++)
+      CHECK(slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F), [&] { return forward(), inner(dh, h); }) < slope_tolerance);
+  }
+  // A float's range is no limit: silu tends to 0 and to z.
+  Cpu<float> single(1);
+  const std::vector<float> extreme = {-1000, 1000, 2, 2};
+  float h[2], dgate_up[4];
+  const float dh[2] = {1, 1};
+  single.swiglu_forward(h, extreme.data(), 1, 2);
+  single.swiglu_backward(dgate_up, dh, extreme.data(), 1, 2);
+  CHECK(std::fabs(h[0]) < 1e-30f);
+  CHECK(h[1] == 2000);
+  CHECK(std::fabs(dgate_up[0]) < 1e-30f);
+  CHECK(dgate_up[1] == 2);
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("sliding attention: formula and gradients") {
+  Double cpu(1);
+  for (const SlidingShape s : {SlidingShape{1, 1, 1, 2, 3}, {2, 13, 3, 2, 5}, {1, 70, 1, 6, 0}, {1, 130, 3, 10, 17}, {2, 65, 3, 6, 1000}, {1, 129, 1, 2, 64}, {1, 64, 5, 6, 63}}) {
+    CAPTURE(s.T);
+    CAPTURE(s.H);
+    CAPTURE(s.W);
+    const int64_t D = s.H * s.d, n = s.B * s.T;
+    Vec qkv = randoms(n * 3 * D, 1), out = zeros(n * D), lse = zeros(s.B * s.H * s.T), dqkv(at(n * 3 * D), 5.0);
+    const auto forward = [&] { cpu.sliding_attention_forward(out.data(), lse.data(), qkv.data(), nullptr, s); };
+    forward();
+    const AttentionResult want = sliding_by_hand(qkv, s);
+    CHECK(relative_error(out, want.out) < 1e-13);
+    CHECK(relative_error(lse, want.lse) < 1e-13);
+    const Vec dout = randoms(n * D, 2);
+    cpu.sliding_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
+    for (int part = 0; part < 3; part++) {
+      CAPTURE(part);
+      // A slot that sees only itself has a constant softmax: q and k have no gradient, but for rounding.
+      if (part < 2 && (s.W == 0 || s.T == 1)) {
+        for (int64_t i = 0; i < n * D; i++) CHECK(std::fabs(dqkv[at(i / D * 3 * D + part * D + i % D)]) < 1e-12);
+        continue;
+      }
+      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] { return forward(), inner(dout, out); }) < slope_tolerance);
+    }
+  }
+}
+
+TEST_CASE("sliding attention: a row read in segments through the ring has the same bits") {
+  Double cpu(1);
+  const int H = 3, d = 6;
+  const int64_t D = H * d, T = 450;
+  const Vec qkv = randoms(T * 3 * D, 1);
+  const std::vector<std::vector<int64_t>> cuts = {{450}, {150, 150, 150}, {1, 1, 1, 7, 60, 300, 64, 16}, {64, 64, 322}, {5, 440, 5}, std::vector<int64_t>(450, 1)};
+  for (int64_t W : {0, 1, 5, 63, 64, 100, 300, 1000}) {
+    Vec whole = zeros(T * D), lse = zeros(H * T);
+    cpu.sliding_attention_forward(whole.data(), lse.data(), qkv.data(), nullptr, {1, T, H, d, W});
+    for (const std::vector<int64_t>& cut : cuts) {
+      CAPTURE(W);
+      CAPTURE(cut.size());
+      Vec ring(at(std::max<int64_t>(W, 1) * 2 * D), infinity), out = zeros(T * D);  // infinity: what was not written must not be read
+      int64_t first = 0;
+      for (int64_t count : cut) {
+        const SlidingShape s{1, count, H, d, W, first};
+        Vec piece_lse = zeros(H * count);
+        cpu.sliding_attention_forward(out.data() + first * D, piece_lse.data(), qkv.data() + first * 3 * D, ring.data(), s);
+        cpu.ring_append(ring.data(), qkv.data() + first * 3 * D, s);
+        first += count;
+      }
+      CHECK(out == whole);
+    }
+  }
+}
+
+TEST_CASE("chunk attention: formula and gradients") {
+  Double cpu(1);
+  for (const ChunkShape s : {ChunkShape{1, 2, 1, 2}, {2, 5, 3, 2}, {1, 64, 1, 10}, {3, 2, 3, 6}, {1, 8, 1, 6}, {1, 13, 3, 4}}) {
+    CAPTURE(s.S);
+    CAPTURE(s.H);
+    CAPTURE(s.d);
+    const int64_t D = s.H * s.d, n = s.N * s.S;
+    Vec qkv = randoms(n * 3 * D, 1), out = zeros(n * D), lse = zeros(s.N * s.H * s.S), dqkv(at(n * 3 * D), 5.0);
+    const auto forward = [&] { cpu.chunk_attention_forward(out.data(), lse.data(), qkv.data(), s); };
+    forward();
+    const AttentionResult want = chunk_by_hand(qkv, s);
+    CHECK(relative_error(out, want.out) < 1e-13);
+    CHECK(relative_error(lse, want.lse) < 1e-13);
+    const Vec dout = randoms(n * D, 2);
+    cpu.chunk_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
+    for (int part = 0; part < 3; part++)
+      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] { return forward(), inner(dout, out); }) < slope_tolerance);
+  }
+}
+
+// ---- retrieval ------------------------------------------------------------------------------------------------------------------
+namespace {
+
+struct Retrieved { std::vector<int32_t> pick; Vec w; };  // (B,C+1,K)
+template <class Device = Double>
+Retrieved retrieved(Device& cpu, const Vec& r, const Vec& landmark, const RetrievalShape& s, const Selection& selection) {
+  Retrieved result{std::vector<int32_t>(at(s.B * (s.C + 1) * s.K), 77), Vec(at(s.B * (s.C + 1) * s.K), 77.0)};
+  cpu.no_pick(result.pick.data(), result.w.data(), s.B, s.C, s.K);
+  cpu.chunk_retrieval_forward(result.pick.data(), result.w.data(), r.data(), landmark.data(), s, selection);
+  return result;
+}
+
+// One row of one query (chunk `past`) against the given scores: D = 1, the query 1 and the landmarks the scores.
+Retrieved picks_of_scores(const Vec& scores, int K) {
+  Double cpu(1);
+  return retrieved(cpu, {1.0}, scores, {1, 1, 1, K, static_cast<int64_t>(scores.size()), 1, 0}, {});
+}
+std::vector<int32_t> second_row(const Retrieved& r, int K) { return {r.pick.begin() + K, r.pick.begin() + 2 * K}; }
+
+}  // namespace
+
+TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int64_t, 4>{1, 1, 5, 2}, {2, 7, 5, 3}, {1, 13, 1, 1}, {3, 5, 13, 8}, {1, 64, 7, 8}, {1, 40, 6, 32}}) {
+    const int64_t B = size[0], C = size[1], D = size[2], K = size[3];
+    const int64_t apart = 2;  // landmarks lie apart, as in the encoder's output
+    const RetrievalShape s{B, C, static_cast<int>(D), static_cast<int>(K), 0, apart * D, C * apart * D + 3};
+    const Vec r = randoms(B * C * D, 1), landmark = randoms(B * s.row_stride, 2);
+    const std::vector<float> given_noise = random_values<float>(B * C * C, 3);
+    Selection drawn;
+    drawn.noise = true, drawn.seed = 9, drawn.step = 4, drawn.first_row = 10, drawn.group = 1;
+    Selection given = drawn;
+    given.given_noise = given_noise.data();
+    for (const Selection& selection : {Selection{}, drawn, given}) {
+      CAPTURE(C);
+      CAPTURE(K);
+      CAPTURE(selection.noise);
+      const Retrieved result = retrieved(cpu, r, landmark, s, selection);
+      for (int64_t b = 0; b < B; b++) {
+        for (int64_t k = 0; k < K; k++) {
+          CHECK(result.pick[at(b * (C + 1) * K + k)] == -1);
+          CHECK(result.w[at(b * (C + 1) * K + k)] == 0);
+        }
+        for (int64_t c = 0; c < C; c++) {
+          struct Candidate { double key, score; int32_t chunk; };
+          std::vector<Candidate> past;
+          for (int64_t m = 0; m < c; m++) {
+            double score = 0;
+            for (int64_t j = 0; j < D; j++) score += r[at((b * C + c) * D + j)] * landmark[at(b * s.row_stride + m * s.stride + j)];
+            score /= std::sqrt(static_cast<double>(D));
+            double noise = 0;
+            if (selection.given_noise) noise = given_noise[at((b * C + c) * C + m)];
+            else if (selection.noise) noise = gumbel(selection_draw(selection, b, c, m / 4).word[m % 4]);
+            past.push_back({score + noise, score, static_cast<int32_t>(m)});
+          }
+          std::stable_sort(past.begin(), past.end(), [](const Candidate& x, const Candidate& y) { return x.key > y.key; });
+          if (static_cast<int64_t>(past.size()) > K) past.resize(at(K));
+          double sum = 0;
+          for (const Candidate& p : past) sum += std::exp(p.score);
+          for (int64_t k = 0; k < K; k++) {
+            const int64_t entry = (b * (C + 1) + c + 1) * K + k;
+            const bool there = k < static_cast<int64_t>(past.size());
+            CHECK(result.pick[at(entry)] == (there ? past[at(k)].chunk : -1));
+            CHECK(result.w[at(entry)] == doctest::Approx(there ? std::exp(past[at(k)].score) / sum : 0).epsilon(1e-12));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("retrieval: a later segment of a row picks the same, noise included") {
+  Double cpu(1);
+  const int64_t C = 13, done = 8;
+  const int D = 5, K = 3;
+  const Vec r = randoms(C * D, 1), landmark = randoms(C * D, 2);
+  Selection selection;
+  for (bool noise : {false, true}) {
+    selection.noise = noise;
+    const Retrieved whole = retrieved(cpu, r, landmark, {1, C, D, K, 0, D, C * D}, selection);
+    const Retrieved later = retrieved(cpu, Vec(r.begin() + done * D, r.end()), landmark, {1, C - done, D, K, done, D, 0}, selection);
+    CHECK(std::equal(later.pick.begin() + K, later.pick.end(), whole.pick.begin() + (done + 1) * K));
+    CHECK(std::equal(later.w.begin() + K, later.w.end(), whole.w.begin() + (done + 1) * K));
+  }
+}
+
+TEST_CASE("retrieval: ties go to the lower chunk, the largest score first") {
+  CHECK(second_row(picks_of_scores({1, 1, 1, 1, 1}, 3), 3) == std::vector<int32_t>{0, 1, 2});
+  CHECK(second_row(picks_of_scores({0, 2, 1, 2, 2}, 2), 2) == std::vector<int32_t>{1, 3});
+  CHECK(second_row(picks_of_scores({1, 2, 1, 3, 1, 2}, 5), 5) == std::vector<int32_t>{3, 1, 5, 0, 2});
+  CHECK(second_row(picks_of_scores({3, 2, 1}, 2), 2) == std::vector<int32_t>{0, 1});
+  CHECK(second_row(picks_of_scores({0.0, -0.0, 0.0}, 2), 2) == std::vector<int32_t>{0, 1});
+}
+
+TEST_CASE("retrieval: fewer past chunks than picks") {
+  const Retrieved r = picks_of_scores({1, 2}, 5);
+  CHECK(second_row(r, 5) == std::vector<int32_t>{1, 0, -1, -1, -1});
+  CHECK(r.w[5] == doctest::Approx(1 / (1 + std::exp(-1.0))).epsilon(1e-14));
+  CHECK(r.w[6] == doctest::Approx(1 / (1 + std::exp(1.0))).epsilon(1e-14));
+  for (size_t k = 7; k < 10; k++) CHECK(r.w[k] == 0);
+}
+
+TEST_CASE("retrieval: scores that are no numbers come last, and show in the weights when picked") {
+  const double nan = std::nan("");
+  const Retrieved dropped = picks_of_scores({1, nan, 3, nan, 2}, 3);  // there are better ones
+  CHECK(second_row(dropped, 3) == std::vector<int32_t>{2, 4, 0});
+  CHECK(dropped.w[3] + dropped.w[4] + dropped.w[5] == doctest::Approx(1).epsilon(1e-14));
+  const Retrieved picked = picks_of_scores({nan, 1, nan}, 2);
+  CHECK(second_row(picked, 2) == std::vector<int32_t>{1, 0});
+  for (size_t k = 2; k < 4; k++) CHECK(std::isnan(picked.w[k]));
+  const Retrieved all = picks_of_scores({nan, nan, nan}, 2);
+  CHECK(second_row(all, 2) == std::vector<int32_t>{0, 1});
+  for (size_t k = 2; k < 4; k++) CHECK(std::isnan(all.w[k]));
+  const Retrieved hopeless = picks_of_scores({-infinity, -infinity}, 3);
+  CHECK(second_row(hopeless, 3) == std::vector<int32_t>{0, 1, -1});
+  for (size_t k = 3; k < 6; k++) CHECK(hopeless.w[k] == 0);
+}
+
+TEST_CASE("retrieval: picks out of the past are refused") {
+  Double cpu(1);
+  Selection given;
+  given.picking = Picking::given;
+  const RetrievalShape s{1, 2, 1, 1, 0, 1, 2};
+  const Vec r = {1, 1}, landmark = {1, 1};
+  Vec w = zeros(3);
+  std::vector<int32_t> pick = {-1, -1, 0};
+  cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, given);
+  CHECK(w == Vec{0, 0, 1});
+  pick[2] = 1;
+  CHECK_THROWS_AS(cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, given), Error);
+  CHECK(pick == std::vector<int32_t>{-1, -1, 1});
+}
+
+TEST_CASE("retrieval: gradients of queries and landmarks with picks held") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int64_t, 4>{2, 7, 5, 3}, {1, 5, 13, 8}, {3, 13, 1, 2}}) {
+    const int64_t B = size[0], C = size[1], D = size[2], K = size[3];
+    CAPTURE(C);
+    CAPTURE(K);
+    const int64_t apart = 3, rows = (C + 1) * K;
+    const RetrievalShape s{B, C, static_cast<int>(D), static_cast<int>(K), 0, apart * D, C * apart * D};
+    Vec r = randoms(B * C * D, 1), landmark = randoms(B * s.row_stride, 2), w = zeros(B * rows);
+    Selection selection;
+    selection.noise = true;
+    const Retrieved held = retrieved(cpu, r, landmark, s, selection);
+    selection.picking = Picking::given;
+    std::vector<int32_t> pick = held.pick;
+    pick[at(rows - 2 * K)] = -1;  // a hole
+    const auto forward = [&] { cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection); };
+    forward();
+    Vec weights_gradient = randoms(B * rows, 3);
+    for (int64_t b = 0; b < B; b++)
+      for (int64_t k = 0; k < K; k++) weights_gradient[at(b * rows + C * K + k)] = 0;  // nobody is served by what the last chunk picked
+    const auto loss = [&] { return forward(), inner(weights_gradient, w); };
+    const Inverse inverse = inverted(cpu, pick, B, C, static_cast<int>(K));
+    const Vec before = randoms(B * s.row_stride, 4);
+    Vec dw = weights_gradient, dr(at(B * C * D), 5.0), dlandmark = before;
+    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(), inverse.entry.data(), r.data(), landmark.data(), s);
+    CHECK(slope_error(r, dr, loss) < slope_tolerance);
+    for (size_t i = 0; i < dlandmark.size(); i++) dlandmark[i] -= before[i];
+    CHECK(slope_error(landmark, dlandmark, loss) < slope_tolerance);
+  }
+}
+
+TEST_CASE("retrieval ablations: none, and uniform over the past") {
+  Double cpu(1);
+  const int64_t B = 500, C = 14;
+  const int D = 3, K = 3;
+  const RetrievalShape s{B, C, D, K, 0, D, C * D};
+  const Vec r = randoms(B * C * D, 1), landmark = randoms(B * C * D, 2);
+  Selection selection;
+  selection.picking = Picking::none;
+  const Retrieved none = retrieved(cpu, r, landmark, s, selection);
+  CHECK(std::all_of(none.pick.begin(), none.pick.end(), [](int32_t m) { return m == -1; }));
+  CHECK(none.w == zeros(B * (C + 1) * K));
+
+  selection.picking = Picking::uniform;
+  const Retrieved uniform = retrieved(cpu, r, landmark, s, selection);
+  double score_order = 0;
+  for (int64_t c = 0; c < C; c++) {
+    std::vector<int64_t> picked(at(C), 0);
+    for (int64_t b = 0; b < B; b++) {
+      const int64_t entry = (b * (C + 1) + c + 1) * K;
+      std::vector<int32_t> mine(uniform.pick.begin() + entry, uniform.pick.begin() + entry + K);
+      double sum = 0;
+      for (int k = 0; k < K; k++) {
+        CHECK((mine[at(k)] >= 0) == (k < c));
+        CHECK(mine[at(k)] < c);
+        if (mine[at(k)] < 0) continue;
+        picked[at(mine[at(k)])]++;
+        sum += uniform.w[at(entry + k)];
+      }
+      if (c > 0) CHECK(sum == doctest::Approx(1).epsilon(1e-12));
+      if (c > K) score_order += uniform.w[at(entry)] > uniform.w[at(entry + 1)] ? 1 : -1;
+      std::sort(mine.begin(), mine.end());
+      CHECK(std::unique(mine.begin(), mine.begin() + std::min<int64_t>(c, K)) == mine.begin() + std::min<int64_t>(c, K));
+    }
+    // Each of c chunks is picked with probability K/c: five standard errors of that many rows.
+    if (c <= K) continue;
+    const double p = static_cast<double>(K) / static_cast<double>(c), n = static_cast<double>(B);
+    for (int64_t m = 0; m < C; m++) CHECK(std::fabs(static_cast<double>(picked[at(m)]) - (m < c ? n * p : 0)) <= 5 * std::sqrt(n * p * (1 - p)));
+  }
+  CHECK(std::fabs(score_order) < 5 * std::sqrt(static_cast<double>(B * (C - K - 1))));  // no order of scores among them
+  selection.step = 1;
+  CHECK(retrieved(cpu, r, landmark, s, selection).pick != uniform.pick);
+}
+
+TEST_CASE("inverted pick table: every fetch once, in order") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int64_t, 3>{1, 1, 1}, {2, 5, 3}, {3, 13, 8}}) {
+    const int64_t B = size[0], C = size[1], K = size[2];
+    const Table table = random_table(B, C, static_cast<int>(K), 5);
+    const Inverse inverse = inverted(cpu, table.pick, B, C, static_cast<int>(K));
+    for (int64_t b = 0; b < B; b++)
+      for (int64_t m = 0; m < C; m++) {
+        std::vector<int32_t> want;
+        for (int64_t i = 0; i < C * K; i++)
+          if (table.pick[at(b * (C + 1) * K + i)] == m) want.push_back(static_cast<int32_t>(i));
+        const int32_t *start = &inverse.start[at(b * (C + 1))], *entry = inverse.entry.data() + b * C * K;
+        CHECK(start[0] == 0);
+        CHECK(std::vector<int32_t>(entry + start[m], entry + start[m + 1]) == want);
+      }
+  }
+}
+
+// ---- grouped cross attention ----------------------------------------------------------------------------------------------------
+namespace {
+
+// A memory of N chunks as the model makes it: random, the landmark rows zero.
+template <class real>
+std::vector<real> random_memory(Cpu<real>& cpu, int64_t N, int64_t S, int64_t D, uint64_t seed) {
+  std::vector<real> kv = random_values<real>(N * S * 2 * D, seed);
+  cpu.zero_landmarks(kv.data(), N, S, D);
+  return kv;
+}
+
+}  // namespace
+
+TEST_CASE("zero_landmarks: the last slot of every chunk, nothing else") {
+  Double cpu(1);
+  const int64_t N = 3, S = 5, D = 7;
+  const Vec before = randoms(N * S * 2 * D, 1);
+  Vec kv = before;
+  cpu.zero_landmarks(kv.data(), N, S, D);
+  for (int64_t i = 0; i < N * S * 2 * D; i++) CHECK(kv[at(i)] == (i / (2 * D) % S == S - 1 ? 0.0 : before[at(i)]));
+}
+
+TEST_CASE("grouped cross attention: formula, null slot on and off") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int, 6>{2, 5, 5, 3, 2, 3}, {1, 3, 64, 1, 10, 2}, {1, 7, 2, 3, 6, 8}, {2, 4, 8, 1, 6, 1}, {1, 1, 5, 1, 2, 2}})
+    for (bool null_slot : {true, false}) {
+      const int B = size[0], C = size[1], S = size[2], H = size[3], d = size[4], K = size[5];
+      CAPTURE(S);
+      CAPTURE(H);
+      CAPTURE(null_slot);
+      const int64_t D = H * d, T = static_cast<int64_t>(C) * S, M = C + 2;  // the memory may be longer than the row
+      const GcaShape s{B, T, H, d, S, K, M, 0, null_slot};
+      const Table table = random_table(B, C, K, 3);
+      const Vec q = randoms(B * T * D, 1), kv = random_memory(cpu, B * M, S, D, 2), want = gca_by_hand(q, kv, table.pick, table.w, s);
+      Vec out(at(B * T * D), 5.0), again = out, lse(at(static_cast<int64_t>(B) * C * K * H * S), 5.0);
+      cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), table.pick.data(), table.w.data(), s);
+      CHECK(relative_error(out, want) < 1e-13);
+      cpu.gca_forward(again.data(), nullptr, q.data(), kv.data(), table.pick.data(), table.w.data(), s);
+      CHECK(again == out);
+    }
+}
+
+TEST_CASE("grouped cross attention: slots of a later segment, and single ones, have the same bits") {
+  Double cpu(1);
+  const int H = 3, d = 6, S = 5, K = 3;
+  const int64_t D = H * d, C = 6, T = C * S;
+  const Table table = random_table(1, C, K, 3);
+  const Vec q = randoms(T * D, 1), kv = random_memory(cpu, C, S, D, 2);
+  Vec whole = zeros(T * D);
+  cpu.gca_forward(whole.data(), nullptr, q.data(), kv.data(), table.pick.data(), table.w.data(), {1, T, H, d, S, K, C});
+  for (const auto& size : {std::array<int64_t, 2>{10, 5}, {10, 20}, {15, 1}, {17, 2}, {19, 1}, {21, 4}}) {
+    const int64_t first = size[0], count = size[1];
+    Vec piece = zeros(count * D);
+    const GcaShape s{1, count, H, d, S, K, C, first};
+    cpu.gca_forward(piece.data(), nullptr, q.data() + first * D, kv.data(), table.pick.data() + first / S * K, table.w.data() + first / S * K, s);
+    CHECK(piece == Vec(whole.begin() + first * D, whole.begin() + (first + count) * D));
+  }
+}
+
+TEST_CASE("grouped cross attention: gradients of queries, weights and memory, two layers and two tables") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int, 6>{2, 5, 5, 3, 2, 3}, {1, 4, 64, 1, 10, 2}, {1, 7, 2, 3, 6, 8}, {2, 5, 8, 1, 6, 1}})
+    for (bool null_slot : {true, false}) {
+      const int B = size[0], C = size[1], S = size[2], H = size[3], d = size[4], K = size[5];
+      CAPTURE(S);
+      CAPTURE(H);
+      CAPTURE(null_slot);
+      const int64_t D = H * d, T = static_cast<int64_t>(C) * S, saved = static_cast<int64_t>(B) * C * K * H * S, entries = static_cast<int64_t>(B) * (C + 1) * K;
+      const GcaShape s{B, T, H, d, S, K, C, 0, null_slot};
+      Vec kv = random_memory(cpu, B * C, S, D, 2);
+      struct Layer { Table table; Inverse inverse; Vec q, dout, out, lse, delta, dq, dw; };
+      std::vector<Layer> layers;
+      for (uint64_t l = 0; l < 2; l++) {
+        Table table = random_table(B, C, K, 3 + l);
+        Inverse inverse = inverted(cpu, table.pick, B, C, K);
+        layers.push_back({table, inverse, randoms(B * T * D, 20 + l), randoms(B * T * D, 30 + l), zeros(B * T * D), zeros(saved), zeros(saved), Vec(at(B * T * D), 5.0), zeros(entries)});
+      }
+      const auto loss = [&] {
+        double sum = 0;
+        for (Layer& l : layers) {
+          cpu.gca_forward(l.out.data(), l.lse.data(), l.q.data(), kv.data(), l.table.pick.data(), l.table.w.data(), s);
+          sum += inner(l.dout, l.out);
+        }
+        return sum;
+      };
+      loss();
+      std::vector<FetchingLayer<double, double>> fetching;
+      for (Layer& l : layers) {
+        const Vec before = randoms(entries, 9);
+        l.dw = before;
+        cpu.gca_backward_query(l.dq.data(), l.dw.data(), l.delta.data(), l.dout.data(), l.q.data(), kv.data(), l.lse.data(), l.table.pick.data(), l.table.w.data(), s);
+        for (size_t i = 0; i < before.size(); i++) l.dw[i] -= before[i];
+        fetching.push_back({l.q.data(), l.dout.data(), l.lse.data(), l.delta.data(), l.table.w.data(), l.inverse.start.data(), l.inverse.entry.data()});
+      }
+      Vec dkv(kv.size(), 5.0);
+      cpu.gca_backward_memory(dkv.data(), fetching.data(), 2, kv.data(), s);
+      for (Layer& l : layers) {
+        // One real key and no null slot: the softmax is constant, q and k have no gradient.
+        if (S == 2 && !null_slot) CHECK(std::all_of(l.dq.begin(), l.dq.end(), [](double x) { return std::fabs(x) < 1e-12; }));
+        else CHECK(slope_error(l.q, l.dq, loss) < slope_tolerance);
+        CHECK(slope_error(l.table.w.data(), l.dw.data(), [&] {
+                Vec direction = randoms(entries, 8);  // a weight without a pick is no weight
+                for (int64_t i = 0; i < entries; i++)
+                  if (l.table.pick[at(i)] < 0) direction[at(i)] = 0;
+                return direction;
+              }(), loss) < slope_tolerance);
+      }
+      for (int part = 0; part < 2; part++) {
+        Vec direction = direction_in(static_cast<int64_t>(kv.size()), 2 * D, part * D, part * D + D);
+        cpu.zero_landmarks(direction.data(), B * C, S, D);  // the null slot is what it is
+        if (part == 0 && S == 2 && !null_slot) continue;
+        CHECK(slope_error(kv.data(), dkv.data(), direction, loss) < slope_tolerance);
+      }
+      for (size_t i = 0; i < dkv.size(); i++)
+        if (static_cast<int64_t>(i) / (2 * D) % S == S - 1) CHECK(dkv[i] == 0);
+    }
+}
+
+TEST_CASE("attention in float bears logits far out of exp's range") {
+  Cpu<float> cpu(1);
+  const int H = 1, d = 2, S = 5, K = 1;
+  const int64_t C = 3, T = C * S;
+  const auto all_finite = [](const std::vector<float>& x) { return std::all_of(x.begin(), x.end(), [](float v) { return std::isfinite(v); }); };
+  const std::vector<float> qkv = random_values<float>(T * 6, 1, 1000), dout = random_values<float>(T * 2, 2);
+  std::vector<float> out(at(T * 2)), lse(at(T)), dqkv(at(T * 6));
+  cpu.sliding_attention_forward(out.data(), lse.data(), qkv.data(), nullptr, {1, T, H, d, 7});
+  cpu.sliding_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), {1, T, H, d, 7});
+  CHECK(all_finite(out));
+  CHECK(all_finite(dqkv));
+  cpu.chunk_attention_forward(out.data(), lse.data(), qkv.data(), {C, S, H, d});
+  cpu.chunk_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), {C, S, H, d});
+  CHECK(all_finite(out));
+  CHECK(all_finite(dqkv));
+  const std::vector<int32_t> pick = {-1, -1, 0, 1};
+  const std::vector<float> w = {0, 0, 1, 1}, q = random_values<float>(T * 2, 3, 1000);
+  std::vector<float> kv = random_values<float>(T * 4, 4, 1000), delta(at(T)), dq(at(T * 2)), dw(4), dkv(kv.size());
+  cpu.zero_landmarks(kv.data(), C, S, 2);
+  const GcaShape s{1, T, H, d, S, K, C};
+  const Inverse inverse = inverted(cpu, pick, 1, C, K);
+  cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), pick.data(), w.data(), s);
+  cpu.gca_backward_query(dq.data(), dw.data(), delta.data(), dout.data(), q.data(), kv.data(), lse.data(), pick.data(), w.data(), s);
+  const FetchingLayer<float, float> layer{q.data(), dout.data(), lse.data(), delta.data(), w.data(), inverse.start.data(), inverse.entry.data()};
+  cpu.gca_backward_memory(dkv.data(), &layer, 1, kv.data(), s);
+  CHECK(all_finite(out));
+  CHECK(all_finite(dq));
+  CHECK(all_finite(dkv));
+}
+
+// ---- cross entropy and the optimiser --------------------------------------------------------------------------------------------
+
+TEST_CASE("cross entropy: losses, sums and gradient, with weights, missing targets and padding") {
+  Double cpu(1);
+  for (const auto& size : {std::array<int64_t, 3>{1, 2, 2}, {5, 7, 7}, {13, 5, 8}, {7, 263, 264}})
+    for (bool weighted : {false, true}) {
+      const int64_t rows = size[0], V = size[1], stride = size[2];
+      CAPTURE(rows);
+      CAPTURE(V);
+      CAPTURE(weighted);
+      Vec logits = randoms(rows * stride, 1, 3), loss = zeros(rows);
+      std::vector<int32_t> target = random_ids(rows, 2, V);
+      if (rows > 4) target[1] = -1, target[3] = -100;
+      const std::vector<float> slot_weight = random_values<float>(rows, 3, 0.5, 1);
+      const float* weight = weighted ? slot_weight.data() : nullptr;
+      const double scale = 0.37;
+      const auto sums = [&](double scale_of_gradient, Vec& copy) {
+        StepState state{};
+        cpu.cross_entropy(loss.data(), copy.data(), target.data(), weight, scale_of_gradient, rows, V, stride);
+        cpu.add_loss(&state, loss.data(), weight, scale, rows);
+        return state;
+      };
+      Vec untouched = logits, gradient = logits;
+      const StepState state = sums(0, untouched);
+      CHECK(untouched == logits);
+      double want = 0, want_plain = 0;
+      for (int64_t r = 0; r < rows; r++) {
+        double sum = 0, one = 0;
+        for (int64_t j = 0; j < V; j++) sum += std::exp(logits[at(r * stride + j)]);
+        if (target[at(r)] >= 0) one = std::log(sum) - logits[at(r * stride + target[at(r)])];
+        CHECK(loss[at(r)] == doctest::Approx(one).epsilon(1e-13));
+        want += scale * one * (weighted ? slot_weight[at(r)] : 1.0f);
+        want_plain += scale * one;
+      }
+      CHECK(state.loss == doctest::Approx(want).epsilon(1e-13));
+      CHECK(state.plain_loss == doctest::Approx(want_plain).epsilon(1e-13));
+      sums(scale, gradient);
+      CHECK(slope_error(logits.data(), gradient.data(), direction_in(rows * stride, stride, 0, V), [&] {
+              Vec copy = logits;
+              return sums(0, copy).loss;
+            }) < slope_tolerance);
+      for (int64_t i = 0; i < rows * stride; i++)
+        if (i % stride >= V || target[at(i / stride)] < 0) CHECK(gradient[at(i)] == 0);
+    }
+  // Logits far out of exp's range.
+  Cpu<float> single(1);
+  float logits[3] = {0, 5000, -5000}, loss[1];
+  const int32_t target[1] = {1};
+  single.cross_entropy(loss, logits, target, nullptr, 1.0, 1, 3, 3);
+  CHECK(loss[0] == 0);
+  for (float gradient : logits) CHECK(gradient == 0);
+  // Where the target is nearly certain, bf16 stores p - 1, not the difference of a stored p.
+  Cpu<float, true> twin(1);
+  float sure[3] = {0, 7, 0};
+  twin.cross_entropy(loss, sure, target, nullptr, 1.0, 1, 3, 3);
+  const double want = -2 / (std::exp(7.0) + 2);
+  CHECK(relative_error(&sure[1], &want, 1) < 1.0 / 256);
+}
+
+TEST_CASE("AdamW: decay before the update, bias correction, clipping, matrices only") {
+  Double cpu(1);
+  const int64_t n = 70000;  // more than one block of the norm's sum
+  const std::vector<Segment> segments = {{0, 5, false}, {8, 60000, true}, {60008, 9000, false}};  // gaps: alignment's
+  for (double clip : {0.0, 1.0, 1e9}) {
+    CAPTURE(clip);
+    const AdamW hyper{.lr = 3e-2, .beta1 = 0.8, .beta2 = 0.9, .eps = 1e-3, .weight_decay = 0.3, .clip = clip};
+    Vec w = randoms(n, 1), m = zeros(n), v = zeros(n), want = w, want_m = m, want_v = v;
+    StepState state{};
+    for (int t = 1; t <= 4; t++) {
+      const Vec gradient = randoms(n, 10 + static_cast<uint64_t>(t), 0.1 * t);
+      cpu.begin_step(&state);
+      cpu.end_gradient(&state, gradient.data(), n, hyper.clip);
+      cpu.adamw(w.data(), w.data(), m.data(), v.data(), gradient.data(), segments.data(), 3, &state, hyper);
+      double norm = 0;
+      for (double g : gradient) norm += g * g;
+      norm = std::sqrt(norm);
+      const double scale = clip == 0 ? 1 : std::min(1.0, clip / (norm + 1e-6));
+      CHECK(state.grad_norm == doctest::Approx(norm).epsilon(1e-12));
+      CHECK(state.grad_scale == doctest::Approx(scale).epsilon(1e-12));
+      CHECK(state.adam_steps == t);
+      for (const Segment& segment : segments)
+        for (int64_t i = segment.offset; i < segment.offset + segment.size; i++) {
+          const double g = scale * gradient[at(i)];
+          want_m[at(i)] = hyper.beta1 * want_m[at(i)] + (1 - hyper.beta1) * g;
+          want_v[at(i)] = hyper.beta2 * want_v[at(i)] + (1 - hyper.beta2) * g * g;
+          if (segment.decay) want[at(i)] *= 1 - hyper.lr * hyper.weight_decay;
+          const double mhat = want_m[at(i)] / (1 - std::pow(hyper.beta1, t)), vhat = want_v[at(i)] / (1 - std::pow(hyper.beta2, t));
+          want[at(i)] -= hyper.lr * mhat / (std::sqrt(vhat) + hyper.eps);
+        }
+    }
+    CHECK(relative_error(w, want) < 1e-13);
+    CHECK(relative_error(m, want_m) < 1e-13);
+    CHECK(relative_error(v, want_v) < 1e-13);
+  }
+}
+
+TEST_CASE("AdamW: a step that is not finite changes nothing and is counted") {
+  Double cpu(1);
+  const int64_t n = 13;
+  const Segment segment{0, n, true};
+  const AdamW hyper{.lr = 1e-2, .weight_decay = 0.1};
+  Vec w = randoms(n, 1), m = zeros(n), v = zeros(n), gradient = randoms(n, 2);
+  StepState state{};
+  const auto step = [&](double loss) {
+    cpu.begin_step(&state);
+    state.loss = loss;
+    cpu.end_gradient(&state, gradient.data(), n, hyper.clip);
+    cpu.adamw(w.data(), w.data(), m.data(), v.data(), gradient.data(), &segment, 1, &state, hyper);
+  };
+  step(1);
+  CHECK(!state.skip);
+  const Vec w1 = w, m1 = m, v1 = v;
+  const double good = gradient[3];
+  int64_t skipped = 0;
+  for (double bad : {infinity, -infinity, std::nan(""), 1e200}) {  // 1e200: its square is not finite
+    gradient[3] = bad;
+    step(1);
+    CHECK(state.skip == 1);
+    CHECK(state.skipped == ++skipped);
+    CHECK(state.skipped_in_a_row == skipped);
+  }
+  gradient[3] = good;
+  for (double bad : {infinity, std::nan("")}) {
+    step(bad);
+    CHECK(state.skip == 1);
+    CHECK(state.skipped_in_a_row == ++skipped);
+  }
+  CHECK(state.adam_steps == 1);
+  CHECK(w == w1);
+  CHECK(m == m1);
+  CHECK(v == v1);
+  step(1);
+  CHECK(!state.skip);
+  CHECK(state.adam_steps == 2);
+  CHECK(state.skipped == 6);
+  CHECK(state.skipped_in_a_row == 0);
+  CHECK(w != w1);
+  CHECK(std::all_of(w.begin(), w.end(), [](double x) { return std::isfinite(x); }));
+}
+
+// ---- all ops at once: threads, float, bf16 ----------------------------------------------------------------------------------------
+namespace {
+
+struct Output { std::string name; Vec values; bool stored_as_bf16; };
+
+// Every op once, on inputs that bf16 holds exactly, large enough that the pool has several tasks of each.
+template <class Device>
+std::vector<Output> all_ops(int threads) {
+  using real = typename Device::act;
+  using Buffer = std::vector<real>;
+  Device cpu(threads);
+  std::vector<Output> outputs;
+  const auto input = [](int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
+    Buffer x = random_values<real>(n, seed, deviation, mean);
+    for (real& value : x) value = round_bf16(static_cast<float>(value));
+    return x;
+  };
+  const auto buffer = [](int64_t n) { return Buffer(at(n), real(0)); };
+  const auto keep = [&](const char* name, const Buffer& x, bool stored_as_bf16) { outputs.push_back({name, Vec(x.begin(), x.end()), stored_as_bf16}); };
+
+  const int B = 2, C = 6, S = 16, H = 3, d = 10, K = 3;
+  const int64_t D = H * d, T = static_cast<int64_t>(C) * S, R = B * T, F = 70, V = 41;
+  const Buffer x = input(R * D, 1), gain = input(D, 2, 0.3, 1), dout = input(R * D, 3), qkv = input(R * 3 * D, 4);
+  {
+    const std::vector<int32_t> token = random_ids(R, 1, V);
+    Buffer dE = buffer(V * D), embedded = buffer(R * D);
+    cpu.embedding_forward(embedded.data(), token.data(), input(V * D, 5).data(), R, D);
+    cpu.embedding_backward(dE.data(), dout.data(), token.data(), R, D);
+    keep("embedding", embedded, true), keep("dE", dE, false);
+  }
+  {
+    Buffer out = buffer(R * D), rstd = buffer(R), dx = buffer(R * D), dgain = buffer(D);
+    cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), R, D, D, 1e-5);
+    cpu.rmsnorm_backward(dx.data(), dgain.data(), dout.data(), x.data(), rstd.data(), gain.data(), x.data(), dout.data(), R, D, D);
+    keep("rmsnorm", out, true), keep("rmsnorm dx", dx, true), keep("rmsnorm dgain", dgain, false);
+  }
+  {
+    const Buffer W = input(F * D, 6), dy = input(R * F, 7), residual = input(R * F, 8);
+    Buffer y = buffer(R * F), dx = x, dW = buffer(F * D);
+    cpu.matmul_forward(y.data(), x.data(), W.data(), residual.data(), R, D, F);
+    cpu.matmul_backward_input(dx.data(), dy.data(), W.data(), true, R, D, F);
+    cpu.matmul_backward_weight(dW.data(), dy.data(), x.data(), R, D, F);
+    keep("matmul", y, true), keep("matmul dx", dx, true), keep("matmul dW", dW, false);
+  }
+  {
+    const Buffer gate_up = input(R * 2 * F, 9), dh = input(R * F, 10);
+    Buffer h = buffer(R * F), dgate_up = buffer(R * 2 * F);
+    cpu.swiglu_forward(h.data(), gate_up.data(), R, F);
+    cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), R, F);
+    keep("swiglu", h, true), keep("swiglu dgate|dup", dgate_up, true);
+  }
+  {
+    const SlidingShape s{B, T, H, d, 37};
+    Buffer out = buffer(R * D), lse = buffer(B * H * T), dqkv = buffer(R * 3 * D);
+    cpu.sliding_attention_forward(out.data(), lse.data(), qkv.data(), nullptr, s);
+    cpu.sliding_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
+    keep("sliding attention", out, true), keep("sliding attention dqkv", dqkv, true);
+  }
+  {
+    const ChunkShape s{B * C, S, H, d};
+    Buffer out = buffer(R * D), lse = buffer(B * C * H * S), dqkv = buffer(R * 3 * D);
+    cpu.chunk_attention_forward(out.data(), lse.data(), qkv.data(), s);
+    cpu.chunk_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
+    keep("chunk attention", out, true), keep("chunk attention dqkv", dqkv, true);
+  }
+  {
+    const Table table = random_table(B, C, K, 3);
+    const Inverse inverse = inverted(cpu, table.pick, B, C, K);
+    const RetrievalShape s{B, C, static_cast<int>(D), K, 0, D, C * D};
+    Selection selection;
+    selection.picking = Picking::given;
+    std::vector<int32_t> pick = table.pick;
+    const Buffer r = input(B * C * D, 11), landmark = input(B * C * D, 12);
+    Buffer w = buffer(B * (C + 1) * K), dw = input(B * (C + 1) * K, 13), dr = buffer(B * C * D), dlandmark = input(B * C * D, 14);
+    cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection);
+    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(), inverse.entry.data(), r.data(), landmark.data(), s);
+    keep("retrieval w", w, false), keep("retrieval dr", dr, true), keep("retrieval dlandmark", dlandmark, true);
+  }
+  {
+    const Table table = random_table(B, C, K, 4);
+    const Inverse inverse = inverted(cpu, table.pick, B, C, K);
+    const GcaShape s{B, T, H, d, S, K, C};
+    const Buffer w(table.w.begin(), table.w.end());
+    Buffer kv = input(R * 2 * D, 15), out = buffer(R * D), lse = buffer(R * K * H), delta = lse, dq = out, dw = buffer(B * (C + 1) * K), dkv = kv;
+    cpu.zero_landmarks(kv.data(), B * C, S, D);
+    cpu.gca_forward(out.data(), lse.data(), x.data(), kv.data(), table.pick.data(), w.data(), s);
+    cpu.gca_backward_query(dq.data(), dw.data(), delta.data(), dout.data(), x.data(), kv.data(), lse.data(), table.pick.data(), w.data(), s);
+    const FetchingLayer<real, real> layer{x.data(), dout.data(), lse.data(), delta.data(), w.data(), inverse.start.data(), inverse.entry.data()};
+    cpu.gca_backward_memory(dkv.data(), &layer, 1, kv.data(), s);
+    keep("gca", out, true), keep("gca dq", dq, true), keep("gca dw", dw, false), keep("gca dkv", dkv, true);
+  }
+  {
+    const int64_t rows = 500;
+    Buffer logits = input(rows * V, 16), loss = buffer(rows);
+    cpu.cross_entropy(loss.data(), logits.data(), random_ids(rows, 17, V).data(), nullptr, 0.01, rows, V, V);
+    keep("cross entropy", loss, false), keep("cross entropy dlogits", logits, true);
+  }
+  {
+    const int64_t n = 200000;
+    const Segment segments[2] = {{0, 150000, true}, {150000, n - 150000, false}};
+    Buffer masters = random_values<real>(n, 18), weights = masters, m = buffer(n), v = buffer(n);
+    real* working = Device::weights_are_masters ? masters.data() : weights.data();
+    StepState state{};
+    for (uint64_t t = 0; t < 2; t++) {
+      cpu.begin_step(&state);
+      const Buffer gradient = random_values<real>(n, 19 + t);
+      cpu.end_gradient(&state, gradient.data(), n, 1);
+      cpu.adamw(masters.data(), working, m.data(), v.data(), gradient.data(), segments, 2, &state, {.lr = 1e-2, .weight_decay = 0.1});
+    }
+    outputs.push_back({"gradient norm", {state.grad_norm}, false});
+    keep("adamw weights", Buffer(working, working + n), true), keep("adamw masters", masters, false);
+    if (!Device::weights_are_masters)
+      for (size_t i = 0; i < masters.size(); i++) CHECK(weights[i] == round_bf16(static_cast<float>(masters[i])));
+  }
+  return outputs;
+}
+
+}  // namespace
+
+TEST_CASE("ops: the same bits with 1, 2 and 3 threads") {
+  const std::vector<Output> one = all_ops<Cpu<float>>(1);
+  for (int threads : {2, 3}) {
+    const std::vector<Output> many = all_ops<Cpu<float>>(threads);
+    for (size_t i = 0; i < one.size(); i++) {
+      INFO(one[i].name << ", " << threads << " threads");
+      CHECK(many[i].values == one[i].values);
+    }
+  }
+}
+
+TEST_CASE("ops: float is close to double; the bf16 twin stores bf16, and is off by its rounding only") {
+  const std::vector<Output> exact = all_ops<Double>(1), single = all_ops<Cpu<float>>(1), twin = all_ops<Cpu<float, true>>(1);
+  for (size_t i = 0; i < exact.size(); i++) {
+    INFO(exact[i].name);
+    const double error = relative_error(single[i].values, exact[i].values), twin_error = relative_error(twin[i].values, exact[i].values);
+    CHECK(error < 1e-5);
+    CHECK(twin_error < 5e-2);
+    if (!exact[i].stored_as_bf16) continue;
+    CHECK(std::all_of(twin[i].values.begin(), twin[i].values.end(), [](double x) { return x == round_bf16(static_cast<float>(x)); }));
+    if (exact[i].name != "embedding") CHECK(twin_error > 4 * error);  // an embedding is a copy: no rounding anywhere
+  }
+}

@@ -1,0 +1,790 @@
+// The GPU backend against the CPU's: each op, forward and backward, then the whole model, on the same inputs.
+// The measure: the error against Cpu<double> is at most twice that of the naive twin in the same precision (Cpu<float>, Cpu<float,true>),
+// or a few eps of the output's own type for what the twin does not round. Largest over largest entry, and RMS over RMS.
+// Everything runs twice and must give the same bits; results start as NaN, so that nothing is left unwritten.
+#include <algorithm>
+#include <map>
+
+#include "../../gca_cpu.h"
+#include "../../gca_kernels.cuh"
+#include "../../model.h"
+#include "test.h"
+
+using namespace gca;
+using namespace gca::test;
+
+namespace {
+
+using bf16 = __nv_bfloat16;
+using Vec = std::vector<double>;
+using Ids = std::vector<int32_t>;
+template <class T>
+size_t at(T i) { return static_cast<size_t>(i); }
+
+double number(float x) { return x; }
+double number(double x) { return x; }
+double number(int32_t x) { return x; }
+double number(bf16 x) { return __bfloat162float(x); }
+template <class T>
+T from_number(double x) {
+  if constexpr (std::is_same_v<T, bf16>) return __float2bfloat16(static_cast<float>(x));
+  else return static_cast<T>(x);
+}
+// Inputs that every type in question holds exactly.
+Vec exact_in(bool in_bf16, Vec values) {
+  for (double& x : values) x = in_bf16 ? round_bf16(static_cast<float>(x)) : static_cast<float>(x);
+  return values;
+}
+
+// ---- one op, or several in a row, on any backend ----------------------------------------------------------------------------------
+// What came out, by name: the numbers, the type's eps, and the bits.
+struct Output { Vec values; double eps; std::vector<char> bits; };
+using Outputs = std::map<std::string, Output>;
+
+template <class Device>
+class Bench {
+ public:
+  using act = typename Device::act;
+  using weight = typename Device::weight;
+  using stat = typename Device::stat;
+  using grad = typename Device::grad;
+  using master = typename Device::master;
+  Device& device;
+  Outputs outputs;
+
+  explicit Bench(Device& device_) : device(device_) {}
+  ~Bench() {
+    for (void* memory : memory_) device.release(memory);
+  }
+  template <class T>
+  T* put(const Vec& values) {
+    std::vector<T> host(values.size());
+    for (size_t i = 0; i < host.size(); i++) host[i] = from_number<T>(values[i]);
+    return put_as_is(host);
+  }
+  int32_t* put(const Ids& ids) { return put_as_is(ids); }
+  // Every bit set: not a number, and -1.
+  template <class T>
+  T* make(int64_t n) {
+    const std::vector<char> ones(at(n) * sizeof(T), '\xff');
+    T* memory = static_cast<T*>(device.allocate(n * static_cast<int64_t>(sizeof(T))));
+    memory_.push_back(memory);
+    device.upload(memory, ones.data(), n * static_cast<int64_t>(sizeof(T)));
+    return memory;
+  }
+  template <class T>
+  std::vector<T> get(const T* from, int64_t n) {
+    std::vector<T> host(at(n));
+    device.download(host.data(), from, n * static_cast<int64_t>(sizeof(T)));
+    return host;
+  }
+  // The first n numbers are a result.
+  template <class T>
+  void result(const std::string& name, const T* from, int64_t n) {
+    const std::vector<T> host = get(from, n);
+    Output output{Vec(at(n)), std::is_same_v<T, bf16> ? 1.0 / 256 : std::is_same_v<T, float> ? 1.0 / (1 << 23) : 0, std::vector<char>(at(n) * sizeof(T))};
+    for (size_t i = 0; i < host.size(); i++) output.values[i] = number(host[i]);
+    memcpy(output.bits.data(), host.data(), output.bits.size());
+    outputs[name] = std::move(output);
+  }
+
+ private:
+  template <class T>
+  T* put_as_is(const std::vector<T>& host) {
+    T* memory = make<T>(static_cast<int64_t>(host.size()));
+    device.upload(memory, host.data(), static_cast<int64_t>(host.size() * sizeof(T)));
+    return memory;
+  }
+  std::vector<void*> memory_;
+};
+
+struct Errors { double largest, rms; };
+Errors errors(const Vec& got, const Vec& want) {
+  double difference = 0, size = 0, squares = 0, reference = 0;
+  for (size_t i = 0; i < got.size(); i++) {
+    if (got[i] == want[i]) {
+      size = std::fmax(size, std::fabs(want[i])), reference += want[i] * want[i];
+      continue;
+    }
+    const double delta = std::fabs(got[i] - want[i]);
+    if (!(delta <= difference)) difference = delta;
+    size = std::fmax(size, std::fabs(want[i]));
+    squares += delta * delta, reference += want[i] * want[i];
+  }
+  if (difference == 0) return {0, 0};
+  return {difference / size, std::sqrt(squares / reference)};
+}
+
+// The devices, made once: a GPU's memory is asked for only once. Null where no GPU answers.
+template <class Device>
+Device* shared_device() {
+  static const auto device = gpu_count() > 0 ? std::make_unique<Device>() : nullptr;
+  return device.get();
+}
+template <class Device>
+Outputs run(Device& device, auto&& body) {
+  Bench<Device> bench(device);
+  body(bench);
+  return std::move(bench.outputs);
+}
+
+// body(bench), on four backends; results named "exact ..." must agree with Cpu<double>'s in every number.
+template <class Act>
+void compare_in(const std::string& name, auto&& body) {
+  Gpu<Act>& gpu = *shared_device<Gpu<Act>>();
+  Cpu<double> exact(1);
+  Cpu<float, std::is_same_v<Act, bf16>> twin(1);
+  const Outputs want = run(exact, body), naive = run(twin, body), got = run(gpu, body), again = run(gpu, body);
+  CHECK(!want.empty());
+  for (const auto& [output, expected] : want) {
+    INFO(name, std::is_same_v<Act, bf16> ? ", bf16: " : ", float: ", output);
+    const Output& found = got.at(output);
+    CHECK(found.bits == again.at(output).bits);
+    const Errors ours = errors(found.values, expected.values), theirs = errors(naive.at(output).values, expected.values);
+    const double floor = output.rfind("exact", 0) == 0 ? 0 : 4 * found.eps;
+    CHECK(ours.largest <= (floor > 0 ? std::fmax(2 * theirs.largest, floor) : 0));
+    CHECK(ours.rms <= (floor > 0 ? std::fmax(2 * theirs.rms, floor) : 0));
+  }
+}
+// In both precisions: body(bench, whether inputs must be exact in bf16)
+void compare(const std::string& name, auto&& body) {
+  compare_in<float>(name, [&](auto& bench) { body(bench, false); });
+  compare_in<bf16>(name, [&](auto& bench) { body(bench, true); });
+}
+bool no_gpu() {
+  if (gpu_count() > 0) return false;
+  skip("no GPU answers");
+  return true;
+}
+// The types of a bench, for bodies that take `auto& bench`.
+#define BENCH_TYPES(bench)                                                                    \
+  using bench_type = std::remove_reference_t<decltype(bench)>;                                \
+  using act [[maybe_unused]] = typename bench_type::act;                                      \
+  using weight [[maybe_unused]] = typename bench_type::weight;                                \
+  using stat [[maybe_unused]] = typename bench_type::stat;                                    \
+  using grad [[maybe_unused]] = typename bench_type::grad;                                    \
+  using master [[maybe_unused]] = typename bench_type::master
+
+Vec randoms(bool in_bf16, int64_t n, uint64_t seed, double deviation = 1, double mean = 0) { return exact_in(in_bf16, random_values<double>(n, seed, deviation, mean)); }
+// Small whole numbers: their sums of products are exact in every type, so that scores are equal everywhere, ties and all.
+Vec whole_numbers(int64_t n, uint64_t seed, int64_t limit = 3) {
+  Vec values(at(n));
+  const Ids ids = random_ids(n, seed, 2 * limit + 1);
+  for (size_t i = 0; i < values.size(); i++) values[i] = ids[i] - static_cast<double>(limit);
+  return values;
+}
+
+// A pick table (B,C+1,K): row c+1 has different chunks before c, some places -1.
+Ids random_picks(int64_t B, int64_t C, int K, uint64_t seed) {
+  Ids pick(at(B * (C + 1) * K), -1);
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t c = 1; c < C; c++) {
+      Ids past(at(c));
+      for (size_t m = 0; m < past.size(); m++) past[m] = static_cast<int32_t>(m);
+      const Ids draw = random_ids(2 * K, seed + static_cast<uint64_t>(b * C + c), 1 << 20);
+      for (int64_t k = 0; k < std::min<int64_t>(K, c); k++) {
+        std::swap(past[at(k)], past[at(k + draw[at(k)] % (c - k))]);
+        if (draw[at(K + k)] % 8) pick[at((b * (C + 1) + c + 1) * K + k)] = past[at(k)];
+      }
+    }
+  return pick;
+}
+
+}  // namespace
+
+// ---- rows ---------------------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("GPU: embedding") {
+  if (no_gpu()) return;
+  struct Size { int64_t rows, V, D; int kind; };  // kind 1: few tokens, so that their rows fill many stretches
+  for (const Size& size : {Size{1, 1, 1, 0}, {7, 113, 3, 0}, {203, 113, 24, 0}, {1030, 70000, 8, 0}, {1030, 3, 40, 1}, {64, 1, 8, 1}, {96, 2, 5, 1}})
+    compare(format("embedding of %lld rows", static_cast<long long>(size.rows)), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const auto [rows, V, D, kind] = size;
+      Ids ids = random_ids(rows, 1, V);
+      if (kind) std::sort(ids.begin(), ids.begin() + rows / 2);
+      const int32_t* token = bench.put(ids);
+      act* x = bench.template make<act>(rows * D);
+      grad* dE = bench.template put<grad>(randoms(in_bf16, V * D, 4));
+      bench.device.embedding_forward(x, token, bench.template put<weight>(randoms(in_bf16, V * D, 2)), rows, D);
+      bench.device.embedding_backward(dE, bench.template put<act>(randoms(in_bf16, rows * D, 3)), token, rows, D);
+      bench.result("exact x", x, rows * D);
+      bench.result("dE", dE, V * D);
+    });
+}
+
+TEST_CASE("GPU: RMSNorm") {
+  if (no_gpu()) return;
+  struct Size { int64_t rows, D, apart; };
+  for (const Size& size : {Size{1, 1, 1}, {7, 113, 1}, {203, 64, 1}, {113, 24, 3}, {5, 203, 2}, {1025, 8, 1}, {3, 4096, 1}})
+    for (int residuals = 0; residuals < 3; residuals++)
+      compare(format("RMSNorm of %lld rows of %lld, %d residuals", static_cast<long long>(size.rows), static_cast<long long>(size.D), residuals), [&](auto& bench, bool in_bf16) {
+        BENCH_TYPES(bench);
+        const auto [rows, D, apart] = size;
+        const int64_t stride = D * apart, n = (rows - 1) * stride + D;
+        const Vec residual = randoms(in_bf16, n, 4);
+        const act *x = bench.template put<act>(randoms(in_bf16, n, 1)), *dn = bench.template put<act>(randoms(in_bf16, rows * D, 3));
+        const weight* gain = bench.template put<weight>(randoms(in_bf16, D, 2, 0.3, 1));
+        act *out = bench.template make<act>(rows * D), *dx = bench.template put<act>(residual), *in_place = bench.template put<act>(randoms(in_bf16, rows * D, 3));
+        stat* rstd = bench.template make<stat>(rows);
+        grad* dgain = bench.template put<grad>(randoms(in_bf16, D, 6));
+        bench.device.rmsnorm_forward(out, rstd, x, gain, rows, D, stride, 1e-2);
+        bench.device.rmsnorm_backward(dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr, residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr, rows, D, stride);
+        bench.result("out", out, rows * D);
+        bench.result("rstd", rstd, rows);
+        bench.result("dx", dx, n);
+        bench.result("dgain", dgain, D);
+        if (apart > 1) return;
+        bench.device.rmsnorm_backward(in_place, dgain, in_place, x, rstd, gain, nullptr, nullptr, rows, D, stride);
+        bench.result("dx in place of dn", in_place, n);
+      });
+}
+
+TEST_CASE("GPU: products") {
+  if (no_gpu()) return;
+  struct Size { int64_t rows, in, out; };
+  for (const Size& size : {Size{1, 1, 1}, {7, 113, 3}, {203, 64, 128}, {113, 7, 203}, {64, 256, 8}})
+    for (const bool more : {false, true})
+      compare(format("product of %lld x %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.in), static_cast<long long>(size.out)), [&](auto& bench, bool in_bf16) {
+        BENCH_TYPES(bench);
+        const auto [rows, in, out] = size;
+        const act *x = bench.template put<act>(randoms(in_bf16, rows * in, 1)), *dy = bench.template put<act>(randoms(in_bf16, rows * out, 2));
+        const weight* W = bench.template put<weight>(randoms(in_bf16, out * in, 3));
+        act *y = bench.template make<act>(rows * out), *dx = bench.template put<act>(randoms(in_bf16, rows * in, 4));
+        grad* dW = bench.template put<grad>(randoms(in_bf16, out * in, 5));
+        bench.device.matmul_forward(y, x, W, more ? bench.template put<act>(randoms(in_bf16, rows * out, 6)) : nullptr, rows, in, out);
+        bench.device.matmul_backward_input(dx, dy, W, more, rows, in, out);
+        bench.device.matmul_backward_weight(dW, dy, x, rows, in, out);
+        bench.result("y", y, rows * out);
+        bench.result("dx", dx, rows * in);
+        bench.result("dW", dW, out * in);
+      });
+}
+
+TEST_CASE("GPU: SwiGLU") {
+  if (no_gpu()) return;
+  struct Size { int64_t rows, F; };
+  for (const Size& size : {Size{1, 1}, {7, 113}, {113, 176}, {203, 5}})
+    compare(format("SwiGLU of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.F)), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const auto [rows, F] = size;
+      const act* gate_up = bench.template put<act>(randoms(in_bf16, rows * 2 * F, 1, 3));
+      act *h = bench.template make<act>(rows * F), *dgate_up = bench.template make<act>(rows * 2 * F);
+      bench.device.swiglu_forward(h, gate_up, rows, F);
+      bench.device.swiglu_backward(dgate_up, bench.template put<act>(randoms(in_bf16, rows * F, 2)), gate_up, rows, F);
+      bench.result("h", h, rows * F);
+      bench.result("dgate|dup", dgate_up, rows * 2 * F);
+    });
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("GPU: sliding attention") {
+  if (no_gpu()) return;
+  for (const SlidingShape& s : {SlidingShape{1, 1, 1, 2, 3}, {2, 113, 3, 6, 7}, {1, 203, 2, 64, 128}, {1, 70, 1, 6, 0}, {1, 130, 1, 96, 1000}, {1, 129, 2, 256, 64}, {2, 64, 5, 10, 63}})
+    compare(format("sliding attention, T %lld, d %d, W %lld", static_cast<long long>(s.T), s.d, static_cast<long long>(s.W)), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const int64_t D = s.H * s.d, n = s.B * s.T;
+      const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 2));
+      act *out = bench.template make<act>(n * D), *dqkv = bench.template make<act>(n * 3 * D);
+      stat* lse = bench.template make<stat>(s.B * s.H * s.T);
+      bench.device.sliding_attention_forward(out, lse, qkv, nullptr, s);
+      bench.device.sliding_attention_backward(dqkv, dout, qkv, out, lse, s);
+      bench.result("out", out, n * D);
+      bench.result("lse", lse, s.B * s.H * s.T);
+      bench.result("dq|dk|dv", dqkv, n * 3 * D);
+    });
+}
+
+TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
+  if (no_gpu()) return;
+  auto test = [](auto& gpu) {
+    using act = typename std::remove_reference_t<decltype(gpu)>::act;
+    Bench bench(gpu);
+    for (const int64_t W : {0, 7, 70, 128}) {
+      const SlidingShape s{1, 203, 2, 10, W};
+      const int64_t D = s.H * s.d;
+      const act* qkv = bench.template put<act>(randoms(true, s.T * 3 * D, 1));
+      act *whole = bench.template make<act>(s.T * D), *pieces = bench.template make<act>(s.T * D), *ring = bench.template make<act>(std::max<int64_t>(1, W) * 2 * D);
+      float* lse = bench.template make<float>(s.H * s.T);
+      gpu.sliding_attention_forward(whole, lse, qkv, nullptr, s);
+      int64_t done = 0;
+      for (const int64_t count : {1, 1, 62, 7, 113, 19}) {
+        const SlidingShape piece{1, count, s.H, s.d, W, done};
+        gpu.sliding_attention_forward(pieces + done * D, lse, qkv + done * 3 * D, ring, piece);
+        gpu.ring_append(ring, qkv + done * 3 * D, piece);
+        done += count;
+      }
+      CAPTURE(W);
+      bench.result("whole", whole, done * D);
+      bench.result("pieces", pieces, done * D);
+      CHECK(done == s.T);
+      CHECK(bench.outputs["pieces"].bits == bench.outputs["whole"].bits);
+    }
+  };
+  test(*shared_device<Gpu<float>>());
+  test(*shared_device<Gpu<bf16>>());
+}
+
+TEST_CASE("GPU: chunk attention") {
+  if (no_gpu()) return;
+  for (const ChunkShape& s : {ChunkShape{1, 2, 1, 2}, {3, 7, 3, 6}, {2, 64, 2, 64}, {1, 113, 1, 96}, {1, 203, 2, 10}, {1, 65, 1, 256}})
+    compare(format("chunk attention, S %d, d %d", s.S, s.d), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const int64_t D = s.H * s.d, n = s.N * s.S;
+      const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 2));
+      act *out = bench.template make<act>(n * D), *dqkv = bench.template make<act>(n * 3 * D);
+      stat* lse = bench.template make<stat>(s.N * s.H * s.S);
+      bench.device.chunk_attention_forward(out, lse, qkv, s);
+      bench.device.chunk_attention_backward(dqkv, dout, qkv, out, lse, s);
+      bench.result("out", out, n * D);
+      bench.result("lse", lse, s.N * s.H * s.S);
+      bench.result("dq|dk|dv", dqkv, n * 3 * D);
+    });
+}
+
+// ---- retrieval --------------------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("GPU: retrieval picks what the CPU picks") {
+  if (no_gpu()) return;
+  struct Size { int64_t B, C; int D, K; int64_t first_chunk; };
+  for (const Size& size : {Size{1, 1, 1, 1, 0}, {2, 7, 6, 3, 0}, {1, 113, 64, 8, 0}, {1, 203, 100, 32, 0}, {1, 3, 16, 8, 500}, {1, 66, 7, 1, 130}})
+    for (int kind = 0; kind < 6; kind++) {
+      if (kind == 2 && size.first_chunk) continue;  // given noise is of whole rows
+      compare(format("retrieval of %lld chunks after %lld, kind %d", static_cast<long long>(size.C), static_cast<long long>(size.first_chunk), kind), [&](auto& bench, bool in_bf16) {
+        BENCH_TYPES(bench);
+        const auto [B, C, D, K, first_chunk] = size;
+        const int64_t M = first_chunk + C, table = B * (C + 1) * K, stride = 3 * D;
+        const RetrievalShape s{B, C, D, K, first_chunk, stride, M * stride};
+        const act *r = bench.template put<act>(whole_numbers(B * C * D, 1)), *landmark = bench.template put<act>(whole_numbers(B * M * stride, 2));
+        Ids picks(at(table), -1);
+        Selection selection;
+        selection.seed = 9, selection.step = 4, selection.group = 1, selection.first_row = 3;
+        selection.noise = kind == 1 || kind == 2;
+        Vec noise(at(B * C * C));
+        for (size_t i = 0; i < noise.size(); i++) noise[i] = gumbel(philox(5, Stream::sample, static_cast<uint32_t>(i)).word[0]);
+        if (kind == 2) selection.given_noise = bench.template put<float>(noise);
+        if (kind == 3) selection.picking = Picking::uniform;
+        if (kind == 4) selection.picking = Picking::none;
+        if (kind == 5) {
+          selection.picking = Picking::given;
+          picks = random_picks(B, C, K, 7);
+        }
+        int32_t* pick = bench.put(picks);
+        stat* w = bench.template make<stat>(table);
+        bench.device.no_pick(pick, w, B, C, K);
+        bench.device.chunk_retrieval_forward(pick, w, r, landmark, s, selection);
+        bench.result("exact pick", pick, table);
+        bench.result("w", w, table);
+        (void)in_bf16;
+      });
+    }
+}
+
+TEST_CASE("GPU: retrieval of scores that are not numbers, or not finite") {
+  if (no_gpu()) return;
+  const double nan = std::nan(""), infinity = std::numeric_limits<double>::infinity();
+  // One number a landmark: the scores of chunk 8's query, 1, are these eight.
+  for (const Vec& scores : {Vec{1, nan, 3, 2, nan, 0, -0.0, 5}, {nan, nan, nan, nan, nan, nan, nan, nan}, {-infinity, 1, -infinity, 2, -infinity, -infinity, -infinity, -infinity},
+                            {-infinity, -infinity, -infinity, -infinity, -infinity, -infinity, -infinity, -infinity}, {0, -0.0, 0, -0.0, 0, -0.0, 0, -0.0}, {infinity, 1, 2, 3, 4, 5, 6, 7}})
+    for (const int K : {2, 8, 10}) {
+      auto test = [&](auto& device) {
+        Bench bench(device);
+        BENCH_TYPES(bench);
+        const RetrievalShape s{1, 1, 1, K, 8, 1, 0};
+        int32_t* pick = bench.template make<int32_t>(2 * K);
+        stat* w = bench.template make<stat>(2 * K);
+        Vec all = scores;
+        all.push_back(0);
+        device.no_pick(pick, w, 1, 1, K);
+        device.chunk_retrieval_forward(pick, w, bench.template put<act>({1}), bench.template put<act>(all), s, {});
+        bench.result("pick", pick, 2 * K);
+        bench.result("w", w, 2 * K);
+        return std::pair{bench.outputs["pick"].values, bench.outputs["w"].values};
+      };
+      Cpu<float> cpu(1);
+      const auto [picks, weights] = test(cpu);
+      const auto [gpu_picks, gpu_weights] = test(*shared_device<Gpu<float>>());
+      CHECK(gpu_picks == picks);
+      for (size_t i = 0; i < weights.size(); i++) {
+        CAPTURE(i);
+        CHECK(std::isnan(weights[i]) == std::isnan(gpu_weights[i]));
+        if (!std::isnan(weights[i])) CHECK(gpu_weights[i] == doctest::Approx(weights[i]).epsilon(1e-6));
+      }
+    }
+}
+
+TEST_CASE("GPU: given picks that are not in the past break the weights, not the memory") {
+  if (no_gpu()) return;
+  Bench bench(*shared_device<Gpu<float>>());
+  const RetrievalShape s{1, 3, 2, 2, 0, 2, 6};
+  int32_t* pick = bench.put(Ids{-1, -1, -1, -1, 0, 1, 0, 1000000});
+  float* w = bench.make<float>(8);
+  Selection selection;
+  selection.picking = Picking::given;
+  bench.device.no_pick(pick, w, 1, 3, 2);
+  bench.device.chunk_retrieval_forward(pick, w, bench.put<float>({1, 2, 3, 4, 5, 6}), bench.put<float>({1, 2, 3, 4, 5, 6}), s, selection);
+  CHECK(bench.get(pick, 8) == Ids{-1, -1, -1, -1, 0, 0, 0, 0});
+  const std::vector<float> weights = bench.get(w, 8);
+  CHECK(weights[3] == 0);
+  for (size_t i = 4; i < 8; i++) CHECK(std::isnan(weights[i]));
+}
+
+TEST_CASE("GPU: retrieval, backward") {
+  if (no_gpu()) return;
+  struct Size { int64_t B, C; int D, K; };
+  for (const Size& size : {Size{1, 1, 1, 1}, {2, 7, 6, 3}, {1, 113, 64, 8}, {1, 40, 203, 32}})
+    compare(format("retrieval, backward, %lld chunks", static_cast<long long>(size.C)), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const auto [B, C, D, K] = size;
+      const int64_t table = B * (C + 1) * K, stride = 2 * D;
+      const RetrievalShape s{B, C, D, K, 0, stride, C * stride};
+      const int32_t* pick = bench.put(random_picks(B, C, K, 3));
+      const act *r = bench.template put<act>(randoms(in_bf16, B * C * D, 1)), *landmark = bench.template put<act>(randoms(in_bf16, B * C * stride, 2));
+      const stat* w = bench.template put<stat>(randoms(in_bf16, table, 4, 0.1, 0.3));
+      stat* dw = bench.template put<stat>(randoms(in_bf16, table, 5));
+      act *dr = bench.template make<act>(B * C * D), *dlandmark = bench.template put<act>(randoms(in_bf16, B * C * stride, 6));
+      int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
+      bench.device.invert_picks(start, entry, pick, B, C, K);
+      bench.device.chunk_retrieval_backward(dr, dlandmark, dw, w, pick, start, entry, r, landmark, s);
+      bench.result("exact start", start, B * (C + 1));
+      const auto starts = bench.get(start, B * (C + 1));
+      for (int64_t b = 0; b < B; b++) bench.result(format("exact entry %lld", static_cast<long long>(b)), entry + b * C * K, starts[at(b * (C + 1) + C)]);
+      bench.result("dr", dr, B * C * D);
+      bench.result("dlandmark", dlandmark, B * C * stride);
+      bench.result("dscore", dw, table);
+    });
+}
+
+// ---- grouped cross attention --------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("GPU: grouped cross attention") {
+  if (no_gpu()) return;
+  struct Size { int64_t B, C; int H, d, S, K, layers; bool null_slot; };
+  for (const Size& size : {Size{1, 1, 1, 2, 2, 1, 1, true}, {2, 7, 3, 6, 7, 3, 2, true}, {1, 5, 2, 64, 64, 8, 1, true}, {1, 4, 1, 96, 113, 2, 1, false}, {1, 3, 1, 256, 128, 2, 1, true},
+                           {1, 3, 1, 10, 65, 2, 1, false}, {1, 40, 1, 8, 4, 32, 1, true}, {1, 4, 1, 4, 3, 2, 70, false}})
+    compare(format("grouped cross attention, S %d, d %d, K %d", size.S, size.d, size.K), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const auto [B, C, H, d, S, K, n_layers, null_slot] = size;
+      const int64_t D = H * d, n = B * C * S, table = B * (C + 1) * K, stats = B * C * K * H * S;
+      const GcaShape s{B, C * S, H, d, S, K, C, 0, null_slot};
+      act *kv = bench.template put<act>(randoms(in_bf16, n * 2 * D, 1)), *dkv = bench.template make<act>(n * 2 * D);
+      bench.device.zero_landmarks(kv, B * C, S, D);
+      std::vector<FetchingLayer<act, stat>> layers;
+      for (uint64_t l = 0; l < static_cast<uint64_t>(n_layers); l++) {
+        const int32_t* pick = bench.put(random_picks(B, C, K, 10 + l));
+        const stat* w = bench.template put<stat>(randoms(in_bf16, table, 20 + l, 0.1, 0.3));
+        const act *q = bench.template put<act>(randoms(in_bf16, n * D, 30 + l)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 40 + l));
+        act *out = bench.template make<act>(n * D), *dq = bench.template make<act>(n * D);
+        stat *lse = bench.template put<stat>(Vec(at(stats), 0.0)), *delta = bench.template put<stat>(Vec(at(stats), 0.0)), *dw = bench.template put<stat>(randoms(in_bf16, table, 50 + l));
+        int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
+        bench.device.gca_forward(out, lse, q, kv, pick, w, s);
+        bench.device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, s);
+        bench.device.invert_picks(start, entry, pick, B, C, K);
+        layers.push_back({q, dout, lse, delta, w, start, entry});
+        if (l > 1) continue;
+        const std::string of = format(" of layer %d", static_cast<int>(l));
+        bench.result("out" + of, out, n * D);
+        bench.result("lse" + of, lse, stats);
+        bench.result("dq" + of, dq, n * D);
+        bench.result("delta" + of, delta, stats);
+        bench.result("dw" + of, dw, table);
+      }
+      bench.device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, s);
+      bench.result("kv", kv, n * 2 * D);
+      bench.result("dkv", dkv, n * 2 * D);
+    });
+}
+
+TEST_CASE("GPU: grouped cross attention by segments, the bits of the whole") {
+  if (no_gpu()) return;
+  Bench bench(*shared_device<Gpu<bf16>>());
+  for (const int S : {7, 96}) {
+    const int64_t C = 5;
+    const int H = 2, d = 6, K = 3;
+    const int64_t D = H * d, T = C * S;
+    const GcaShape s{1, T, H, d, S, K, C};
+    const int32_t* pick = bench.put(random_picks(1, C, K, 1));
+    const float* w = bench.put<float>(randoms(true, (C + 1) * K, 2));
+    const bf16 *q = bench.put<bf16>(randoms(true, T * D, 3)), *kv = bench.put<bf16>(randoms(true, T * 2 * D, 4));
+    bf16 *whole = bench.make<bf16>(T * D), *pieces = bench.make<bf16>(T * D);
+    bench.device.gca_forward(whole, nullptr, q, kv, pick, w, s);
+    // Two whole chunks, then slots of the third, then the rest of it, then the others.
+    for (const auto& [first, end] : {std::pair<int64_t, int64_t>{0, 2 * S}, {2 * S, 2 * S + 2}, {2 * S + 2, 3 * S - 1}, {3 * S - 1, 3 * S}, {3 * S, T}}) {
+      GcaShape piece = s;
+      piece.T = end - first, piece.first_slot = first;
+      bench.device.gca_forward(pieces + first * D, nullptr, q + first * D, kv, pick + first / S * K, w + first / S * K, piece);
+    }
+    CAPTURE(S);
+    bench.result("whole", whole, T * D);
+    bench.result("pieces", pieces, T * D);
+    CHECK(bench.outputs["pieces"].bits == bench.outputs["whole"].bits);
+  }
+}
+
+// ---- loss and optimiser -----------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("GPU: cross entropy") {
+  if (no_gpu()) return;
+  struct Size { int64_t rows, V, stride; double scale; bool weights; };
+  for (const Size& size : {Size{1, 2, 2, 1, false}, {7, 113, 128, 0.25, true}, {203, 203, 203, 1, false}, {5, 5000, 5120, 0.1, true}, {4, 300, 384, 0, true}, {9, 7, 8, -2, false}})
+    compare(format("cross entropy of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.V)), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const auto [rows, V, stride, scale, weights] = size;
+      Ids targets = random_ids(rows, 1, V);
+      for (int64_t r = 3; r < rows; r += 4) targets[at(r)] = -100;
+      const float* weight_of = weights ? bench.template put<float>(randoms(true, rows, 2, 0.3, 1)) : nullptr;
+      act* logits = bench.template put<act>(randoms(in_bf16, rows * stride, 3, 4));
+      stat* loss = bench.template make<stat>(rows);
+      StepState* state = bench.template make<StepState>(1);
+      bench.device.begin_step(state);
+      bench.device.cross_entropy(loss, logits, bench.put(targets), weight_of, scale, rows, V, stride);
+      for (int i = 0; i < 2; i++) bench.device.add_loss(state, loss, weight_of, 0.5, rows);
+      const StepState figures = bench.get(state, 1)[0];
+      bench.result("loss", loss, rows);
+      bench.result("logits", logits, rows * stride);
+      const stat sums[2] = {static_cast<stat>(figures.loss), static_cast<stat>(figures.plain_loss)};
+      stat* figures_out = bench.template make<stat>(2);
+      bench.device.upload(figures_out, sums, sizeof sums);
+      bench.result("sums", figures_out, 2);
+    });
+}
+
+TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
+  if (no_gpu()) return;
+  for (const int64_t n_segments : {1, 7, 203}) {
+    compare(format("AdamW over %lld segments", static_cast<long long>(n_segments)), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      std::vector<Segment> segments;
+      int64_t n = 0;
+      for (int64_t i = 0; i < n_segments; i++) {
+        segments.push_back({n, i == 3 ? 9001 : 1 + i % 40, i % 2 == 0});
+        n += round_up(segments.back().size, 64);
+      }
+      master *masters = bench.template put<master>(randoms(in_bf16, n, 1)), *m = bench.template put<master>(Vec(at(n), 0.0)), *v = bench.template put<master>(Vec(at(n), 0.0));
+      weight* weights = bench.device.weights_are_masters ? reinterpret_cast<weight*>(masters) : bench.template put<weight>(randoms(in_bf16, n, 1));
+      StepState* state = bench.template make<StepState>(1);
+      bench.device.zero(state, sizeof(StepState));
+      auto step = [&](uint64_t seed, double broken, double clip) {
+        Vec values = randoms(in_bf16, n, seed, 0.1);
+        for (int64_t j = 0, i = 0; j < n; j++) {  // gaps have no gradient
+          while (i + 1 < n_segments && segments[at(i + 1)].offset <= j) i++;
+          if (j >= segments[at(i)].offset + segments[at(i)].size) values[at(j)] = 0;
+        }
+        values[0] += broken;
+        const grad* gradient = bench.template put<grad>(values);
+        bench.device.begin_step(state);
+        bench.device.end_gradient(state, gradient, n, clip);
+        bench.device.adamw(masters, weights, m, v, gradient, segments.data(), n_segments, state, {.lr = 1e-2, .weight_decay = 0.1, .clip = clip});
+      };
+      for (uint64_t i = 0; i < 3; i++) step(10 + i, 0, i == 1 ? 0 : 0.5);
+      for (const double broken : {std::nan(""), std::numeric_limits<double>::infinity()}) step(20, broken, 1);
+      const StepState figures = bench.get(state, 1)[0];
+      CHECK(figures.adam_steps == 3);
+      CHECK(figures.skipped == 2);
+      CHECK(figures.skipped_in_a_row == 2);
+      CHECK(figures.skip == 1);
+      step(13, 0, 0.5);
+      const StepState after = bench.get(state, 1)[0];
+      CHECK(after.adam_steps == 4);
+      CHECK(after.skipped == 2);
+      CHECK(after.skipped_in_a_row == 0);
+      CHECK(after.skip == 0);
+      bench.result("masters", masters, n);
+      bench.result("weights", weights, n);
+      bench.result("m", m, n);
+      bench.result("v", v, n);
+      const stat norm[2] = {static_cast<stat>(after.grad_norm), static_cast<stat>(after.grad_scale)};
+      stat* norm_out = bench.template make<stat>(2);
+      bench.device.upload(norm_out, norm, sizeof norm);
+      bench.result("norm and scale", norm_out, 2);
+    });
+  }
+}
+
+// ---- the whole model ----------------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// A model with weights drawn so wide that every path carries signal, and a batch for it.
+struct ModelCase {
+  const char* name;
+  Config config;
+  int64_t B, C;
+  int64_t slots() const { return C * config.chunk; }
+  Ids tokens() const {
+    Ids ids = random_ids(B * slots(), 1, config.vocab - 1);
+    for (size_t i = 0; i < ids.size(); i++)
+      if (static_cast<int64_t>(i) % config.chunk == config.chunk - 1) ids[i] = static_cast<int32_t>(config.vocab - 1);
+    return ids;
+  }
+  Ids targets() const {
+    Ids ids = random_ids(B * slots(), 2, config.vocab);
+    for (size_t i = 0; i < ids.size(); i++)
+      if (static_cast<int64_t>(i) % config.chunk == config.chunk - 1) ids[i] = -100;
+    return ids;
+  }
+};
+const ModelCase model_cases[] = {
+    {"two groups", {.vocab = 59, .width = 24, .heads = 2, .ffn = 40, .lower = 1, .groups = {1, 2}, .encoder = 1, .chunk = 8, .topk = 3, .window = 20}, 2, 7},
+    {"one group, no null slot, no lower layer", {.vocab = 130, .width = 30, .heads = 3, .ffn = 17, .lower = 0, .groups = {1}, .encoder = 2, .chunk = 5, .topk = 8, .window = 3, .null_slot = false}, 1, 11},
+    {"sliding window alone", {.vocab = 31, .width = 16, .heads = 2, .ffn = 24, .lower = 2, .groups = {}, .encoder = 0, .chunk = 16, .window = 70}, 2, 7},
+};
+
+template <class Device>
+void draw_weights(DRT<Device>& net, bool in_bf16) {
+  for (size_t i = 0; i < net.table.tensors.size(); i++) {
+    const Tensor& t = net.table.tensors[i];
+    const Vec values = randoms(in_bf16, t.size(), 100 + i, t.columns ? 1 / std::sqrt(static_cast<double>(net.config.width)) : 0.3, t.columns ? 0 : 1);
+    const std::vector<typename Device::master> masters(values.begin(), values.end());
+    net.device.upload(net.masters + t.offset, masters.data(), t.size() * static_cast<int64_t>(sizeof(typename Device::master)));
+  }
+  net.weights_changed();
+}
+
+// One step, then four more on the same batch. picks: of each group, (B,C+1,K); empty: picked here, and put there.
+template <class Bench>
+void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& picks) {
+  using Device = std::remove_reference_t<decltype(bench.device)>;
+  DRT<Device> net(bench.device, c.config);
+  net.allocate();
+  net.plan(c.B, c.slots());
+  net.commit_activations();
+  draw_weights(net, in_bf16);
+  const Ids tokens = c.tokens(), targets = c.targets();
+  const std::vector<float> weights = random_values<float>(c.B * c.slots(), 3, 0.5, 1);
+  const int64_t rows = c.B * c.slots(), D = c.config.width, table = c.B * (c.C + 1) * c.config.topk;
+  const double scale = 1 / (static_cast<double>(rows) * static_cast<double>(c.config.chunk - 1) / static_cast<double>(c.config.chunk));
+  Vec losses;
+  for (int step = 0; step < 5; step++) {
+    typename DRT<Device>::Input in{c.B, c.slots(), {}};
+    in.selection.noise = true, in.selection.seed = 5, in.selection.step = 3;
+    if (!picks.empty()) in.selection.picking = Picking::given;
+    for (size_t g = 0; g < picks.size(); g++) bench.device.upload(net.groups[g].pick, picks[g].data(), table * 4);
+    net.begin_step();
+    net.upload(tokens.data(), targets.data(), weights.data(), rows);
+    net.forward(in);
+    net.head(scale, true);
+    net.backward();
+    losses.push_back(net.step_state().loss);
+    if (step == 0) {
+      bench.result("final norm", net.final_n, rows * D);
+      bench.result("losses of slots", net.loss, rows);
+      for (auto& group : net.groups) bench.result(format("w %d", static_cast<int>(&group - net.groups.data())), group.w, table);
+      for (const Tensor& t : net.table.tensors) bench.result("d " + t.name, net.gradient + t.offset, t.size());
+      if (picks.empty())
+        for (auto& group : net.groups) picks.push_back(bench.get(group.pick, table));
+    }
+    net.update({.lr = 1e-3, .weight_decay = 0.1, .clip = 1});
+  }
+  bench.outputs["training losses"] = {losses, in_bf16 ? 1.0 / 256 : 1.0 / (1 << 23), std::vector<char>(reinterpret_cast<char*>(losses.data()), reinterpret_cast<char*>(losses.data() + losses.size()))};
+}
+
+}  // namespace
+
+TEST_CASE("GPU: the whole model, each tensor's gradient and five steps, with the picks of Cpu<double>") {
+  if (no_gpu()) return;
+  for (const ModelCase& c : model_cases) {
+    std::vector<Ids> picks;
+    compare_in<float>(c.name, [&](auto& bench) { train(bench, c, false, picks); });
+    picks.clear();
+    compare_in<bf16>(c.name, [&](auto& bench) { train(bench, c, true, picks); });
+  }
+}
+
+TEST_CASE("GPU: the whole model picks by itself what Cpu<double> picks") {
+  if (no_gpu()) return;
+  for (const ModelCase& c : model_cases) {
+    std::vector<Ids> picks, gpu_picks;
+    Cpu<double> cpu(1);
+    run(cpu, [&](auto& bench) { train(bench, c, false, picks); });
+    run(*shared_device<Gpu<float>>(), [&](auto& bench) { train(bench, c, false, gpu_picks); });
+    CHECK(gpu_picks == picks);
+  }
+}
+
+TEST_CASE("GPU: a row read by segments is the row read whole") {
+  if (no_gpu()) return;
+  for (const ModelCase& c : model_cases)
+    compare_in<float>(c.name, [&](auto& bench) {
+      using Device = std::remove_reference_t<decltype(bench.device)>;
+      DRT<Device> net(bench.device, c.config, Use::inference);
+      net.allocate();
+      net.plan(1, c.slots());
+      net.commit_activations();
+      draw_weights(net, false);
+      const Ids tokens = c.tokens();
+      const int64_t D = c.config.width, S = c.config.chunk;
+      net.upload(tokens.data(), nullptr, nullptr, c.slots());
+      net.forward({1, c.slots(), {}});
+      bench.result("whole", net.final_n, c.slots() * D);
+      typename DRT<Device>::StreamState stream;
+      net.open(stream, c.C);
+      int64_t done = 0;
+      for (const int64_t count : {3 * S, int64_t{1}, S - 2, int64_t{1}, (c.C - 4) * S}) {
+        net.upload(tokens.data() + done, nullptr, nullptr, count);
+        net.forward({1, count, {}, &stream});
+        bench.result(format("slots from %lld on", static_cast<long long>(done)), net.final_n, count * D);
+        done += count;
+      }
+      net.close(stream);
+    });
+}
+
+// ---- the device ---------------------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("GPU: copies, snapshots of a step, rows, and errors in words") {
+  if (no_gpu()) return;
+  Gpu<float>& gpu = *shared_device<Gpu<float>>();
+  Bench bench(gpu);
+  CHECK(gpu.free_bytes() > 0);
+  CHECK(gpu.description().size() > 20);
+  CHECK(gpu.peak_flops() > 0);
+  // More than the ring of pieces holds, not a whole number of them; the source changes at once.
+  const int64_t n = (20 << 18) + 7;
+  std::vector<int32_t> source(at(n)), back(at(n));
+  for (size_t i = 0; i < source.size(); i++) source[i] = static_cast<int32_t>(i * 2654435761u);
+  int32_t *there = bench.make<int32_t>(n), *copy = bench.make<int32_t>(n);
+  const std::vector<int32_t> kept = source;
+  gpu.upload(there, source.data(), n * 4);
+  std::fill(source.begin(), source.end(), 0);
+  gpu.copy(copy, there, n * 4);
+  gpu.zero(there, n * 4);
+  gpu.download(back.data(), copy, n * 4);
+  CHECK(back == kept);
+  gpu.download(back.data(), there, n * 4);
+  CHECK(std::count(back.begin(), back.end(), 0) == n);
+
+  GpuDevice::Snapshot snapshot;
+  StepState* state = bench.make<StepState>(1);
+  StepState figures{};
+  for (int64_t i = 1; i < 4; i++) {
+    figures.adam_steps = i, figures.loss = 0.5;
+    gpu.upload(state, &figures, sizeof figures);
+    gpu.take(snapshot, state);
+    gpu.begin_step(state);
+    const StepState taken = gpu.read(snapshot);
+    CHECK(taken.adam_steps == i);
+    CHECK(taken.loss == 0.5);
+  }
+
+  const float* rows = bench.put<float>({1, 2, 3, 4, 5, 6, 7, 8, 9});
+  float* to = bench.put<float>(Vec(8, 0.0));
+  gpu.copy_rows(to, 4, rows, 5, 2, 3);
+  CHECK(bench.get(to, 8) == std::vector<float>{1, 2, 3, 0, 6, 7, 8, 0});
+  gpu.copy_rows(to, 4, rows, 5, 0, 3);
+
+  auto error_of = [](auto&& body) -> std::string {
+    try {
+      body();
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(error_of([&] { gpu.allocate(int64_t{1} << 50); }).find("out of GPU memory") == 0);
+  CHECK(error_of([&] { GpuDevice none(gpu_count()); }).find("GPU number: expected 0 to") == 0);
+  CHECK(error_of([&] { gpu.chunk_attention_forward(to, to, rows, {1, 2, 1, 258}); }).find("heads of 2 to 256 columns") != std::string::npos);
+  CHECK(error_of([&] { gpu.gca_forward(to, to, rows, rows, nullptr, rows, {1, 129, 1, 2, 129, 1, 1}); }).find("chunks of 2 to 128 slots") != std::string::npos);
+  CHECK(gpu.allocate(0));  // still of use after errors
+}

@@ -1,0 +1,401 @@
+// The tokenizer: words against the pattern tried literally, BPE against one merge at a time, GPT-2's own encodings, any bytes there
+// and back, files and their damage, learning. Reads ../shared where it is there.
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <random>
+#include <sstream>
+
+#include "../../tokenizer/train.h"
+#include "test.h"
+
+using namespace gca;
+
+namespace {
+
+const std::string gpt2_path = "../shared/gpt2/tokenizer.json";
+
+struct TempFolder {
+  std::string path;
+  TempFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "gca_test_XXXXXX").string();
+    REQUIRE(mkdtemp(name.data()));
+    path = name;
+  }
+  ~TempFolder() { remove_tree(path); }
+};
+
+template <class Call>
+std::string error_of(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+std::string random_bytes(std::mt19937& random, size_t length, const std::string& alphabet = "") {
+  std::string text;
+  while (text.size() < length) text += alphabet.empty() ? static_cast<char>(random()) : alphabet[random() % alphabet.size()];
+  return text;
+}
+
+// Text that goes through every branch of the scanner: characters of every class and length, spaces, apostrophes, broken UTF-8.
+std::string random_text(std::mt19937& random, size_t characters) {
+  static const std::vector<std::string> pool = {"a", "b", "Z", "t", "s", "re", "ve", "ll", "d", "m", "1", "23", " ", " ", " ", "  ", "\n", "\t", "\r\n", "'", "'", "'s",
+                                                ".", "!?", "_", "\xC3\xA9", "\xD0\x96", "\xE4\xBD\xA0", "\xF0\x9F\x98\x80", "\xC2\xA0", "\xE3\x80\x80", "\xE2\x80\xA8", "\xC2\x85",
+                                                "\xC2\xBD", "\xE2\x85\xA7", "\xEF\xBB\xBF", "\xCC\x81", "\xF0\x9D\x90\x80", "\x80", "\xFF", "\xE3\x80", "\xC2", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xC0\xAF", std::string(1, '\0')};
+  std::string text;
+  for (size_t i = 0; i < characters; i++) text += pool[random() % pool.size()];
+  return text;
+}
+
+// The classes of a text's characters, one letter each, from the generated table by plain search; and where each begins.
+struct Classes {
+  std::string kinds;
+  std::vector<size_t> starts;
+  explicit Classes(std::string_view text) {
+    for (size_t at = 0; at < text.size();) {
+      starts.push_back(at);
+      const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<unsigned char>(text[at + i])); };
+      const size_t length = utf8_length(text.substr(at));
+      uint32_t code = length == 1 ? byte(0) : byte(0) & (0x7Fu >> length);
+      for (size_t i = 1; i < length; i++) code = code << 6 | (byte(i) & 0x3F);
+      char kind = 'o';
+      if (length)
+        for (const unicode::Range& range : unicode::ranges)
+          if (code >= range.first && code <= range.last) kind = "olns"[range.kind];
+      kinds += kind;
+      at += length ? length : 1;
+    }
+    starts.push_back(text.size());
+  }
+};
+
+// The words of a text by GPT-2's pattern, its alternatives tried one after the other.
+std::vector<size_t> words_by_pattern(std::string_view text) {
+  const Classes classes(text);
+  const std::string& kinds = classes.kinds;
+  std::vector<size_t> ends;
+  for (size_t i = 0; i < kinds.size();) {
+    const std::string_view rest = text.substr(classes.starts[i]);
+    size_t end = i;
+    for (const char* suffix : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"})
+      if (end == i && rest.substr(0, strlen(suffix)) == suffix) end = i + strlen(suffix);
+    for (const char kind : {'l', 'n', 'o'})
+      if (end == i) {
+        size_t j = i + (rest[0] == ' ');
+        const size_t first = j;
+        while (j < kinds.size() && kinds[j] == kind) j++;
+        if (j > first) end = j;
+      }
+    if (end == i) {
+      while (end < kinds.size() && kinds[end] == 's') end++;
+      if (end < kinds.size() && end - i > 1) end--;  // \s+(?!\S) gives one back; a single one is left to \s+
+    }
+    ends.push_back(classes.starts[end]);
+    i = end;
+  }
+  return ends;
+}
+
+std::vector<size_t> words_by_scanner(std::string_view text) {
+  const WordScanner scanner;
+  std::vector<size_t> ends;
+  for (const char *p = text.data(), *end = p + text.size(); p < end;) {
+    p = scanner.word_end(p, end);
+    ends.push_back(static_cast<size_t>(p - text.data()));
+  }
+  return ends;
+}
+
+// BPE as it is defined: the earliest merge that applies, at its leftmost place, one at a time.
+std::vector<int32_t> bpe_by_definition(const std::vector<Tokenizer::Merge>& merges, std::string_view word) {
+  std::vector<int32_t> ids;
+  for (const char byte : word) ids.push_back(static_cast<unsigned char>(byte));
+  std::map<std::pair<int32_t, int32_t>, int32_t> made;
+  for (size_t r = 0; r < merges.size(); r++) made[{static_cast<int32_t>(merges[r].left), static_cast<int32_t>(merges[r].right)}] = static_cast<int32_t>(256 + r);
+  for (;;) {
+    int32_t best = INT32_MAX;
+    size_t place = 0;
+    for (size_t i = 0; i + 1 < ids.size(); i++)
+      if (const auto found = made.find({ids[i], ids[i + 1]}); found != made.end() && found->second < best) best = found->second, place = i;
+    if (best == INT32_MAX) return ids;
+    ids[place] = best;
+    ids.erase(ids.begin() + static_cast<ptrdiff_t>(place) + 1);
+  }
+}
+
+// Random merges over an alphabet of few letters, so that tokens overlap in every way.
+std::vector<Tokenizer::Merge> random_merges(std::mt19937& random, size_t count, const std::string& alphabet) {
+  std::vector<Tokenizer::Merge> merges;
+  std::vector<size_t> lengths(256, 1);
+  std::vector<uint32_t> known;
+  for (const char letter : alphabet) known.push_back(static_cast<unsigned char>(letter));
+  std::map<std::pair<uint32_t, uint32_t>, bool> seen;
+  while (merges.size() < count) {
+    const uint32_t left = known[random() % known.size()], right = known[random() % known.size()];
+    if (lengths[left] + lengths[right] > 64 || std::exchange(seen[{left, right}], true)) continue;
+    known.push_back(static_cast<uint32_t>(256 + merges.size()));
+    lengths.push_back(lengths[left] + lengths[right]);
+    merges.push_back({left, right});
+  }
+  return merges;
+}
+
+}  // namespace
+
+TEST_CASE("tokenizer: words are those of GPT-2's pattern, in any bytes") {
+  std::mt19937 random(1);
+  for (int trial = 0; trial < 20000; trial++) {
+    const std::string text = trial % 3 ? random_text(random, random() % 24) : random_bytes(random, random() % 24);
+    CAPTURE(printable(text));
+    REQUIRE(words_by_scanner(text) == words_by_pattern(text));
+  }
+}
+
+TEST_CASE("tokenizer: cutting where next_cut says changes no word") {
+  std::mt19937 random(2);
+  const WordScanner scanner;
+  size_t cuts = 0;
+  for (int trial = 0; trial < 20000; trial++) {
+    const std::string text = random_text(random, 30);
+    const char *begin = text.data(), *end = begin + text.size(), *cut = scanner.next_cut(begin, begin + random() % text.size(), end);
+    cuts += cut < end;
+    std::vector<size_t> words = words_by_scanner(text.substr(0, static_cast<size_t>(cut - begin)));
+    for (const size_t word_end : words_by_scanner(std::string_view(text).substr(static_cast<size_t>(cut - begin)))) words.push_back(static_cast<size_t>(cut - begin) + word_end);
+    CAPTURE(printable(text));
+    REQUIRE(words == words_by_scanner(text));
+  }
+  CHECK(cuts > 15000);
+}
+
+TEST_CASE("tokenizer: BPE is one merge at a time, for words of any length") {
+  std::mt19937 random(3);
+  for (int trial = 0; trial < 60; trial++) {
+    const std::string alphabet = std::string("abcdefgh").substr(0, 1 + random() % 4);
+    const auto merges = random_merges(random, alphabet.size() == 1 ? 20 : 5 + random() % 150, alphabet);
+    const Tokenizer tokenizer(merges);
+    Encoder encoder(tokenizer);
+    for (int word = 0; word < 40; word++) {
+      const std::string text = random_bytes(random, 1 + (word % 4 ? random() % 30 : random() % 700), alphabet);
+      std::vector<int32_t> ids;
+      encoder.append(text, ids);
+      CAPTURE(text);
+      REQUIRE(ids == bpe_by_definition(merges, text));
+      ids.clear();
+      encoder.append(text, ids);  // from the cache
+      REQUIRE(ids == bpe_by_definition(merges, text));
+    }
+  }
+}
+
+TEST_CASE("tokenizer: a million of one character takes time that grows with their number alone") {
+  std::mt19937 random(4);
+  const Tokenizer tokenizer(random_merges(random, 60, "a "));
+  for (const std::string& text : {std::string(1000000, 'a'), std::string(1000000, ' '), random_bytes(random, 1000000, "a"), random_bytes(random, 1000000)}) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto ids = tokenizer.encode(text);
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(2));  // it takes milliseconds; with a square it takes minutes
+    CHECK(tokenizer.decode(ids) == text);
+  }
+}
+
+TEST_CASE("tokenizer: special ids") {
+  const Tokenizer bytes = Tokenizer::load("bytes");
+  CHECK(std::vector<int32_t>{bytes.end_of_text, bytes.landmark, bytes.KEY, bytes.END, bytes.ASK, bytes.ARROW, bytes.COMMA, bytes.vocab_size()} ==
+        std::vector<int32_t>{256, 257, 258, 259, 260, 261, 262, 263});
+  const Tokenizer learned({{'a', 'b'}, {256, 'c'}});
+  CHECK(std::vector<int32_t>{learned.end_of_text, learned.landmark, learned.COMMA, learned.vocab_size()} == std::vector<int32_t>{258, 259, 264, 265});
+  CHECK(learned.encode("abcab") == std::vector<int32_t>{257, 256});
+  CHECK(learned.bytes_of(257) == "abc");
+  CHECK(learned.bytes_of(258) == "");
+  CHECK(learned.is_special(258));
+  CHECK(!learned.is_special(257));
+  // By number only: the name in a text is text. A corpus may use it to part documents.
+  CHECK(bytes.decode(std::vector<int32_t>{'x', 256, 257}) == "x<|endoftext|><|landmark|>");
+  CHECK(bytes.encode("<|endoftext|>").size() == 13);
+  std::vector<int32_t> ids;
+  Encoder(bytes).append_marked("a<|endoftext|>b<|endoftext|>", ids);
+  CHECK(ids == std::vector<int32_t>{'a', 256, 'b', 256});
+  CHECK(has(error_of([&] { bytes.decode(std::vector<int32_t>{263}); }), "token id 263: expected 0 to 262"));
+  CHECK(has(error_of([&] { bytes.decode(std::vector<int32_t>{-1}); }), "token id -1"));
+}
+
+TEST_CASE("tokenizer: for a terminal, control characters are escaped") {
+  CHECK(printable("a\n\t\r\x1b[2J\x7f\xC3\xA9\xFF\xC2\x9B") == "a\\n\\t\\r\\x1b[2J\\x7f\xC3\xA9\\xff\\xc2\\x9b");
+  CHECK(printable("a\n\tb\x07", true) == "a\n\tb\\x07");
+  const Tokenizer bytes = Tokenizer::load("bytes");
+  CHECK(bytes.printable('\n') == "\\n");
+  CHECK(bytes.printable(0xE4) == "\\xe4");
+  CHECK(bytes.printable(bytes.KEY) == "<|KEY|>");
+}
+
+TEST_CASE("tokenizer: 100,000 random byte strings survive encode and decode") {
+  std::mt19937 random(5);
+  const Tokenizer bytes = Tokenizer::load("bytes"), learned(random_merges(random, 500, random_bytes(random, 20)));
+  for (const Tokenizer* tokenizer : {&bytes, &learned}) {
+    Encoder encoder(*tokenizer);
+    std::vector<int32_t> ids;
+    int wrong = 0;
+    for (int trial = 0; trial < 50000; trial++) {
+      const std::string text = trial % 2 ? random_bytes(random, random() % 50) : random_text(random, random() % 20);
+      ids.clear();
+      encoder.append(text, ids);
+      wrong += tokenizer->decode(ids) != text;
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("tokenizer: files, and what is said of damaged ones") {
+  const TempFolder folder;
+  std::mt19937 random(6);
+  for (const Tokenizer& tokenizer : {Tokenizer::load("bytes"), Tokenizer(random_merges(random, 300, "abc"))}) {
+    const std::string path = folder.path + "/t.bpe";
+    tokenizer.save(path);
+    const Tokenizer loaded = Tokenizer::load(path);
+    CHECK(loaded.hash() == tokenizer.hash());
+    CHECK(loaded.vocab_size() == tokenizer.vocab_size());
+    CHECK(loaded.encode("aabcabcabb cab") == tokenizer.encode("aabcabcabb cab"));
+    const std::string content = tokenizer.serialize();
+    for (size_t size = 0; size < content.size(); size += 1 + size / 10) CHECK_THROWS_AS(Tokenizer::parse(content.substr(0, size), "x"), Error);
+    for (size_t at = 0; at < content.size(); at += 1 + at / 20) {
+      std::string flipped = content;
+      flipped[at] = static_cast<char>(flipped[at] ^ (1 << at % 8));
+      CHECK_THROWS_AS(Tokenizer::parse(flipped, "x"), Error);
+    }
+  }
+  CHECK(Tokenizer({{'a', 'b'}}).hash() != Tokenizer({{'a', 'c'}}).hash());
+  CHECK(has(error_of([&] { Tokenizer::load(folder.path + "/none"); }), "/none': No such file or directory"));
+  CHECK(has(error_of([&] { Tokenizer::parse("", "'x'"); }), "'x': expected a tokenizer"));
+  std::string newer = Tokenizer({{'a', 'b'}}).serialize();
+  newer[8] = 2;
+  CHECK(has(error_of([&] { Tokenizer::parse(newer, "'x'"); }), "expected version 1 of the format, found 2"));
+  CHECK(has(error_of([&] { Tokenizer({{'a', 256}}); }), "merge 0: expected two ids that bytes or earlier merges have, found ids 97 and 256"));
+  CHECK(has(error_of([&] { Tokenizer({{'a', 'b'}, {'a', 'b'}}); }), "merge 1: expected a pair that no earlier merge has"));
+  std::vector<Tokenizer::Merge> doubling{{'a', 'a'}};
+  for (uint32_t id = 256; id < 266; id++) doubling.push_back({id, id});
+  CHECK(has(error_of([&] { Tokenizer{doubling}; }), "a token of at most 1024 bytes"));
+  CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}}", "'x'"); }), "'x': model.vocab: expected 50257 entries"));
+  CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {\"vocab\": [", "'x'"); }), "'x' is not valid JSON at byte"));
+  CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {}}", "'x'"); }), "\"vocab\" is missing"));
+}
+
+TEST_CASE("tokenizer: GPT-2's encodings") {
+  std::ifstream fixture("../shared/fixtures/gpt2_encodings.tsv");
+  if (!fixture || !std::filesystem::exists(gpt2_path)) return test::skip("no ../shared/fixtures/gpt2_encodings.tsv");
+  const Tokenizer gpt2 = Tokenizer::load(gpt2_path), again = Tokenizer::parse(gpt2.serialize(), "x");
+  CHECK(again.hash() == gpt2.hash());
+  CHECK(std::vector<int32_t>{again.end_of_text, again.KEY, again.END, again.ASK, again.ARROW, again.COMMA, again.landmark, again.vocab_size()} ==
+        std::vector<int32_t>{50256, 50257, 50258, 50259, 50260, 50261, 50264, 50265});
+  int rows = 0;
+  for (std::string line; std::getline(fixture, line); rows++) {
+    const size_t tab = line.find('\t');
+    std::string text;
+    for (size_t i = 0; i + 1 < tab; i += 2) text += static_cast<char>(std::stoi(line.substr(i, 2), nullptr, 16));
+    std::istringstream numbers(line.substr(tab + 1));
+    std::vector<int32_t> want, got;
+    for (int32_t id; numbers >> id;) want.push_back(id);
+    Encoder(again).append_marked(text, got);  // the fixture takes <|endoftext|> for the special id
+    CAPTURE(line);
+    CHECK(got == want);
+    CHECK(gpt2.decode(gpt2.encode(text)) == text);
+  }
+  CHECK(rows >= 39);
+}
+
+TEST_CASE("tokenizer: streams are encoded and decoded whole, however they are cut") {
+  const auto through = [](const Tokenizer& tokenizer, const std::string& input, auto&& filter) {
+    FILE *in = tmpfile(), *out = tmpfile();
+    REQUIRE((in && out));
+    fwrite(input.data(), 1, input.size(), in);
+    rewind(in);
+    std::string result;
+    const std::string error = error_of([&] { filter(tokenizer, in, out); });
+    rewind(out);
+    for (int c; (c = fgetc(out)) != EOF;) result += static_cast<char>(c);
+    fclose(in), fclose(out);
+    return error.empty() ? result : error;
+  };
+  std::mt19937 random(7);
+  const Tokenizer tokenizer(random_merges(random, 200, "ab \n"));
+  CHECK(through(tokenizer, "", encode_stream) == "\n");
+  CHECK(through(Tokenizer::load("bytes"), "a b", encode_stream) == "97 32 98\n");
+  for (const std::string& text : {random_text(random, 1500000), std::string(2500000, 'a'), random_bytes(random, 2000000, "ab ab ab\n")}) {
+    const std::string numbers = through(tokenizer, text, encode_stream);
+    std::string want;
+    for (const int32_t id : tokenizer.encode(text)) want += std::to_string(id) + " ";
+    want.back() = '\n';
+    CHECK(numbers == want);
+    CHECK(through(tokenizer, numbers, decode_stream) == text);
+  }
+  CHECK(through(tokenizer, " 97\n\t98  ", decode_stream) == "ab");
+  CHECK(has(through(tokenizer, "97 9x8", decode_stream), "number 2: expected a token id, found '9x8'"));
+  CHECK(has(through(tokenizer, "97 99999999999", decode_stream), "number 2: expected a token id"));
+  CHECK(has(through(tokenizer, "97 99999", decode_stream), "token id 99999: expected 0 to"));
+}
+
+TEST_CASE("tokenizer: learning takes the most frequent pair again and again") {
+  // The definition, counted anew for every merge.
+  std::mt19937 random(8);
+  for (int trial = 0; trial < 20; trial++) {
+    std::map<std::string, int64_t> counts;
+    for (int i = 0; i < 60; i++) counts[random_bytes(random, 1 + random() % 12, "aabc")] += 1 + static_cast<int64_t>(random() % 5);
+    const std::vector<std::pair<std::string, int64_t>> words(counts.begin(), counts.end());
+    std::vector<std::vector<uint32_t>> ids;
+    for (const auto& [word, count] : words) ids.emplace_back(word.begin(), word.end());
+    std::vector<std::pair<uint32_t, uint32_t>> want;
+    while (want.size() < 40) {
+      std::map<std::pair<uint32_t, uint32_t>, int64_t> pairs;
+      for (size_t w = 0; w < words.size(); w++)
+        for (size_t i = 0; i + 1 < ids[w].size(); i++) pairs[{ids[w][i], ids[w][i + 1]}] += words[w].second;
+      const auto best = std::max_element(pairs.begin(), pairs.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+      if (best == pairs.end() || best->second < 2) break;
+      want.push_back(best->first);
+      for (auto& word : ids)
+        for (size_t i = 0; i + 1 < word.size(); i++)
+          if (word[i] == best->first.first && word[i + 1] == best->first.second) {
+            word[i] = static_cast<uint32_t>(255 + want.size());
+            word.erase(word.begin() + static_cast<ptrdiff_t>(i) + 1);
+          }
+    }
+    Progress progress("", 0);
+    std::vector<std::pair<uint32_t, uint32_t>> got;
+    for (const Tokenizer::Merge& merge : MergeLearner(words).learn(40, progress)) got.push_back({merge.left, merge.right});
+    REQUIRE(got == want);
+  }
+}
+
+TEST_CASE("tokenizer: learning from files gives the same for any number of threads, and says when there is too little text") {
+  const TempFolder folder;
+  std::mt19937 random(9);
+  std::string text;
+  while (text.size() < 3000000) text += random_bytes(random, 1 + random() % 6, "eeetaoinsh") + (random() % 9 ? " " : "\n");
+  write_file(folder.path + "/a.txt", text);
+  ThreadPool one(1), three(3);
+  TrainReport report;
+  const Tokenizer tokenizer = train_tokenizer({folder.path}, 700, one, &report);
+  CHECK(tokenizer.vocab_size() == 707);
+  CHECK(report.bytes == static_cast<int64_t>(text.size()));
+  CHECK(train_tokenizer({folder.path + "/a.txt"}, 700, three).hash() == tokenizer.hash());
+  CHECK(tokenizer.decode(tokenizer.encode(text)) == text);
+  write_file(folder.path + "/b.txt", "banana banana");
+  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, one); }), "--vocab-size: expected at most 260 for this text"));
+  CHECK(has(error_of([&] { train_tokenizer({folder.path}, 255, one); }), "--vocab-size: expected 256"));
+  write_file(folder.path + "/b.txt", "");
+  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, one); }), "no text to learn from"));
+  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/c.txt"}, 300, one); }), "c.txt"));
+}
+
+TEST_CASE("tokenizer: counting words forgets the rarest when there are too many") {
+  WordCounts counts(3);
+  counts.add({{"a", 5}, {"b", 1}, {"c", 2}});
+  CHECK(counts.forgotten() == 0);
+  counts.add({{"d", 1}, {"a", 1}});
+  CHECK(counts.forgotten() == 2);
+  CHECK(counts.sorted() == std::vector<std::pair<std::string, int64_t>>{{"a", 6}, {"c", 2}});
+}

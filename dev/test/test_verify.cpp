@@ -1,0 +1,46 @@
+// The CPU backend against an independent oracle: every fixture that is there, in double, in float, and as the bf16 twin.
+#include <doctest/doctest.h>
+
+#include "../../gca_cpu.h"
+#include "../../runtime/verify.h"
+#include "test.h"
+
+using namespace gca;
+
+namespace {
+
+// Those in ../shared/fixtures, and those that `make test` has dev/make_oracle.py make.
+std::vector<std::string> fixtures() {
+  std::vector<std::string> paths;
+  for (const char* folder : {"../shared/fixtures", "build/oracle"}) {
+    std::error_code none;
+    if (!std::filesystem::is_directory(folder, none)) continue;
+    for (const std::string& name : list_folder(folder))
+      if (name.ends_with(".safetensors")) paths.push_back(std::string(folder) + "/" + name);
+  }
+  return paths;
+}
+
+template <class Device>
+void verify_all(const VerifyOptions& options) {
+  const std::vector<std::string> paths = fixtures();
+  if (paths.empty()) return test::skip("no fixtures: neither ../shared/fixtures nor build/oracle (needs numpy) is there");
+  Device device(2);
+  for (const std::string& path : paths) {
+    CAPTURE(path);
+    CHECK(Verifier(path, options).run(device));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("oracle files in double: loss, logits, picks, weights, gradients, norm and ten losses to 1e-10") { verify_all<Cpu<double>>({1e-10, false, true}); }
+TEST_CASE("oracle files in float to 1e-4") { verify_all<Cpu<float>>({1e-4, false, true}); }
+TEST_CASE("oracle files as the bf16 twin, picks held, to 0.2") { verify_all<Cpu<float, true>>({0.2, true, true}); }
+
+TEST_CASE("the check of an oracle file notices a difference: the bf16 twin does not pass as float") {
+  const std::vector<std::string> paths = fixtures();
+  if (paths.empty()) return test::skip("no fixtures");
+  Cpu<float, true> device(1);
+  CHECK_FALSE(Verifier(paths[0], {1e-4, true, true}).run(device));
+}

@@ -1,0 +1,193 @@
+// Backend Gpu: the ops of Cpu (gca_cpu.h) on an NVIDIA GPU: same names, same arguments, same meaning. Declared here with shapes, for any
+// C++ compiler; implemented in kernels/*.cu, one file a layer.
+//
+// Gpu<float> computes in float throughout. Gpu<__nv_bfloat16> keeps activations and working weights in bf16 and computes in float:
+// masters, gradients of weights, statistics and sums are float in both.
+//
+// Every op is put on one stream and returns at once: nothing in it waits for the GPU or allocates. The same bits on every run.
+// Written (=): everything, but these, which are added to (+=): gradients of weights (dgain, dW, dE), dw of the picks, dlandmark,
+// the sums in StepState, and dx of matmul_backward_input when it says so.
+// Letters: see ops.h. Limits: heads of up to 256 columns, an even number; chunks of up to 128 slots where they are fetched.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+#include <type_traits>
+
+#include "ops.h"
+
+namespace gca {
+
+// GPUs that answer; 0 where there is no driver, no card, or only cards hidden from this process. Never throws.
+int gpu_count() noexcept;
+
+// ---- what does not depend on the type of activations -----------------------------------------------------------------------------
+class GpuDevice {
+ public:
+  using grad = float;  // gradients of weights
+  using stat = float;  // softmax and norm statistics, weights of picks, losses
+  static constexpr int64_t alignment_bytes = 256;
+  static constexpr int64_t vocab_multiple = 128;      // V is rounded up to it in memory: whole tiles of the head's product
+  static constexpr int64_t logits_bytes = 512 << 20;  // of a piece of logits
+
+  // Takes the GPU of that number. An Error says what to do where there is none, its driver or the card is too old, or its memory is full.
+  explicit GpuDevice(int ordinal = 0);
+  ~GpuDevice();
+  GpuDevice(const GpuDevice&) = delete;
+  GpuDevice& operator=(const GpuDevice&) = delete;
+
+  std::string description() const;  // one line: card, memory, compute capability, driver
+  int64_t free_bytes() const;       // of the card's memory, now
+  cudaStream_t stream() const { return stream_; }
+  void synchronize();  // waits for all work; an error of a kernel comes out here, or in download()
+
+  // ---- memory ----
+  void* allocate(int64_t n_bytes);  // a multiple of 256 as address; undefined content
+  void release(void* memory);
+  void zero(void* memory, int64_t n_bytes);
+  void upload(void* device, const void* host, int64_t n_bytes);    // host may change on return; earlier work goes on meanwhile
+  void download(void* host, const void* device, int64_t n_bytes);  // waits: host holds the data on return
+  void copy(void* to, const void* from, int64_t n_bytes);          // inside the device
+  // The step's figures for the host, without a wait until they are read: the GPU runs ahead meanwhile.
+  class Snapshot {
+   public:
+    Snapshot() = default;
+    ~Snapshot();
+    Snapshot(const Snapshot&) = delete;
+    Snapshot& operator=(const Snapshot&) = delete;
+
+   private:
+    friend class GpuDevice;
+    StepState* value_ = nullptr;  // in memory that the GPU writes by itself
+    cudaEvent_t taken_ = nullptr;
+  };
+  static constexpr bool runs_ahead = true;
+  void take(Snapshot& snapshot, const StepState* state);
+  StepState read(const Snapshot& snapshot);
+
+  // ---- retrieval's tables ----
+  // Row 0 of each table: no pick, weight 0. pick, w (B,C+1,K)
+  void no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K);
+  // entry[start[m] .. start[m+1]): in order, row * K + k of each pick of chunk m in rows 0..C-1. start (B,C+1), entry (B,C*K), pick (B,C+1,K)
+  void invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K);
+
+  // ---- the step's figures (drt.md, optimiser) ----
+  void begin_step(StepState* state);
+  // loss += scale * sum of weight * loss[r], plain_loss += scale * sum of loss[r]. loss, weight (rows; null: 1)
+  void add_loss(StepState* state, const float* loss, const float* weight, double scale, int64_t rows);
+  // Norm of all n gradients, the factor that clips it, and whether the step may change anything.
+  void end_gradient(StepState* state, const float* gradient, int64_t n, double clip);
+
+ protected:
+  // Working memory of one op: dead when the op's last kernel is done. What an op puts there is said where it does.
+  static constexpr int64_t scratch_bytes = 64 << 20;
+  template <class T>
+  T* scratch(int64_t count, int64_t first_byte = 0) const {
+    const int64_t end = first_byte + count * static_cast<int64_t>(sizeof(T));
+    GCA_CHECK(end <= scratch_bytes, "an op's working memory is %lld bytes, this shape needs %lld; use a smaller --micro-batch or --chunks",
+              static_cast<long long>(scratch_bytes), static_cast<long long>(end));
+    return reinterpret_cast<T*>(static_cast<char*>(scratch_) + first_byte);
+  }
+  // Cosines | sines of the rotary embedding, (S,d): made on the host in double when (S,d) changes.
+  const float* rotation(int S, int d);
+
+  struct Products;  // cuBLASLt's handle, and the algorithm chosen for each shape (kernels/matmul.cu)
+  static std::shared_ptr<Products> make_products();
+  int ordinal_, processors_ = 0;
+  cudaStream_t stream_ = nullptr;
+  void* scratch_ = nullptr;
+  std::shared_ptr<Products> products_;
+
+ private:
+  // Uploads go through pinned memory, a ring of pieces, each free again when its event has passed.
+  static constexpr int64_t staging_bytes = 1 << 20;
+  static constexpr int staging_pieces = 8;
+  char* staging_ = nullptr;
+  cudaEvent_t uploaded_[staging_pieces] = {};
+  int next_piece_ = 0;
+
+  float* rotation_ = nullptr;
+  int rotation_S_ = 0, rotation_d_ = 0;
+  void close() noexcept;  // gives everything back
+};
+
+// ---- the backend -----------------------------------------------------------------------------------------------------------------
+template <class Act>
+class Gpu : public GpuDevice {
+ public:
+  using act = Act;       // activations and their gradients
+  using weight = Act;    // weights as the products read them
+  using master = float;  // weights as the optimiser keeps them
+  static constexpr bool weights_are_masters = std::is_same_v<Act, float>;
+  using GpuDevice::GpuDevice;
+
+  double peak_flops();  // floating-point operations a second that a large product reaches, measured
+
+  // rows x D from src, rows src_stride apart, to dst, rows dst_stride apart.
+  void copy_rows(act* dst, int64_t dst_stride, const act* src, int64_t src_stride, int64_t rows, int64_t D);
+  // Working weights from masters, n of each.
+  void cast_weights(weight* weights, const float* masters, int64_t n);
+
+  // ---- embedding: x[r] = E[token[r]]. x (rows,D), token (rows), E (V,D) ----
+  void embedding_forward(act* x, const int32_t* token, const weight* E, int64_t rows, int64_t D);
+  void embedding_backward(float* dE, const act* dx, const int32_t* token, int64_t rows, int64_t D);  // dE +=
+
+  // ---- RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps) ----
+  // out (rows,D) packed, rstd (rows), gain (D); the rows of x are stride apart (D: packed)
+  void rmsnorm_forward(act* out, float* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride, double eps);
+  // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn * xhat.
+  // dn (rows,D) packed (dx may be dn where stride is D); the rows of dx, x and the residuals (each may be null, or dx itself) are stride apart.
+  void rmsnorm_backward(act* dx, float* dgain, const act* dn, const act* x, const float* rstd, const weight* gain, const act* residual,
+                        const act* residual2, int64_t rows, int64_t D, int64_t stride);
+
+  // ---- matrix products: y = x W^T (+ residual). y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null, not y ----
+  void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in, int64_t out);
+  void matmul_backward_input(act* dx, const act* dy, const weight* W, bool accumulate, int64_t rows, int64_t in, int64_t out);  // dx (+)= dy W
+  void matmul_backward_weight(float* dW, const act* dy, const act* x, int64_t rows, int64_t in, int64_t out);                   // dW += dy^T x
+
+  // ---- SwiGLU: h = silu(gate) * up. h (rows,F), gate_up (rows,2F): gate | up ----
+  void swiglu_forward(act* h, const act* gate_up, int64_t rows, int64_t F);
+  void swiglu_backward(act* dgate_up, const act* dh, const act* gate_up, int64_t rows, int64_t F);
+
+  // ---- sliding-window attention with ALiBi (drt.md SWA) ----
+  // out (B,T,D), lse (B,H,T), qkv (B,T,3D), ring (B,W,2D) or null
+  void sliding_attention_forward(act* out, float* lse, const act* qkv, const act* ring, const SlidingShape& s);
+  void sliding_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const float* lse, const SlidingShape& s);  // whole rows
+  void ring_append(act* ring, const act* qkv, const SlidingShape& s);  // keys and values of these slots, for later segments
+
+  // ---- chunk attention: bidirectional inside a chunk, rotary embedding on q and k. out (N,S,D), lse (N,H,S), qkv (N,S,3D) ----
+  void chunk_attention_forward(act* out, float* lse, const act* qkv, const ChunkShape& s);
+  void chunk_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const float* lse, const ChunkShape& s);
+
+  // ---- causal chunk retrieval. pick, w (B,C+1,K): rows 1..C are written; r (B,C,D); landmark: see RetrievalShape ----
+  // A given pick that is not in the past becomes chunk 0 with a weight that is not a number, so that the step is seen and skipped.
+  void chunk_retrieval_forward(int32_t* pick, float* w, const act* r, const act* landmark, const RetrievalShape& s, const Selection& selection);
+  // dw (B,C+1,K) is overwritten with the gradient of the scores / sqrt(D); dr (B,C,D) is =; dlandmark is +=
+  void chunk_retrieval_backward(act* dr, act* dlandmark, float* dw, const float* w, const int32_t* pick, const int32_t* start, const int32_t* entry,
+                                const act* r, const act* landmark, const RetrievalShape& s);
+
+  // ---- grouped cross attention ----
+  // The landmark slot's keys and values become zero. kv (N,S,2D), N chunks
+  void zero_landmarks(act* kv, int64_t N, int64_t S, int64_t D);
+  // out (B,T,D), lse (B,C,K,H,S) or null, q (B,T,D), kv (B,M,S,2D), pick, w (B,C+1,K)
+  void gca_forward(act* out, float* lse, const act* q, const act* kv, const int32_t* pick, const float* w, const GcaShape& s);
+  // By query, a layer at a time, whole rows: dq (B,T,D), dw (B,C+1,K) +=, delta (B,C,K,H,S)
+  void gca_backward_query(act* dq, float* dw, float* delta, const act* dout, const act* q, const act* kv, const float* lse, const int32_t* pick,
+                          const float* w, const GcaShape& s);
+  // For the memory, once, over all layers of all groups. dkv (B,M,S,2D), its landmark rows zero; layers: a host array of n
+  void gca_backward_memory(act* dkv, const FetchingLayer<act, float>* layers, int n_layers, const act* kv, const GcaShape& s);
+
+  // ---- cross entropy, a piece of logits at a time ----
+  // loss[r] = logsumexp(logits[r]) - logits[r,target[r]], 0 where target[r] is negative. scale != 0: logits become their gradient,
+  // scale * weight[r] * (softmax - onehot). loss, target, weight (rows; null: 1), logits (rows,V) rows stride apart
+  void cross_entropy(float* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows, int64_t V, int64_t stride);
+
+  // ---- optimiser ----
+  // masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or rounded from them); segments: a host array
+  void adamw(float* masters, weight* weights, float* m, float* v, const float* gradient, const Segment* segments, int64_t n_segments,
+             const StepState* state, const AdamW& hyper);
+};
+
+}  // namespace gca

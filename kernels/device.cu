@@ -1,0 +1,189 @@
+// The GPU itself: finding it, its memory, copies, errors in words; and the table of rotary angles.
+#include <cmath>
+#include <vector>
+
+#include "device.cuh"
+
+namespace gca {
+namespace {
+
+__global__ void cast_kernel(bf16* to, const float* from, int64_t n) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += gridDim.x * int64_t{blockDim.x}) to[i] = __float2bfloat16(from[i]);
+}
+
+constexpr int64_t most_angles = 4096 * 256;  // slots of a chunk x columns of a head
+
+double mebibytes(size_t n_bytes) { return static_cast<double>(n_bytes) / (1 << 20); }
+std::string cuda_version(int version) { return format("%d.%d", version / 1000, version % 1000 / 10); }
+
+}  // namespace
+
+void check(cudaError_t result, const Doing& doing) {
+  if (result == cudaSuccess) return;
+  cudaGetLastError();  // an error that is not for good must not come out of the next call too
+  const char* hint = "";
+  if (result == cudaErrorMemoryAllocation) hint = "; use a smaller --batch, --micro-batch or --chunks";
+  if (result == cudaErrorIllegalAddress || result == cudaErrorLaunchFailure || result == cudaErrorMisalignedAddress)
+    hint = "; this or an earlier kernel failed: with CUDA_LAUNCH_BLOCKING=1 in the environment the error comes from the one that did";
+  throw Error(format("%s:%u: GPU, %s: %s (%s)%s", doing.where.file_name(), static_cast<unsigned>(doing.where.line()), doing.what, cudaGetErrorString(result),
+                     cudaGetErrorName(result), hint));
+}
+
+int gpu_count() noexcept {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
+  int count = 0, driver = 0, runtime = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0 && cudaRuntimeGetVersion(&runtime) == cudaSuccess)
+    throw Error(format("the GPU's driver knows CUDA %s, this program needs CUDA %s: update the driver, build with an older CUDA toolkit, or use --device cpu",
+                       cuda_version(driver).c_str(), cuda_version(runtime).c_str()));
+  if (found == cudaErrorNoDevice || found == cudaErrorInsufficientDriver || (found == cudaSuccess && count == 0))
+    throw Error("no GPU answers: look at what nvidia-smi and CUDA_VISIBLE_DEVICES say, or use --device cpu");
+  check(found, "counting GPUs");
+  if (ordinal < 0 || ordinal >= count) throw Error(format("GPU number: expected 0 to %d, found %d", count - 1, ordinal));
+
+  cudaDeviceProp card{};
+  check(cudaGetDeviceProperties(&card, ordinal), "asking for the GPU's properties");
+  if (card.major < 8)
+    throw Error(format("%s has compute capability %d.%d, the least that serves is 8.0 (A100, RTX 30 and newer): use --device cpu", card.name, card.major, card.minor));
+  check(cudaSetDevice(ordinal), "taking the GPU");
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cast_kernel)) != cudaSuccess)
+    throw Error(format("this program was not built for %s (compute capability %d.%d): build it again on a machine with that card, or use --device cpu", card.name,
+                       card.major, card.minor));
+  processors_ = card.multiProcessorCount;
+  try {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    scratch_ = allocate(scratch_bytes);
+    rotation_ = static_cast<float*>(allocate(most_angles * static_cast<int64_t>(sizeof(float))));
+    check(cudaMallocHost(reinterpret_cast<void**>(&staging_), staging_pieces * staging_bytes), "pinning memory");
+    for (cudaEvent_t& event : uploaded_) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    products_ = make_products();
+  } catch (...) {
+    close();
+    throw;
+  }
+}
+
+GpuDevice::~GpuDevice() { close(); }
+
+// Errors are past mending here.
+void GpuDevice::close() noexcept {
+  release(scratch_), release(rotation_);
+  for (cudaEvent_t event : uploaded_)
+    if (event) cudaEventDestroy(event);
+  if (staging_) cudaFreeHost(staging_);
+  if (stream_) cudaStreamDestroy(stream_);
+}
+
+std::string GpuDevice::description() const {
+  cudaDeviceProp card{};
+  int driver = 0;
+  check(cudaGetDeviceProperties(&card, ordinal_), "asking for the GPU's properties");
+  check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  return format("%s, %.1f GiB, %d multiprocessors, compute capability %d.%d, driver for CUDA %s", card.name, mebibytes(card.totalGlobalMem) / 1024,
+                card.multiProcessorCount, card.major, card.minor, cuda_version(driver).c_str());
+}
+
+int64_t GpuDevice::free_bytes() const {
+  size_t unused = 0, total = 0;
+  check(cudaMemGetInfo(&unused, &total), "asking for free memory");
+  return static_cast<int64_t>(unused);
+}
+
+void GpuDevice::synchronize() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
+
+// ---- memory -----------------------------------------------------------------------------------------------------------------------
+void* GpuDevice::allocate(int64_t n_bytes) {
+  void* memory = nullptr;
+  const size_t size = static_cast<size_t>(std::max<int64_t>(n_bytes, 1));
+  if (cudaMalloc(&memory, size) == cudaSuccess) return memory;
+  cudaGetLastError();
+  size_t unused = 0, total = 0;
+  cudaMemGetInfo(&unused, &total);
+  throw Error(format("out of GPU memory: %.1f MiB asked for, %.1f of %.1f MiB free; use a smaller --batch, --micro-batch or --chunks, or see with nvidia-smi who holds the rest",
+                     mebibytes(size), mebibytes(unused), mebibytes(total)));
+}
+void GpuDevice::release(void* memory) {
+  if (!memory) return;
+  cudaStreamSynchronize(stream_);  // work that still uses it
+  cudaFree(memory);
+}
+void GpuDevice::zero(void* memory, int64_t n_bytes) { check(cudaMemsetAsync(memory, 0, static_cast<size_t>(n_bytes), stream_), "clearing memory"); }
+// Straight from pageable memory a copy would wait for all work queued before it.
+void GpuDevice::upload(void* device, const void* host, int64_t n_bytes) {
+  for (int64_t done = 0; done < n_bytes; done += staging_bytes) {
+    const size_t size = static_cast<size_t>(std::min(staging_bytes, n_bytes - done));
+    char* piece = staging_ + next_piece_ * staging_bytes;
+    check(cudaEventSynchronize(uploaded_[next_piece_]), "waiting for an earlier copy to the GPU");
+    memcpy(piece, static_cast<const char*>(host) + done, size);
+    check(cudaMemcpyAsync(static_cast<char*>(device) + done, piece, size, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+    check(cudaEventRecord(uploaded_[next_piece_], stream_), "copying to the GPU");
+    next_piece_ = (next_piece_ + 1) % staging_pieces;
+  }
+}
+void GpuDevice::download(void* host, const void* device, int64_t n_bytes) {
+  check(cudaMemcpyAsync(host, device, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
+  synchronize();
+}
+void GpuDevice::copy(void* to, const void* from, int64_t n_bytes) {
+  if (to != from) check(cudaMemcpyAsync(to, from, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToDevice, stream_), "copying inside the GPU");
+}
+
+GpuDevice::Snapshot::~Snapshot() {
+  if (taken_) cudaEventDestroy(taken_);
+  if (value_) cudaFreeHost(value_);
+}
+void GpuDevice::take(Snapshot& snapshot, const StepState* state) {
+  if (!snapshot.value_) check(cudaMallocHost(reinterpret_cast<void**>(&snapshot.value_), sizeof(StepState)), "pinning memory");
+  if (!snapshot.taken_) check(cudaEventCreateWithFlags(&snapshot.taken_, cudaEventDisableTiming), "making an event");
+  check(cudaMemcpyAsync(snapshot.value_, state, sizeof(StepState), cudaMemcpyDeviceToHost, stream_), "copying a step's figures");
+  check(cudaEventRecord(snapshot.taken_, stream_), "copying a step's figures");
+}
+StepState GpuDevice::read(const Snapshot& snapshot) {
+  check(cudaEventSynchronize(snapshot.taken_), "waiting for a step's figures");
+  return *snapshot.value_;
+}
+
+template <class Act>
+void Gpu<Act>::copy_rows(Act* dst, int64_t dst_stride, const Act* src, int64_t src_stride, int64_t rows, int64_t D) {
+  auto n_bytes = [](int64_t count) { return static_cast<size_t>(count) * sizeof(Act); };
+  if (rows == 0) return;
+  check(cudaMemcpy2DAsync(dst, n_bytes(dst_stride), src, n_bytes(src_stride), n_bytes(D), static_cast<size_t>(rows), cudaMemcpyDeviceToDevice, stream_), "copying rows");
+}
+
+template <class Act>
+void Gpu<Act>::cast_weights(Act* weights, const float* masters, int64_t n) {
+  if constexpr (weights_are_masters) copy(weights, masters, n * static_cast<int64_t>(sizeof(float)));
+  else launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0, weights, masters, n);
+}
+
+// ---- rotary angles ------------------------------------------------------------------------------------------------------------------
+const float* GpuDevice::rotation(int S, int d) {
+  if (S == rotation_S_ && d == rotation_d_) return rotation_;
+  const int64_t count = static_cast<int64_t>(S) * d;
+  GCA_CHECK(count <= most_angles, "chunks of %d slots, heads of %d columns", S, d);
+  std::vector<float> table(static_cast<size_t>(count));
+  for (int p = 0; p < S; p++)
+    for (int t = 0; t < d / 2; t++) {
+      const double angle = p * std::pow(10000.0, -2.0 * t / d);
+      float* at = table.data() + static_cast<int64_t>(p) * d + t;
+      at[0] = static_cast<float>(std::cos(angle));
+      at[d / 2] = static_cast<float>(std::sin(angle));
+    }
+  upload(rotation_, table.data(), count * static_cast<int64_t>(sizeof(float)));
+  rotation_S_ = S, rotation_d_ = d;
+  return rotation_;
+}
+
+template void Gpu<float>::copy_rows(float*, int64_t, const float*, int64_t, int64_t, int64_t);
+template void Gpu<bf16>::copy_rows(bf16*, int64_t, const bf16*, int64_t, int64_t, int64_t);
+template void Gpu<float>::cast_weights(float*, const float*, int64_t);
+template void Gpu<bf16>::cast_weights(bf16*, const float*, int64_t);
+
+}  // namespace gca

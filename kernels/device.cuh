@@ -1,0 +1,102 @@
+// What every kernel file shares: checked calls and launches, the types of activations, vector access, sums over warps and blocks.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <source_location>
+
+#include "../gca_kernels.cuh"
+
+namespace gca {
+
+using bf16 = __nv_bfloat16;
+
+// ---- calls and launches ---------------------------------------------------------------------------------------------------------
+// What is being done, and where in the source: made from the words at the place of the call.
+struct Doing {
+  const char* what;
+  std::source_location where;
+  Doing(const char* what_, std::source_location where_ = std::source_location::current()) : what(what_), where(where_) {}
+};
+// Throws an Error with place, deed, CUDA's words and a hint.
+void check(cudaError_t result, const Doing& doing);
+
+// Puts kernel(arguments) on the stream: `blocks` blocks (nothing for 0) of `threads`, with shared_bytes of dynamic shared memory.
+template <class... Parameters, class... Arguments>
+void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Arguments&&... arguments) {
+  if (blocks == 0) return;
+  GCA_CHECK(blocks > 0 && blocks <= INT32_MAX, "%s: a grid of %lld blocks; use a smaller --micro-batch or --chunks", doing.what, static_cast<long long>(blocks));
+  // More than 48 KB has to be asked for.
+  if (shared_bytes > 48 << 10)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), doing);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), doing);
+}
+
+// ---- numbers --------------------------------------------------------------------------------------------------------------------
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+template <class Act>
+__device__ inline Act from_float(float x) {
+  if constexpr (std::is_same_v<Act, bf16>) return __float2bfloat16(x);
+  else return x;
+}
+
+// N neighbours, read and written as one piece of memory. wide<Act> of them are 16 bytes.
+template <class Act, int N>
+struct alignas(N * sizeof(Act)) Pack { Act at[N]; };
+template <class Act>
+inline constexpr int wide = 16 / sizeof(Act);
+template <int N, class Act>
+__device__ inline Pack<Act, N> load_pack(const Act* from) { return *reinterpret_cast<const Pack<Act, N>*>(from); }
+template <int N, class Act>
+__device__ inline void store_pack(Act* to, const Pack<Act, N>& pack) { *reinterpret_cast<Pack<Act, N>*>(to) = pack; }
+
+// Calls body with the number of neighbours to take at once, a constant: wide<Act> where every size (a row's length or stride, in
+// elements) is a multiple of it, otherwise 1. Arrays start at multiples of 16 bytes or are shifted by such sizes.
+template <class Act, class Body>
+void with_width(std::initializer_list<int64_t> sizes, Body&& body) {
+  for (int64_t size : sizes)
+    if (size % wide<Act>) return body(std::integral_constant<int, 1>{});
+  body(std::integral_constant<int, wide<Act>>{});
+}
+
+// A block's dynamic shared memory.
+template <class T>
+__device__ inline T* shared() {
+  extern __shared__ float4 shared_memory[];
+  return reinterpret_cast<T*>(shared_memory);
+}
+
+// ---- sums, in a fixed order -------------------------------------------------------------------------------------------------------
+// Over the lanes of a warp, or of each aligned part of `lanes` of it; all lanes get the result.
+template <int lanes = 32, class T>
+__device__ inline T warp_sum(T x) {
+  for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+template <int lanes = 32>
+__device__ inline float warp_max(float x) {
+  for (int step = lanes / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
+}
+// Over a block of whole warps; all threads get the result. Every thread must call it.
+template <class T>
+__device__ inline T block_sum(T x) {
+  __shared__ T of_warp[32];
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  x = warp_sum(x);
+  __syncthreads();  // the last call's numbers have been read
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = 0;
+  for (int i = 0; i < warps; i++) x += of_warp[i];
+  return x;
+}
+
+}  // namespace gca

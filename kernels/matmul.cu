@@ -1,0 +1,144 @@
+// Matrix products y = x W^T by cuBLASLt: operands as they are stored, sums in float. The algorithm of a shape is chosen once, by
+// cuBLASLt's own ranking among those that give the same bits on every run, and kept.
+#include <cublasLt.h>
+
+#include <map>
+#include <tuple>
+
+#include "device.cuh"
+
+namespace gca {
+namespace {
+
+void check(cublasStatus_t result, const Doing& doing) {
+  if (result != CUBLAS_STATUS_SUCCESS)
+    throw Error(format("%s:%u: GPU, %s: cuBLASLt says %s", doing.where.file_name(), static_cast<unsigned>(doing.where.line()), doing.what, cublasLtGetStatusString(result)));
+}
+
+template <class T>
+constexpr cudaDataType_t type_of = std::is_same_v<T, float> ? CUDA_R_32F : CUDA_R_16BF;
+
+// A matrix as cuBLASLt sees it, by columns: its column c starts at data + c * stride. A row-major matrix is its own transpose there.
+struct Operand { const void* data; bool transposed; int64_t stride; };
+
+template <class Act>
+__global__ void fill_kernel(Act* x, int64_t n) {
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i < n) x[i] = from_float<Act>(uniform_open(philox(0, Stream::sample, static_cast<uint32_t>(i)).word[0]) - 0.5f);
+}
+
+// The largest power of two, up to 256, that the address is a multiple of: not every algorithm takes every address.
+uint32_t alignment(const void* address) {
+  const auto bits = reinterpret_cast<uintptr_t>(address) | 256;
+  return static_cast<uint32_t>(bits & (~bits + 1));
+}
+
+}  // namespace
+
+struct GpuDevice::Products {
+  // transposed a, b; m, n, k; types; whether C is added, and is not D itself; alignments
+  using Shape = std::tuple<bool, bool, int64_t, int64_t, int64_t, int, int, bool, bool, uint32_t, uint32_t, uint32_t, uint32_t>;
+  cublasLtHandle_t handle = nullptr;
+  std::map<Shape, cublasLtMatmulAlgo_t> chosen;
+
+  Products() { check(cublasLtCreate(&handle), "starting cuBLASLt"); }
+  ~Products() { cublasLtDestroy(handle); }
+
+  // result (m,n) = a (m,k) b (k,n) (+ addend), all by columns; result and addend columns m apart
+  template <class In, class Out>
+  void multiply(const Doing& doing, Out* result, const Operand& a, const Operand& b, const Out* addend, int64_t m, int64_t n, int64_t k, void* workspace,
+                int64_t workspace_bytes, cudaStream_t stream) {
+    if (m == 0 || n == 0 || k == 0) return;
+    cublasLtMatmulDescOpaque_t product;
+    cublasLtMatrixLayoutOpaque_t a_layout, b_layout, layout;
+    const cublasOperation_t a_op = a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, b_op = b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    auto rows = [](bool transposed, int64_t r, int64_t c) { return static_cast<uint64_t>(transposed ? c : r); };
+    // Sums in float of products in float: TF32 is a compute type of its own, which is not asked for.
+    check(cublasLtMatmulDescInit(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F), doing);
+    check(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_TRANSA, &a_op, sizeof a_op), doing);
+    check(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_TRANSB, &b_op, sizeof b_op), doing);
+    check(cublasLtMatrixLayoutInit(&a_layout, type_of<In>, rows(a.transposed, m, k), rows(a.transposed, k, m), a.stride), doing);
+    check(cublasLtMatrixLayoutInit(&b_layout, type_of<In>, rows(b.transposed, k, n), rows(b.transposed, n, k), b.stride), doing);
+    check(cublasLtMatrixLayoutInit(&layout, type_of<Out>, static_cast<uint64_t>(m), static_cast<uint64_t>(n), m), doing);
+
+    const Out* c = addend ? addend : result;
+    const Shape shape{a.transposed, b.transposed, m, n, k, type_of<In>, type_of<Out>, addend != nullptr, c != result,
+                      alignment(a.data), alignment(b.data), alignment(c), alignment(result)};
+    auto found = chosen.find(shape);
+    if (found == chosen.end()) {
+      const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // a sum split over k goes through the workspace, in order
+      const uint64_t space = static_cast<uint64_t>(workspace_bytes);
+      const uint32_t a_bytes = alignment(a.data), b_bytes = alignment(b.data), c_bytes = alignment(c), d_bytes = alignment(result);
+      cublasLtMatmulPreferenceOpaque_t wish;
+      check(cublasLtMatmulPreferenceInit(&wish), doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions), doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &space, sizeof space), doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &a_bytes, sizeof a_bytes), doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b_bytes, sizeof b_bytes), doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c_bytes, sizeof c_bytes), doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &d_bytes, sizeof d_bytes), doing);
+      cublasLtMatmulHeuristicResult_t best{};
+      int count = 0;
+      check(cublasLtMatmulAlgoGetHeuristic(handle, &product, &a_layout, &b_layout, &layout, &layout, &wish, 1, &best, &count), doing);
+      GCA_CHECK(count == 1 && best.state == CUBLAS_STATUS_SUCCESS, "%s: cuBLASLt has no algorithm for (%lld x %lld) by (%lld x %lld)", doing.what,
+                static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(k), static_cast<long long>(n));
+      found = chosen.emplace(shape, best.algo).first;
+    }
+    const float one = 1, beta = addend ? 1 : 0;
+    check(cublasLtMatmul(handle, &product, &one, a.data, &a_layout, b.data, &b_layout, &beta, c, &layout, result, &layout, &found->second, workspace,
+                         static_cast<size_t>(workspace_bytes), stream), doing);
+  }
+};
+
+std::shared_ptr<GpuDevice::Products> GpuDevice::make_products() { return std::make_shared<Products>(); }
+
+// By columns, y is y^T (out,rows) = W (out,in) x^T (in,rows), W stored as its transpose.
+template <class Act>
+void Gpu<Act>::matmul_forward(Act* y, const Act* x, const Act* W, const Act* residual, int64_t rows, int64_t in, int64_t out) {
+  products_->multiply<Act>("product x W^T", y, {W, true, in}, {x, false, in}, residual, out, rows, in, scratch_, scratch_bytes, stream_);
+}
+// dx^T (in,rows) = W^T (in,out) dy^T (out,rows)
+template <class Act>
+void Gpu<Act>::matmul_backward_input(Act* dx, const Act* dy, const Act* W, bool accumulate, int64_t rows, int64_t in, int64_t out) {
+  products_->multiply<Act>("product dy W", dx, {W, false, in}, {dy, false, out}, accumulate ? dx : nullptr, in, rows, out, scratch_, scratch_bytes, stream_);
+}
+// dW^T (in,out) += x^T (in,rows) dy (rows,out)
+template <class Act>
+void Gpu<Act>::matmul_backward_weight(float* dW, const Act* dy, const Act* x, int64_t rows, int64_t in, int64_t out) {
+  products_->multiply<Act>("product dy^T x", dW, {x, false, in}, {dy, true, out}, dW, in, out, rows, scratch_, scratch_bytes, stream_);
+}
+
+template <class Act>
+double Gpu<Act>::peak_flops() {
+  int64_t n = 8192;
+  auto matrix_bytes = [&] { return n * n * static_cast<int64_t>(sizeof(Act)); };
+  while (4 * matrix_bytes() > free_bytes()) n /= 2;
+  Act* x = static_cast<Act*>(allocate(2 * matrix_bytes()));
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin), "making an event");
+  check(cudaEventCreate(&end), "making an event");
+  launch("random numbers", stream_, fill_kernel<Act>, ceil_div(n * n, 256), 256, 0, x, n * n);
+  const int warm = 3, timed = 5;
+  for (int i = 0; i < warm + timed; i++) {
+    if (i == warm) check(cudaEventRecord(begin, stream_), "timing products");
+    matmul_forward(x + n * n, x, x, nullptr, n, n, n);
+  }
+  check(cudaEventRecord(end, stream_), "timing products");
+  synchronize();
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, begin, end), "timing products");
+  cudaEventDestroy(begin), cudaEventDestroy(end);
+  release(x);
+  return timed * 2.0 * static_cast<double>(n * n * n) / (1e-3 * milliseconds);
+}
+
+template double Gpu<float>::peak_flops();
+template double Gpu<bf16>::peak_flops();
+template void Gpu<float>::matmul_forward(float*, const float*, const float*, const float*, int64_t, int64_t, int64_t);
+template void Gpu<bf16>::matmul_forward(bf16*, const bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t);
+template void Gpu<float>::matmul_backward_input(float*, const float*, const float*, bool, int64_t, int64_t, int64_t);
+template void Gpu<bf16>::matmul_backward_input(bf16*, const bf16*, const bf16*, bool, int64_t, int64_t, int64_t);
+template void Gpu<float>::matmul_backward_weight(float*, const float*, const float*, int64_t, int64_t, int64_t);
+template void Gpu<bf16>::matmul_backward_weight(float*, const bf16*, const bf16*, int64_t, int64_t, int64_t);
+
+}  // namespace gca

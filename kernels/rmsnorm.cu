@@ -1,0 +1,115 @@
+// RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps). A warp takes a row.
+#include "device.cuh"
+
+namespace gca {
+namespace {
+
+constexpr int forward_threads = 256;
+
+template <class Act, int N>
+__global__ void forward_kernel(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D, int64_t stride, float eps) {
+  const int64_t r = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32;
+  const int first = static_cast<int>(threadIdx.x) % 32 * N;
+  if (r >= rows) return;
+  x += r * stride;
+  float sum = 0;
+  for (int64_t j = first; j < D; j += 32 * N) {
+    const auto pack = load_pack<N>(x + j);
+#pragma unroll
+    for (int e = 0; e < N; e++) sum = fmaf(to_float(pack.at[e]), to_float(pack.at[e]), sum);
+  }
+  const float scale = 1 / sqrtf(warp_sum(sum) / static_cast<float>(D) + eps);
+  if (first == 0) rstd[r] = scale;
+  for (int64_t j = first; j < D; j += 32 * N) {
+    auto pack = load_pack<N>(x + j);
+    const auto by = load_pack<N>(gain + j);
+#pragma unroll
+    for (int e = 0; e < N; e++) pack.at[e] = from_float<Act>(to_float(by.at[e]) * to_float(pack.at[e]) * scale);
+    store_pack(out + r * D + j, pack);
+  }
+}
+
+// With g = gain * dn, xhat = x * rstd:  dx = residuals + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn * xhat.
+// Warp w of a block takes rows begin + w, begin + w + warps, .. of the block's; each sums dgain in shared memory of its own, and the
+// block leaves the sum over its warps in partial[block]. dx may be dn or a residual: a lane reads what it writes before it does.
+template <class Act, int N>
+__global__ void backward_kernel(Act* dx, float* partial, const Act* dn, const Act* x, const float* rstd, const Act* gain, const Act* residual, const Act* residual2,
+                                int64_t rows, int64_t D, int64_t stride, int64_t rows_of_block) {
+  const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32, first = static_cast<int>(threadIdx.x) % 32 * N;
+  float *sums = shared<float>(), *mine = sums + warp * D;
+  for (int64_t j = first; j < D; j += 32 * N)
+    for (int e = 0; e < N; e++) mine[j + e] = 0;
+  const int64_t begin = blockIdx.x * rows_of_block, end = min(rows, begin + rows_of_block);
+  for (int64_t r = begin + warp; r < end; r += warps) {
+    const float scale = rstd[r];
+    float sum = 0;
+    for (int64_t j = first; j < D; j += 32 * N) {
+      const auto d = load_pack<N>(dn + r * D + j), by = load_pack<N>(gain + j), at = load_pack<N>(x + r * stride + j);
+#pragma unroll
+      for (int e = 0; e < N; e++) sum += to_float(d.at[e]) * to_float(by.at[e]) * to_float(at.at[e]);
+    }
+    const float mean = warp_sum(sum) * scale / static_cast<float>(D);
+    for (int64_t j = first; j < D; j += 32 * N) {
+      const auto d = load_pack<N>(dn + r * D + j), by = load_pack<N>(gain + j), at = load_pack<N>(x + r * stride + j);
+      Pack<Act, N> one{}, two{}, out;
+      if (residual) one = load_pack<N>(residual + r * stride + j);
+      if (residual2) two = load_pack<N>(residual2 + r * stride + j);
+#pragma unroll
+      for (int e = 0; e < N; e++) {
+        const float xhat = to_float(at.at[e]) * scale;
+        mine[j + e] += to_float(d.at[e]) * xhat;
+        out.at[e] = from_float<Act>((residual ? to_float(one.at[e]) : 0.0f) + (residual2 ? to_float(two.at[e]) : 0.0f) +
+                                    scale * (to_float(d.at[e]) * to_float(by.at[e]) - xhat * mean));
+      }
+      store_pack(dx + r * stride + j, out);
+    }
+  }
+  __syncthreads();
+  for (int64_t j = threadIdx.x; j < D; j += blockDim.x) {
+    float sum = 0;
+    for (int w = 0; w < warps; w++) sum += sums[w * D + j];
+    partial[blockIdx.x * D + j] = sum;
+  }
+}
+
+// dgain += sum over blocks of partial (blocks,D): a warp for each column
+__global__ void gain_kernel(float* dgain, const float* partial, int64_t blocks, int64_t D) {
+  const int64_t j = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32;
+  if (j >= D) return;
+  float sum = 0;
+  for (int64_t i = threadIdx.x % 32; i < blocks; i += 32) sum += partial[i * D + j];
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) dgain[j] += sum;
+}
+
+}  // namespace
+
+template <class Act>
+void Gpu<Act>::rmsnorm_forward(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D, int64_t stride, double eps) {
+  with_width<Act>({D, stride}, [&](auto N) {
+    launch("RMSNorm", stream_, forward_kernel<Act, N>, ceil_div(rows * 32, forward_threads), forward_threads, 0, out, rstd, x, gain, rows, D, stride, static_cast<float>(eps));
+  });
+}
+
+template <class Act>
+void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act* x, const float* rstd, const Act* gain, const Act* residual, const Act* residual2,
+                                int64_t rows, int64_t D, int64_t stride) {
+  if (rows == 0) return;
+  const int64_t row_bytes = D * static_cast<int64_t>(sizeof(float)), most_shared_bytes = 96 << 10;  // what every card has
+  if (row_bytes > most_shared_bytes) throw Error(format("the GPU's norms take rows of up to %lld columns, found %lld: use a smaller --width, or --device cpu",
+                                                        static_cast<long long>(most_shared_bytes / 4), static_cast<long long>(D)));
+  const int64_t warps = std::min<int64_t>(8, most_shared_bytes / row_bytes), rows_of_block = std::max(warps, ceil_div(rows, 512)), blocks = ceil_div(rows, rows_of_block);
+  float* partial = scratch<float>(blocks * D);  // (blocks,D)
+  with_width<Act>({D, stride}, [&](auto N) {
+    launch("RMSNorm, backward", stream_, backward_kernel<Act, N>, blocks, static_cast<int>(32 * warps), warps * row_bytes, dx, partial, dn, x, rstd, gain, residual,
+           residual2, rows, D, stride, rows_of_block);
+  });
+  launch("RMSNorm, gradient of the gain", stream_, gain_kernel, ceil_div(D, 8), 256, 0, dgain, partial, blocks, D);
+}
+
+template void Gpu<float>::rmsnorm_forward(float*, float*, const float*, const float*, int64_t, int64_t, int64_t, double);
+template void Gpu<bf16>::rmsnorm_forward(bf16*, float*, const bf16*, const bf16*, int64_t, int64_t, int64_t, double);
+template void Gpu<float>::rmsnorm_backward(float*, float*, const float*, const float*, const float*, const float*, const float*, const float*, int64_t, int64_t, int64_t);
+template void Gpu<bf16>::rmsnorm_backward(bf16*, float*, const bf16*, const bf16*, const float*, const bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t);
+
+}  // namespace gca

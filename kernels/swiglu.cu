@@ -1,0 +1,56 @@
+// SwiGLU: h = silu(gate) * up, silu(z) = z / (1 + e^-z), and its gradient.
+#include "device.cuh"
+
+namespace gca {
+namespace {
+
+template <class Act, int N>
+__global__ void forward_kernel(Act* h, const Act* gate_up, int64_t rows, int64_t F) {
+  const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i >= rows * packs) return;
+  const int64_t r = i / packs, j = i % packs * N;
+  const auto gate = load_pack<N>(gate_up + 2 * r * F + j), up = load_pack<N>(gate_up + (2 * r + 1) * F + j);
+  Pack<Act, N> out;
+#pragma unroll
+  for (int e = 0; e < N; e++) {
+    const float z = to_float(gate.at[e]);
+    out.at[e] = from_float<Act>(z / (1 + expf(-z)) * to_float(up.at[e]));
+  }
+  store_pack(h + r * F + j, out);
+}
+
+// dup = dh silu(gate),  dgate = dh up silu'(gate),  silu' = sigmoid + silu (1 - sigmoid)
+template <class Act, int N>
+__global__ void backward_kernel(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
+  const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i >= rows * packs) return;
+  const int64_t r = i / packs, j = i % packs * N;
+  const auto gate = load_pack<N>(gate_up + 2 * r * F + j), up = load_pack<N>(gate_up + (2 * r + 1) * F + j), d = load_pack<N>(dh + r * F + j);
+  Pack<Act, N> dgate, dup;
+#pragma unroll
+  for (int e = 0; e < N; e++) {
+    const float z = to_float(gate.at[e]), sigmoid = 1 / (1 + expf(-z)), silu = z * sigmoid;
+    dup.at[e] = from_float<Act>(to_float(d.at[e]) * silu);
+    dgate.at[e] = from_float<Act>(to_float(d.at[e]) * to_float(up.at[e]) * (sigmoid + silu * (1 - sigmoid)));
+  }
+  store_pack(dgate_up + 2 * r * F + j, dgate);
+  store_pack(dgate_up + (2 * r + 1) * F + j, dup);
+}
+
+}  // namespace
+
+template <class Act>
+void Gpu<Act>::swiglu_forward(Act* h, const Act* gate_up, int64_t rows, int64_t F) {
+  with_width<Act>({F}, [&](auto N) { launch("SwiGLU", stream_, forward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, h, gate_up, rows, F); });
+}
+template <class Act>
+void Gpu<Act>::swiglu_backward(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
+  with_width<Act>({F}, [&](auto N) { launch("SwiGLU, backward", stream_, backward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, dgate_up, dh, gate_up, rows, F); });
+}
+
+template void Gpu<float>::swiglu_forward(float*, const float*, int64_t, int64_t);
+template void Gpu<bf16>::swiglu_forward(bf16*, const bf16*, int64_t, int64_t);
+template void Gpu<float>::swiglu_backward(float*, const float*, const float*, int64_t, int64_t);
+template void Gpu<bf16>::swiglu_backward(bf16*, const bf16*, const bf16*, int64_t, int64_t);
+
+}  // namespace gca

@@ -1,0 +1,454 @@
+// The tokenizer: byte-level BPE with GPT-2's pre-tokenisation. Encodes and decodes any bytes; reads GPT-2's tokenizer.json and
+// files of its own. `bytes`, 256 ids and nothing learned, is the BPE without merges. Learning one is in train.h.
+//
+// Ids 0-255 are the bytes, id 256 + r is what merge r makes of two smaller ids, then come the special ids. So of two merges the
+// one with the smaller id comes first, and an id says both what a merge makes and how soon.
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../common.h"
+#include "../runtime/files.h"
+#include "../runtime/json.h"
+#include "pretokens.h"
+
+namespace gca {
+
+// Bytes as a person may see them on a terminal: control characters and whatever is not UTF-8 as \n, \t, \r or \xNN.
+// keep_lines: newlines and tabs stay.
+inline std::string printable(std::string_view text, bool keep_lines = false) {
+  std::string out;
+  while (!text.empty()) {
+    const unsigned char c = static_cast<unsigned char>(text[0]);
+    const size_t length = utf8_length(text);
+    const bool c1 = length == 2 && c == 0xC2 && static_cast<unsigned char>(text[1]) < 0xA0;  // control characters too
+    if (keep_lines && (c == '\n' || c == '\t'))
+      out += text[0];
+    else if (c == '\n' || c == '\t' || c == '\r')
+      out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\r";
+    else if (length == 0 || c < 0x20 || c == 0x7F)
+      out += format("\\x%02x", c);
+    else if (c1)
+      out += format("\\xc2\\x%02x", static_cast<unsigned char>(text[1]));
+    else
+      out += text.substr(0, length);
+    text.remove_prefix(length ? length : 1);
+  }
+  return out;
+}
+
+class Tokenizer {
+ public:
+  struct Merge { uint32_t left, right; };  // ids
+
+  // Limits on every vocabulary, whether learned or read.
+  static constexpr size_t max_vocabulary = size_t{1} << 20;      // without the special ids; a packed pair has 21 bits an id
+  static constexpr size_t max_token_bytes = 1024;
+  static constexpr size_t max_all_bytes = size_t{256} << 20;     // all tokens' bytes together
+
+  // The special ids. They come from nowhere but their numbers: no text encodes to them.
+  int32_t end_of_text, landmark, KEY, END, ASK, ARROW, COMMA;
+
+  // The word "bytes", or the path of one of our files or of GPT-2's tokenizer.json.
+  static Tokenizer load(const std::string& path_or_word) {
+    if (path_or_word == "bytes") return Tokenizer(std::vector<Merge>());
+    return parse(read_file(path_or_word, size_t{64} << 20), "'" + path_or_word + "'");
+  }
+  // The same from a file's content; what: its name in errors.
+  static Tokenizer parse(std::string_view content, const std::string& what);
+  // A vocabulary of our own, from its merges in order. Their ids must be smaller than 256 + the merge's place.
+  explicit Tokenizer(std::vector<Merge> merges) : Tokenizer(Layout::own, std::move(merges), "the merges") {}
+
+  // Writes our own format, which load() reads; the file appears whole or not at all.
+  void save(const std::string& path) const { write_file(path, serialize()); }
+  std::string serialize() const;
+
+  // V: how many ids there are, special ones included (of GPT-2's 50,265 two have no use).
+  int32_t vocab_size() const { return static_cast<int32_t>(names_at_ + names_.size()); }
+  // Depends on the vocabulary and the layout of ids alone; never 0. Shards carry it.
+  uint64_t hash() const { return hash_; }
+  std::string description() const {
+    return layout_ == Layout::gpt2 ? "GPT-2" : merges_.empty() ? "bytes" : format("byte-level BPE of %zu", 256 + merges_.size());
+  }
+
+  bool is_special(int32_t id) const { return static_cast<size_t>(id) >= names_at_; }
+  // The bytes that an id stands for; none for a special id. The id must be below vocab_size().
+  std::string_view bytes_of(int32_t id) const {
+    return is_special(id) ? std::string_view() : std::string_view(bytes_).substr(starts_[static_cast<size_t>(id)], length_of(static_cast<size_t>(id)));
+  }
+  // The id for a terminal: its bytes made printable, or a special id's name.
+  std::string printable(int32_t id) const { return is_special(id) ? name_of(id) : gca::printable(bytes_of(id)); }
+
+  // ids of any bytes; decode gives exactly these bytes back. Encoding much text in pieces: see Encoder.
+  std::vector<int32_t> encode(std::string_view text) const;
+  // Appends what the ids stand for; a special id as its name (<|endoftext|>). An id outside the vocabulary is an Error.
+  void decode(std::span<const int32_t> ids, std::string& out) const {
+    for (const int32_t id : ids) {
+      if (id < 0 || id >= vocab_size())
+        throw Error(format("token id %d: expected 0 to %d, the vocabulary of %s; these ids were made with another tokenizer", id, vocab_size() - 1, description().c_str()));
+      if (is_special(id))
+        out += name_of(id);
+      else
+        out += bytes_of(id);
+    }
+  }
+  std::string decode(std::span<const int32_t> ids) const {
+    std::string out;
+    decode(ids, out);
+    return out;
+  }
+
+ private:
+  friend class Encoder;
+  enum class Layout : uint32_t { own, gpt2 };  // where bytes and special ids lie
+  static constexpr uint32_t none = UINT32_MAX;
+  static constexpr char magic[9] = "gca-bpe\n";
+  static constexpr uint32_t version = 1;
+  static constexpr size_t header_bytes = 8 + 3 * 4;  // magic, version, layout, number of merges; then the merges and the hash
+
+  Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what);
+  static Tokenizer parse_own(std::string_view content, const std::string& what);
+  static Tokenizer parse_gpt2(std::string_view content, const std::string& what);
+
+  // GPT-2's ids of bytes: first those that print, in their order, then the others.
+  static bool gpt2_prints(int byte) { return (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173); }
+
+  size_t length_of(size_t id) const { return starts_[id + 1] - starts_[id]; }
+  std::string name_of(int32_t id) const { return "<|" + names_[static_cast<size_t>(id) - names_at_] + "|>"; }
+
+  // What the pair merges to, or none.
+  uint32_t merged(uint32_t left, uint32_t right) const {
+    const uint64_t key = uint64_t{left} << 21 | right;
+    for (size_t slot = slot_of(key);; slot = (slot + 1) & (pairs_.size() - 1))
+      if (pairs_[slot] >> 21 == key || pairs_[slot] == 0) [[likely]] return static_cast<uint32_t>(pairs_[slot] & 0x1FFFFF) - 1;  // 0 - 1 is none
+  }
+  size_t slot_of(uint64_t key) const { return (key * 0x9E3779B97F4A7C15u) >> pairs_shift_; }
+
+  Layout layout_;
+  std::vector<Merge> merges_;
+  std::vector<std::string> names_;      // of the special ids, from names_at_ on
+  size_t names_at_;
+  std::string bytes_;                   // all tokens' bytes in the order of ids
+  std::vector<uint32_t> starts_;        // where each begins, and the end
+  uint32_t byte_ids_[256];
+  std::vector<uint64_t> pairs_;         // hash table, open addressing: left << 42 | right << 21 | merged + 1; 0 is free
+  int pairs_shift_;
+  std::vector<uint32_t> byte_pairs_;    // [256 first + second] what two bytes merge to: the pairs that every new word asks for
+  uint64_t hash_;
+};
+
+// ---- the vocabulary ---------------------------------------------------------------------------------------------------
+
+inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what) : layout_(layout), merges_(std::move(merges)) {
+  const size_t ordinary = 256 + merges_.size();
+  if (ordinary > max_vocabulary) throw Error(format("%s: expected a vocabulary of at most %zu, found %zu; choose a smaller one", what.c_str(), max_vocabulary, ordinary));
+  names_at_ = ordinary;
+  end_of_text = static_cast<int32_t>(ordinary);
+  if (layout == Layout::gpt2) {
+    names_ = {"endoftext", "KEY", "END", "ASK", "ARROW", "COMMA", "unused", "unused", "landmark"};
+    KEY = end_of_text + 1, END = KEY + 1, ASK = KEY + 2, ARROW = KEY + 3, COMMA = KEY + 4, landmark = KEY + 7;
+  } else {
+    names_ = {"endoftext", "landmark", "KEY", "END", "ASK", "ARROW", "COMMA"};
+    landmark = end_of_text + 1, KEY = landmark + 1, END = landmark + 2, ASK = landmark + 3, ARROW = landmark + 4, COMMA = landmark + 5;
+  }
+
+  uint32_t next = 0;
+  for (const bool first : {true, false})
+    for (int byte = 0; byte < 256; byte++)
+      if ((layout == Layout::own || gpt2_prints(byte)) == first) {
+        byte_ids_[byte] = next++;
+        starts_.push_back(static_cast<uint32_t>(bytes_.size()));
+        bytes_ += static_cast<char>(byte);
+      }
+
+  pairs_shift_ = 64 - std::bit_width(2 * merges_.size() + 1);
+  pairs_.assign(size_t{1} << (64 - pairs_shift_), 0);
+  byte_pairs_.assign(65536, none);
+  for (size_t r = 0; r < merges_.size(); r++) {
+    const uint32_t left = merges_[r].left, right = merges_[r].right;
+    const size_t id = 256 + r;
+    const auto bad = [&](const char* expected) {
+      return Error(format("%s: merge %zu: expected %s, found ids %u and %u; the file is damaged: make it anew", what.c_str(), r, expected, left, right));
+    };
+    if (left >= id || right >= id) throw bad("two ids that bytes or earlier merges have");
+    if (merged(left, right) != none) throw bad("a pair that no earlier merge has");
+    const size_t left_at = starts_[left], right_at = starts_[right];
+    starts_.push_back(static_cast<uint32_t>(bytes_.size()));
+    const size_t left_bytes = length_of(left), right_bytes = length_of(right);
+    if (left_bytes + right_bytes > max_token_bytes) throw bad(format("a token of at most %zu bytes", max_token_bytes).c_str());
+    if (bytes_.size() + left_bytes + right_bytes > max_all_bytes) throw bad(format("at most %zu bytes in all tokens", max_all_bytes).c_str());
+    bytes_.append(bytes_, left_at, left_bytes).append(bytes_, right_at, right_bytes);
+    const uint64_t key = uint64_t{left} << 21 | right;
+    size_t slot = slot_of(key);
+    while (pairs_[slot]) slot = (slot + 1) & (pairs_.size() - 1);
+    pairs_[slot] = key << 21 | (id + 1);
+    if (left < 256 && right < 256) {
+      const auto byte = [&](size_t at) { return static_cast<unsigned char>(bytes_[at]); };
+      byte_pairs_[256 * byte(left_at) + byte(right_at)] = static_cast<uint32_t>(id);
+    }
+  }
+  starts_.push_back(static_cast<uint32_t>(bytes_.size()));
+
+  hash_ = 0xCBF29CE484222325u;  // FNV-1a, 64 bits
+  const auto mix = [&](uint32_t word) {
+    for (int shift = 0; shift < 32; shift += 8) hash_ = (hash_ ^ ((word >> shift) & 255)) * 0x100000001B3u;
+  };
+  mix(static_cast<uint32_t>(layout));
+  for (const Merge& merge : merges_) mix(merge.left), mix(merge.right);
+  if (hash_ == 0) hash_ = 1;
+}
+
+inline std::string Tokenizer::serialize() const {
+  std::string out(magic, 8);
+  const uint32_t words[3] = {version, static_cast<uint32_t>(layout_), static_cast<uint32_t>(merges_.size())};
+  out.append(reinterpret_cast<const char*>(words), sizeof words);
+  out.append(reinterpret_cast<const char*>(merges_.data()), merges_.size() * sizeof(Merge));
+  return out.append(reinterpret_cast<const char*>(&hash_), sizeof hash_);
+}
+
+inline Tokenizer Tokenizer::parse(std::string_view content, const std::string& what) {
+  if (content.substr(0, 8) == std::string_view(magic, 8)) return parse_own(content, what);
+  const size_t first = content.find_first_not_of(" \t\r\n");
+  if (first != content.npos && content[first] == '{') return parse_gpt2(content, what);
+  throw Error(what + ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), found something else; check the path");
+}
+
+inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::string& what) {
+  uint32_t words[3] = {};
+  if (content.size() >= header_bytes) memcpy(words, content.data() + 8, sizeof words);
+  const auto [file_version, layout, count] = words;
+  if (content.size() >= header_bytes && file_version != version)
+    throw Error(format("%s: expected version %u of the format, found %u; it was written by another release: use that one, or make the file anew", what.c_str(), version, file_version));
+  const uint64_t expected_bytes = header_bytes + uint64_t{count} * sizeof(Merge) + 8;
+  if (content.size() != expected_bytes)
+    throw Error(format("%s: expected %llu bytes for %u merges, found %zu; the file is cut off or damaged: make it anew", what.c_str(),
+                       static_cast<unsigned long long>(expected_bytes), count, content.size()));
+  if (layout > 1) throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew", what.c_str(), layout));
+  std::vector<Merge> merges(count);
+  memcpy(merges.data(), content.data() + header_bytes, count * sizeof(Merge));
+  Tokenizer tokenizer(static_cast<Layout>(layout), std::move(merges), what);
+  uint64_t hash;
+  memcpy(&hash, content.data() + content.size() - 8, 8);
+  if (hash != tokenizer.hash_)
+    throw Error(format("%s: expected the hash %016llx at the end, found %016llx; the file is damaged: make it anew", what.c_str(),
+                       static_cast<unsigned long long>(tokenizer.hash_), static_cast<unsigned long long>(hash)));
+  return tokenizer;
+}
+
+inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::string& what) {
+  constexpr size_t merge_count = 50000;
+  const Json json = parse_json(content, what);
+  const JsonField model = JsonField(json, what).at("model");
+  const auto expect = [](const JsonField& field, bool holds, const std::string& expected) {
+    if (!holds)
+      throw Error(field.where() + ": expected " + expected + ", as GPT-2's vocabulary has, found something else; no other tokenizer.json is read here: learn one with tokenizer-train");
+  };
+  const JsonField vocab = model.at("vocab"), merge_list = model.at("merges");
+  expect(vocab, vocab.members().size() >= 256 + merge_count + 1, "50257 entries or more");  // what follows is special, and ours to name
+  expect(merge_list, merge_list.items().size() == merge_count, "50000 merges");
+  const auto id_is = [&](const std::string& token, size_t id) {
+    const Json* entry = vocab.json().find(token);
+    return entry && *entry == Json(id);
+  };
+  // A byte is written as the character of its number if that prints, the others as U+0100 and on.
+  size_t next = 0, moved = 0x100;
+  for (const bool first : {true, false})
+    for (int byte = 0; byte < 256; byte++)
+      if (gpt2_prints(byte) == first) {
+        const size_t code = first ? static_cast<size_t>(byte) : moved++;
+        const std::string token = code < 0x80 ? std::string(1, static_cast<char>(code))
+                                              : std::string{static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
+        expect(vocab, id_is(token, next), format("id %zu for byte %d", next, byte));
+        next++;
+      }
+  expect(vocab, id_is("<|endoftext|>", 256 + merge_count), "id 50256 for <|endoftext|>");
+  std::vector<Merge> merges;
+  const bool in_pairs = merge_list.at(size_t{0}).json().dump()[0] == '[';  // newer files: ["left", "right"], not "left right"
+  for (size_t r = 0; r < merge_count; r++) {
+    const JsonField item = merge_list.at(r);
+    const std::string& first = in_pairs ? item.at(size_t{0}).string() : item.string();
+    const std::string left = first.substr(0, in_pairs ? first.npos : first.find(' '));
+    const std::string right = in_pairs ? item.at(1).string() : first.substr(std::min(left.size() + 1, first.size()));
+    const Json *left_id = vocab.json().find(left), *right_id = vocab.json().find(right);
+    expect(item, left_id && right_id && id_is(left + right, 256 + r), format("two tokens of the vocabulary that make token %zu", 256 + r));
+    const auto id = [&](const Json& entry) { return static_cast<uint32_t>(JsonField(entry, vocab.where()).integer(0, 255 + static_cast<int64_t>(r))); };
+    merges.push_back({id(*left_id), id(*right_id)});
+  }
+  return Tokenizer(Layout::gpt2, std::move(merges), what);
+}
+
+// ---- encoding ---------------------------------------------------------------------------------------------------------
+
+// Encodes text after text, with a cache of words that it keeps between calls: one for each thread. The cache is a table of fixed
+// size in which a word replaces whatever had its place, so it is bounded, and exact: a word is found by all of its bytes.
+class Encoder {
+ public:
+  explicit Encoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer), cache_(static_cast<Entry*>(calloc(cache_size, sizeof(Entry))), &free) {
+    if (!cache_) throw Error(format("out of memory: the tokenizer needs %zu KiB a thread", cache_size * sizeof(Entry) / 1024));
+  }
+
+  // Appends the ids of text, which is one whole text or the next piece of one that WordScanner::next_cut cut.
+  void append(std::string_view text, std::vector<int32_t>& out) {
+    int32_t block[4096];  // ids on their way to out
+    size_t filled = 0;
+    const char *p = text.data(), *end = p + text.size();
+    while (p < end) {
+      const char* word_end = scanner_.word_end(p, end);
+      const size_t length = static_cast<size_t>(word_end - p);
+      if (filled + max_cached_bytes > std::size(block) || length > max_cached_bytes) {
+        out.insert(out.end(), block, block + filled);
+        filled = 0;
+      }
+      if (length > max_cached_bytes) {
+        append_long(p, length, out);
+      } else {
+        const Entry key = key_of(p, length, end);
+        Entry& entry = cache_.get()[((key.low * 0x9E3779B97F4A7C15u) ^ (key.high * 0xC2B2AE3D27D4EB4Fu)) >> (64 - cache_bits)];
+        if (entry.low != key.low || entry.high != key.high) {
+          const size_t count = merge(p, length);
+          std::copy_n(ids_.data(), count, block + filled);
+          if (count <= max_cached_ids) entry = packed(key, count);
+          filled += count;
+        } else {
+          filled += unpack(entry, block + filled);
+        }
+      }
+      p = word_end;
+    }
+    out.insert(out.end(), block, block + filled);
+  }
+
+  // The same, but end_of_text for every <|endoftext|> in the text: how corpora in one file part their documents.
+  void append_marked(std::string_view text, std::vector<int32_t>& out) {
+    constexpr std::string_view marker = "<|endoftext|>";
+    for (size_t at; (at = text.find(marker)) != text.npos; text.remove_prefix(at + marker.size())) {
+      append(text.substr(0, at), out);
+      out.push_back(tokenizer_.end_of_text);
+    }
+    append(text, out);
+  }
+
+ private:
+  // A word and its ids. low, high: its bytes, and its length in the highest byte, so that a free entry (0) is no word.
+  // ids: three of 20 bits in each, their number on top of the first.
+  struct Entry { uint64_t low, high, ids[2]; };
+  static constexpr size_t max_cached_bytes = 15, max_cached_ids = 6;
+  static_assert(Tokenizer::max_vocabulary <= size_t{1} << 20, "ids of the cache have 20 bits");
+  static constexpr size_t lanes = 4;  // of a vector of ids
+  static constexpr int cache_bits = 16;
+  static constexpr size_t cache_size = size_t{1} << cache_bits;
+
+  static Entry key_of(const char* p, size_t length, const char* end) {
+    uint64_t word[2] = {};
+    if (end - p >= 16) {
+      memcpy(word, p, 16);  // of constant size: one load
+      if (length <= 8)
+        word[0] = word[0] << (64 - 8 * length) >> (64 - 8 * length), word[1] = 0;
+      else
+        word[1] = word[1] << (128 - 8 * length) >> (128 - 8 * length);
+    } else {
+      memcpy(word, p, length);
+    }
+    return {word[0], word[1] | uint64_t{length} << 56, {}};
+  }
+  Entry packed(Entry key, size_t count) const {
+    for (size_t i = 0; i < count; i++) key.ids[i / 3] |= uint64_t{ids_[i]} << (20 * (i % 3));
+    key.ids[0] |= uint64_t{count} << 60;
+    return key;
+  }
+  static size_t unpack(const Entry& entry, int32_t* out) {
+    const auto id = [&](int i) { return static_cast<int32_t>(entry.ids[i / 3] >> (20 * (i % 3)) & 0xFFFFF); };
+    const size_t count = entry.ids[0] >> 60;
+    out[0] = id(0), out[1] = id(1), out[2] = id(2);  // more than needed: cheaper than a branch for each
+    if (count > 3) out[3] = id(3), out[4] = id(4), out[5] = id(5);
+    return count;
+  }
+
+  // BPE of n bytes: their ids are ids_[0 .. result). Each round looks for the earliest merge that applies anywhere and does it
+  // everywhere, from the left; later merges only make larger ids, so this is the order of one at a time. A run of one character
+  // needs log n rounds of O(n), other text up to n: append_long keeps n small.
+  size_t merge(const char* p, size_t n) {
+    if (ids_.size() < n + lanes) ids_.resize(n + lanes), next_.resize(n + lanes);
+    uint32_t *ids = ids_.data(), *next = next_.data();  // next: what an id and the one after it merge to
+    const auto byte = [p](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(p[i])); };
+    for (size_t i = 0; i < n; i++) ids[i] = tokenizer_.byte_ids_[byte(i)];
+    for (size_t i = 0; i + 1 < n; i++) next[i] = tokenizer_.byte_pairs_[256 * byte(i) + byte(i + 1)];
+    for (;;) {
+      for (size_t k = 0; k < lanes; k++) next[n - 1 + k] = Tokenizer::none;
+      uint32_t smallest[lanes];
+      std::fill_n(smallest, lanes, Tokenizer::none);
+      for (size_t i = 0; i < n; i += lanes)
+        for (size_t k = 0; k < lanes; k++) smallest[k] = std::min(smallest[k], next[i + k]);
+      const uint32_t made = *std::min_element(smallest, smallest + lanes);
+      if (made == Tokenizer::none) return n;
+      size_t i = 0;
+      while (next[i] != made) i++;
+      size_t kept = i;
+      while (i < n) {
+        if (next[i] != made) {
+          ids[kept] = ids[i];
+          next[kept++] = next[i++];
+          continue;
+        }
+        i += 2;
+        if (kept > 0) next[kept - 1] = tokenizer_.merged(ids[kept - 1], made);
+        if (i < n && next[i] != made) next[kept] = tokenizer_.merged(made, ids[i]);
+        ids[kept++] = made;
+      }
+      n = kept;
+    }
+  }
+
+  // Appends the ids of one long word in time that grows with its length alone. Tokens of which every two neighbours are what BPE
+  // makes of their bytes are what BPE makes of all the bytes. So a window is encoded, all but its last part kept, and the next
+  // window begins with that part: if it finds the same first token again, the seam holds, else the window was too short.
+  void append_long(const char* p, size_t length, std::vector<int32_t>& out);
+
+  const Tokenizer& tokenizer_;
+  WordScanner scanner_;
+  std::unique_ptr<Entry, void (*)(void*)> cache_;
+  std::vector<uint32_t> ids_, next_;  // of merge
+};
+
+inline void Encoder::append_long(const char* p, size_t length, std::vector<int32_t>& out) {
+  const size_t start = out.size();
+  size_t window = 64;
+  uint32_t seam = Tokenizer::none;  // the first token of the rest, as the window before found it
+  for (size_t at = 0; at < length;) {
+    const size_t bytes = std::min(window, length - at);
+    const size_t count = merge(p + at, bytes);
+    size_t kept = 0, kept_bytes = 0;
+    if (seam == Tokenizer::none || ids_[0] == seam) {
+      const size_t sure = at + bytes == length ? bytes : bytes - bytes / 8;
+      for (; kept < count; kept++) {
+        const size_t with_next = kept_bytes + tokenizer_.length_of(ids_[kept]);
+        if (with_next > sure) break;
+        kept_bytes = with_next;
+      }
+    }
+    if (kept > 0) {
+      out.insert(out.end(), ids_.begin(), ids_.begin() + static_cast<ptrdiff_t>(kept));
+      at += kept_bytes;
+      if (kept < count) seam = ids_[kept];
+    } else {  // begin again with larger windows, at most log(length) times
+      out.resize(start);
+      at = 0;
+      window *= 2;
+      seam = Tokenizer::none;
+    }
+  }
+}
+
+inline std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  std::vector<int32_t> ids;
+  Encoder(*this).append(text, ids);
+  return ids;
+}
+
+}  // namespace gca

@@ -1,0 +1,213 @@
+// Learns a byte-level BPE: counts the distinct words of a text, then again and again makes the pair of neighbours that is most
+// frequent in them into a new token.
+#pragma once
+#include <queue>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "../runtime/threads.h"
+#include "text_files.h"
+#include "tokenizer.h"
+
+namespace gca {
+
+// Counts of distinct words, in bounded memory: when there are more than the limit, those that occurred once are forgotten, then twice,
+// and so on. What it holds depends on the order of the pieces alone.
+class WordCounts {
+ public:
+  using Piece = std::unordered_map<std::string_view, int64_t>;
+
+  explicit WordCounts(size_t max_words) : max_words_(max_words) {}
+
+  void add(const Piece& piece) {
+    for (const auto& [word, count] : piece) counts_[std::string(word)] += count;
+    for (int64_t rarest = 1; counts_.size() > max_words_; rarest++)
+      forgotten_ += static_cast<int64_t>(std::erase_if(counts_, [&](const auto& entry) { return entry.second <= rarest; }));
+  }
+  // In order of their bytes, so that nothing depends on the order of a hash table.
+  std::vector<std::pair<std::string, int64_t>> sorted() {
+    std::vector<std::pair<std::string, int64_t>> words(std::make_move_iterator(counts_.begin()), std::make_move_iterator(counts_.end()));
+    counts_.clear();
+    std::sort(words.begin(), words.end());
+    return words;
+  }
+  int64_t forgotten() const { return forgotten_; }
+
+ private:
+  size_t max_words_;
+  std::unordered_map<std::string, int64_t> counts_;
+  int64_t forgotten_ = 0;
+};
+
+// The merges that BPE learns from words and their counts: of the pairs of neighbours the most frequent, of equals the one with the
+// smaller ids, `wanted` times, or until no pair occurs twice.
+class MergeLearner {
+ public:
+  explicit MergeLearner(const std::vector<std::pair<std::string, int64_t>>& words) {
+    words_.reserve(words.size());
+    for (const auto& [bytes, count] : words) {
+      const uint32_t w = static_cast<uint32_t>(words_.size());
+      words_.push_back({ids_.size(), static_cast<uint32_t>(bytes.size()), count});
+      for (const char byte : bytes) ids_.push_back(static_cast<unsigned char>(byte));
+      for (size_t i = 1; i < bytes.size(); i++) change(ids_[ids_.size() - i - 1], ids_[ids_.size() - i], count, w);
+    }
+    queue_fresh();
+  }
+
+  std::vector<Tokenizer::Merge> learn(size_t wanted, Progress& progress) {
+    std::vector<Tokenizer::Merge> merges;
+    while (merges.size() < wanted && !queue_.empty()) {
+      const Candidate best = queue_.top();
+      queue_.pop();
+      const auto place = pairs_.find(best.pair);
+      // Counts only fall once a pair is known, so an entry that is out of date is too high: it goes back with its true count.
+      if (place == pairs_.end()) continue;
+      if (place->second.count != best.count) {
+        if (place->second.count >= 2) queue_.push({place->second.count, best.pair});
+        continue;
+      }
+      if (best.count < 2) break;
+      merges.push_back({static_cast<uint32_t>(best.pair >> 32), static_cast<uint32_t>(best.pair)});
+      const std::vector<uint32_t> holders = std::move(place->second.words);
+      for (const uint32_t w : holders) apply(w, merges.back(), static_cast<uint32_t>(255 + merges.size()));
+      pairs_.erase(best.pair);
+      queue_fresh();
+      progress.at(static_cast<int64_t>(merges.size()));
+    }
+    return merges;
+  }
+
+ private:
+  struct Word { size_t start; uint32_t length; int64_t count; };
+  struct Pair { int64_t count = 0; std::vector<uint32_t> words; };  // words: all that hold it, and some that did
+  struct Candidate {
+    int64_t count;
+    uint64_t pair;  // left << 32 | right
+    bool operator<(const Candidate& other) const { return count != other.count ? count < other.count : pair > other.pair; }
+  };
+
+  // The pair occurs `times` more (or less) often in words, because of word w.
+  void change(uint32_t left, uint32_t right, int64_t times, uint32_t w) {
+    const uint64_t key = uint64_t{left} << 32 | right;
+    Pair& pair = pairs_[key];
+    if (times > 0) {
+      if (pair.count == 0) fresh_.push_back(key);
+      if (pair.words.empty() || pair.words.back() != w) pair.words.push_back(w);
+    }
+    if ((pair.count += times) == 0) pairs_.erase(key);
+  }
+
+  void queue_fresh() {
+    for (const uint64_t key : fresh_)
+      if (const auto pair = pairs_.find(key); pair != pairs_.end()) queue_.push({pair->second.count, key});
+    fresh_.clear();
+  }
+
+  // Merges in one word. The counts of the merged pair itself are not kept: it goes.
+  void apply(uint32_t w, Tokenizer::Merge merge, uint32_t made) {
+    Word& word = words_[w];
+    uint32_t* ids = ids_.data() + word.start;
+    size_t kept = 0;
+    for (size_t i = 0; i < word.length;) {
+      if (i + 1 == word.length || ids[i] != merge.left || ids[i + 1] != merge.right) {
+        ids[kept++] = ids[i++];
+        continue;
+      }
+      if (kept > 0) {
+        change(ids[kept - 1], merge.left, -word.count, w);
+        change(ids[kept - 1], made, word.count, w);
+      }
+      if (i + 2 < word.length) {
+        change(merge.right, ids[i + 2], -word.count, w);
+        change(made, ids[i + 2], word.count, w);
+      }
+      ids[kept++] = made;
+      i += 2;
+    }
+    word.length = static_cast<uint32_t>(kept);
+  }
+
+  std::vector<uint32_t> ids_;  // of all words, one after the other
+  std::vector<Word> words_;
+  std::unordered_map<uint64_t, Pair> pairs_;
+  std::vector<uint64_t> fresh_;  // pairs that are not in the queue yet
+  std::priority_queue<Candidate> queue_;
+};
+
+struct TrainReport {
+  int64_t bytes = 0, distinct_words = 0, forgotten_words = 0;
+  double seconds = 0;
+};
+
+// Learns vocabulary_size - 256 merges (the special ids come on top) from texts, files or folders as text_files takes them; what
+// folders keep for validation is not read. Needs at most about 2 GiB for any amount of text. The result depends on the text and its
+// order alone, not on the number of threads.
+inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool, TrainReport* report = nullptr) {
+  if (vocabulary_size < 256 || vocabulary_size > static_cast<int64_t>(Tokenizer::max_vocabulary))
+    throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary, static_cast<long long>(vocabulary_size)));
+  std::vector<TextFile> files = text_files(texts);
+  std::erase_if(files, [](const TextFile& file) { return file.val; });
+  TextPieces text(std::move(files), 0);
+  if (text.total_bytes() == 0) throw Error("no text to learn from: the files given are empty; check the paths");
+
+  TrainReport result;
+  WordCounts counts(size_t{4} << 20);
+  {
+    // As in tokenize_files: one thread adds up the batch before while the others count.
+    constexpr size_t max_word_bytes = 256;  // longer ones are taken in pieces: no token should be a paragraph
+    struct Batch {
+      std::vector<TextPieces::Piece> pieces;
+      std::vector<std::string> texts;
+      std::vector<WordCounts::Piece> words;  // views into texts
+    } done, now, next;
+    const int64_t batch_bytes = int64_t{4 << 20} * pool.size();
+    Progress progress("counting words", text.total_bytes());
+    const auto add_done = [&] {
+      for (size_t i = 0; i < done.pieces.size(); i++) {
+        counts.add(done.words[i]);
+        result.bytes += done.pieces[i].end - done.pieces[i].begin;
+      }
+      progress.at(result.bytes);
+    };
+    for (now.pieces = text.next(batch_bytes); !now.pieces.empty(); done = std::move(now), now = std::move(next)) {
+      now.texts.resize(now.pieces.size());
+      now.words.resize(now.pieces.size());
+      pool.run(static_cast<int64_t>(now.pieces.size()) + 1, [&](int64_t task, int) {
+        if (task == 0) {
+          add_done();
+          next = {text.next(batch_bytes), {}, {}};
+          return;
+        }
+        const size_t i = static_cast<size_t>(task - 1);
+        const TextPieces::Piece& piece = now.pieces[i];
+        now.texts[i].resize(static_cast<size_t>(piece.end - piece.begin));
+        piece.file->read(now.texts[i].data(), now.texts[i].size(), piece.begin);
+        const WordScanner scanner;
+        for (const char *p = now.texts[i].data(), *end = p + now.texts[i].size(); p < end;) {
+          const char* word_end = std::min(scanner.word_end(p, end), p + max_word_bytes);
+          now.words[i][std::string_view(p, static_cast<size_t>(word_end - p))]++;
+          p = word_end;
+        }
+      });
+    }
+    add_done();
+    result.seconds = progress.seconds();
+  }
+  const auto words = counts.sorted();
+  result.distinct_words = static_cast<int64_t>(words.size());
+  result.forgotten_words = counts.forgotten();
+  const size_t wanted = static_cast<size_t>(vocabulary_size) - 256;
+  Progress progress("learning merges", static_cast<int64_t>(wanted));
+  std::vector<Tokenizer::Merge> merges = MergeLearner(words).learn(wanted, progress);
+  if (merges.size() < wanted)
+    throw Error(format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask for less or give more text", 256 + merges.size(),
+                       static_cast<long long>(vocabulary_size)));
+  result.seconds += progress.seconds();
+  if (report) *report = result;
+  return Tokenizer(std::move(merges));
+}
+
+}  // namespace gca
