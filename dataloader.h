@@ -181,12 +181,12 @@ class TokenStream {
   void check_same(const JsonField& saved) const {
     const Json now = state();
     if (now == saved.json()) return;
-    const std::vector<Json>& before = saved.at("shards").items();
+    const JsonField saved_shards = saved.at("shards"), shards = JsonField(now, "").at("shards");
+    const std::vector<Json>&before = saved_shards.items(), &here = shards.items();
     std::string difference = format("expected %zu shards, found %zu", before.size(), shards_.size());
     for (size_t i = 0; i < std::min(before.size(), shards_.size()); i++) {
-      const Json& shard = JsonField(now, "").at("shards").items()[i];
-      if (before[i] != shard) {
-        difference = "expected the shard " + before[i].dump() + ", found " + shard.dump();
+      if (before[i] != here[i]) {
+        difference = "expected the shard " + before[i].dump() + ", found " + here[i].dump();
         break;
       }
     }

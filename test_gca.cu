@@ -5,7 +5,9 @@
 
 namespace {
 
-struct Count { int passed = 0, failed = 0, skipped = 0; } count;
+struct Count {
+  int passed = 0, failed = 0, skipped = 0;
+} count;
 
 // doctest's own summary does not know of a test that finds out, while it runs, that there is nothing to run it on.
 struct Counter : doctest::IReporter {

@@ -80,7 +80,7 @@ struct Manifest {
     if (!std::filesystem::exists(path, none)) throw Error("'" + path + "' is missing: the folder is no whole checkpoint; choose another");
     const Json json = parse_json(read_file(path, size_t{1} << 20), path);
     const JsonField root(json, path);
-    if (const std::string& name = root.at("format").string(); name != format_name)
+    if (const std::string name = root.at("format").string(); name != format_name)
       throw Error(path + ": expected the format \"" + format_name + "\", found " + Json(name).dump() +
                   ": this is no checkpoint of train_gca; choose another");
     if (const int64_t found = root.at("version").integer(1); found > version)
@@ -90,7 +90,7 @@ struct Manifest {
     const JsonField files = root.at("files");
     for (size_t i = 0; i < files.items().size(); i++) {
       const JsonField file = files.at(i);
-      const std::string& name = file.at("name").string();
+      const std::string name = file.at("name").string();
       const bool again = std::any_of(manifest.entries.begin(), manifest.entries.end(), [&](const Entry& e) { return e.name == name; });
       if (!is_good_name(name) || again)
         throw Error(file.where() + ".name: expected the name of a file in the folder, once, found " + Json(name).dump() +

@@ -179,7 +179,7 @@ class Json {
 
 // A place in a document, for reading it: JsonField state(json, "RUN/state.json"); state.at("config").at("width").integer(1, 65536).
 // Whatever is missing or of another type is an Error that names the file, the whole path of the field, expected and found.
-// It points into the Json, which must outlive it; so do the references that string(), items() and members() return.
+// It points into the Json, which must outlive it; so do the references that items() and members() return.
 class JsonField {
  public:
   JsonField(const Json& value, std::string where) : value_(&value), where_(std::move(where)) {}
@@ -209,7 +209,7 @@ class JsonField {
     const int64_t* integer = std::get_if<int64_t>(&value_->value_);
     return integer ? static_cast<double>(*integer) : get<double>("a number");
   }
-  const std::string& string() const { return get<std::string>("a string"); }
+  std::string string() const { return get<std::string>("a string"); }
   const std::vector<Json>& items() const { return get<std::vector<Json>>("an array"); }
   const Json::Members& members() const { return get<Json::Object>("an object").members; }
   const Json& json() const { return *value_; }

@@ -152,8 +152,9 @@ class SafetensorsFile {
     const Json json = parse_json(header, what);
     const int64_t data_start = 8 + static_cast<int64_t>(header_bytes), data_bytes = file_bytes - data_start;
 
-    for (const auto& [name, member] : JsonField(json, what).members()) {
-      const JsonField field = JsonField(json, what).at(name);
+    const JsonField root(json, what);
+    for (const auto& [name, member] : root.members()) {
+      const JsonField field = root.at(name);
       if (name == "__metadata__") {
         for (const auto& [key, value] : field.members()) metadata_[key] = JsonField(value, field.where() + "." + key).string();
       } else {
@@ -176,7 +177,7 @@ class SafetensorsFile {
   }
 
   SafetensorsTensor tensor(const std::string& name, const JsonField& field, int64_t data_start, int64_t data_bytes) const {
-    const std::string& type = field.at("dtype").string();
+    const std::string type = field.at("dtype").string();
     const auto kind = std::find_if(std::begin(Dtype::all), std::end(Dtype::all), [&](Dtype d) { return type == d.name(); });
     if (kind == std::end(Dtype::all))
       throw Error(field.where() + ": the dtype " + Json(type).dump() + " is not known here; convert the file to F32 or BF16");

@@ -18,28 +18,31 @@
 
 namespace gca {
 
-// A line on a terminal that says how far some bytes of work are; nothing where stderr is a file or a pipe.
+// A line on a terminal that says how far some work is; nothing where stderr is a file or a pipe.
 class Progress {
  public:
-  Progress(std::string doing, int64_t total_bytes) : doing_(std::move(doing)), total_bytes_(total_bytes), shown_(::isatty(2)) {}
+  // total: of the work, in whatever at() counts; unit of its speed: unit_size of these.
+  Progress(std::string doing, int64_t total, std::string unit, double unit_size)
+      : doing_(std::move(doing)), unit_(std::move(unit)), unit_size_(unit_size), total_(static_cast<double>(std::max<int64_t>(1, total))), shown_(::isatty(2)) {}
   ~Progress() {
     if (shown_) fputs("\r\x1b[K", stderr);
   }
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-  void at(int64_t done_bytes) {
-    if (!shown_ || Clock::now() - last_ < std::chrono::milliseconds(200) || done_bytes <= 0) return;
+  void at(int64_t done) {
+    if (!shown_ || done <= 0 || Clock::now() - last_ < std::chrono::milliseconds(200)) return;
     last_ = Clock::now();
-    const double part = static_cast<double>(done_bytes) / static_cast<double>(std::max<int64_t>(1, total_bytes_));
+    const double part = static_cast<double>(done) / total_;
     const int filled = static_cast<int>(30 * std::min(1.0, part));
-    const int64_t left = static_cast<int64_t>(seconds() / part * (1 - part) + 0.5);
-    fprintf(stderr, "\r%s [%.*s%.*s] %3.0f%%  %.1f MB/s  ETA %lld:%02lld \x1b[K", doing_.c_str(), filled, "##############################", 30 - filled,
-            "..............................", 100 * part, static_cast<double>(done_bytes) / 1e6 / seconds(), static_cast<long long>(left / 60), static_cast<long long>(left % 60));
+    const int64_t left = static_cast<int64_t>(seconds() / part * std::max(0.0, 1 - part) + 0.5);
+    fprintf(stderr, "\r%s [%.*s%.*s] %3.0f%%  %.1f %s/s  ETA %lld:%02lld \x1b[K", doing_.c_str(), filled, "##############################", 30 - filled,
+            "..............................", 100 * part, static_cast<double>(done) / unit_size_ / seconds(), unit_.c_str(), static_cast<long long>(left / 60),
+            static_cast<long long>(left % 60));
   }
 
  private:
   using Clock = std::chrono::steady_clock;
-  std::string doing_;
-  int64_t total_bytes_;
+  std::string doing_, unit_;
+  double unit_size_, total_;
   bool shown_;
   Clock::time_point start_ = Clock::now(), last_ = start_;
 };
@@ -77,11 +80,11 @@ inline std::vector<TextFile> text_files(const std::vector<std::string>& paths) {
   return files;
 }
 
-// Takes text files apart into pieces of about a megabyte, cut where that changes no word.
+// Takes text files apart into pieces of about a megabyte, cut where that changes no word, for all threads to work on.
 class TextPieces {
  public:
   struct Piece {
-    std::shared_ptr<const File> file;
+    const TextFile* file;
     int64_t begin, end;  // bytes
     bool val, opens_document;
   };
@@ -93,54 +96,85 @@ class TextPieces {
   }
   int64_t total_bytes() const { return total_bytes_; }
 
+  // Calls work(text, result, worker) for the text of every piece, on the pool's threads, and collect(piece, result) for every piece in
+  // order, one at a time. Result: what a piece is made into; it may point into the text. Returns the seconds that it took.
+  template <class Result, class Work, class Collect>
+  double run(ThreadPool& pool, const char* doing, Work&& work, Collect&& collect) {
+    struct Item {
+      Piece piece;
+      std::string text;
+      Result result;
+    };
+    std::vector<Item> done, now, next;
+    int64_t done_bytes = 0;
+    Progress progress(doing, total_bytes_, "MB", 1e6);
+    do {
+      next.clear();
+      // While the threads work on one batch, one of them first collects the batch before and looks for the next.
+      pool.run(static_cast<int64_t>(now.size()) + 1, [&](int64_t task, int worker) {
+        if (task == 0) {
+          for (Item& item : done) {
+            collect(item.piece, item.result);
+            progress.at(done_bytes += item.piece.end - item.piece.begin);
+          }
+          for (Piece& piece : next_batch(pool.size() * 4 * piece_bytes)) next.push_back({std::move(piece), {}, {}});
+          return;
+        }
+        Item& item = now[static_cast<size_t>(task - 1)];
+        item.text.resize(static_cast<size_t>(item.piece.end - item.piece.begin));
+        File::open(item.piece.file->path).read(item.text.data(), item.text.size(), item.piece.begin);
+        work(item.text, item.result, worker);
+      });
+      done = std::move(now);
+      now = std::move(next);
+    } while (!done.empty() || !now.empty());
+    return progress.seconds();
+  }
+
+ private:
   // The next pieces, about `bytes` of text together; none at the end.
-  std::vector<Piece> next(int64_t bytes) {
+  std::vector<Piece> next_batch(int64_t bytes) {
     std::vector<Piece> pieces;
-    for (; bytes > 0 && file_ < files_.size();) {
-      const TextFile& info = files_[file_];
-      if (!open_) open_ = std::make_shared<const File>(File::open(info.path));
+    while (bytes > 0 && file_ < files_.size()) {
+      const TextFile& file = files_[file_];
       const int64_t to_val = val_from_ - file_from_;  // where validation begins in this file
-      const bool val = info.val || at_ >= to_val;
-      int64_t target = std::min(info.bytes, at_ + piece_bytes);
-      if (!val) target = std::min(target, to_val);
-      const int64_t end = cut(*open_, target, info.bytes);
-      if (end > at_) pieces.push_back({open_, at_, end, val, at_ == 0 || (val && !was_val_)});
+      const bool val = file.val || at_ >= to_val;
+      const int64_t end = cut(file, std::min({file.bytes, at_ + piece_bytes, val ? file.bytes : to_val}));
+      if (end > at_) pieces.push_back({&file, at_, end, val, at_ == 0 || (val && !was_val_)});
       was_val_ = val;
       bytes -= end - at_;
       at_ = end;
-      if (at_ == info.bytes) {
-        file_from_ += info.bytes;
+      if (at_ == file.bytes) {
+        file_from_ += file.bytes;
         file_++;
         at_ = 0;
-        open_.reset();
       }
     }
     return pieces;
   }
 
- private:
   static constexpr int64_t piece_bytes = 1 << 20;
 
-  // The first exact cut at or after `from`.
-  int64_t cut(const File& file, int64_t from, int64_t size) const {
+  // The first exact cut of the file at or after `from`.
+  int64_t cut(const TextFile& info, int64_t from) const {
+    if (from == info.bytes) return from;
     constexpr int64_t context = 8;  // enough for the character before the cut, and for one that straddles two blocks
     char block[4096];
-    for (int64_t at = std::max<int64_t>(0, from - context); from < size; at += static_cast<int64_t>(sizeof block) - 2 * context) {
-      const int64_t bytes = std::min(size - at, static_cast<int64_t>(sizeof block));
+    const File file = File::open(info.path);
+    for (int64_t at = std::max<int64_t>(0, from - context);; at = from - context) {
+      const int64_t bytes = std::min(info.bytes - at, static_cast<int64_t>(sizeof block));
       file.read(block, static_cast<size_t>(bytes), at);
-      const char* found = scanner_.next_cut(block, block + std::min(context, from - at), block + bytes);
+      const char* found = scanner_.next_cut(block, block + (from - at), block + bytes);
       if (found < block + bytes) return at + (found - block);
-      if (at + bytes == size) break;
-      from = at + static_cast<int64_t>(sizeof block) - context;
+      if (at + bytes == info.bytes) return info.bytes;
+      from = at + bytes - context;
     }
-    return size;
   }
 
   std::vector<TextFile> files_;
   int64_t total_bytes_ = 0, val_from_;
   WordScanner scanner_;
   size_t file_ = 0;
-  std::shared_ptr<const File> open_;
   int64_t file_from_ = 0, at_ = 0;  // where the file begins in the whole text; bytes of it already taken
   bool was_val_ = false;
 };
@@ -173,8 +207,7 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
   ShardWriter train(prefix + "_train", tokenizer, options.shard_tokens), val(prefix + "_val", tokenizer, options.shard_tokens);
   TokenizeReport report;
   bool opens_document = false;  // an end-of-text token is due before the next token
-  const auto write = [&](bool to_val, std::span<const int32_t> ids) {
-    ShardWriter& shards = to_val ? val : train;
+  const auto write = [&](ShardWriter& shards, std::span<const int32_t> ids) {
     while (!ids.empty()) {
       const auto stop = std::find(ids.begin(), ids.end(), tokenizer.end_of_text);
       const auto before = ids.first(static_cast<size_t>(stop - ids.begin()));
@@ -191,41 +224,19 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
     }
   };
 
-  // While the threads encode one batch, one of them first writes the batch before and looks for the next.
   std::vector<Encoder> encoders;
   for (int i = 0; i < pool.size(); i++) encoders.emplace_back(tokenizer);
-  const int64_t batch_bytes = int64_t{4 << 20} * pool.size();
-  using Pieces = std::vector<TextPieces::Piece>;
-  Pieces done, now = text.next(batch_bytes), next;
-  std::vector<std::vector<int32_t>> done_ids, now_ids;
-  Progress progress("tokenizing", text.total_bytes());
-  const auto write_done = [&] {
-    for (size_t i = 0; i < done.size(); i++) {
-      opens_document |= done[i].opens_document;
-      write(done[i].val, done_ids[i]);
-      report.bytes += done[i].end - done[i].begin;
-    }
-    progress.at(report.bytes);
-  };
-  while (!now.empty()) {
-    now_ids.assign(now.size(), {});
-    pool.run(static_cast<int64_t>(now.size()) + 1, [&](int64_t task, int worker) {
-      if (task == 0) {
-        write_done();
-        next = text.next(batch_bytes);
-        return;
-      }
-      const size_t i = static_cast<size_t>(task - 1);
-      std::string piece(static_cast<size_t>(now[i].end - now[i].begin), '\0');
-      now[i].file->read(piece.data(), piece.size(), now[i].begin);
-      Encoder& encoder = encoders[static_cast<size_t>(worker)];
-      options.marked ? encoder.append_marked(piece, now_ids[i]) : encoder.append(piece, now_ids[i]);
-    });
-    done = std::move(now);
-    done_ids = std::move(now_ids);
-    now = std::move(next);
-  }
-  write_done();
+  report.seconds = text.run<std::vector<int32_t>>(
+      pool, "tokenizing",
+      [&](const std::string& piece, std::vector<int32_t>& ids, int worker) {
+        Encoder& encoder = encoders[static_cast<size_t>(worker)];
+        options.marked ? encoder.append_marked(piece, ids) : encoder.append(piece, ids);
+      },
+      [&](const TextPieces::Piece& piece, const std::vector<int32_t>& ids) {
+        opens_document |= piece.opens_document;
+        write(piece.val ? val : train, ids);
+        report.bytes += piece.end - piece.begin;
+      });
   report.train_tokens = train.tokens();
   report.val_tokens = val.tokens();
   if (report.train_tokens == 0 || (report.val_tokens == 0 && (has_val || options.val_fraction > 0)))
@@ -234,7 +245,6 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
                        static_cast<long long>(total), options.val_fraction, static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens)));
   train.commit();
   val.commit();
-  report.seconds = progress.seconds();
   return report;
 }
 
@@ -272,35 +282,22 @@ inline void encode_stream(const Tokenizer& tokenizer, FILE* in, FILE* out) {
 
 // The bytes of the ids that in holds as decimal numbers with white space between them; special ids as their names.
 inline void decode_stream(const Tokenizer& tokenizer, FILE* in, FILE* out) {
-  std::string block(size_t{1} << 16, '\0'), word, text;
-  std::vector<int32_t> ids;
-  int64_t count = 0;
-  const auto take_word = [&] {
-    if (word.empty()) return;
-    int32_t id = 0;
-    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), id);
-    if (error != std::errc() || end != word.data() + word.size())
-      throw Error(format("input, number %lld: expected a token id, found '%s'; ids are decimal numbers with spaces between them", static_cast<long long>(count + 1),
-                         printable(std::string_view(word).substr(0, 40)).c_str()));
-    ids.push_back(id);
-    count++;
-    word.clear();
-  };
-  for (size_t got = block.size(); got == block.size();) {
-    got = fread(block.data(), 1, block.size(), in);
+  char word[24];
+  std::string text;
+  for (int64_t count = 1;; count++) {
+    const bool more = fscanf(in, "%23s", word) == 1;
     if (ferror(in)) throw system_error("cannot read the input", errno);
-    for (size_t i = 0; i < got; i++) {
-      const char c = block[i];
-      if (c == ' ' || (c >= '\t' && c <= '\r'))
-        take_word();
-      else if (word.size() < 64)
-        word += c;
+    if (!more || text.size() > 65536) {
+      if (fwrite(text.data(), 1, text.size(), out) != text.size()) throw system_error("cannot write the output", errno);
+      text.clear();
     }
-    if (got < block.size()) take_word();
-    text.clear();
-    tokenizer.decode(ids, text);
-    ids.clear();
-    if (fwrite(text.data(), 1, text.size(), out) != text.size()) throw system_error("cannot write the output", errno);
+    if (!more) break;
+    int32_t id = 0;
+    const char* end = word + strlen(word);
+    if (const auto [stop, error] = std::from_chars(word, end, id); error != std::errc() || stop != end)
+      throw Error(format("input, number %lld: expected a token id, found '%s'; ids are decimal numbers with spaces between them",
+                         static_cast<long long>(count), printable(word).c_str()));
+    tokenizer.decode(std::span(&id, 1), text);
   }
   if (fflush(out)) throw system_error("cannot write the output", errno);
 }

@@ -231,7 +231,7 @@ inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::strin
                        static_cast<unsigned long long>(expected_bytes), count, content.size()));
   if (layout > 1) throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew", what.c_str(), layout));
   std::vector<Merge> merges(count);
-  memcpy(merges.data(), content.data() + header_bytes, count * sizeof(Merge));
+  if (count) memcpy(merges.data(), content.data() + header_bytes, count * sizeof(Merge));
   Tokenizer tokenizer(static_cast<Layout>(layout), std::move(merges), what);
   uint64_t hash;
   memcpy(&hash, content.data() + content.size() - 8, 8);
@@ -272,7 +272,7 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
   const bool in_pairs = merge_list.at(size_t{0}).json().dump()[0] == '[';  // newer files: ["left", "right"], not "left right"
   for (size_t r = 0; r < merge_count; r++) {
     const JsonField item = merge_list.at(r);
-    const std::string& first = in_pairs ? item.at(size_t{0}).string() : item.string();
+    const std::string first = in_pairs ? item.at(size_t{0}).string() : item.string();
     const std::string left = first.substr(0, in_pairs ? first.npos : first.find(' '));
     const std::string right = in_pairs ? item.at(1).string() : first.substr(std::min(left.size() + 1, first.size()));
     const Json *left_id = vocab.json().find(left), *right_id = vocab.json().find(right);
@@ -287,6 +287,7 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
 
 // Encodes text after text, with a cache of words that it keeps between calls: one for each thread. The cache is a table of fixed
 // size in which a word replaces whatever had its place, so it is bounded, and exact: a word is found by all of its bytes.
+// The tokenizer must outlive it.
 class Encoder {
  public:
   explicit Encoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer), cache_(static_cast<Entry*>(calloc(cache_size, sizeof(Entry))), &free) {
@@ -340,7 +341,6 @@ class Encoder {
   struct Entry { uint64_t low, high, ids[2]; };
   static constexpr size_t max_cached_bytes = 15, max_cached_ids = 6;
   static_assert(Tokenizer::max_vocabulary <= size_t{1} << 20, "ids of the cache have 20 bits");
-  static constexpr size_t lanes = 4;  // of a vector of ids
   static constexpr int cache_bits = 16;
   static constexpr size_t cache_size = size_t{1} << cache_bits;
 
@@ -374,22 +374,19 @@ class Encoder {
   // everywhere, from the left; later merges only make larger ids, so this is the order of one at a time. A run of one character
   // needs log n rounds of O(n), other text up to n: append_long keeps n small.
   size_t merge(const char* p, size_t n) {
-    if (ids_.size() < n + lanes) ids_.resize(n + lanes), next_.resize(n + lanes);
+    if (ids_.size() < n) ids_.resize(n), next_.resize(n);
     uint32_t *ids = ids_.data(), *next = next_.data();  // next: what an id and the one after it merge to
     const auto byte = [p](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(p[i])); };
     for (size_t i = 0; i < n; i++) ids[i] = tokenizer_.byte_ids_[byte(i)];
     for (size_t i = 0; i + 1 < n; i++) next[i] = tokenizer_.byte_pairs_[256 * byte(i) + byte(i + 1)];
     for (;;) {
-      for (size_t k = 0; k < lanes; k++) next[n - 1 + k] = Tokenizer::none;
-      uint32_t smallest[lanes];
-      std::fill_n(smallest, lanes, Tokenizer::none);
-      for (size_t i = 0; i < n; i += lanes)
-        for (size_t k = 0; k < lanes; k++) smallest[k] = std::min(smallest[k], next[i + k]);
-      const uint32_t made = *std::min_element(smallest, smallest + lanes);
+      uint32_t made = Tokenizer::none;
+      for (size_t i = 0; i + 1 < n; i++) made = std::min(made, next[i]);
       if (made == Tokenizer::none) return n;
       size_t i = 0;
       while (next[i] != made) i++;
       size_t kept = i;
+      next[n - 1] = Tokenizer::none;
       while (i < n) {
         if (next[i] != made) {
           ids[kept] = ids[i];

@@ -14,30 +14,42 @@
 
 namespace gca {
 
-// Counts of distinct words, in bounded memory: when there are more than the limit, those that occurred once are forgotten, then twice,
-// and so on. What it holds depends on the order of the pieces alone.
+// Counts of distinct words, in bounded memory: when they take more than max_bytes, those that occurred once are forgotten, then
+// twice, and so on. What is left depends on the order of the pieces alone.
 class WordCounts {
  public:
   using Piece = std::unordered_map<std::string_view, int64_t>;
 
-  explicit WordCounts(size_t max_words) : max_words_(max_words) {}
+  explicit WordCounts(size_t max_bytes) : max_bytes_(max_bytes) {}
 
   void add(const Piece& piece) {
-    for (const auto& [word, count] : piece) counts_[std::string(word)] += count;
-    for (int64_t rarest = 1; counts_.size() > max_words_; rarest++)
-      forgotten_ += static_cast<int64_t>(std::erase_if(counts_, [&](const auto& entry) { return entry.second <= rarest; }));
+    for (const auto& [word, count] : piece) {
+      const auto [entry, is_new] = counts_.try_emplace(std::string(word), 0);
+      entry->second += count;
+      if (is_new) bytes_ += cost_of(entry->first);
+    }
+    for (int64_t rarest = 1; bytes_ > max_bytes_; rarest++)
+      forgotten_ += static_cast<int64_t>(std::erase_if(counts_, [&](const auto& entry) {
+        if (entry.second > rarest) return false;
+        bytes_ -= cost_of(entry.first);
+        return true;
+      }));
   }
   // In order of their bytes, so that nothing depends on the order of a hash table.
   std::vector<std::pair<std::string, int64_t>> sorted() {
     std::vector<std::pair<std::string, int64_t>> words(std::make_move_iterator(counts_.begin()), std::make_move_iterator(counts_.end()));
     counts_.clear();
+    bytes_ = 0;
     std::sort(words.begin(), words.end());
     return words;
   }
   int64_t forgotten() const { return forgotten_; }
 
  private:
-  size_t max_words_;
+  // About a tenth of the memory that a word takes in all of training.
+  static size_t cost_of(const std::string& word) { return word.size() + 32; }
+
+  size_t max_bytes_, bytes_ = 0;
   std::unordered_map<std::string, int64_t> counts_;
   int64_t forgotten_ = 0;
 };
@@ -154,53 +166,25 @@ inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t 
   if (text.total_bytes() == 0) throw Error("no text to learn from: the files given are empty; check the paths");
 
   TrainReport result;
-  WordCounts counts(size_t{4} << 20);
-  {
-    // As in tokenize_files: one thread adds up the batch before while the others count.
-    constexpr size_t max_word_bytes = 256;  // longer ones are taken in pieces: no token should be a paragraph
-    struct Batch {
-      std::vector<TextPieces::Piece> pieces;
-      std::vector<std::string> texts;
-      std::vector<WordCounts::Piece> words;  // views into texts
-    } done, now, next;
-    const int64_t batch_bytes = int64_t{4 << 20} * pool.size();
-    Progress progress("counting words", text.total_bytes());
-    const auto add_done = [&] {
-      for (size_t i = 0; i < done.pieces.size(); i++) {
-        counts.add(done.words[i]);
-        result.bytes += done.pieces[i].end - done.pieces[i].begin;
-      }
-      progress.at(result.bytes);
-    };
-    for (now.pieces = text.next(batch_bytes); !now.pieces.empty(); done = std::move(now), now = std::move(next)) {
-      now.texts.resize(now.pieces.size());
-      now.words.resize(now.pieces.size());
-      pool.run(static_cast<int64_t>(now.pieces.size()) + 1, [&](int64_t task, int) {
-        if (task == 0) {
-          add_done();
-          next = {text.next(batch_bytes), {}, {}};
-          return;
+  WordCounts counts(size_t{200} << 20);
+  const WordScanner scanner;
+  result.seconds = text.run<WordCounts::Piece>(
+      pool, "counting words",
+      [&](const std::string& piece, WordCounts::Piece& words, int) {
+        constexpr size_t max_word_bytes = 256;  // longer ones are taken in parts: no token should be a paragraph
+        for (const char *p = piece.data(), *end = p + piece.size(); p < end;) {
+          const size_t length = std::min(static_cast<size_t>(scanner.word_end(p, end) - p), max_word_bytes);
+          words[std::string_view(p, length)]++;
+          p += length;
         }
-        const size_t i = static_cast<size_t>(task - 1);
-        const TextPieces::Piece& piece = now.pieces[i];
-        now.texts[i].resize(static_cast<size_t>(piece.end - piece.begin));
-        piece.file->read(now.texts[i].data(), now.texts[i].size(), piece.begin);
-        const WordScanner scanner;
-        for (const char *p = now.texts[i].data(), *end = p + now.texts[i].size(); p < end;) {
-          const char* word_end = std::min(scanner.word_end(p, end), p + max_word_bytes);
-          now.words[i][std::string_view(p, static_cast<size_t>(word_end - p))]++;
-          p = word_end;
-        }
-      });
-    }
-    add_done();
-    result.seconds = progress.seconds();
-  }
+      },
+      [&](const TextPieces::Piece&, const WordCounts::Piece& words) { counts.add(words); });
+  result.bytes = text.total_bytes();
   const auto words = counts.sorted();
   result.distinct_words = static_cast<int64_t>(words.size());
   result.forgotten_words = counts.forgotten();
   const size_t wanted = static_cast<size_t>(vocabulary_size) - 256;
-  Progress progress("learning merges", static_cast<int64_t>(wanted));
+  Progress progress("learning merges", static_cast<int64_t>(wanted), "merges", 1);
   std::vector<Tokenizer::Merge> merges = MergeLearner(words).learn(wanted, progress);
   if (merges.size() < wanted)
     throw Error(format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask for less or give more text", 256 + merges.size(),

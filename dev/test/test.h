@@ -34,7 +34,8 @@ std::vector<real> random_values(int64_t n, uint64_t seed, double deviation = 1, 
 // n numbers in [0, limit)
 inline std::vector<int32_t> random_ids(int64_t n, uint64_t seed, int64_t limit) {
   std::vector<int32_t> ids(static_cast<size_t>(n));
-  for (size_t i = 0; i < ids.size(); i++) ids[i] = static_cast<int32_t>(philox(seed, Stream::sample, static_cast<uint32_t>(i), 1).word[0] % static_cast<uint64_t>(limit));
+  for (size_t i = 0; i < ids.size(); i++)
+    ids[i] = static_cast<int32_t>(philox(seed, Stream::sample, static_cast<uint32_t>(i), 1).word[0] % static_cast<uint64_t>(limit));
   return ids;
 }
 

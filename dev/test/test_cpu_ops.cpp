@@ -24,7 +24,9 @@ double inner(const Vec& a, const Vec& b) {
   return sum;
 }
 template <class T>
-size_t at(T i) { return static_cast<size_t>(i); }
+size_t at(T i) {
+  return static_cast<size_t>(i);
+}
 
 // A random direction that moves only the columns begin .. end - 1 of rows that are `width` wide.
 Vec direction_in(int64_t n, int64_t width, int64_t begin, int64_t end) {
@@ -37,7 +39,10 @@ Vec direction_in(int64_t n, int64_t width, int64_t begin, int64_t end) {
 // ---- the formulas, written out ------------------------------------------------------------------------------------------------
 
 // One query against n keys, step apart from each other, of d numbers: softmax(logits) V, where extra is added to the denominator.
-struct Attended { Vec out; double lse; };
+struct Attended {
+  Vec out;
+  double lse;
+};
 Attended attend(const double* q, int64_t n, const std::function<const double*(int64_t)>& key, const std::function<const double*(int64_t)>& value,
                 const std::function<double(int64_t)>& bias, int d, double extra = 0) {
   Vec out = zeros(d);
@@ -53,7 +58,9 @@ Attended attend(const double* q, int64_t n, const std::function<const double*(in
   return {out, std::log(denominator)};
 }
 
-struct AttentionResult { Vec out, lse; };
+struct AttentionResult {
+  Vec out, lse;
+};
 
 AttentionResult sliding_by_hand(const Vec& qkv, const SlidingShape& s) {
   const int64_t D = s.H * s.d;
@@ -63,8 +70,9 @@ AttentionResult sliding_by_hand(const Vec& qkv, const SlidingShape& s) {
       for (int h = 0; h < s.H; h++) {
         const int64_t first = std::max<int64_t>(0, i - s.W);
         const auto row = [&](int64_t slot, int part) { return &qkv[at(((b * s.T + slot) * 3 + part) * D + h * s.d)]; };
-        const Attended a = attend(row(i, 0), i - first + 1, [&](int64_t j) { return row(first + j, 1); }, [&](int64_t j) { return row(first + j, 2); },
-                                  [&](int64_t j) { return -std::pow(2.0, -8.0 * (h + 1) / s.H) * static_cast<double>(i - first - j); }, s.d);
+        const Attended a = attend(
+            row(i, 0), i - first + 1, [&](int64_t j) { return row(first + j, 1); }, [&](int64_t j) { return row(first + j, 2); },
+            [&](int64_t j) { return -std::pow(2.0, -8.0 * (h + 1) / s.H) * static_cast<double>(i - first - j); }, s.d);
         std::copy(a.out.begin(), a.out.end(), &r.out[at((b * s.T + i) * D + h * s.d)]);
         r.lse[at((b * s.H + h) * s.T + i)] = a.lse;
       }
@@ -90,8 +98,9 @@ AttentionResult chunk_by_hand(const Vec& qkv, const ChunkShape& s) {
       std::vector<Vec> keys;
       for (int j = 0; j < s.S; j++) keys.push_back(rotated(row(j, 1), j, s.d));
       for (int i = 0; i < s.S; i++) {
-        const Attended a = attend(rotated(row(i, 0), i, s.d).data(), s.S, [&](int64_t j) { return keys[at(j)].data(); }, [&](int64_t j) { return row(j, 2); },
-                                  [](int64_t) { return 0.0; }, s.d);
+        const Attended a = attend(
+            rotated(row(i, 0), i, s.d).data(), s.S, [&](int64_t j) { return keys[at(j)].data(); }, [&](int64_t j) { return row(j, 2); },
+            [](int64_t) { return 0.0; }, s.d);
         std::copy(a.out.begin(), a.out.end(), &r.out[at((n * s.S + i) * D + h * s.d)]);
         r.lse[at((n * s.H + h) * s.S + i)] = a.lse;
       }
@@ -109,8 +118,9 @@ Vec gca_by_hand(const Vec& q, const Vec& kv, const std::vector<int32_t>& pick, c
         const int64_t entry = (b * (C + 1) + t / s.S) * s.K + k, m = pick[at(entry)];
         for (int h = 0; m >= 0 && h < s.H; h++) {
           const auto row = [&](int64_t j, int part) { return &kv[at((((b * s.M + m) * s.S + j) * 2 + part) * D + h * s.d)]; };
-          const Attended a = attend(&q[at((b * s.T + t) * D + h * s.d)], s.S - 1, [&](int64_t j) { return row(j, 0); }, [&](int64_t j) { return row(j, 1); },
-                                    [](int64_t) { return 0.0; }, s.d, s.null_slot ? 1 : 0);
+          const Attended a = attend(
+              &q[at((b * s.T + t) * D + h * s.d)], s.S - 1, [&](int64_t j) { return row(j, 0); }, [&](int64_t j) { return row(j, 1); },
+              [](int64_t) { return 0.0; }, s.d, s.null_slot ? 1 : 0);
           for (int e = 0; e < s.d; e++) out[at((b * s.T + t) * D + h * s.d + e)] += w[at(entry)] * a.out[at(e)];
         }
       }
@@ -129,7 +139,9 @@ Table random_table(int64_t B, int64_t C, int K, uint64_t seed) {
   for (int64_t b = 0; b < B; b++)
     for (int64_t c = 1; c < C; c++) {
       std::vector<int32_t> past;
-      for (int64_t m = 0; m < c; m++) past.insert(past.begin() + philox(seed, Stream::sample, static_cast<uint32_t>(b), static_cast<uint32_t>(c), static_cast<uint32_t>(m)).word[0] % (m + 1), static_cast<int32_t>(m));
+      for (int64_t m = 0; m < c; m++)
+        past.insert(past.begin() + philox(seed, Stream::sample, static_cast<uint32_t>(b), static_cast<uint32_t>(c), static_cast<uint32_t>(m)).word[0] % (m + 1),
+                    static_cast<int32_t>(m));
       for (int k = 0; k < K && k < c; k++) {
         const int64_t entry = (b * (C + 1) + c + 1) * K + k;
         const Philox draw = philox(seed, Stream::sample, static_cast<uint32_t>(entry), 7);
@@ -140,7 +152,9 @@ Table random_table(int64_t B, int64_t C, int K, uint64_t seed) {
     }
   return table;
 }
-struct Inverse { std::vector<int32_t> start, entry; };
+struct Inverse {
+  std::vector<int32_t> start, entry;
+};
 template <class Device>
 Inverse inverted(Device& cpu, const std::vector<int32_t>& pick, int64_t B, int64_t C, int K) {
   Inverse inverse{std::vector<int32_t>(at(B * (C + 1)), -7), std::vector<int32_t>(at(B * C * K), -7)};
@@ -157,7 +171,9 @@ TEST_CASE("philox: the published vectors") {
   const auto of_key = [](uint32_t k0, uint32_t k1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
     return philox(static_cast<uint64_t>(k1 - static_cast<uint32_t>(Stream::init) * 0x632BE5ABu) << 32 | k0, Stream::init, c0, c1, c2, c3);
   };
-  const auto same = [](const Philox& p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return p.word[0] == a && p.word[1] == b && p.word[2] == c && p.word[3] == d; };
+  const auto same = [](const Philox& p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    return p.word[0] == a && p.word[1] == b && p.word[2] == c && p.word[3] == d;
+  };
   CHECK(same(of_key(0, 0, 0, 0, 0, 0), 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8));
   CHECK(same(of_key(~0u, ~0u, ~0u, ~0u, ~0u, ~0u), 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd));
   CHECK(same(of_key(0xa4093822, 0x299f31d0, 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344), 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1));
@@ -168,7 +184,8 @@ TEST_CASE("exact_log and exponential: close to the library's") {
   for (uint32_t i = 0; i < 20000; i++) {
     const Philox draw = philox(5, Stream::sample, i);
     const float u = uniform_open(draw.word[0]), wide = std::ldexp(1 + uniform_open(draw.word[1]), static_cast<int>(draw.word[2] % 250) - 125);
-    for (float x : {u, 1 - u / 1024, wide}) worst_log = std::fmax(worst_log, std::fabs(exact_log(x) - std::log(static_cast<double>(x))) / std::fabs(std::log(static_cast<double>(x))));
+    for (float x : {u, 1 - u / 1024, wide})
+      worst_log = std::fmax(worst_log, std::fabs(exact_log(x) - std::log(static_cast<double>(x))) / std::fabs(std::log(static_cast<double>(x))));
     const float x = 174 * u - 87;
     worst_exp = std::fmax(worst_exp, std::fabs(exponential(x) / std::exp(static_cast<double>(x)) - 1));
   }
@@ -209,14 +226,22 @@ TEST_CASE("Gumbel noise: mean, variance, and independence of its coordinates") {
   CHECK(worst < 1e-6);
 
   // The same coordinates give the same words; any other coordinate gives others, all four.
-  const Selection base = [] { Selection b; b.seed = 11, b.step = 5, b.group = 1, b.first_row = 6; return b; }();
+  const Selection base = [] {
+    Selection b;
+    b.seed = 11, b.step = 5, b.group = 1, b.first_row = 6;
+    return b;
+  }();
   const auto differ = [&](const Selection& other, int64_t b, int64_t chunk, int64_t quad) {
     const Philox x = selection_draw(base, 2, 9, 1), y = selection_draw(other, b, chunk, quad);
     bool all = true;
     for (int i = 0; i < 4; i++) all = all && x.word[i] != y.word[i];
     return all;
   };
-  const auto with = [&](auto&& change) { Selection other = base; change(other); return other; };
+  const auto with = [&](auto&& change) {
+    Selection other = base;
+    change(other);
+    return other;
+  };
   CHECK(!differ(base, 2, 9, 1));
   CHECK(differ(base, 3, 9, 1));
   CHECK(differ(base, 2, 10, 1));
@@ -356,7 +381,8 @@ TEST_CASE("swiglu: formula and gradients") {
     const Vec dh = randoms(rows * F, 2);
     cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), rows, F);
     for (int part = 0; part < 2; part++)
-      CHECK(slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F), [&] { return forward(), inner(dh, h); }) < slope_tolerance);
+      CHECK(slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F), [&] { return forward(), inner(dh, h); }) <
+            slope_tolerance);
   }
   // A float's range is no limit: silu tends to 0 and to z.
   Cpu<float> single(1);
@@ -375,7 +401,8 @@ TEST_CASE("swiglu: formula and gradients") {
 
 TEST_CASE("sliding attention: formula and gradients") {
   Double cpu(1);
-  for (const SlidingShape s : {SlidingShape{1, 1, 1, 2, 3}, {2, 13, 3, 2, 5}, {1, 70, 1, 6, 0}, {1, 130, 3, 10, 17}, {2, 65, 3, 6, 1000}, {1, 129, 1, 2, 64}, {1, 64, 5, 6, 63}}) {
+  for (const SlidingShape s :
+       {SlidingShape{1, 1, 1, 2, 3}, {2, 13, 3, 2, 5}, {1, 70, 1, 6, 0}, {1, 130, 3, 10, 17}, {2, 65, 3, 6, 1000}, {1, 129, 1, 2, 64}, {1, 64, 5, 6, 63}}) {
     CAPTURE(s.T);
     CAPTURE(s.H);
     CAPTURE(s.W);
@@ -395,7 +422,8 @@ TEST_CASE("sliding attention: formula and gradients") {
         for (int64_t i = 0; i < n * D; i++) CHECK(std::fabs(dqkv[at(i / D * 3 * D + part * D + i % D)]) < 1e-12);
         continue;
       }
-      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] { return forward(), inner(dout, out); }) < slope_tolerance);
+      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] { return forward(), inner(dout, out); }) <
+            slope_tolerance);
     }
   }
 }
@@ -405,7 +433,8 @@ TEST_CASE("sliding attention: a row read in segments through the ring has the sa
   const int H = 3, d = 6;
   const int64_t D = H * d, T = 450;
   const Vec qkv = randoms(T * 3 * D, 1);
-  const std::vector<std::vector<int64_t>> cuts = {{450}, {150, 150, 150}, {1, 1, 1, 7, 60, 300, 64, 16}, {64, 64, 322}, {5, 440, 5}, std::vector<int64_t>(450, 1)};
+  const std::vector<std::vector<int64_t>> cuts = {{450},         {150, 150, 150}, {1, 1, 1, 7, 60, 300, 64, 16},
+                                                  {64, 64, 322}, {5, 440, 5},     std::vector<int64_t>(450, 1)};
   for (int64_t W : {0, 1, 5, 63, 64, 100, 300, 1000}) {
     Vec whole = zeros(T * D), lse = zeros(H * T);
     cpu.sliding_attention_forward(whole.data(), lse.data(), qkv.data(), nullptr, {1, T, H, d, W});
@@ -442,14 +471,18 @@ TEST_CASE("chunk attention: formula and gradients") {
     const Vec dout = randoms(n * D, 2);
     cpu.chunk_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
     for (int part = 0; part < 3; part++)
-      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] { return forward(), inner(dout, out); }) < slope_tolerance);
+      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] { return forward(), inner(dout, out); }) <
+            slope_tolerance);
   }
 }
 
 // ---- retrieval ------------------------------------------------------------------------------------------------------------------
 namespace {
 
-struct Retrieved { std::vector<int32_t> pick; Vec w; };  // (B,C+1,K)
+struct Retrieved {
+  std::vector<int32_t> pick;
+  Vec w;
+};  // (B,C+1,K)
 template <class Device = Double>
 Retrieved retrieved(Device& cpu, const Vec& r, const Vec& landmark, const RetrievalShape& s, const Selection& selection) {
   Retrieved result{std::vector<int32_t>(at(s.B * (s.C + 1) * s.K), 77), Vec(at(s.B * (s.C + 1) * s.K), 77.0)};
@@ -490,15 +523,20 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
           CHECK(result.w[at(b * (C + 1) * K + k)] == 0);
         }
         for (int64_t c = 0; c < C; c++) {
-          struct Candidate { double key, score; int32_t chunk; };
+          struct Candidate {
+            double key, score;
+            int32_t chunk;
+          };
           std::vector<Candidate> past;
           for (int64_t m = 0; m < c; m++) {
             double score = 0;
             for (int64_t j = 0; j < D; j++) score += r[at((b * C + c) * D + j)] * landmark[at(b * s.row_stride + m * s.stride + j)];
             score /= std::sqrt(static_cast<double>(D));
             double noise = 0;
-            if (selection.given_noise) noise = given_noise[at((b * C + c) * C + m)];
-            else if (selection.noise) noise = gumbel(selection_draw(selection, b, c, m / 4).word[m % 4]);
+            if (selection.given_noise)
+              noise = given_noise[at((b * C + c) * C + m)];
+            else if (selection.noise)
+              noise = gumbel(selection_draw(selection, b, c, m / 4).word[m % 4]);
             past.push_back({score + noise, score, static_cast<int32_t>(m)});
           }
           std::stable_sort(past.begin(), past.end(), [](const Candidate& x, const Candidate& y) { return x.key > y.key; });
@@ -603,7 +641,8 @@ TEST_CASE("retrieval: gradients of queries and landmarks with picks held") {
     const Inverse inverse = inverted(cpu, pick, B, C, static_cast<int>(K));
     const Vec before = randoms(B * s.row_stride, 4);
     Vec dw = weights_gradient, dr(at(B * C * D), 5.0), dlandmark = before;
-    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(), inverse.entry.data(), r.data(), landmark.data(), s);
+    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(), inverse.entry.data(), r.data(),
+                                 landmark.data(), s);
     CHECK(slope_error(r, dr, loss) < slope_tolerance);
     for (size_t i = 0; i < dlandmark.size(); i++) dlandmark[i] -= before[i];
     CHECK(slope_error(landmark, dlandmark, loss) < slope_tolerance);
@@ -738,15 +777,21 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
       CAPTURE(S);
       CAPTURE(H);
       CAPTURE(null_slot);
-      const int64_t D = H * d, T = static_cast<int64_t>(C) * S, saved = static_cast<int64_t>(B) * C * K * H * S, entries = static_cast<int64_t>(B) * (C + 1) * K;
+      const int64_t D = H * d, T = static_cast<int64_t>(C) * S, saved = static_cast<int64_t>(B) * C * K * H * S,
+                    entries = static_cast<int64_t>(B) * (C + 1) * K;
       const GcaShape s{B, T, H, d, S, K, C, 0, null_slot};
       Vec kv = random_memory(cpu, B * C, S, D, 2);
-      struct Layer { Table table; Inverse inverse; Vec q, dout, out, lse, delta, dq, dw; };
+      struct Layer {
+        Table table;
+        Inverse inverse;
+        Vec q, dout, out, lse, delta, dq, dw;
+      };
       std::vector<Layer> layers;
       for (uint64_t l = 0; l < 2; l++) {
         Table table = random_table(B, C, K, 3 + l);
         Inverse inverse = inverted(cpu, table.pick, B, C, K);
-        layers.push_back({table, inverse, randoms(B * T * D, 20 + l), randoms(B * T * D, 30 + l), zeros(B * T * D), zeros(saved), zeros(saved), Vec(at(B * T * D), 5.0), zeros(entries)});
+        layers.push_back({table, inverse, randoms(B * T * D, 20 + l), randoms(B * T * D, 30 + l), zeros(B * T * D), zeros(saved), zeros(saved),
+                          Vec(at(B * T * D), 5.0), zeros(entries)});
       }
       const auto loss = [&] {
         double sum = 0;
@@ -761,7 +806,8 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
       for (Layer& l : layers) {
         const Vec before = randoms(entries, 9);
         l.dw = before;
-        cpu.gca_backward_query(l.dq.data(), l.dw.data(), l.delta.data(), l.dout.data(), l.q.data(), kv.data(), l.lse.data(), l.table.pick.data(), l.table.w.data(), s);
+        cpu.gca_backward_query(l.dq.data(), l.dw.data(), l.delta.data(), l.dout.data(), l.q.data(), kv.data(), l.lse.data(), l.table.pick.data(),
+                               l.table.w.data(), s);
         for (size_t i = 0; i < before.size(); i++) l.dw[i] -= before[i];
         fetching.push_back({l.q.data(), l.dout.data(), l.lse.data(), l.delta.data(), l.table.w.data(), l.inverse.start.data(), l.inverse.entry.data()});
       }
@@ -769,14 +815,19 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
       cpu.gca_backward_memory(dkv.data(), fetching.data(), 2, kv.data(), s);
       for (Layer& l : layers) {
         // One real key and no null slot: the softmax is constant, q and k have no gradient.
-        if (S == 2 && !null_slot) CHECK(std::all_of(l.dq.begin(), l.dq.end(), [](double x) { return std::fabs(x) < 1e-12; }));
-        else CHECK(slope_error(l.q, l.dq, loss) < slope_tolerance);
-        CHECK(slope_error(l.table.w.data(), l.dw.data(), [&] {
-                Vec direction = randoms(entries, 8);  // a weight without a pick is no weight
-                for (int64_t i = 0; i < entries; i++)
-                  if (l.table.pick[at(i)] < 0) direction[at(i)] = 0;
-                return direction;
-              }(), loss) < slope_tolerance);
+        if (S == 2 && !null_slot)
+          CHECK(std::all_of(l.dq.begin(), l.dq.end(), [](double x) { return std::fabs(x) < 1e-12; }));
+        else
+          CHECK(slope_error(l.q, l.dq, loss) < slope_tolerance);
+        CHECK(slope_error(
+                  l.table.w.data(), l.dw.data(),
+                  [&] {
+                    Vec direction = randoms(entries, 8);  // a weight without a pick is no weight
+                    for (int64_t i = 0; i < entries; i++)
+                      if (l.table.pick[at(i)] < 0) direction[at(i)] = 0;
+                    return direction;
+                  }(),
+                  loss) < slope_tolerance);
       }
       for (int part = 0; part < 2; part++) {
         Vec direction = direction_in(static_cast<int64_t>(kv.size()), 2 * D, part * D, part * D + D);
@@ -880,7 +931,7 @@ TEST_CASE("cross entropy: losses, sums and gradient, with weights, missing targe
 
 TEST_CASE("AdamW: decay before the update, bias correction, clipping, matrices only") {
   Double cpu(1);
-  const int64_t n = 70000;  // more than one block of the norm's sum
+  const int64_t n = 70000;                                                                        // more than one block of the norm's sum
   const std::vector<Segment> segments = {{0, 5, false}, {8, 60000, true}, {60008, 9000, false}};  // gaps: alignment's
   for (double clip : {0.0, 1.0, 1e9}) {
     CAPTURE(clip);
@@ -962,7 +1013,11 @@ TEST_CASE("AdamW: a step that is not finite changes nothing and is counted") {
 // ---- all ops at once: threads, float, bf16 ----------------------------------------------------------------------------------------
 namespace {
 
-struct Output { std::string name; Vec values; bool stored_as_bf16; };
+struct Output {
+  std::string name;
+  Vec values;
+  bool stored_as_bf16;
+};
 
 // Every op once, on inputs that bf16 holds exactly, large enough that the pool has several tasks of each.
 template <class Device>
@@ -1034,7 +1089,8 @@ std::vector<Output> all_ops(int threads) {
     const Buffer r = input(B * C * D, 11), landmark = input(B * C * D, 12);
     Buffer w = buffer(B * (C + 1) * K), dw = input(B * (C + 1) * K, 13), dr = buffer(B * C * D), dlandmark = input(B * C * D, 14);
     cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection);
-    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(), inverse.entry.data(), r.data(), landmark.data(), s);
+    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(), inverse.entry.data(), r.data(),
+                                 landmark.data(), s);
     keep("retrieval w", w, false), keep("retrieval dr", dr, true), keep("retrieval dlandmark", dlandmark, true);
   }
   {

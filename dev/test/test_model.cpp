@@ -1,8 +1,8 @@
 // The model on the CPU backend: its table of tensors, the real wiring against the paper's model written out slot by slot and against
 // finite differences, threads, noise, streams, steps that are not finite, the ablations, the bf16 twin, the initial weights.
 #include <algorithm>
+#include <functional>
 #include <map>
-#include <memory>
 
 #include "../../gca_cpu.h"
 #include "../../model.h"
@@ -27,7 +27,8 @@ struct Model {
     net.commit_activations();
     for (size_t i = 0; i < net.table.tensors.size(); i++) {
       const Tensor& t = net.table.tensors[i];
-      const auto values = random_values<typename Device::master>(t.size(), 100 + i, t.columns ? 1 / std::sqrt(static_cast<double>(config.width)) : 0.3, t.columns ? 0 : 1);
+      const auto values =
+          random_values<typename Device::master>(t.size(), 100 + i, t.columns ? 1 / std::sqrt(static_cast<double>(config.width)) : 0.3, t.columns ? 0 : 1);
       std::copy(values.begin(), values.end(), net.masters + t.offset);
     }
     net.weights_changed();
@@ -40,7 +41,12 @@ struct Batch {
   std::vector<int32_t> tokens, targets;
   std::vector<float> weights;
   double scale = 0;  // 1/N
-  Batch(const Config& c, int64_t B_, int64_t C, uint64_t seed = 1) : B(B_), T(C * c.chunk), tokens(random_ids(B * T, seed, c.vocab - 1)), targets(tokens.size(), -1), weights(random_values<float>(B * T, seed + 1, 0.5, 1)) {
+  Batch(const Config& c, int64_t B_, int64_t C, uint64_t seed = 1)
+      : B(B_),
+        T(C * c.chunk),
+        tokens(random_ids(B * T, seed, c.vocab - 1)),
+        targets(tokens.size(), -1),
+        weights(random_values<float>(B * T, seed + 1, 0.5, 1)) {
     const int64_t S = c.chunk;
     for (int64_t i = 0; i < B * T; i++)
       if (i % S == S - 1) tokens[static_cast<size_t>(i)] = static_cast<int32_t>(c.vocab - 1);
@@ -79,7 +85,9 @@ void whole_step(DRT<Device>& net, const Batch& batch, const Selection& selection
 }
 
 template <class T>
-std::vector<T> copied(const T* from, int64_t n) { return std::vector<T>(from, from + n); }
+std::vector<T> copied(const T* from, int64_t n) {
+  return std::vector<T>(from, from + n);
+}
 // The table's tensors in order without the gaps, which depend on the size of an element.
 template <class Net, class T>
 std::vector<T> packed(const Net& net, const T* flat) {
@@ -88,7 +96,9 @@ std::vector<T> packed(const Net& net, const T* flat) {
   return all;
 }
 template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) { return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T)); }
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
+}
 
 // ---- the model, written out -------------------------------------------------------------------------------------------------------
 // One row, in double, a vector a slot, nothing shared with the ops.
@@ -136,8 +146,10 @@ struct ByHand {
       for (int pass = 0; pass < 2; pass++)
         for (size_t j = begin; j < end; j++) {
           const double p = std::exp(dot(&q[static_cast<size_t>(h * d)], &k[j][static_cast<size_t>(h * d)], d) / std::sqrt(static_cast<double>(d)) + bias(h, j));
-          if (pass == 0) denominator += p;
-          else for (int64_t e = h * d; e < (h + 1) * d; e++) out[static_cast<size_t>(e)] += p / denominator * v[j][static_cast<size_t>(e)];
+          if (pass == 0)
+            denominator += p;
+          else
+            for (int64_t e = h * d; e < (h + 1) * d; e++) out[static_cast<size_t>(e)] += p / denominator * v[j][static_cast<size_t>(e)];
         }
     }
     return out;
@@ -163,7 +175,9 @@ struct ByHand {
     }
     for (size_t i = 0; i < x.size(); i++) {
       const size_t begin = inside || static_cast<int64_t>(i) <= c.window ? 0 : i - static_cast<size_t>(c.window);
-      const auto alibi = [&](int64_t h, size_t j) { return inside ? 0.0 : -std::pow(2.0, -8.0 * static_cast<double>(h + 1) / static_cast<double>(c.heads)) * static_cast<double>(i - j); };
+      const auto alibi = [&](int64_t h, size_t j) {
+        return inside ? 0.0 : -std::pow(2.0, -8.0 * static_cast<double>(h + 1) / static_cast<double>(c.heads)) * static_cast<double>(i - j);
+      };
       const Vec a = plus(x[i], linear(attend(q[i], k, v, begin, inside ? x.size() : i + 1, alibi, false), at + "self_attn.o_proj"));
       Vec m = a;
       if (fetch) m = plus(a, linear(fetch(i, linear(norm(a, at + "gca.pre_norm", eps), at + "gca.q_proj")), at + "gca.o_proj"));
@@ -180,7 +194,9 @@ struct ByHand {
     const size_t S = static_cast<size_t>(c.chunk), C = T / S, D = static_cast<size_t>(c.width);
     Slots x;
     const Vec& E = weight.at("model.embed_tokens.weight");
-    for (size_t i = 0; i < T; i++) x.emplace_back(E.begin() + static_cast<int64_t>(static_cast<size_t>(tokens[i]) * D), E.begin() + static_cast<int64_t>((static_cast<size_t>(tokens[i]) + 1) * D));
+    for (size_t i = 0; i < T; i++)
+      x.emplace_back(E.begin() + static_cast<int64_t>(static_cast<size_t>(tokens[i]) * D),
+                     E.begin() + static_cast<int64_t>((static_cast<size_t>(tokens[i]) + 1) * D));
     for (int64_t l = 0; l < c.lower; l++) x = layer(x, "model.lower_layers." + std::to_string(l) + ".", c.eps, false, nullptr);
 
     std::vector<Slots> key, value;  // [chunk][slot]
@@ -205,9 +221,8 @@ struct ByHand {
         for (size_t m = 0; m < n; m++) score.push_back(dot(r.data(), landmark[m].data(), c.width) / std::sqrt(static_cast<double>(c.width)));
         std::vector<int32_t>& mine = pick[g][n];
         for (size_t m = 0; m < n && retrieval; m++) mine.push_back(static_cast<int32_t>(m));
-        std::stable_sort(mine.begin(), mine.end(), [&](int32_t a, int32_t b) {
-          return score[static_cast<size_t>(a)] + noise(g, n, a) > score[static_cast<size_t>(b)] + noise(g, n, b);
-        });
+        std::stable_sort(mine.begin(), mine.end(),
+                         [&](int32_t a, int32_t b) { return score[static_cast<size_t>(a)] + noise(g, n, a) > score[static_cast<size_t>(b)] + noise(g, n, b); });
         if (static_cast<int64_t>(mine.size()) > c.topk) mine.resize(static_cast<size_t>(c.topk));
         double sum = 0;
         for (int32_t m : mine) sum += std::exp(score[static_cast<size_t>(m)]);
@@ -218,7 +233,8 @@ struct ByHand {
         const size_t chunk = i / S;
         for (size_t k = 0; chunk > 0 && k < pick[g][chunk - 1].size(); k++) {
           const size_t m = static_cast<size_t>(pick[g][chunk - 1][k]);
-          const Vec one = attend(q, key[m], value[m], 0, S - 1, [](int64_t, size_t) { return 0.0; }, c.null_slot);
+          const Vec one = attend(
+              q, key[m], value[m], 0, S - 1, [](int64_t, size_t) { return 0.0; }, c.null_slot);
           for (size_t j = 0; j < D; j++) o[j] += w[g][chunk - 1][k] * one[j];
         }
         return o;
@@ -242,7 +258,17 @@ struct ByHand {
 };
 
 Config small(std::vector<int64_t> groups, int64_t chunk = 5, int64_t topk = 2) {
-  return {.vocab = 11, .width = 12, .heads = 3, .ffn = 7, .lower = 2, .groups = std::move(groups), .encoder = 1, .chunk = chunk, .topk = topk, .window = 4, .eps = 1e-3};
+  return {.vocab = 11,
+          .width = 12,
+          .heads = 3,
+          .ffn = 7,
+          .lower = 2,
+          .groups = std::move(groups),
+          .encoder = 1,
+          .chunk = chunk,
+          .topk = topk,
+          .window = 4,
+          .eps = 1e-3};
 }
 
 // The same forward pass as by hand, picks and loss too; and for every tensor the slope that finite differences see.
@@ -362,7 +388,8 @@ TEST_CASE("tensor table: names in the released model's order, shapes, neighbours
     CHECK(t.rows == (i == 0 ? c.vocab : feed_forward ? c.ffn : c.width));
     CHECK(t.decay == !gain);
     // One product each: k follows q at once, v follows k, up follows gate, chunk_v follows chunk_k. All others are aligned.
-    const bool follows = t.name.find("self_attn.k_") != std::string::npos || t.name.find("self_attn.v_") != std::string::npos || t.name.find("mlp.up") != std::string::npos || t.name.find("chunk_v") != std::string::npos;
+    const bool follows = t.name.find("self_attn.k_") != std::string::npos || t.name.find("self_attn.v_") != std::string::npos ||
+                         t.name.find("mlp.up") != std::string::npos || t.name.find("chunk_v") != std::string::npos;
     CHECK(t.offset == (follows ? end : round_up(end, alignment)));
     end = t.offset + (i == 0 ? table.padded_vocab * c.width : t.size());
     int holders = 0;
@@ -454,7 +481,8 @@ TEST_CASE("model: two micro-batches are one batch, noise and loss weights includ
     halves.net.upload(batch.tokens.data() + first * batch.T, batch.targets.data() + first * batch.T, batch.weights.data() + first * batch.T, 2 * batch.T);
     halves.net.forward({2, batch.T, selection});
     const int64_t entries = 2 * 6 * c.topk;
-    for (size_t g = 0; g < 2; g++) CHECK(same_bits(copied(halves.net.groups[g].pick, entries), copied(whole.net.groups[g].pick + first / 2 * entries, entries)));
+    for (size_t g = 0; g < 2; g++)
+      CHECK(same_bits(copied(halves.net.groups[g].pick, entries), copied(whole.net.groups[g].pick + first / 2 * entries, entries)));
     halves.net.head(batch.scale, true);
     halves.net.backward();
   }
@@ -544,7 +572,8 @@ TEST_CASE("model: the same bits with 1, 2 and 3 threads, forward, gradients and 
     std::vector<Bits> all;
     for (int64_t step = 0; step < 2; step++) {
       whole_step(net, batch, with_noise(step), true);
-      all.push_back(copied(net.final_n, 3 * batch.T * c.width)), all.push_back(copied(net.loss, 3 * batch.T)), all.push_back(copied(net.gradient, net.table.size));
+      all.push_back(copied(net.final_n, 3 * batch.T * c.width)), all.push_back(copied(net.loss, 3 * batch.T)),
+          all.push_back(copied(net.gradient, net.table.size));
       net.update({.lr = 1e-2, .weight_decay = 0.1});
       const StepState state = net.step_state();
       all.push_back({static_cast<float>(state.loss), static_cast<float>(state.grad_norm)});
@@ -575,10 +604,8 @@ TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
       net.open(stream, C);
       for (const Selection& selection : {Selection{}, with_noise()}) {
         forward(whole.net, batch, selection);
-        const std::vector<std::vector<int64_t>> cuts = {{3 * S, 3 * S, 3 * S},
-                                                        {S, 2 * S, 3 * S, S, 2 * S},
-                                                        std::vector<int64_t>(static_cast<size_t>(T), 1),
-                                                        {2 * S, 1, 2, 2, S, S - 1, 1, 3 * S, 3, 2}};
+        const std::vector<std::vector<int64_t>> cuts = {
+            {3 * S, 3 * S, 3 * S}, {S, 2 * S, 3 * S, S, 2 * S}, std::vector<int64_t>(static_cast<size_t>(T), 1), {2 * S, 1, 2, 2, S, S - 1, 1, 3 * S, 3, 2}};
         for (const std::vector<int64_t>& cut : cuts) {
           CAPTURE(groups.size());
           CAPTURE(window);
@@ -597,7 +624,8 @@ TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
             for (size_t g = 0; g < groups.size(); g++) {
               // Row 1.. hold what the completed chunks picked, and row 0 then the last of them.
               const auto &mine = net.groups[g], &all = whole.net.groups[g];
-              picks_agree = picks_agree && same_bits(copied(mine.pick, K), copied(all.pick + first / S * K, K)) && same_bits(copied(mine.w, K), copied(all.w + first / S * K, K));
+              picks_agree = picks_agree && same_bits(copied(mine.pick, K), copied(all.pick + first / S * K, K)) &&
+                            same_bits(copied(mine.w, K), copied(all.w + first / S * K, K));
               for (int64_t n = 0; n < done; n++)
                 picks_agree = picks_agree && same_bits(copied(mine.pick + (n + 1) * K, K), copied(all.pick + (first / S - done + n + 1) * K, K));
             }
@@ -758,7 +786,8 @@ TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same
     Selection given = with_noise();
     given.picking = Picking::given;
     whole_step(net, batch, given);
-    return std::array<double, 3>{relative_error(net.final_n, exact.net.final_n, B * batch.T * c.width), relative_error(packed(net, net.gradient), packed(exact.net, exact.net.gradient)),
+    return std::array<double, 3>{relative_error(net.final_n, exact.net.final_n, B * batch.T * c.width),
+                                 relative_error(packed(net, net.gradient), packed(exact.net, exact.net.gradient)),
                                  std::fabs(net.step_state().loss / exact.net.step_state().loss - 1)};
   };
   const auto single_errors = errors(single.net), twin_errors = errors(twin.net);
@@ -821,7 +850,8 @@ TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision
   CHECK(!same_bits(copied(exact.net.masters + q.offset, q.size()), copied(exact.net.masters + k.offset, k.size())));
   const Vec before = copied(exact.net.masters, table.size);
   double product = 0, next = 0;
-  for (int64_t i = 0; i + 2 < c.vocab * c.width; i++) product += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 1)], next += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 2)];
+  for (int64_t i = 0; i + 2 < c.vocab * c.width; i++)
+    product += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 1)], next += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 2)];
   const double bound = 5 * 0.02 * 0.02 * std::sqrt(static_cast<double>(c.vocab * c.width));
   CHECK(std::fabs(product) < bound);
   CHECK(std::fabs(next) < bound);
