@@ -84,10 +84,12 @@ struct CpuRows {
 #pragma omp simd
     for (int64_t j = begin; j < end; j++) p[j] = rounded(factor * exponential(p[j] - lse));
   }
-  // P from raw products and a saved log-sum-exp, unrounded
-  GCA_INLINE static void probabilities_row(real* p, real lse, real scale, int64_t n) {
+  // P from raw products and a saved log-sum-exp, unrounded: e^(scale * p + slope * (j - position) - lse) on [begin, end), 0 on the rest
+  GCA_INLINE static void probabilities_row(real* p, int64_t begin, int64_t end, int64_t n, real scale, real slope, int64_t position, real lse) {
+    for (int64_t j = 0; j < begin; j++) p[j] = 0;
+    for (int64_t j = end; j < n; j++) p[j] = 0;
 #pragma omp simd
-    for (int64_t j = 0; j < n; j++) p[j] = exponential(scale * p[j] - lse);
+    for (int64_t j = begin; j < end; j++) p[j] = exponential(scale * p[j] + slope * static_cast<real>(j - position) - lse);
   }
   // ds holds dP: dS = factor * P (dP - delta)
   GCA_INLINE static void ds_row_from_dp(real* ds, const real* p, real delta, real factor, int64_t n) {

@@ -242,11 +242,11 @@ class Cpu {
           for (int64_t i = i0; i < i1; i++) {
             real *row = p + (i - i0) * keys, *ds_row = ds + (i - i0) * keys;
             const int64_t begin = std::max<int64_t>(0, i - s.W - j0), end = i + 1 - j0;
-            logits_row(row, begin, end, attention_scale(s.d), alibi_slope(h, s.H), i - j0);
-            Row::softmax_row(row, begin, end, keys, row_lse[i], real(1));
+            Row::probabilities_row(row, begin, end, keys, attention_scale(s.d), alibi_slope(h, s.H), i - j0, row_lse[i]);
             Row::ds_row_from_dp(ds_row, row, dot(d_o + i * D, o + i * D, s.d), attention_scale(s.d), keys);
           }
         });
+        round_tile(p, keys, rows, keys);
         matmul_tile(dq + i0 * 3 * D, 3 * D, View<real>{ds, keys, 1}, View<real>{k + j0 * 3 * D, 3 * D, 1}, rows, s.d, keys, false);
         matmul_tile(dk + j0 * 3 * D, 3 * D, View<real>{ds, 1, keys}, View<real>{q + i0 * 3 * D, 3 * D, 1}, keys, s.d, rows, true);
         matmul_tile(dv + j0 * 3 * D, 3 * D, View<real>{p, 1, keys}, View<real>{d_o + i0 * D, D, 1}, keys, s.d, rows, true);
@@ -302,11 +302,11 @@ class Cpu {
       const real* row_lse = lse + task * S;
       simd([=]() GCA_INLINE {
         for (int64_t i = 0; i < S; i++) {
-          logits_row(p + i * S, 0, S, attention_scale(s.d), real(0), 0);
-          Row::softmax_row(p + i * S, 0, S, S, row_lse[i], real(1));
+          Row::probabilities_row(p + i * S, 0, S, S, attention_scale(s.d), real(0), 0, row_lse[i]);
           Row::ds_row_from_dp(ds + i * S, p + i * S, dot(d_o + i * D, o + i * D, s.d), attention_scale(s.d), S);
         }
       });
+      round_tile(p, S, S, S);
       matmul_tile(turned, s.d, View<real>{ds, S, 1}, View<real>{k, s.d, 1}, S, s.d, S, false);
       rotate(to, 3 * D, turned, s.d, s, -1);
       matmul_tile(turned, s.d, View<real>{ds, 1, S}, View<real>{q, s.d, 1}, S, s.d, S, false);
@@ -462,7 +462,7 @@ class Cpu {
         real *row_delta = delta + saved, weight_k = w[at];
         simd([=]() GCA_INLINE {
           for (int64_t i = 0; i < S; i++) {
-            Row::probabilities_row(p + i * S, row_lse[i], attention_scale(s.d), s.keys());
+            Row::probabilities_row(p + i * S, 0, s.keys(), s.keys(), attention_scale(s.d), real(0), 0, row_lse[i]);
             row_delta[i] = dot(p + i * S, ds + i * S, s.keys());
             Row::ds_row_from_dp(ds + i * S, p + i * S, row_delta[i], weight_k * attention_scale(s.d), s.keys());
           }
@@ -501,7 +501,7 @@ class Cpu {
           matmul_tile(ds, S, View<real>{d_o, D, 1}, View<real>{value, 1, 2 * D}, S, s.keys(), s.d, false);
           simd([=]() GCA_INLINE {
             for (int64_t i = 0; i < S; i++) {
-              Row::probabilities_row(p + i * S, row_lse[i], attention_scale(s.d), s.keys());
+              Row::probabilities_row(p + i * S, 0, s.keys(), s.keys(), attention_scale(s.d), real(0), 0, row_lse[i]);
               Row::ds_row_from_dp(ds + i * S, p + i * S, row_delta[i], weight_k * attention_scale(s.d), s.keys());
               Row::scale_in_place(p + i * S, weight_k, s.keys());
             }

@@ -42,13 +42,14 @@ struct Config {
     need(heads >= 1 && width % heads == 0, "heads", "a divisor of --width", heads);
     need(head_size() % 2 == 0, "heads", "an even number of columns a head (--width / --heads)", heads);
     need(ffn >= 1 && ffn <= (1 << 20), "ffn", "1 to 1048576", ffn);
-    need(lower >= 0 && lower + upper() >= 1 && lower + upper() <= 1024, "lower", "1 to 1024 layers, lower and upper together", lower);
     need(groups.size() <= 255, "groups", "at most 255 groups", static_cast<int64_t>(groups.size()));
-    for (int64_t n : groups) need(n >= 1, "groups", "1 or more layers in each group", n);
+    for (int64_t n : groups) need(n >= 1 && n <= 1024, "groups", "1 to 1024 layers in each group", n);
+    need(lower >= 0 && lower <= 1024 && lower + upper() >= 1 && lower + upper() <= 1024, "lower", "1 to 1024 layers, lower and upper together", lower);
     need(encoder >= 0 && encoder <= 1024, "encoder", "0 to 1024 layers", encoder);
     need(chunk >= 2 && chunk <= 4096, "chunk", "2 to 4096 slots", chunk);
     need(topk >= 1 && topk <= max_topk, "topk", "1 to 32 chunks", topk);
     need(window >= 0 && window < (int64_t{1} << 31), "window", "0 or more slots", window);
+    if (!(eps >= 0 && eps < 1)) throw UsageError(format("eps of the norms: expected 0 to 1, found %g", eps));
   }
 };
 
@@ -224,6 +225,8 @@ struct DRT {
     int64_t slots = 0;          // read so far
     int64_t capacity = 0;       // chunks of memory
     std::vector<act*> rings;    // (W,2D) a layer, lower ones first
+    std::vector<int32_t*> pick; // (K) a group: what the last whole chunk picked, which serves the slots that follow
+    std::vector<stat*> w;       // (K) a group: the weights of these
     act *kv = nullptr, *landmarks = nullptr;  // (capacity,S,2D), (capacity,D)
     act* chunk = nullptr;       // (S,D) lower layers' output for the slots of a chunk that is not yet whole
     Arena arena;
@@ -254,8 +257,7 @@ struct DRT {
   const act* top = nullptr;  // the last layer's output
 
   DRT(Device& device_, const Config& config_, Use use_ = Use::training)
-      : device(device_), config(config_), table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))), use(use_) {
-    config.validate();
+      : device(device_), config((config_.validate(), config_)), table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))), use(use_) {
     model_.want(masters, "weights", table.size);
     if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", table.size);
     if (use == Use::training) {
@@ -376,8 +378,9 @@ struct DRT {
         retrieve(group, x, done, first_slot);
         for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, c.eps, ring++, &group);
         if (in.stream) {  // what the last whole chunk picked serves the slots that follow
-          device.copy(group.pick, group.pick + done * c.topk, c.topk * static_cast<int64_t>(sizeof(int32_t)));
-          device.copy(group.w, group.w + done * c.topk, c.topk * static_cast<int64_t>(sizeof(stat)));
+          const size_t g = static_cast<size_t>(&group - groups.data());
+          device.copy(in.stream->pick[g], group.pick + done * c.topk, c.topk * static_cast<int64_t>(sizeof(int32_t)));
+          device.copy(in.stream->w[g], group.w + done * c.topk, c.topk * static_cast<int64_t>(sizeof(stat)));
         }
       }
     }
@@ -503,7 +506,9 @@ struct DRT {
     stream.capacity = chunks;
     stream.rings.assign(static_cast<size_t>(config.lower + config.upper()), nullptr);
     for (act*& ring : stream.rings) stream.arena.want(ring, "window", config.window * 2 * D);
-    if (!groups.empty()) {
+    stream.pick.assign(config.groups.size(), nullptr), stream.w.assign(config.groups.size(), nullptr);
+    for (size_t g = 0; g < config.groups.size(); g++) stream.arena.want(stream.pick[g], "picks", config.topk), stream.arena.want(stream.w[g], "weights", config.topk);
+    if (!config.groups.empty()) {
       stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
       stream.arena.want(stream.landmarks, "landmarks", chunks * D);
       stream.arena.want(stream.chunk, "chunk", config.chunk * D);
@@ -514,7 +519,7 @@ struct DRT {
   // Begins a new row: the chunk before it has picked nothing.
   void rewind(StreamState& stream) {
     stream.slots = 0;
-    for (Group& group : groups) device.no_pick(group.pick, group.w, 1, 0, static_cast<int>(config.topk));
+    for (size_t g = 0; g < stream.pick.size(); g++) device.no_pick(stream.pick[g], stream.w[g], 1, 0, static_cast<int>(config.topk));
   }
   void close(StreamState& stream) { stream.arena.release(device); }
 
@@ -634,11 +639,17 @@ struct DRT {
   // The picks of the chunks that these slots complete, from x at their landmarks as it enters the group.
   void retrieve(Group& group, const act* x, int64_t done, int64_t first_slot) {
     const int64_t D = config.width, S = config.chunk;
-    if (!input_.stream) device.no_pick(group.pick, group.w, input_.B, done, static_cast<int>(config.topk));
+    const size_t g = static_cast<size_t>(&group - groups.data());
+    if (input_.stream) {
+      device.copy(group.pick, input_.stream->pick[g], config.topk * static_cast<int64_t>(sizeof(int32_t)));
+      device.copy(group.w, input_.stream->w[g], config.topk * static_cast<int64_t>(sizeof(stat)));
+    } else {
+      device.no_pick(group.pick, group.w, input_.B, done, static_cast<int>(config.topk));
+    }
     if (!done) return;
     device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - first_slot % S) * D, weights + group.lmk_norm, input_.B * done, D, S * D, config.eps);
     Selection selection = input_.selection;
-    selection.group = static_cast<int>(&group - groups.data());
+    selection.group = static_cast<int>(g);
     if (selection.given_noise) selection.given_noise += selection.group * input_.B * done * done;
     const act* landmarks = input_.stream ? input_.stream->landmarks : enc_out + (S - 1) * D;
     device.chunk_retrieval_forward(group.pick, group.w, group.r, landmarks, retrieval_shape(done, first_slot), selection);

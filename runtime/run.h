@@ -187,8 +187,11 @@ void allocate_or_explain(DRT<Device>& model, int64_t B, int64_t T) {
     return model.model_memory().total_bytes() + model.activation_memory().total_bytes();
   };
   if (const int64_t n_bytes = needed(B); n_bytes > room) {
-    int64_t fits = B;
-    while (fits > 0 && needed(fits) > room) fits--;
+    int64_t fits = 0;  // by bisection: fits rows do, too_many do not
+    for (int64_t too_many = B; too_many - fits > 1;) {
+      const int64_t middle = fits + (too_many - fits) / 2;
+      (needed(middle) > room ? too_many : fits) = middle;
+    }
     throw Error(format("the model and %lld rows of %lld slots need %s, %s are free; ", static_cast<long long>(B), static_cast<long long>(T), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()) +
                 (fits ? format("--micro-batch %lld fits", static_cast<long long>(fits)) : std::string("not even one row fits: use fewer --chunks or a smaller model")));
   }

@@ -23,7 +23,11 @@ class Progress {
  public:
   // total: of the work, in whatever at() counts; unit of its speed: unit_size of these.
   Progress(std::string doing, int64_t total, std::string unit, double unit_size)
-      : doing_(std::move(doing)), unit_(std::move(unit)), unit_size_(unit_size), total_(static_cast<double>(std::max<int64_t>(1, total))), shown_(::isatty(2)) {}
+      : doing_(std::move(doing)),
+        unit_(std::move(unit)),
+        unit_size_(unit_size),
+        total_(static_cast<double>(std::max<int64_t>(1, total))),
+        shown_(::isatty(2)) {}
   ~Progress() {
     if (shown_) fputs("\r\x1b[K", stderr);
   }
@@ -32,11 +36,11 @@ class Progress {
     if (!shown_ || done <= 0 || Clock::now() - last_ < std::chrono::milliseconds(200)) return;
     last_ = Clock::now();
     const double part = static_cast<double>(done) / total_;
-    const int filled = static_cast<int>(30 * std::min(1.0, part));
-    const int64_t left = static_cast<int64_t>(seconds() / part * std::max(0.0, 1 - part) + 0.5);
-    fprintf(stderr, "\r%s [%.*s%.*s] %3.0f%%  %.1f %s/s  ETA %lld:%02lld \x1b[K", doing_.c_str(), filled, "##############################", 30 - filled,
-            "..............................", 100 * part, static_cast<double>(done) / unit_size_ / seconds(), unit_.c_str(), static_cast<long long>(left / 60),
-            static_cast<long long>(left % 60));
+    const size_t filled = static_cast<size_t>(30 * std::min(1.0, part));
+    const std::string bar = std::string(filled, '#') + std::string(30 - filled, '.');
+    const int left = static_cast<int>(std::min(seconds() / part * std::max(0.0, 1 - part), 1e8));
+    fprintf(stderr, "\r%s [%s] %3.0f%%  %.1f %s/s  ETA %d:%02d \x1b[K", doing_.c_str(), bar.c_str(), 100 * part,
+            static_cast<double>(done) / unit_size_ / seconds(), unit_.c_str(), left / 60, left % 60);
   }
 
  private:
@@ -240,9 +244,10 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
   report.train_tokens = train.tokens();
   report.val_tokens = val.tokens();
   if (report.train_tokens == 0 || (report.val_tokens == 0 && (has_val || options.val_fraction > 0)))
-    throw Error(format("%lld bytes of text are too short to keep a part (%g) for validation: %lld tokens would be left to train on, %lld to validate; "
-                       "give more text, another part, or 0 for no validation",
-                       static_cast<long long>(total), options.val_fraction, static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens)));
+    throw Error(format("%lld bytes of text are too short to keep a part (%g) for validation: %lld tokens would be left to train on, "
+                       "%lld to validate; give more text, another part, or 0 for no validation",
+                       static_cast<long long>(total), options.val_fraction, static_cast<long long>(report.train_tokens),
+                       static_cast<long long>(report.val_tokens)));
   train.commit();
   val.commit();
   return report;

@@ -80,7 +80,8 @@ class Tokenizer {
   bool is_special(int32_t id) const { return static_cast<size_t>(id) >= names_at_; }
   // The bytes that an id stands for; none for a special id. The id must be below vocab_size().
   std::string_view bytes_of(int32_t id) const {
-    return is_special(id) ? std::string_view() : std::string_view(bytes_).substr(starts_[static_cast<size_t>(id)], length_of(static_cast<size_t>(id)));
+    const size_t i = static_cast<size_t>(id);
+    return is_special(id) ? std::string_view() : std::string_view(bytes_).substr(starts_[i], length_of(i));
   }
   // The id for a terminal: its bytes made printable, or a special id's name.
   std::string printable(int32_t id) const { return is_special(id) ? name_of(id) : gca::printable(bytes_of(id)); }
@@ -91,7 +92,8 @@ class Tokenizer {
   void decode(std::span<const int32_t> ids, std::string& out) const {
     for (const int32_t id : ids) {
       if (id < 0 || id >= vocab_size())
-        throw Error(format("token id %d: expected 0 to %d, the vocabulary of %s; these ids were made with another tokenizer", id, vocab_size() - 1, description().c_str()));
+        throw Error(format("token id %d: expected 0 to %d, the vocabulary of %s; these ids were made with another tokenizer", id,
+                           vocab_size() - 1, description().c_str()));
       if (is_special(id))
         out += name_of(id);
       else
@@ -125,8 +127,9 @@ class Tokenizer {
   // What the pair merges to, or none.
   uint32_t merged(uint32_t left, uint32_t right) const {
     const uint64_t key = uint64_t{left} << 21 | right;
-    for (size_t slot = slot_of(key);; slot = (slot + 1) & (pairs_.size() - 1))
-      if (pairs_[slot] >> 21 == key || pairs_[slot] == 0) [[likely]] return static_cast<uint32_t>(pairs_[slot] & 0x1FFFFF) - 1;  // 0 - 1 is none
+    size_t slot = slot_of(key);
+    while (pairs_[slot] >> 21 != key && pairs_[slot] != 0) slot = (slot + 1) & (pairs_.size() - 1);
+    return static_cast<uint32_t>(pairs_[slot] & 0x1FFFFF) - 1;  // 0 - 1 is none
   }
   size_t slot_of(uint64_t key) const { return (key * 0x9E3779B97F4A7C15u) >> pairs_shift_; }
 
@@ -147,7 +150,8 @@ class Tokenizer {
 
 inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what) : layout_(layout), merges_(std::move(merges)) {
   const size_t ordinary = 256 + merges_.size();
-  if (ordinary > max_vocabulary) throw Error(format("%s: expected a vocabulary of at most %zu, found %zu; choose a smaller one", what.c_str(), max_vocabulary, ordinary));
+  if (ordinary > max_vocabulary)
+    throw Error(format("%s: expected a vocabulary of at most %zu, found %zu; choose a smaller one", what.c_str(), max_vocabulary, ordinary));
   names_at_ = ordinary;
   end_of_text = static_cast<int32_t>(ordinary);
   if (layout == Layout::gpt2) {
@@ -174,7 +178,8 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     const uint32_t left = merges_[r].left, right = merges_[r].right;
     const size_t id = 256 + r;
     const auto bad = [&](const char* expected) {
-      return Error(format("%s: merge %zu: expected %s, found ids %u and %u; the file is damaged: make it anew", what.c_str(), r, expected, left, right));
+      return Error(format("%s: merge %zu: expected %s, found ids %u and %u; the file is damaged: make it anew", what.c_str(), r, expected,
+                          left, right));
     };
     if (left >= id || right >= id) throw bad("two ids that bytes or earlier merges have");
     if (merged(left, right) != none) throw bad("a pair that no earlier merge has");
@@ -216,7 +221,8 @@ inline Tokenizer Tokenizer::parse(std::string_view content, const std::string& w
   if (content.substr(0, 8) == std::string_view(magic, 8)) return parse_own(content, what);
   const size_t first = content.find_first_not_of(" \t\r\n");
   if (first != content.npos && content[first] == '{') return parse_gpt2(content, what);
-  throw Error(what + ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), found something else; check the path");
+  throw Error(what + ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), found something "
+                     "else; check the path");
 }
 
 inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::string& what) {
@@ -224,12 +230,14 @@ inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::strin
   if (content.size() >= header_bytes) memcpy(words, content.data() + 8, sizeof words);
   const auto [file_version, layout, count] = words;
   if (content.size() >= header_bytes && file_version != version)
-    throw Error(format("%s: expected version %u of the format, found %u; it was written by another release: use that one, or make the file anew", what.c_str(), version, file_version));
+    throw Error(format("%s: expected version %u of the format, found %u; another release wrote it: use that one, or make the file anew",
+                       what.c_str(), version, file_version));
   const uint64_t expected_bytes = header_bytes + uint64_t{count} * sizeof(Merge) + 8;
   if (content.size() != expected_bytes)
     throw Error(format("%s: expected %llu bytes for %u merges, found %zu; the file is cut off or damaged: make it anew", what.c_str(),
                        static_cast<unsigned long long>(expected_bytes), count, content.size()));
-  if (layout > 1) throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew", what.c_str(), layout));
+  if (layout > 1)
+    throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew", what.c_str(), layout));
   std::vector<Merge> merges(count);
   if (count) memcpy(merges.data(), content.data() + header_bytes, count * sizeof(Merge));
   Tokenizer tokenizer(static_cast<Layout>(layout), std::move(merges), what);
@@ -247,7 +255,8 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
   const JsonField model = JsonField(json, what).at("model");
   const auto expect = [](const JsonField& field, bool holds, const std::string& expected) {
     if (!holds)
-      throw Error(field.where() + ": expected " + expected + ", as GPT-2's vocabulary has, found something else; no other tokenizer.json is read here: learn one with tokenizer-train");
+      throw Error(field.where() + ": expected " + expected + ", as GPT-2's vocabulary has, found something else; no other tokenizer.json is "
+                                  "read here: learn one with tokenizer-train");
   };
   const JsonField vocab = model.at("vocab"), merge_list = model.at("merges");
   expect(vocab, vocab.members().size() >= 256 + merge_count + 1, "50257 entries or more");  // what follows is special, and ours to name
@@ -277,8 +286,8 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
     const std::string right = in_pairs ? item.at(1).string() : first.substr(std::min(left.size() + 1, first.size()));
     const Json *left_id = vocab.json().find(left), *right_id = vocab.json().find(right);
     expect(item, left_id && right_id && id_is(left + right, 256 + r), format("two tokens of the vocabulary that make token %zu", 256 + r));
-    const auto id = [&](const Json& entry) { return static_cast<uint32_t>(JsonField(entry, vocab.where()).integer(0, 255 + static_cast<int64_t>(r))); };
-    merges.push_back({id(*left_id), id(*right_id)});
+    const auto id = [&](const Json* entry) { return static_cast<uint32_t>(JsonField(*entry, vocab.where()).integer(0, UINT32_MAX)); };
+    merges.push_back({id(left_id), id(right_id)});
   }
   return Tokenizer(Layout::gpt2, std::move(merges), what);
 }
@@ -290,7 +299,8 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
 // The tokenizer must outlive it.
 class Encoder {
  public:
-  explicit Encoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer), cache_(static_cast<Entry*>(calloc(cache_size, sizeof(Entry))), &free) {
+  explicit Encoder(const Tokenizer& tokenizer)
+      : tokenizer_(tokenizer), cache_(static_cast<Entry*>(calloc(cache_size, sizeof(Entry))), &free) {  // pages come as they are touched
     if (!cache_) throw Error(format("out of memory: the tokenizer needs %zu KiB a thread", cache_size * sizeof(Entry) / 1024));
   }
 

@@ -157,9 +157,11 @@ struct TrainReport {
 // Learns vocabulary_size - 256 merges (the special ids come on top) from texts, files or folders as text_files takes them; what
 // folders keep for validation is not read. Needs at most about 2 GiB for any amount of text. The result depends on the text and its
 // order alone, not on the number of threads.
-inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool, TrainReport* report = nullptr) {
+inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool,
+                                 TrainReport* report = nullptr) {
   if (vocabulary_size < 256 || vocabulary_size > static_cast<int64_t>(Tokenizer::max_vocabulary))
-    throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary, static_cast<long long>(vocabulary_size)));
+    throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary,
+                            static_cast<long long>(vocabulary_size)));
   std::vector<TextFile> files = text_files(texts);
   std::erase_if(files, [](const TextFile& file) { return file.val; });
   TextPieces text(std::move(files), 0);
@@ -187,8 +189,8 @@ inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t 
   Progress progress("learning merges", static_cast<int64_t>(wanted), "merges", 1);
   std::vector<Tokenizer::Merge> merges = MergeLearner(words).learn(wanted, progress);
   if (merges.size() < wanted)
-    throw Error(format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask for less or give more text", 256 + merges.size(),
-                       static_cast<long long>(vocabulary_size)));
+    throw Error(format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask for less or "
+                       "give more text", 256 + merges.size(), static_cast<long long>(vocabulary_size)));
   result.seconds += progress.seconds();
   if (report) *report = result;
   return Tokenizer(std::move(merges));

@@ -602,6 +602,8 @@ TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
       auto& net = segments.net;
       typename DRT<Cpu<double>>::StreamState stream;
       net.open(stream, C);
+      typename DRT<Cpu<double>>::StreamState other;
+      net.open(other, 2);
       for (const Selection& selection : {Selection{}, with_noise()}) {
         forward(whole.net, batch, selection);
         const std::vector<std::vector<int64_t>> cuts = {
@@ -622,19 +624,24 @@ TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
             first += count;
             CHECK(stream.slots == first);
             for (size_t g = 0; g < groups.size(); g++) {
-              // Row 1.. hold what the completed chunks picked, and row 0 then the last of them.
+              // Row 1.. hold what the completed chunks picked, and the stream then the last of them.
               const auto &mine = net.groups[g], &all = whole.net.groups[g];
-              picks_agree = picks_agree && same_bits(copied(mine.pick, K), copied(all.pick + first / S * K, K)) &&
-                            same_bits(copied(mine.w, K), copied(all.w + first / S * K, K));
+              picks_agree = picks_agree && same_bits(copied(stream.pick[g], K), copied(all.pick + first / S * K, K)) &&
+                            same_bits(copied(stream.w[g], K), copied(all.w + first / S * K, K));
               for (int64_t n = 0; n < done; n++)
                 picks_agree = picks_agree && same_bits(copied(mine.pick + (n + 1) * K, K), copied(all.pick + (first / S - done + n + 1) * K, K));
             }
+            // Another stream of the same model in between changes nothing.
+            net.rewind(other);
+            net.upload(batch.tokens.data(), nullptr, nullptr, 2 * S);
+            net.forward({1, 2 * S, selection, &other});
           }
           REQUIRE(first == T);
           CHECK(picks_agree);
           CHECK(same_bits(final_n, copied(whole.net.final_n, T * D)));
         }
       }
+      net.close(other);
       net.close(stream);
     }
 }
