@@ -220,9 +220,9 @@ void matmul(ThreadPool& pool, real* C, int64_t ldc, View<real> A, View<real> B, 
   GCA_CHECK(M >= 0 && N >= 0 && K >= 0, "a product of (%lld,%lld) and (%lld,%lld)", (long long)M, (long long)K, (long long)K, (long long)N);
   if (M == 0 || N == 0) return;
   const Kernels<real>& set = kernels<real>(isa());
-  // A few tiles a thread, so that none waits long for the last. Tall ones where each has to pack (transpose) its part of B.
-  const int64_t tiles = pool.size() == 1 ? 1 : 4 * pool.size(), blocks = ceil_div(N, block_columns);
-  const int64_t least = set.strip[0] * (B.col == 1 ? 1 : 12);
+  // A few tiles a thread, so that none waits long for the last; fewer and taller ones where each has to transpose its part of B.
+  const int64_t tiles = pool.size() == 1 ? 1 : (B.col == 1 ? 8 : 4) * pool.size(), least = set.strip[0] * (B.col == 1 ? 2 : 12);
+  const int64_t blocks = ceil_div(N, block_columns);
   const int64_t rows = round_up(std::clamp<int64_t>(ceil_div(M * blocks, tiles), least, 1024), set.strip[0]), down = ceil_div(M, rows);
   const int64_t columns = round_up(ceil_div(N, std::max(blocks, ceil_div(tiles, down))), 2 * set.lanes), across = ceil_div(N, columns);
   pool.run(down * across, [&](int64_t tile, int) {

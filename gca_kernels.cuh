@@ -139,8 +139,8 @@ class Gpu : public GpuDevice {
   void rmsnorm_forward(act* out, float* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride, double eps);
   // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn * xhat.
   // dn (rows,D) packed (dx may be dn where stride is D); the rows of dx, x and the residuals (each may be null, or dx itself) are stride apart.
-  void rmsnorm_backward(act* dx, float* dgain, const act* dn, const act* x, const float* rstd, const weight* gain, const act* residual,
-                        const act* residual2, int64_t rows, int64_t D, int64_t stride);
+  void rmsnorm_backward(act* dx, float* dgain, const act* dn, const act* x, const float* rstd, const weight* gain, const act* residual, const act* residual2,
+                        int64_t rows, int64_t D, int64_t stride);
 
   // ---- matrix products: y = x W^T (+ residual). y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null, not y ----
   void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in, int64_t out);
@@ -174,8 +174,8 @@ class Gpu : public GpuDevice {
   // out (B,T,D), lse (B,C,K,H,S) or null, q (B,T,D), kv (B,M,S,2D), pick, w (B,C+1,K)
   void gca_forward(act* out, float* lse, const act* q, const act* kv, const int32_t* pick, const float* w, const GcaShape& s);
   // By query, a layer at a time, whole rows: dq (B,T,D), dw (B,C+1,K) +=, delta (B,C,K,H,S)
-  void gca_backward_query(act* dq, float* dw, float* delta, const act* dout, const act* q, const act* kv, const float* lse, const int32_t* pick,
-                          const float* w, const GcaShape& s);
+  void gca_backward_query(act* dq, float* dw, float* delta, const act* dout, const act* q, const act* kv, const float* lse, const int32_t* pick, const float* w,
+                          const GcaShape& s);
   // For the memory, once, over all layers of all groups. dkv (B,M,S,2D), its landmark rows zero; layers: a host array of n
   void gca_backward_memory(act* dkv, const FetchingLayer<act, float>* layers, int n_layers, const act* kv, const GcaShape& s);
 
@@ -186,8 +186,8 @@ class Gpu : public GpuDevice {
 
   // ---- optimiser ----
   // masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or rounded from them); segments: a host array
-  void adamw(float* masters, weight* weights, float* m, float* v, const float* gradient, const Segment* segments, int64_t n_segments,
-             const StepState* state, const AdamW& hyper);
+  void adamw(float* masters, weight* weights, float* m, float* v, const float* gradient, const Segment* segments, int64_t n_segments, const StepState* state,
+             const AdamW& hyper);
 };
 
 }  // namespace gca

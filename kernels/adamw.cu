@@ -32,15 +32,22 @@ __global__ void end_gradient_kernel(StepState* state, const double* partial, dou
 // Segments as arguments of a kernel, each cut into blocks of block_size elements.
 constexpr int segments_at_once = 96, block_size = 4096, adamw_threads = 256;
 struct SomeSegments {
-  struct { int64_t offset, size; int32_t first_block; bool decay; } at[segments_at_once];
+  struct {
+    int64_t offset, size;
+    int32_t first_block;
+    bool decay;
+  } at[segments_at_once];
   int count;
 };
-struct Adam { float beta1, beta2, one_minus_beta1, one_minus_beta2, eps, keep; double lr, log_beta1, log_beta2; };
+struct Adam {
+  float beta1, beta2, one_minus_beta1, one_minus_beta2, eps, keep;
+  double lr, log_beta1, log_beta2;
+};
 
 // m = b1 m + (1-b1) g,  v = b2 v + (1-b2) g^2,  w = w (1 - lr decay) - lr mhat / (sqrt(vhat) + eps)
 template <class Act>
-__global__ void __launch_bounds__(adamw_threads) adamw_kernel(float* masters, Act* weights, float* m, float* v, const float* gradient, const SomeSegments segments,
-                                                              const StepState* state, const Adam adam) {
+__global__ void __launch_bounds__(adamw_threads) adamw_kernel(float* masters, Act* weights, float* m, float* v, const float* gradient,
+                                                              const SomeSegments segments, const StepState* state, const Adam adam) {
   __shared__ float rate, correction2;
   if (state->skip) return;
   if (threadIdx.x == 0) {
@@ -75,10 +82,17 @@ void GpuDevice::end_gradient(StepState* state, const float* gradient, int64_t n,
 }
 
 template <class Act>
-void Gpu<Act>::adamw(float* masters, Act* weights, float* m, float* v, const float* gradient, const Segment* segments, int64_t n_segments, const StepState* state,
-                     const AdamW& hyper) {
-  const Adam adam{static_cast<float>(hyper.beta1), static_cast<float>(hyper.beta2), static_cast<float>(1 - hyper.beta1), static_cast<float>(1 - hyper.beta2),
-                  static_cast<float>(hyper.eps), static_cast<float>(1 - hyper.lr * hyper.weight_decay), hyper.lr, std::log(hyper.beta1), std::log(hyper.beta2)};
+void Gpu<Act>::adamw(float* masters, Act* weights, float* m, float* v, const float* gradient, const Segment* segments, int64_t n_segments,
+                     const StepState* state, const AdamW& hyper) {
+  const Adam adam{static_cast<float>(hyper.beta1),
+                  static_cast<float>(hyper.beta2),
+                  static_cast<float>(1 - hyper.beta1),
+                  static_cast<float>(1 - hyper.beta2),
+                  static_cast<float>(hyper.eps),
+                  static_cast<float>(1 - hyper.lr * hyper.weight_decay),
+                  hyper.lr,
+                  std::log(hyper.beta1),
+                  std::log(hyper.beta2)};
   for (int64_t first = 0; first < n_segments; first += segments_at_once) {
     SomeSegments some{};
     int64_t blocks = 0;

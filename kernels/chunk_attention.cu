@@ -31,8 +31,8 @@ struct InChunk {
   __device__ void load_q(Tile& tile, int64_t b, int h, int64_t slot, int t) const { load_turned(tile, b, slot, t, h * d); }
   __device__ void load_k(Tile& tile, int64_t b, int h, int64_t slot, int t) const { load_turned(tile, b, slot, t, static_cast<int64_t>(H + h) * d); }
   __device__ void load_v(Tile& tile, int64_t b, int h, int64_t slot, int t) const {
-    load_tile(tile, row(b, slot) + static_cast<int64_t>(2 * H + h) * d + t * tile_size, static_cast<int64_t>(3 * H) * d, static_cast<int>(min(int64_t{tile_size}, T - slot)),
-              columns_of(d, t));
+    load_tile(tile, row(b, slot) + static_cast<int64_t>(2 * H + h) * d + t * tile_size, static_cast<int64_t>(3 * H) * d,
+              static_cast<int>(min(int64_t{tile_size}, T - slot)), columns_of(d, t));
   }
   __device__ bool sees(int64_t, int64_t j) const { return j < T; }
   __device__ float slope(int) const { return 0; }

@@ -13,7 +13,7 @@ constexpr int warps_of_block = tile_threads / 32, rows_of_warp = tile_size / war
 // What a candidate is ranked by: its value's bits, made to rise with it, then the lower chunk first. Above 0, which is no candidate.
 __device__ inline uint64_t rank_of(float value, int64_t chunk) {
   if (!(value == value)) value = -INFINITY;
-  const uint32_t bits = __float_as_uint(value + 0.0f);  // -0 becomes 0
+  const uint32_t bits = __float_as_uint(value);  // never -0: sums start from 0
   return static_cast<uint64_t>(bits >> 31 ? ~bits : bits | 0x80000000u) << 32 | ~static_cast<uint32_t>(chunk);
 }
 __device__ inline int32_t chunk_of(uint64_t rank) { return rank ? static_cast<int32_t>(~static_cast<uint32_t>(rank)) : -1; }
@@ -32,8 +32,10 @@ struct Best {
       const uint64_t entering = __shfl_sync(all, new_rank, from), above = __shfl_up_sync(all, rank, 1);
       const float score_entering = __shfl_sync(all, new_score, from), score_above = __shfl_up_sync(all, score, 1);
       const int place = __popc(__ballot_sync(all, rank > entering));
-      if (lane == place) rank = entering, score = score_entering;
-      else if (lane > place) rank = above, score = score_above;
+      if (lane == place)
+        rank = entering, score = score_entering;
+      else if (lane > place)
+        rank = above, score = score_above;
       better &= better - 1;
       better &= __ballot_sync(all, new_rank > __shfl_sync(all, rank, K - 1));
     }
@@ -52,10 +54,13 @@ __device__ inline void write_row(int32_t* pick, float* w, int32_t chunk, float s
 
 // Block: 64 queries of a row, and of the landmark tiles the split-th, the (split + splits)-th, ..  With one split the row's picks are
 // final; otherwise each query's best go to candidates (splits,B*C,K).
-struct Candidates { uint64_t* rank; float* score; };
+struct Candidates {
+  uint64_t* rank;
+  float* score;
+};
 template <class Act>
-__global__ void __launch_bounds__(tile_threads) select_kernel(int32_t* pick, float* w, Candidates candidates, const Act* r, const Act* landmark, RetrievalShape s, Selection selection,
-                                                              int splits) {
+__global__ void __launch_bounds__(tile_threads)
+    select_kernel(int32_t* pick, float* w, Candidates candidates, const Act* r, const Act* landmark, RetrievalShape s, Selection selection, int splits) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1];
   const int64_t query_tiles = ceil_div(s.C, tile_size), first = blockIdx.x % query_tiles * tile_size, row = blockIdx.x / query_tiles % s.B;
   const int split = static_cast<int>(blockIdx.x / query_tiles / s.B), queries = static_cast<int>(min(int64_t{tile_size}, s.C - first));
@@ -105,8 +110,10 @@ __global__ void __launch_bounds__(tile_threads) select_kernel(int32_t* pick, flo
     const int query = warp * rows_of_warp + i;
     if (query >= queries) continue;
     const int64_t c = first + query, out = (row * (s.C + 1) + c + 1) * s.K, candidate = ((split * s.B + row) * s.C + c) * s.K + lane;
-    if (splits == 1) write_row(pick + out, w + out, chunk_of(best[i].rank), best[i].score, s.K);
-    else if (lane < s.K) candidates.rank[candidate] = best[i].rank, candidates.score[candidate] = best[i].score;
+    if (splits == 1)
+      write_row(pick + out, w + out, chunk_of(best[i].rank), best[i].score, s.K);
+    else if (lane < s.K)
+      candidates.rank[candidate] = best[i].rank, candidates.score[candidate] = best[i].score;
   }
 }
 
@@ -186,8 +193,8 @@ void GpuDevice::no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K) {
 }
 
 void GpuDevice::invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K) {
-  launch("turning the pick table round", stream_, fill_buckets_kernel, B * (C + 1), bucket_threads, 0, start, entry, BucketKeys{pick, nullptr, 0, ~0u, C * K}, C + 1,
-         (C + 1) * K);
+  launch("turning the pick table round", stream_, fill_buckets_kernel, B * (C + 1), bucket_threads, 0, start, entry, BucketKeys{pick, nullptr, 0, ~0u, C * K},
+         C + 1, (C + 1) * K);
 }
 
 template <class Act>
@@ -221,8 +228,8 @@ void Gpu<Act>::chunk_retrieval_backward(Act* dr, Act* dlandmark, float* dw, cons
 
 template void Gpu<float>::chunk_retrieval_forward(int32_t*, float*, const float*, const float*, const RetrievalShape&, const Selection&);
 template void Gpu<bf16>::chunk_retrieval_forward(int32_t*, float*, const bf16*, const bf16*, const RetrievalShape&, const Selection&);
-template void Gpu<float>::chunk_retrieval_backward(float*, float*, float*, const float*, const int32_t*, const int32_t*, const int32_t*, const float*, const float*,
-                                                   const RetrievalShape&);
+template void Gpu<float>::chunk_retrieval_backward(float*, float*, float*, const float*, const int32_t*, const int32_t*, const int32_t*, const float*,
+                                                   const float*, const RetrievalShape&);
 template void Gpu<bf16>::chunk_retrieval_backward(bf16*, bf16*, float*, const float*, const int32_t*, const int32_t*, const int32_t*, const bf16*, const bf16*,
                                                   const RetrievalShape&);
 

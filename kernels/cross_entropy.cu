@@ -10,19 +10,24 @@ constexpr int row_threads = 512;
 struct Exponentials {
   float top, sum;
   __device__ void add(float x) {
-    if (x > top) sum = sum * expf(top - x) + 1, top = x;
-    else if (x != -INFINITY) sum += expf(x - top);  // also where x is not a number
+    if (x > top)
+      sum = sum * expf(top - x) + 1, top = x;
+    else if (x != -INFINITY)
+      sum += expf(x - top);  // also where x is not a number
   }
   __device__ void add(Exponentials other) {
     const float both = fmaxf(top, other.top);
-    if (both != -INFINITY) sum = sum * expf(top - both) + other.sum * expf(other.top - both), top = both;
-    else sum += other.sum;
+    if (both != -INFINITY)
+      sum = sum * expf(top - both) + other.sum * expf(other.top - both), top = both;
+    else
+      sum += other.sum;
   }
 };
 
 // A block takes a row: one pass for the log-sum-exp, and one that writes the gradient where it is asked for.
 template <class Act, int N>
-__global__ void __launch_bounds__(row_threads) cross_entropy_kernel(float* loss, Act* logits, const int32_t* target, const float* weight, float scale, int64_t V, int64_t stride) {
+__global__ void __launch_bounds__(row_threads)
+    cross_entropy_kernel(float* loss, Act* logits, const int32_t* target, const float* weight, float scale, int64_t V, int64_t stride) {
   __shared__ float tops[row_threads / 32], sums[row_threads / 32];
   const int64_t r = blockIdx.x;
   const int32_t wanted = target[r];

@@ -50,12 +50,13 @@ GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
   cudaDeviceProp card{};
   check(cudaGetDeviceProperties(&card, ordinal), "asking for the GPU's properties");
   if (card.major < 8)
-    throw Error(format("%s has compute capability %d.%d, the least that serves is 8.0 (A100, RTX 30 and newer): use --device cpu", card.name, card.major, card.minor));
+    throw Error(
+        format("%s has compute capability %d.%d, the least that serves is 8.0 (A100, RTX 30 and newer): use --device cpu", card.name, card.major, card.minor));
   check(cudaSetDevice(ordinal), "taking the GPU");
   cudaFuncAttributes attributes{};
   if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cast_kernel)) != cudaSuccess)
-    throw Error(format("this program was not built for %s (compute capability %d.%d): build it again on a machine with that card, or use --device cpu", card.name,
-                       card.major, card.minor));
+    throw Error(format("this program was not built for %s (compute capability %d.%d): build it again on a machine with that card, or use --device cpu",
+                       card.name, card.major, card.minor));
   processors_ = card.multiProcessorCount;
   try {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
@@ -106,8 +107,10 @@ void* GpuDevice::allocate(int64_t n_bytes) {
   cudaGetLastError();
   size_t unused = 0, total = 0;
   cudaMemGetInfo(&unused, &total);
-  throw Error(format("out of GPU memory: %.1f MiB asked for, %.1f of %.1f MiB free; use a smaller --batch, --micro-batch or --chunks, or see with nvidia-smi who holds the rest",
-                     mebibytes(size), mebibytes(unused), mebibytes(total)));
+  throw Error(
+      format("out of GPU memory: %.1f MiB asked for, %.1f of %.1f MiB free; use a smaller --batch, --micro-batch or --chunks, or see with nvidia-smi who holds "
+             "the rest",
+             mebibytes(size), mebibytes(unused), mebibytes(total)));
 }
 void GpuDevice::release(void* memory) {
   if (!memory) return;
@@ -154,13 +157,16 @@ template <class Act>
 void Gpu<Act>::copy_rows(Act* dst, int64_t dst_stride, const Act* src, int64_t src_stride, int64_t rows, int64_t D) {
   auto n_bytes = [](int64_t count) { return static_cast<size_t>(count) * sizeof(Act); };
   if (rows == 0) return;
-  check(cudaMemcpy2DAsync(dst, n_bytes(dst_stride), src, n_bytes(src_stride), n_bytes(D), static_cast<size_t>(rows), cudaMemcpyDeviceToDevice, stream_), "copying rows");
+  check(cudaMemcpy2DAsync(dst, n_bytes(dst_stride), src, n_bytes(src_stride), n_bytes(D), static_cast<size_t>(rows), cudaMemcpyDeviceToDevice, stream_),
+        "copying rows");
 }
 
 template <class Act>
 void Gpu<Act>::cast_weights(Act* weights, const float* masters, int64_t n) {
-  if constexpr (weights_are_masters) copy(weights, masters, n * static_cast<int64_t>(sizeof(float)));
-  else launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0, weights, masters, n);
+  if constexpr (weights_are_masters)
+    copy(weights, masters, n * static_cast<int64_t>(sizeof(float)));
+  else
+    launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0, weights, masters, n);
 }
 
 // ---- rotary angles ------------------------------------------------------------------------------------------------------------------

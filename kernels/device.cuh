@@ -24,9 +24,11 @@ void check(cudaError_t result, const Doing& doing);
 
 // Puts kernel(arguments) on the stream: `blocks` blocks (nothing for 0) of `threads`, with shared_bytes of dynamic shared memory.
 template <class... Parameters, class... Arguments>
-void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Arguments&&... arguments) {
+void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
+            Arguments&&... arguments) {
   if (blocks == 0) return;
-  GCA_CHECK(blocks > 0 && blocks <= INT32_MAX, "%s: a grid of %lld blocks; use a smaller --micro-batch or --chunks", doing.what, static_cast<long long>(blocks));
+  GCA_CHECK(blocks > 0 && blocks <= INT32_MAX, "%s: a grid of %lld blocks; use a smaller --micro-batch or --chunks", doing.what,
+            static_cast<long long>(blocks));
   // More than 48 KB has to be asked for.
   if (shared_bytes > 48 << 10)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), doing);
@@ -43,19 +45,27 @@ __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 template <class Act>
 __device__ inline Act from_float(float x) {
-  if constexpr (std::is_same_v<Act, bf16>) return __float2bfloat16(x);
-  else return x;
+  if constexpr (std::is_same_v<Act, bf16>)
+    return __float2bfloat16(x);
+  else
+    return x;
 }
 
 // N neighbours, read and written as one piece of memory. wide<Act> of them are 16 bytes.
 template <class Act, int N>
-struct alignas(N * sizeof(Act)) Pack { Act at[N]; };
+struct alignas(N * sizeof(Act)) Pack {
+  Act at[N];
+};
 template <class Act>
 inline constexpr int wide = 16 / sizeof(Act);
 template <int N, class Act>
-__device__ inline Pack<Act, N> load_pack(const Act* from) { return *reinterpret_cast<const Pack<Act, N>*>(from); }
+__device__ inline Pack<Act, N> load_pack(const Act* from) {
+  return *reinterpret_cast<const Pack<Act, N>*>(from);
+}
 template <int N, class Act>
-__device__ inline void store_pack(Act* to, const Pack<Act, N>& pack) { *reinterpret_cast<Pack<Act, N>*>(to) = pack; }
+__device__ inline void store_pack(Act* to, const Pack<Act, N>& pack) {
+  *reinterpret_cast<Pack<Act, N>*>(to) = pack;
+}
 
 // Calls body with the number of neighbours to take at once, a constant: wide<Act> where every size (a row's length or stride, in
 // elements) is a multiple of it, otherwise 1. Arrays start at multiples of 16 bytes or are shifted by such sizes.

@@ -32,9 +32,12 @@ __global__ void stretch_kernel(float* dE, float* partial, const Act* dx, SortedR
     for (int64_t i = begin; i < end; i++) {
       sum += to_float(dx[sorted.order[i] * D + j]);
       if (i + 1 < end && sorted.cut(i + 1)) continue;
-      if (first && reaches_in) partial[2 * blockIdx.x * D + j] = sum;
-      else if (i + 1 == end && reaches_out) partial[(2 * blockIdx.x + 1) * D + j] = sum;
-      else dE[sorted(i) * D + j] += sum;
+      if (first && reaches_in)
+        partial[2 * blockIdx.x * D + j] = sum;
+      else if (i + 1 == end && reaches_out)
+        partial[(2 * blockIdx.x + 1) * D + j] = sum;
+      else
+        dE[sorted(i) * D + j] += sum;
       sum = 0, first = false;
     }
   }
@@ -73,8 +76,8 @@ void Gpu<Act>::embedding_backward(float* dE, const Act* dx, const int32_t* token
   float* partial = scratch<float>(2 * stretches * D, order_bytes);
   // Sorted by eight bits at a time, the lowest first; ids have 24 bits at most.
   for (int shift = 0; shift < 24; shift += 8) {
-    launch("sorting tokens", stream_, fill_buckets_kernel, 256, bucket_threads, 0, nullptr, order,
-           BucketKeys{token, shift ? other : nullptr, shift, 255, rows}, 256, 0);
+    launch("sorting tokens", stream_, fill_buckets_kernel, 256, bucket_threads, 0, nullptr, order, BucketKeys{token, shift ? other : nullptr, shift, 255, rows},
+           256, 0);
     std::swap(order, other);
   }
   const SortedRows sorted{token, other, rows, length};

@@ -19,9 +19,7 @@ struct Piece {
     h = static_cast<int>(i % s.H), b = i / s.H;
   }
 };
-int64_t pieces(int64_t chunks, const GcaShape& s, int fragments) {
-  return s.B * s.H * ceil_div(tiles_of(s.d), fragments) * tiles_of(s.S) * chunks;
-}
+int64_t pieces(int64_t chunks, const GcaShape& s, int fragments) { return s.B * s.H * ceil_div(tiles_of(s.d), fragments) * tiles_of(s.S) * chunks; }
 
 // The 64 slots of a block: number of the first in q's row, and how many there are.
 struct Slots {
@@ -43,7 +41,8 @@ __device__ const Act* memory_of(const Act* kv, const GcaShape& s, int64_t b, int
 
 // o = sum_k w_k softmax(q K_k^T / sqrt(d)) V_k
 template <class Act, int key_tiles, int fragments>
-__global__ void __launch_bounds__(tile_threads, key_tiles * fragments == 1 ? 2 : 1) forward_kernel(Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick, const float* w, GcaShape s) {
+__global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 1)
+    forward_kernel(Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick, const float* w, GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *p = tiles + 2;
   const Piece at(s.chunks(), s, fragments);
   const Slots slots(s, at.c, at.tile);
@@ -61,7 +60,8 @@ __global__ void __launch_bounds__(tile_threads, key_tiles * fragments == 1 ? 2 :
 #pragma unroll
     for (int n = 0; n < key_tiles; n++) {
       const Act* first = key + n * tile_size * 2 * D;
-      product_nt(score[n], a, b, s.d, load_q, [&](Tile& tile, int t) { load_tile(tile, first + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t)); });
+      product_nt(score[n], a, b, s.d, load_q,
+                 [&](Tile& tile, int t) { load_tile(tile, first + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t)); });
     }
     // softmax over the keys of this one chunk; a row lies in half a warp
 #pragma unroll
@@ -112,8 +112,9 @@ __global__ void __launch_bounds__(tile_threads, key_tiles * fragments == 1 ? 2 :
 
 // With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d)
 template <class Act, int key_tiles, int fragments>
-__global__ void __launch_bounds__(tile_threads, key_tiles * fragments == 1 ? 2 : 1) backward_query_kernel(Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv, const float* lse,
-                                                                      const int32_t* pick, const float* w, GcaShape s) {
+__global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 1)
+    backward_query_kernel(Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv, const float* lse, const int32_t* pick, const float* w,
+                          GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *ds = tiles + 2;
   const Piece at(s.chunks(), s, fragments);
   const Slots slots(s, at.c, at.tile);
@@ -129,8 +130,12 @@ __global__ void __launch_bounds__(tile_threads, key_tiles * fragments == 1 ? 2 :
     for (int n = 0; n < key_tiles; n++) {
       auto load_q = [&](Tile& tile, int t) { load_tile(tile, q + first + t * tile_size, D, slots.count, columns_of(s.d, t)); };
       auto load_dout = [&](Tile& tile, int t) { load_tile(tile, dout + first + t * tile_size, D, slots.count, columns_of(s.d, t)); };
-      auto load_k = [&](Tile& tile, int t) { load_tile(tile, key + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t)); };
-      auto load_v = [&](Tile& tile, int t) { load_tile(tile, value + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t)); };
+      auto load_k = [&](Tile& tile, int t) {
+        load_tile(tile, key + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t));
+      };
+      auto load_v = [&](Tile& tile, int t) {
+        load_tile(tile, value + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t));
+      };
       product_nt(p[n], a, b, s.d, load_q, load_k);
       product_nt(dp[n], a, b, s.d, load_dout, load_v);
     }
@@ -192,7 +197,9 @@ __global__ void weight_gradient_kernel(float* dw, const float* delta, const int3
 // The list of layers, put into the GPU's memory as arguments of a kernel: copied from the host it could not be reused on return.
 constexpr int layers_at_once = 64;  // 3.5 KB of the 4 KB that arguments may take
 template <class Act>
-struct SomeLayers { FetchingLayer<Act, float> at[layers_at_once]; };
+struct SomeLayers {
+  FetchingLayer<Act, float> at[layers_at_once];
+};
 template <class Act>
 __global__ void put_layers_kernel(FetchingLayer<Act, float>* to, SomeLayers<Act> layers, int n) {
   for (int i = 0; i < n; i++) to[i] = layers.at[i];
@@ -201,7 +208,8 @@ __global__ void put_layers_kernel(FetchingLayer<Act, float>* to, SomeLayers<Act>
 // A block owns 64 keys of chunk m. Over every (layer, chunk, pick) that fetched m, in order:
 // dV += (w P)^T dO,  dK += dS^T Q,  dS = w P (dP - delta) / sqrt(d)
 template <class Act, int fragments>
-__global__ void __launch_bounds__(tile_threads, 3 - fragments) backward_memory_kernel(Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers, const Act* kv, GcaShape s) {
+__global__ void __launch_bounds__(tile_threads, 3 - fragments)
+    backward_memory_kernel(Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers, const Act* kv, GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p_tile = tiles[2], &ds_tile = tiles[3];
   const Piece at(s.M, s, fragments);
   const int64_t D = static_cast<int64_t>(s.H) * s.d, m = at.c, C = s.chunks();
@@ -277,8 +285,10 @@ template <class Body>
 void with_shape(const GcaShape& s, Body&& body) {
   check_shape(s);
   with_fragments(s.d, [&](auto fragments) {
-    if (s.S <= tile_size) body(std::integral_constant<int, 1>{}, fragments);
-    else body(std::integral_constant<int, 2>{}, fragments);
+    if (s.S <= tile_size)
+      body(std::integral_constant<int, 1>{}, fragments);
+    else
+      body(std::integral_constant<int, 2>{}, fragments);
   });
 }
 
@@ -288,7 +298,8 @@ template <class Act>
 void Gpu<Act>::zero_landmarks(Act* kv, int64_t N, int64_t S, int64_t D) {
   if (N == 0) return;
   const size_t width_bytes = static_cast<size_t>(2 * D) * sizeof(Act);
-  check(cudaMemset2DAsync(kv + (S - 1) * 2 * D, static_cast<size_t>(S) * width_bytes, 0, width_bytes, static_cast<size_t>(N), stream_), "clearing landmarks' keys and values");
+  check(cudaMemset2DAsync(kv + (S - 1) * 2 * D, static_cast<size_t>(S) * width_bytes, 0, width_bytes, static_cast<size_t>(N), stream_),
+        "clearing landmarks' keys and values");
 }
 
 template <class Act>
@@ -331,8 +342,10 @@ template void Gpu<float>::zero_landmarks(float*, int64_t, int64_t, int64_t);
 template void Gpu<bf16>::zero_landmarks(bf16*, int64_t, int64_t, int64_t);
 template void Gpu<float>::gca_forward(float*, float*, const float*, const float*, const int32_t*, const float*, const GcaShape&);
 template void Gpu<bf16>::gca_forward(bf16*, float*, const bf16*, const bf16*, const int32_t*, const float*, const GcaShape&);
-template void Gpu<float>::gca_backward_query(float*, float*, float*, const float*, const float*, const float*, const float*, const int32_t*, const float*, const GcaShape&);
-template void Gpu<bf16>::gca_backward_query(bf16*, float*, float*, const bf16*, const bf16*, const bf16*, const float*, const int32_t*, const float*, const GcaShape&);
+template void Gpu<float>::gca_backward_query(float*, float*, float*, const float*, const float*, const float*, const float*, const int32_t*, const float*,
+                                             const GcaShape&);
+template void Gpu<bf16>::gca_backward_query(bf16*, float*, float*, const bf16*, const bf16*, const bf16*, const float*, const int32_t*, const float*,
+                                            const GcaShape&);
 template void Gpu<float>::gca_backward_memory(float*, const FetchingLayer<float, float>*, int, const float*, const GcaShape&);
 template void Gpu<bf16>::gca_backward_memory(bf16*, const FetchingLayer<bf16, float>*, int, const bf16*, const GcaShape&);
 

@@ -12,14 +12,19 @@ namespace {
 
 void check(cublasStatus_t result, const Doing& doing) {
   if (result != CUBLAS_STATUS_SUCCESS)
-    throw Error(format("%s:%u: GPU, %s: cuBLASLt says %s", doing.where.file_name(), static_cast<unsigned>(doing.where.line()), doing.what, cublasLtGetStatusString(result)));
+    throw Error(format("%s:%u: GPU, %s: cuBLASLt says %s", doing.where.file_name(), static_cast<unsigned>(doing.where.line()), doing.what,
+                       cublasLtGetStatusString(result)));
 }
 
 template <class T>
 constexpr cudaDataType_t type_of = std::is_same_v<T, float> ? CUDA_R_32F : CUDA_R_16BF;
 
 // A matrix as cuBLASLt sees it, by columns: its column c starts at data + c * stride. A row-major matrix is its own transpose there.
-struct Operand { const void* data; bool transposed; int64_t stride; };
+struct Operand {
+  const void* data;
+  bool transposed;
+  int64_t stride;
+};
 
 template <class Act>
 __global__ void fill_kernel(Act* x, int64_t n) {
@@ -62,8 +67,8 @@ struct GpuDevice::Products {
     check(cublasLtMatrixLayoutInit(&layout, type_of<Out>, static_cast<uint64_t>(m), static_cast<uint64_t>(n), m), doing);
 
     const Out* c = addend ? addend : result;
-    const Shape shape{a.transposed, b.transposed, m, n, k, type_of<In>, type_of<Out>, addend != nullptr, c != result,
-                      alignment(a.data), alignment(b.data), alignment(c), alignment(result)};
+    const Shape shape{a.transposed, b.transposed,     m, n, k, type_of<In>, type_of<Out>, addend != nullptr, c != result, alignment(a.data), alignment(b.data),
+                      alignment(c), alignment(result)};
     auto found = chosen.find(shape);
     if (found == chosen.end()) {
       const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // a sum split over k goes through the workspace, in order
@@ -86,7 +91,8 @@ struct GpuDevice::Products {
     }
     const float one = 1, beta = addend ? 1 : 0;
     check(cublasLtMatmul(handle, &product, &one, a.data, &a_layout, b.data, &b_layout, &beta, c, &layout, result, &layout, &found->second, workspace,
-                         static_cast<size_t>(workspace_bytes), stream), doing);
+                         static_cast<size_t>(workspace_bytes), stream),
+          doing);
   }
 };
 

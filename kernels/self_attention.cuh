@@ -36,7 +36,9 @@ int64_t attention_pieces(const Kind& kind, int fragments) {
 
 // Whether slot i is one of this call's, and where it lies in a row of its arrays.
 template <class Kind>
-__device__ inline bool is_here(const Kind& kind, int64_t i) { return i >= kind.first_slot && i < kind.first_slot + kind.T; }
+__device__ inline bool is_here(const Kind& kind, int64_t i) {
+  return i >= kind.first_slot && i < kind.first_slot + kind.T;
+}
 
 // o = softmax(q k^T / sqrt(d) + bias) v, the softmax made tile by tile. Tiles lie at multiples of 64 of the row, so that a row and any
 // segment of it are summed in the same order.
@@ -51,8 +53,9 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_forward
 #pragma unroll
   for (int i = 0; i < 4; i++) top[i] = -INFINITY, sum[i] = 0;
   for (int64_t j0 = kind.first_key(at.slot); j0 < kind.end_key(at.slot); j0 += tile_size) {
-    product_nt(score, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, at.b, at.h, at.slot, t); },
-               [&](Tile& tile, int t) { kind.load_k(tile, at.b, at.h, j0, t); });
+    product_nt(
+        score, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, at.b, at.h, at.slot, t); },
+        [&](Tile& tile, int t) { kind.load_k(tile, at.b, at.h, j0, t); });
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int64_t query = at.slot + tile_y() + 16 * i;
@@ -108,7 +111,8 @@ struct AttentionOutputs {
 
 // For the queries of a thread's rows: log-sum-exp, and delta = rowsum(dO O); those past the row give probabilities of 0.
 template <class Act, class Kind>
-__device__ inline void query_statistics(float (&lse)[4], float (&delta)[4], const AttentionOutputs<Act>& outputs, const Kind& kind, int64_t b, int h, int64_t slot) {
+__device__ inline void query_statistics(float (&lse)[4], float (&delta)[4], const AttentionOutputs<Act>& outputs, const Kind& kind, int64_t b, int h,
+                                        int64_t slot) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const int64_t query = slot + tile_y() + 16 * i, first = ((b * kind.T + query) * kind.H + h) * kind.d;
@@ -126,11 +130,14 @@ __device__ inline void load_dout(Tile& tile, const AttentionOutputs<Act>& output
 }
 // p = softmax, ds = p (dP - delta) / sqrt(d), dP = dO V^T, of the 64 queries from i0 on and the 64 keys from j0 on
 template <class Act, class Kind>
-__device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b, const float (&lse)[4], const float (&delta)[4], const AttentionOutputs<Act>& outputs,
-                                     const Kind& kind, int64_t row, int h, int64_t i0, int64_t j0) {
+__device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b, const float (&lse)[4], const float (&delta)[4],
+                                     const AttentionOutputs<Act>& outputs, const Kind& kind, int64_t row, int h, int64_t i0, int64_t j0) {
   const float scale = 1 / sqrtf(static_cast<float>(kind.d)), slope = kind.slope(h);
-  product_nt(p, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, row, h, i0, t); }, [&](Tile& tile, int t) { kind.load_k(tile, row, h, j0, t); });
-  product_nt(ds, a, b, kind.d, [&](Tile& tile, int t) { load_dout(tile, outputs, kind, row, h, i0, t); }, [&](Tile& tile, int t) { kind.load_v(tile, row, h, j0, t); });
+  product_nt(
+      p, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, row, h, i0, t); }, [&](Tile& tile, int t) { kind.load_k(tile, row, h, j0, t); });
+  product_nt(
+      ds, a, b, kind.d, [&](Tile& tile, int t) { load_dout(tile, outputs, kind, row, h, i0, t); },
+      [&](Tile& tile, int t) { kind.load_v(tile, row, h, j0, t); });
 #pragma unroll
   for (int i = 0; i < 4; i++)
 #pragma unroll

@@ -13,11 +13,14 @@ struct Sliding {
 
   __device__ int64_t D() const { return static_cast<int64_t>(H) * d; }
   __device__ void load(Tile& tile, int64_t b, int64_t slot, int t, int64_t column, int64_t ring_column) const {
-    load_tile(tile, [&](int r) -> const Act* {
-      const int64_t j = slot + r;
-      if (j >= first_slot) return j < first_slot + T ? qkv + (b * T + j - first_slot) * 3 * D() + column + t * tile_size : nullptr;
-      return ring && ring_column >= 0 && j >= first_slot - W ? ring + (b * W + j % W) * 2 * D() + ring_column + t * tile_size : nullptr;
-    }, columns_of(d, t));
+    load_tile(
+        tile,
+        [&](int r) -> const Act* {
+          const int64_t j = slot + r;
+          if (j >= first_slot) return j < first_slot + T ? qkv + (b * T + j - first_slot) * 3 * D() + column + t * tile_size : nullptr;
+          return ring && ring_column >= 0 && j >= first_slot - W ? ring + (b * W + j % W) * 2 * D() + ring_column + t * tile_size : nullptr;
+        },
+        columns_of(d, t));
   }
   __device__ void load_q(Tile& tile, int64_t b, int h, int64_t slot, int t) const { load(tile, b, slot, t, h * d, -1); }
   __device__ void load_k(Tile& tile, int64_t b, int h, int64_t slot, int t) const { load(tile, b, slot, t, D() + h * d, h * d); }

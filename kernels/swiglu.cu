@@ -45,7 +45,9 @@ void Gpu<Act>::swiglu_forward(Act* h, const Act* gate_up, int64_t rows, int64_t 
 }
 template <class Act>
 void Gpu<Act>::swiglu_backward(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
-  with_width<Act>({F}, [&](auto N) { launch("SwiGLU, backward", stream_, backward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, dgate_up, dh, gate_up, rows, F); });
+  with_width<Act>({F}, [&](auto N) {
+    launch("SwiGLU, backward", stream_, backward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, dgate_up, dh, gate_up, rows, F);
+  });
 }
 
 template void Gpu<float>::swiglu_forward(float*, const float*, int64_t, int64_t);

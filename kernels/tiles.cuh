@@ -50,7 +50,8 @@ __device__ inline void load_tile(Tile& tile, RowOf row_of, int columns) {
 // The same of rows that lie `stride` apart; zero past `rows`.
 template <class Act>
 __device__ inline void load_tile(Tile& tile, const Act* from, int64_t stride, int rows, int columns) {
-  load_tile(tile, [=](int r) { return r < rows ? from + r * stride : nullptr; }, columns);
+  load_tile(
+      tile, [=](int r) { return r < rows ? from + r * stride : nullptr; }, columns);
 }
 
 __device__ inline float4 quad(const float* at) { return *reinterpret_cast<const float4*>(at); }
@@ -139,8 +140,10 @@ __device__ inline void store_row(Act* row, const float (&value)[4], int columns)
 // Output columns of a head that one block makes: 64 in one fragment, or 128 in two; a wider head takes two blocks.
 template <class Body>
 void with_fragments(int d, Body&& body) {
-  if (d <= tile_size) body(std::integral_constant<int, 1>{});
-  else body(std::integral_constant<int, 2>{});
+  if (d <= tile_size)
+    body(std::integral_constant<int, 1>{});
+  else
+    body(std::integral_constant<int, 2>{});
 }
 inline void check_head(int d) {
   if (d < 2 || d > 256 || d % 2)

@@ -29,7 +29,7 @@ struct Matrix {
     view = {data.data(), row, col};
     for (int64_t i = 0; i < rows; i++)
       for (int64_t j = 0; j < columns; j++)
-        at(i, j) = static_cast<real>(2 * uniform_open(philox(5, Stream::init, key, static_cast<uint32_t>(i), static_cast<uint32_t>(j)).word[0]) - 1);
+        at(i, j) = 2 * static_cast<real>(uniform_open(philox(5, Stream::init, key, uint32_t(i), uint32_t(j)).word[0])) - 1;
   }
   real& at(int64_t i, int64_t j) { return data[static_cast<size_t>(i * view.row + j * view.col)]; }
   std::vector<real> data;
@@ -71,12 +71,14 @@ template <class real>
 void check_all_kernels() {
   // One of each path: single elements, whole panels, edges of both kinds, many panels over a transposed A, B packed for many rows, several
   // blocks of terms and of columns.
-  const Shape shapes[] = {{1, 1, 1}, {7, 113, 3}, {8, 32, 16}, {64, 64, 64}, {15, 203, 257}, {270, 37, 21}, {13, 300, 270}, {2, 260, 513}, {11, 3, 100}};
+  const Shape shapes[] = {{1, 1, 1}, {7, 113, 3}, {8, 32, 16}, {64, 64, 64}, {15, 203, 257}, {270, 37, 21}, {13, 300, 270}, {2, 260, 513},
+                          {11, 3, 100}};
   for (Isa which : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (which > isa()) continue;
     for (Shape s : shapes)
       for (Layout a : {Layout::rows, Layout::transposed, Layout::spread})
-        for (Layout b : {Layout::rows, Layout::transposed, Layout::spread}) check_multiply<real>(which, s, a, b, (s.M + static_cast<int>(a)) % 2 == 0);
+        for (Layout b : {Layout::rows, Layout::transposed, Layout::spread})
+          check_multiply<real>(which, s, a, b, (s.M + static_cast<int>(a)) % 2 == 0);
   }
 }
 
@@ -123,9 +125,11 @@ TEST_CASE_TEMPLATE("matmul: the same bits for any number of threads, any part of
       }
     for (int64_t rows : {1, 2, 63, 257}) {
       const int64_t m0 = M - rows, n0 = rows == 63 ? 100 : 0, columns = rows == 63 ? 19 : N;
-      matmul(pool, other.data.data(), other.view.row, {&A.at(m0, 0), A.view.row, A.view.col}, {&B.at(0, n0), B.view.row, B.view.col}, rows, columns, K, false);
+      const View<real> a = {&A.at(m0, 0), A.view.row, A.view.col}, at = {&At.at(m0, 0), At.view.row, At.view.col};
+      const View<real> b = {&B.at(0, n0), B.view.row, B.view.col}, bt = {&Bt.at(0, n0), Bt.view.row, Bt.view.col};
+      matmul(pool, other.data.data(), other.view.row, a, b, rows, columns, K, false);
       CHECK(differing(m0, n0, rows, columns) == 0);
-      matmul_tile(other.data.data(), other.view.row, {&At.at(m0, 0), At.view.row, At.view.col}, {&Bt.at(0, n0), Bt.view.row, Bt.view.col}, rows, columns, K, false);
+      matmul_tile(other.data.data(), other.view.row, at, bt, rows, columns, K, false);
       CHECK(differing(m0, n0, rows, columns) == 0);
     }
   }
@@ -134,8 +138,8 @@ TEST_CASE_TEMPLATE("matmul: the same bits for any number of threads, any part of
 TEST_CASE_TEMPLATE("matmul: what C starts from", real, float, double) {
   ThreadPool pool(2);
   const int64_t M = 37, N = 45, K = 20;
-  Matrix<real> A(M, K, Layout::rows, 1), B(K, N, Layout::transposed, 2), before(M, N, Layout::rows, 3), residual(M, N, Layout::rows, 4), C = before;
-  Matrix<real> product(M, N, Layout::rows, 5);
+  Matrix<real> A(M, K, Layout::rows, 1), B(K, N, Layout::transposed, 2), product(M, N, Layout::rows, 5);
+  Matrix<real> before(M, N, Layout::rows, 3), residual(M, N, Layout::rows, 4), C = before;
   matmul(pool, product.data.data(), product.view.row, A.view, B.view, M, N, K, false);
   const auto run = [&](bool accumulate, const real* added, auto start) {
     C.data = before.data;

@@ -354,3 +354,19 @@ TEST_CASE("data: long files give the same shards for any number of threads and a
     CHECK(glob_files(prefix + "_train_*.bin").size() == want.size() / 1000000 + 1);
   }
 }
+
+TEST_CASE("data: a piece is not cut inside white space of several bytes") {
+  const TempFolder folder;
+  const Tokenizer tokenizer({{0x80, '\n'}});  // joins what lies beside the only cut that is near, and is none
+  ThreadPool pool(1);
+  TokenizeOptions options;
+  options.val_fraction = 0;
+  for (size_t before = 0; before < 5; before++) {
+    const std::string text = std::string((1 << 20) - before, 'x') + "\xE3\x80\x80\n\nxx xx", prefix = folder.path + format("/t%zu", before);
+    write_file(folder.path + "/a.txt", text);
+    tokenize_files(tokenizer, {folder.path + "/a.txt"}, prefix, options, pool);
+    std::vector<int32_t> want = tokenizer.encode(text);
+    want.insert(want.begin(), tokenizer.end_of_text);
+    CHECK(all_of(prefix + "_train_*.bin", tokenizer) == want);
+  }
+}

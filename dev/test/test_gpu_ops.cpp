@@ -1,134 +1,16 @@
 // The GPU backend against the CPU's: each op, forward and backward, then the whole model, on the same inputs.
 // The measure: the error against Cpu<double> is at most twice that of the naive twin in the same precision (Cpu<float>, Cpu<float,true>),
 // or a few eps of the output's own type for what the twin does not round. Largest over largest entry, and RMS over RMS. Down the chain of a
-// whole model the two errors are draws of one size, and either may be a few times the other in one tensor: there four times, but 1.5
-// times in the mean over all tensors.
+// whole model the two errors are draws of one size, and either may be a few times the other in one tensor: there four times, but twice
+// for all tensors together.
 // Everything runs twice and must give the same bits; results start as NaN, so that nothing is left unwritten.
-#include <algorithm>
-#include <map>
-
-#include "../../gca_cpu.h"
-#include "../../gca_kernels.cuh"
 #include "../../model.h"
-#include "test.h"
+#include "gpu_bench.h"
 
 using namespace gca;
 using namespace gca::test;
 
 namespace {
-
-using bf16 = __nv_bfloat16;
-using Vec = std::vector<double>;
-using Ids = std::vector<int32_t>;
-template <class T>
-size_t at(T i) { return static_cast<size_t>(i); }
-
-double number(float x) { return x; }
-double number(double x) { return x; }
-double number(int32_t x) { return x; }
-double number(bf16 x) { return __bfloat162float(x); }
-template <class T>
-T from_number(double x) {
-  if constexpr (std::is_same_v<T, bf16>) return __float2bfloat16(static_cast<float>(x));
-  else return static_cast<T>(x);
-}
-// Inputs that every type in question holds exactly.
-Vec exact_in(bool in_bf16, Vec values) {
-  for (double& x : values) x = in_bf16 ? round_bf16(static_cast<float>(x)) : static_cast<float>(x);
-  return values;
-}
-
-// ---- one op, or several in a row, on any backend ----------------------------------------------------------------------------------
-// What came out, by name: the numbers, the type's eps, and the bits.
-struct Output { Vec values; double eps; std::vector<char> bits; };
-using Outputs = std::map<std::string, Output>;
-
-template <class Device>
-class Bench {
- public:
-  using act = typename Device::act;
-  using weight = typename Device::weight;
-  using stat = typename Device::stat;
-  using grad = typename Device::grad;
-  using master = typename Device::master;
-  Device& device;
-  Outputs outputs;
-
-  explicit Bench(Device& device_) : device(device_) {}
-  ~Bench() {
-    for (void* memory : memory_) device.release(memory);
-  }
-  template <class T>
-  T* put(const Vec& values) {
-    std::vector<T> host(values.size());
-    for (size_t i = 0; i < host.size(); i++) host[i] = from_number<T>(values[i]);
-    return put_as_is(host);
-  }
-  int32_t* put(const Ids& ids) { return put_as_is(ids); }
-  // Every bit set: not a number, and -1.
-  template <class T>
-  T* make(int64_t n) {
-    const std::vector<char> ones(at(n) * sizeof(T), '\xff');
-    T* memory = static_cast<T*>(device.allocate(n * static_cast<int64_t>(sizeof(T))));
-    memory_.push_back(memory);
-    device.upload(memory, ones.data(), n * static_cast<int64_t>(sizeof(T)));
-    return memory;
-  }
-  template <class T>
-  std::vector<T> get(const T* from, int64_t n) {
-    std::vector<T> host(at(n));
-    device.download(host.data(), from, n * static_cast<int64_t>(sizeof(T)));
-    return host;
-  }
-  // The first n numbers are a result.
-  template <class T>
-  void result(const std::string& name, const T* from, int64_t n) {
-    const std::vector<T> host = get(from, n);
-    Output output{Vec(at(n)), std::is_same_v<T, bf16> ? 1.0 / 256 : std::is_same_v<T, float> ? 1.0 / (1 << 23) : 0, std::vector<char>(at(n) * sizeof(T))};
-    for (size_t i = 0; i < host.size(); i++) output.values[i] = number(host[i]);
-    memcpy(output.bits.data(), host.data(), output.bits.size());
-    outputs[name] = std::move(output);
-  }
-
- private:
-  template <class T>
-  T* put_as_is(const std::vector<T>& host) {
-    T* memory = make<T>(static_cast<int64_t>(host.size()));
-    device.upload(memory, host.data(), static_cast<int64_t>(host.size() * sizeof(T)));
-    return memory;
-  }
-  std::vector<void*> memory_;
-};
-
-struct Errors { double largest, rms; };
-Errors errors(const Vec& got, const Vec& want) {
-  double difference = 0, size = 0, squares = 0, reference = 0;
-  for (size_t i = 0; i < got.size(); i++) {
-    if (got[i] == want[i]) {
-      size = std::fmax(size, std::fabs(want[i])), reference += want[i] * want[i];
-      continue;
-    }
-    const double delta = std::fabs(got[i] - want[i]);
-    if (!(delta <= difference)) difference = delta;
-    size = std::fmax(size, std::fabs(want[i]));
-    squares += delta * delta, reference += want[i] * want[i];
-  }
-  if (difference == 0) return {0, 0};
-  return {difference / size, std::sqrt(squares / reference)};
-}
-
-// The devices, made once: a GPU's memory is asked for only once. Null where no GPU answers.
-template <class Device>
-Device* shared_device() {
-  static const auto device = gpu_count() > 0 ? std::make_unique<Device>() : nullptr;
-  return device.get();
-}
-template <class Device>
-Outputs run(Device& device, auto&& body) {
-  Bench<Device> bench(device);
-  body(bench);
-  return std::move(bench.outputs);
-}
 
 // body(bench), on four backends; results named "exact ..." must agree with Cpu<double>'s in every number. chain: a whole model.
 template <class Act>
@@ -139,20 +21,21 @@ void compare_in(const std::string& name, auto&& body, bool chain = false) {
   const Outputs want = run(exact, body), naive = run(twin, body), got = run(gpu, body), again = run(gpu, body);
   CHECK(!want.empty());
   const double factor = chain ? 4 : 2;
-  double ratios = 0, count = 0;
+  double all_ours = 0, all_theirs = 0;
   for (const auto& [output, expected] : want) {
     const std::string which = name + (std::is_same_v<Act, bf16> ? ", bf16: " : ", float: ") + output;
     CAPTURE(which);
     const Output& found = got.at(output);
     CHECK(found.bits == again.at(output).bits);
-    const Errors ours = errors(found.values, expected.values), theirs = errors(naive.at(output).values, expected.values);
+    const Errors ours = errors(found.values, expected.values, expected.scale), theirs = errors(naive.at(output).values, expected.values, expected.scale);
     const double floor = output.rfind("exact", 0) == 0 ? 0 : 4 * found.eps;
     CHECK(ours.largest <= (floor > 0 ? std::fmax(factor * theirs.largest, floor) : 0));
     CHECK(ours.rms <= (floor > 0 ? std::fmax(factor * theirs.rms, floor) : 0));
-    if (theirs.rms > 0) ratios += ours.rms * ours.rms / (theirs.rms * theirs.rms), count++;
+    all_ours += ours.rms * ours.rms, all_theirs += theirs.rms * theirs.rms;
   }
   CAPTURE(name);
-  if (chain) CHECK(std::sqrt(ratios / count) < 1.5);
+  // A chain of dozens of roundings may go worse in one small tensor, not in all of them together.
+  if (chain) CHECK(all_ours <= 2 * 2 * all_theirs);
 }
 // In both precisions: body(bench, whether inputs must be exact in bf16)
 void compare(const std::string& name, auto&& body) {
@@ -164,53 +47,24 @@ bool no_gpu() {
   skip("no GPU answers");
   return true;
 }
-// The types of a bench, for bodies that take `auto& bench`.
-#define BENCH_TYPES(bench)                                                                    \
-  using bench_type = std::remove_reference_t<decltype(bench)>;                                \
-  using act [[maybe_unused]] = typename bench_type::act;                                      \
-  using weight [[maybe_unused]] = typename bench_type::weight;                                \
-  using stat [[maybe_unused]] = typename bench_type::stat;                                    \
-  using grad [[maybe_unused]] = typename bench_type::grad;                                    \
-  using master [[maybe_unused]] = typename bench_type::master
-
-Vec randoms(bool in_bf16, int64_t n, uint64_t seed, double deviation = 1, double mean = 0) { return exact_in(in_bf16, random_values<double>(n, seed, deviation, mean)); }
-// Small whole numbers: their sums of products are exact in every type, so that scores are equal everywhere, ties and all.
-Vec whole_numbers(int64_t n, uint64_t seed, int64_t limit = 3) {
-  Vec values(at(n));
-  const Ids ids = random_ids(n, seed, 2 * limit + 1);
-  for (size_t i = 0; i < values.size(); i++) values[i] = ids[i] - static_cast<double>(limit);
-  return values;
-}
-
-// A pick table (B,C+1,K): row c+1 has different chunks before c, some places -1.
-Ids random_picks(int64_t B, int64_t C, int K, uint64_t seed) {
-  Ids pick(at(B * (C + 1) * K), -1);
-  for (int64_t b = 0; b < B; b++)
-    for (int64_t c = 1; c < C; c++) {
-      Ids past(at(c));
-      for (size_t m = 0; m < past.size(); m++) past[m] = static_cast<int32_t>(m);
-      const Ids draw = random_ids(2 * K, seed + static_cast<uint64_t>(b * C + c), 1 << 20);
-      for (int64_t k = 0; k < std::min<int64_t>(K, c); k++) {
-        std::swap(past[at(k)], past[at(k + draw[at(k)] % (c - k))]);
-        if (draw[at(K + k)] % 8) pick[at((b * (C + 1) + c + 1) * K + k)] = past[at(k)];
-      }
-    }
-  return pick;
-}
-
 }  // namespace
 
 // ---- rows ---------------------------------------------------------------------------------------------------------------------------
 
 TEST_CASE("GPU: embedding") {
   if (no_gpu()) return;
-  struct Size { int64_t rows, V, D; int kind; };  // kind 1: few tokens, so that their rows fill many stretches
-  for (const Size& size : {Size{1, 1, 1, 0}, {7, 113, 3, 0}, {203, 113, 24, 0}, {1030, 70000, 8, 0}, {1030, 3, 40, 1}, {64, 1, 8, 1}, {96, 2, 5, 1}})
+  struct Size {
+    int64_t rows, V, D;
+    int kind;
+  };  // kind 1: few tokens, so that their rows fill many stretches; 2: ids that differ in their highest bits alone
+  for (const Size& size :
+       {Size{1, 1, 1, 0}, {7, 113, 3, 0}, {203, 113, 24, 0}, {1030, 70000, 8, 0}, {1030, 3, 40, 1}, {64, 1, 8, 1}, {96, 2, 5, 1}, {40, 131100, 2, 2}})
     compare(format("embedding of %lld rows", static_cast<long long>(size.rows)), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [rows, V, D, kind] = size;
       Ids ids = random_ids(rows, 1, V);
-      if (kind) std::sort(ids.begin(), ids.begin() + rows / 2);
+      if (kind == 1) std::sort(ids.begin(), ids.begin() + rows / 2);
+      for (int32_t& id : ids) id = kind == 2 ? id % 3 << 16 | 5 : id;
       const int32_t* token = bench.put(ids);
       act* x = bench.template make<act>(rows * D);
       grad* dE = bench.template put<grad>(randoms(in_bf16, V * D, 4));
@@ -223,55 +77,65 @@ TEST_CASE("GPU: embedding") {
 
 TEST_CASE("GPU: RMSNorm") {
   if (no_gpu()) return;
-  struct Size { int64_t rows, D, apart; };
+  struct Size {
+    int64_t rows, D, apart;
+  };
   for (const Size& size : {Size{1, 1, 1}, {7, 113, 1}, {203, 64, 1}, {113, 24, 3}, {5, 203, 2}, {1025, 8, 1}, {3, 4096, 1}})
     for (int residuals = 0; residuals < 3; residuals++)
-      compare(format("RMSNorm of %lld rows of %lld, %d residuals", static_cast<long long>(size.rows), static_cast<long long>(size.D), residuals), [&](auto& bench, bool in_bf16) {
-        BENCH_TYPES(bench);
-        const auto [rows, D, apart] = size;
-        const int64_t stride = D * apart, n = (rows - 1) * stride + D;
-        const Vec residual = randoms(in_bf16, n, 4);
-        const act *x = bench.template put<act>(randoms(in_bf16, n, 1)), *dn = bench.template put<act>(randoms(in_bf16, rows * D, 3));
-        const weight* gain = bench.template put<weight>(randoms(in_bf16, D, 2, 0.3, 1));
-        act *out = bench.template make<act>(rows * D), *dx = bench.template put<act>(residual), *in_place = bench.template put<act>(randoms(in_bf16, rows * D, 3));
-        stat* rstd = bench.template make<stat>(rows);
-        grad* dgain = bench.template put<grad>(randoms(in_bf16, D, 6));
-        bench.device.rmsnorm_forward(out, rstd, x, gain, rows, D, stride, 1e-2);
-        bench.device.rmsnorm_backward(dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr, residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr, rows, D, stride);
-        bench.result("out", out, rows * D);
-        bench.result("rstd", rstd, rows);
-        bench.result("dx", dx, n);
-        bench.result("dgain", dgain, D);
-        if (apart > 1) return;
-        bench.device.rmsnorm_backward(in_place, dgain, in_place, x, rstd, gain, nullptr, nullptr, rows, D, stride);
-        bench.result("dx in place of dn", in_place, n);
-      });
+      compare(format("RMSNorm of %lld rows of %lld, %d residuals", static_cast<long long>(size.rows), static_cast<long long>(size.D), residuals),
+              [&](auto& bench, bool in_bf16) {
+                BENCH_TYPES(bench);
+                const auto [rows, D, apart] = size;
+                const int64_t stride = D * apart, n = (rows - 1) * stride + D;
+                const Vec residual = randoms(in_bf16, n, 4);
+                const act *x = bench.template put<act>(randoms(in_bf16, n, 1)), *dn = bench.template put<act>(randoms(in_bf16, rows * D, 3));
+                const weight* gain = bench.template put<weight>(randoms(in_bf16, D, 2, 0.3, 1));
+                act *out = bench.template make<act>(rows * D), *dx = bench.template put<act>(residual),
+                    *in_place = bench.template put<act>(randoms(in_bf16, rows * D, 3));
+                stat* rstd = bench.template make<stat>(rows);
+                grad* dgain = bench.template put<grad>(randoms(in_bf16, D, 6));
+                bench.device.rmsnorm_forward(out, rstd, x, gain, rows, D, stride, 1e-2);
+                bench.device.rmsnorm_backward(dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr,
+                                              residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr, rows, D, stride);
+                bench.result("out", out, rows * D);
+                bench.result("rstd", rstd, rows);
+                bench.result("dx", dx, n);
+                bench.result("dgain", dgain, D);
+                if (apart > 1) return;
+                bench.device.rmsnorm_backward(in_place, dgain, in_place, x, rstd, gain, nullptr, nullptr, rows, D, stride);
+                bench.result("dx in place of dn", in_place, n);
+              });
 }
 
 TEST_CASE("GPU: products") {
   if (no_gpu()) return;
-  struct Size { int64_t rows, in, out; };
+  struct Size {
+    int64_t rows, in, out;
+  };
   for (const Size& size : {Size{1, 1, 1}, {7, 113, 3}, {203, 64, 128}, {113, 7, 203}, {64, 256, 8}})
     for (const bool more : {false, true})
-      compare(format("product of %lld x %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.in), static_cast<long long>(size.out)), [&](auto& bench, bool in_bf16) {
-        BENCH_TYPES(bench);
-        const auto [rows, in, out] = size;
-        const act *x = bench.template put<act>(randoms(in_bf16, rows * in, 1)), *dy = bench.template put<act>(randoms(in_bf16, rows * out, 2));
-        const weight* W = bench.template put<weight>(randoms(in_bf16, out * in, 3));
-        act *y = bench.template make<act>(rows * out), *dx = bench.template put<act>(randoms(in_bf16, rows * in, 4));
-        grad* dW = bench.template put<grad>(randoms(in_bf16, out * in, 5));
-        bench.device.matmul_forward(y, x, W, more ? bench.template put<act>(randoms(in_bf16, rows * out, 6)) : nullptr, rows, in, out);
-        bench.device.matmul_backward_input(dx, dy, W, more, rows, in, out);
-        bench.device.matmul_backward_weight(dW, dy, x, rows, in, out);
-        bench.result("y", y, rows * out);
-        bench.result("dx", dx, rows * in);
-        bench.result("dW", dW, out * in);
-      });
+      compare(format("product of %lld x %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.in), static_cast<long long>(size.out)),
+              [&](auto& bench, bool in_bf16) {
+                BENCH_TYPES(bench);
+                const auto [rows, in, out] = size;
+                const act *x = bench.template put<act>(randoms(in_bf16, rows * in, 1)), *dy = bench.template put<act>(randoms(in_bf16, rows * out, 2));
+                const weight* W = bench.template put<weight>(randoms(in_bf16, out * in, 3));
+                act *y = bench.template make<act>(rows * out), *dx = bench.template put<act>(randoms(in_bf16, rows * in, 4));
+                grad* dW = bench.template put<grad>(randoms(in_bf16, out * in, 5));
+                bench.device.matmul_forward(y, x, W, more ? bench.template put<act>(randoms(in_bf16, rows * out, 6)) : nullptr, rows, in, out);
+                bench.device.matmul_backward_input(dx, dy, W, more, rows, in, out);
+                bench.device.matmul_backward_weight(dW, dy, x, rows, in, out);
+                bench.result("y", y, rows * out);
+                bench.result("dx", dx, rows * in);
+                bench.result("dW", dW, out * in);
+              });
 }
 
 TEST_CASE("GPU: SwiGLU") {
   if (no_gpu()) return;
-  struct Size { int64_t rows, F; };
+  struct Size {
+    int64_t rows, F;
+  };
   for (const Size& size : {Size{1, 1}, {7, 113}, {113, 176}, {203, 5}})
     compare(format("SwiGLU of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.F)), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
@@ -289,7 +153,13 @@ TEST_CASE("GPU: SwiGLU") {
 
 TEST_CASE("GPU: sliding attention") {
   if (no_gpu()) return;
-  for (const SlidingShape& s : {SlidingShape{1, 1, 1, 2, 3}, {2, 113, 3, 6, 7}, {1, 203, 2, 64, 128}, {1, 70, 1, 6, 0}, {1, 130, 1, 96, 1000}, {1, 129, 2, 256, 64}, {2, 64, 5, 10, 63}})
+  for (const SlidingShape& s : {SlidingShape{1, 1, 1, 2, 3},
+                                {2, 113, 3, 6, 7},
+                                {1, 203, 2, 64, 128},
+                                {1, 70, 1, 6, 0},
+                                {1, 130, 1, 96, 1000},
+                                {1, 129, 2, 256, 64},
+                                {2, 64, 5, 10, 63}})
     compare(format("sliding attention, T %lld, d %d, W %lld", static_cast<long long>(s.T), s.d, static_cast<long long>(s.W)), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const int64_t D = s.H * s.d, n = s.B * s.T;
@@ -313,7 +183,8 @@ TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
       const SlidingShape s{1, 203, 2, 10, W};
       const int64_t D = s.H * s.d;
       const act* qkv = bench.template put<act>(randoms(true, s.T * 3 * D, 1));
-      act *whole = bench.template make<act>(s.T * D), *pieces = bench.template make<act>(s.T * D), *ring = bench.template make<act>(std::max<int64_t>(1, W) * 2 * D);
+      act *whole = bench.template make<act>(s.T * D), *pieces = bench.template make<act>(s.T * D),
+          *ring = bench.template make<act>(std::max<int64_t>(1, W) * 2 * D);
       float* lse = bench.template make<float>(s.H * s.T);
       gpu.sliding_attention_forward(whole, lse, qkv, nullptr, s);
       int64_t done = 0;
@@ -355,37 +226,42 @@ TEST_CASE("GPU: chunk attention") {
 
 TEST_CASE("GPU: retrieval picks what the CPU picks") {
   if (no_gpu()) return;
-  struct Size { int64_t B, C; int D, K; int64_t first_chunk; };
+  struct Size {
+    int64_t B, C;
+    int D, K;
+    int64_t first_chunk;
+  };
   for (const Size& size : {Size{1, 1, 1, 1, 0}, {2, 7, 6, 3, 0}, {1, 113, 64, 8, 0}, {1, 203, 100, 32, 0}, {1, 3, 16, 8, 500}, {1, 66, 7, 1, 130}})
     for (int kind = 0; kind < 6; kind++) {
       if (kind == 2 && size.first_chunk) continue;  // given noise is of whole rows
-      compare(format("retrieval of %lld chunks after %lld, kind %d", static_cast<long long>(size.C), static_cast<long long>(size.first_chunk), kind), [&](auto& bench, bool in_bf16) {
-        BENCH_TYPES(bench);
-        const auto [B, C, D, K, first_chunk] = size;
-        const int64_t M = first_chunk + C, table = B * (C + 1) * K, stride = 3 * D;
-        const RetrievalShape s{B, C, D, K, first_chunk, stride, M * stride};
-        const act *r = bench.template put<act>(whole_numbers(B * C * D, 1)), *landmark = bench.template put<act>(whole_numbers(B * M * stride, 2));
-        Ids picks(at(table), -1);
-        Selection selection;
-        selection.seed = 9, selection.step = 4, selection.group = 1, selection.first_row = 3;
-        selection.noise = kind == 1 || kind == 2;
-        Vec noise(at(B * C * C));
-        for (size_t i = 0; i < noise.size(); i++) noise[i] = gumbel(philox(5, Stream::sample, static_cast<uint32_t>(i)).word[0]);
-        if (kind == 2) selection.given_noise = bench.template put<float>(noise);
-        if (kind == 3) selection.picking = Picking::uniform;
-        if (kind == 4) selection.picking = Picking::none;
-        if (kind == 5) {
-          selection.picking = Picking::given;
-          picks = random_picks(B, C, K, 7);
-        }
-        int32_t* pick = bench.put(picks);
-        stat* w = bench.template make<stat>(table);
-        bench.device.no_pick(pick, w, B, C, K);
-        bench.device.chunk_retrieval_forward(pick, w, r, landmark, s, selection);
-        bench.result("exact pick", pick, table);
-        bench.result("w", w, table);
-        (void)in_bf16;
-      });
+      compare(format("retrieval of %lld chunks after %lld, kind %d", static_cast<long long>(size.C), static_cast<long long>(size.first_chunk), kind),
+              [&](auto& bench, bool in_bf16) {
+                BENCH_TYPES(bench);
+                const auto [B, C, D, K, first_chunk] = size;
+                const int64_t M = first_chunk + C, table = B * (C + 1) * K, stride = 3 * D;
+                const RetrievalShape s{B, C, D, K, first_chunk, stride, M * stride};
+                const act *r = bench.template put<act>(whole_numbers(B * C * D, 1)), *landmark = bench.template put<act>(whole_numbers(B * M * stride, 2));
+                Ids picks(at(table), -1);
+                Selection selection;
+                selection.seed = 9, selection.step = 4, selection.group = 1, selection.first_row = 3;
+                selection.noise = kind == 1 || kind == 2;
+                Vec noise(at(B * C * C));
+                for (size_t i = 0; i < noise.size(); i++) noise[i] = gumbel(philox(5, Stream::sample, static_cast<uint32_t>(i)).word[0]);
+                if (kind == 2) selection.given_noise = bench.template put<float>(noise);
+                if (kind == 3) selection.picking = Picking::uniform;
+                if (kind == 4) selection.picking = Picking::none;
+                if (kind == 5) {
+                  selection.picking = Picking::given;
+                  picks = random_picks(B, C, K, 7);
+                }
+                int32_t* pick = bench.put(picks);
+                stat* w = bench.template make<stat>(table);
+                bench.device.no_pick(pick, w, B, C, K);
+                bench.device.chunk_retrieval_forward(pick, w, r, landmark, s, selection);
+                bench.result("exact pick", pick, table);
+                bench.result("w", w, table);
+                (void)in_bf16;
+              });
     }
 }
 
@@ -393,8 +269,12 @@ TEST_CASE("GPU: retrieval of scores that are not numbers, or not finite") {
   if (no_gpu()) return;
   const double nan = std::nan(""), infinity = std::numeric_limits<double>::infinity();
   // One number a landmark: the scores of chunk 8's query, 1, are these eight.
-  for (const Vec& scores : {Vec{1, nan, 3, 2, nan, 0, -0.0, 5}, {nan, nan, nan, nan, nan, nan, nan, nan}, {-infinity, 1, -infinity, 2, -infinity, -infinity, -infinity, -infinity},
-                            {-infinity, -infinity, -infinity, -infinity, -infinity, -infinity, -infinity, -infinity}, {0, -0.0, 0, -0.0, 0, -0.0, 0, -0.0}, {infinity, 1, 2, 3, 4, 5, 6, 7}})
+  for (const Vec& scores : {Vec{1, nan, 3, 2, nan, 0, -0.0, 5},
+                            {nan, nan, nan, nan, nan, nan, nan, nan},
+                            {-infinity, 1, -infinity, 2, -infinity, -infinity, -infinity, -infinity},
+                            {-infinity, -infinity, -infinity, -infinity, -infinity, -infinity, -infinity, -infinity},
+                            {0, -0.0, 0, -0.0, 0, -0.0, 0, -0.0},
+                            {infinity, 1, 2, 3, 4, 5, 6, 7}})
     for (const int K : {2, 8, 10}) {
       auto test = [&](auto& device) {
         Bench bench(device);
@@ -440,7 +320,10 @@ TEST_CASE("GPU: given picks that are not in the past break the weights, not the 
 
 TEST_CASE("GPU: retrieval, backward") {
   if (no_gpu()) return;
-  struct Size { int64_t B, C; int D, K; };
+  struct Size {
+    int64_t B, C;
+    int D, K;
+  };
   for (const Size& size : {Size{1, 1, 1, 1}, {2, 7, 6, 3}, {1, 113, 64, 8}, {1, 40, 203, 32}})
     compare(format("retrieval, backward, %lld chunks", static_cast<long long>(size.C)), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
@@ -468,9 +351,19 @@ TEST_CASE("GPU: retrieval, backward") {
 
 TEST_CASE("GPU: grouped cross attention") {
   if (no_gpu()) return;
-  struct Size { int64_t B, C; int H, d, S, K, layers; bool null_slot; };
-  for (const Size& size : {Size{1, 1, 1, 2, 2, 1, 1, true}, {2, 7, 3, 6, 7, 3, 2, true}, {1, 5, 2, 64, 64, 8, 1, true}, {1, 4, 1, 96, 113, 2, 1, false}, {1, 3, 1, 256, 128, 2, 1, true},
-                           {1, 3, 1, 10, 65, 2, 1, false}, {1, 40, 1, 8, 4, 32, 1, true}, {1, 4, 1, 4, 3, 2, 70, false}})
+  struct Size {
+    int64_t B, C;
+    int H, d, S, K, layers;
+    bool null_slot;
+  };
+  for (const Size& size : {Size{1, 1, 1, 2, 2, 1, 1, true},
+                           {2, 7, 3, 6, 7, 3, 2, true},
+                           {1, 5, 2, 64, 64, 8, 1, true},
+                           {1, 4, 1, 96, 113, 2, 1, false},
+                           {1, 3, 1, 256, 128, 2, 1, true},
+                           {1, 3, 1, 10, 65, 2, 1, false},
+                           {1, 40, 1, 8, 4, 32, 1, true},
+                           {1, 4, 1, 4, 3, 2, 70, false}})
     compare(format("grouped cross attention, S %d, d %d, K %d", size.S, size.d, size.K), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [B, C, H, d, S, K, n_layers, null_slot] = size;
@@ -484,7 +377,8 @@ TEST_CASE("GPU: grouped cross attention") {
         const stat* w = bench.template put<stat>(randoms(in_bf16, table, 20 + l, 0.1, 0.3));
         const act *q = bench.template put<act>(randoms(in_bf16, n * D, 30 + l)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 40 + l));
         act *out = bench.template make<act>(n * D), *dq = bench.template make<act>(n * D);
-        stat *lse = bench.template put<stat>(Vec(at(stats), 0.0)), *delta = bench.template put<stat>(Vec(at(stats), 0.0)), *dw = bench.template put<stat>(randoms(in_bf16, table, 50 + l));
+        stat *lse = bench.template put<stat>(Vec(at(stats), 0.0)), *delta = bench.template put<stat>(Vec(at(stats), 0.0)),
+             *dw = bench.template put<stat>(randoms(in_bf16, table, 50 + l));
         int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
         bench.device.gca_forward(out, lse, q, kv, pick, w, s);
         bench.device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, s);
@@ -496,7 +390,10 @@ TEST_CASE("GPU: grouped cross attention") {
         bench.result("lse" + of, lse, stats);
         bench.result("dq" + of, dq, n * D);
         bench.result("delta" + of, delta, stats);
-        bench.result("dw" + of, dw, table);
+        // dw sums H S deltas of either sign.
+        double scale = 0;
+        for (const stat& x : bench.get(delta, stats)) scale = std::fmax(scale, std::fabs(number(x)));
+        bench.result("dw" + of, dw, table, scale * std::sqrt(static_cast<double>(H) * S));
       }
       bench.device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, s);
       bench.result("kv", kv, n * 2 * D);
@@ -521,7 +418,9 @@ TEST_CASE("GPU: grouped cross attention by segments, the bits of the whole") {
     for (const auto& [first, end] : {std::pair<int64_t, int64_t>{0, 2 * S}, {2 * S, 2 * S + 2}, {2 * S + 2, 3 * S - 1}, {3 * S - 1, 3 * S}, {3 * S, T}}) {
       GcaShape piece = s;
       piece.T = end - first, piece.first_slot = first;
-      bench.device.gca_forward(pieces + first * D, nullptr, q + first * D, kv, pick + first / S * K, w + first / S * K, piece);
+      bf16* own = bench.make<bf16>((end - first) * D);  // nothing before and behind it
+      bench.device.copy(own, q + first * D, (end - first) * D * static_cast<int64_t>(sizeof(bf16)));
+      bench.device.gca_forward(pieces + first * D, nullptr, own, kv, pick + first / S * K, w + first / S * K, piece);
     }
     CAPTURE(S);
     bench.result("whole", whole, T * D);
@@ -534,8 +433,17 @@ TEST_CASE("GPU: grouped cross attention by segments, the bits of the whole") {
 
 TEST_CASE("GPU: cross entropy") {
   if (no_gpu()) return;
-  struct Size { int64_t rows, V, stride; double scale; bool weights; };
-  for (const Size& size : {Size{1, 2, 2, 1, false}, {7, 113, 128, 0.25, true}, {203, 203, 203, 1, false}, {5, 5000, 5120, 0.1, true}, {4, 300, 384, 0, true}, {9, 7, 8, -2, false}})
+  struct Size {
+    int64_t rows, V, stride;
+    double scale;
+    bool weights;
+  };
+  for (const Size& size : {Size{1, 2, 2, 1, false},
+                           {7, 113, 128, 0.25, true},
+                           {203, 203, 203, 1, false},
+                           {5, 5000, 5120, 0.1, true},
+                           {4, 300, 384, 0, true},
+                           {9, 7, 8, -2, false}})
     compare(format("cross entropy of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.V)), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [rows, V, stride, scale, weights] = size;
@@ -569,11 +477,12 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
         segments.push_back({n, i == 3 ? 9001 : 1 + i % 40, i % 2 == 0});
         n += round_up(segments.back().size, 64);
       }
-      master *masters = bench.template put<master>(randoms(in_bf16, n, 1)), *m = bench.template put<master>(Vec(at(n), 0.0)), *v = bench.template put<master>(Vec(at(n), 0.0));
+      master *masters = bench.template put<master>(randoms(in_bf16, n, 1)), *m = bench.template put<master>(Vec(at(n), 0.0)),
+             *v = bench.template put<master>(Vec(at(n), 0.0));
       weight* weights = bench.device.weights_are_masters ? reinterpret_cast<weight*>(masters) : bench.template put<weight>(randoms(in_bf16, n, 1));
       StepState* state = bench.template make<StepState>(1);
       bench.device.zero(state, sizeof(StepState));
-      auto step = [&](uint64_t seed, double broken, double clip) {
+      auto step = [&](uint64_t seed, double broken, double clip, double loss = 1) {
         Vec values = randoms(in_bf16, n, seed, 0.1);
         for (int64_t j = 0, i = 0; j < n; j++) {  // gaps have no gradient
           while (i + 1 < n_segments && segments[at(i + 1)].offset <= j) i++;
@@ -582,20 +491,21 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
         values[0] += broken;
         const grad* gradient = bench.template put<grad>(values);
         bench.device.begin_step(state);
+        bench.device.add_loss(state, bench.template put<stat>({loss}), nullptr, 1, 1);
         bench.device.end_gradient(state, gradient, n, clip);
         bench.device.adamw(masters, weights, m, v, gradient, segments.data(), n_segments, state, {.lr = 1e-2, .weight_decay = 0.1, .clip = clip});
       };
       for (uint64_t i = 0; i < 3; i++) step(10 + i, 0, i == 1 ? 0 : 0.5);
-      for (const double broken : {std::nan(""), std::numeric_limits<double>::infinity()}) step(20, broken, 1);
+      for (const double broken : {std::nan(""), std::numeric_limits<double>::infinity()}) step(20, broken, 1), step(21, 0, 1, broken);
       const StepState figures = bench.get(state, 1)[0];
       CHECK(figures.adam_steps == 3);
-      CHECK(figures.skipped == 2);
-      CHECK(figures.skipped_in_a_row == 2);
+      CHECK(figures.skipped == 4);
+      CHECK(figures.skipped_in_a_row == 4);
       CHECK(figures.skip == 1);
       step(13, 0, 0.5);
       const StepState after = bench.get(state, 1)[0];
       CHECK(after.adam_steps == 4);
-      CHECK(after.skipped == 2);
+      CHECK(after.skipped == 4);
       CHECK(after.skipped_in_a_row == 0);
       CHECK(after.skip == 0);
       bench.result("masters", masters, n);
@@ -635,7 +545,10 @@ struct ModelCase {
 };
 const ModelCase model_cases[] = {
     {"two groups", {.vocab = 59, .width = 24, .heads = 2, .ffn = 40, .lower = 1, .groups = {1, 2}, .encoder = 1, .chunk = 8, .topk = 3, .window = 20}, 2, 7},
-    {"one group, no null slot, no lower layer", {.vocab = 130, .width = 30, .heads = 3, .ffn = 17, .lower = 0, .groups = {1}, .encoder = 2, .chunk = 5, .topk = 8, .window = 3, .null_slot = false}, 1, 11},
+    {"one group, no null slot, no lower layer",
+     {.vocab = 130, .width = 30, .heads = 3, .ffn = 17, .lower = 0, .groups = {1}, .encoder = 2, .chunk = 5, .topk = 8, .window = 3, .null_slot = false},
+     1,
+     11},
     {"sliding window alone", {.vocab = 31, .width = 16, .heads = 2, .ffn = 24, .lower = 2, .groups = {}, .encoder = 0, .chunk = 16, .window = 70}, 2, 7},
 };
 
@@ -685,7 +598,8 @@ void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& pic
     }
     net.update({.lr = 1e-3, .weight_decay = 0.1, .clip = 1});
   }
-  bench.outputs["training losses"] = {losses, in_bf16 ? 1.0 / 256 : 1.0 / (1 << 23), std::vector<char>(reinterpret_cast<char*>(losses.data()), reinterpret_cast<char*>(losses.data() + losses.size()))};
+  bench.outputs["training losses"] = {losses, in_bf16 ? 1.0 / 256 : 1.0 / (1 << 23),
+                                      std::vector<char>(reinterpret_cast<char*>(losses.data()), reinterpret_cast<char*>(losses.data() + losses.size()))};
 }
 
 }  // namespace
@@ -694,9 +608,11 @@ TEST_CASE("GPU: the whole model, each tensor's gradient and five steps, with the
   if (no_gpu()) return;
   for (const ModelCase& c : model_cases) {
     std::vector<Ids> picks;
-    compare_in<float>(c.name, [&](auto& bench) { train(bench, c, false, picks); }, true);
+    compare_in<float>(
+        c.name, [&](auto& bench) { train(bench, c, false, picks); }, true);
     picks.clear();
-    compare_in<bf16>(c.name, [&](auto& bench) { train(bench, c, true, picks); }, true);
+    compare_in<bf16>(
+        c.name, [&](auto& bench) { train(bench, c, true, picks); }, true);
   }
 }
 
@@ -714,29 +630,32 @@ TEST_CASE("GPU: the whole model picks by itself what Cpu<double> picks") {
 TEST_CASE("GPU: a row read by segments is the row read whole") {
   if (no_gpu()) return;
   for (const ModelCase& c : model_cases)
-    compare_in<float>(c.name, [&](auto& bench) {
-      using Device = std::remove_reference_t<decltype(bench.device)>;
-      DRT<Device> net(bench.device, c.config, Use::inference);
-      net.allocate();
-      net.plan(1, c.slots());
-      net.commit_activations();
-      draw_weights(net, false);
-      const Ids tokens = c.tokens();
-      const int64_t D = c.config.width, S = c.config.chunk;
-      net.upload(tokens.data(), nullptr, nullptr, c.slots());
-      net.forward({1, c.slots(), {}});
-      bench.result("whole", net.final_n, c.slots() * D);
-      typename DRT<Device>::StreamState stream;
-      net.open(stream, c.C);
-      int64_t done = 0;
-      for (const int64_t count : {3 * S, int64_t{1}, S - 2, int64_t{1}, (c.C - 4) * S}) {
-        net.upload(tokens.data() + done, nullptr, nullptr, count);
-        net.forward({1, count, {}, &stream});
-        bench.result(format("slots from %lld on", static_cast<long long>(done)), net.final_n, count * D);
-        done += count;
-      }
-      net.close(stream);
-    }, true);
+    compare_in<float>(
+        c.name,
+        [&](auto& bench) {
+          using Device = std::remove_reference_t<decltype(bench.device)>;
+          DRT<Device> net(bench.device, c.config, Use::inference);
+          net.allocate();
+          net.plan(1, c.slots());
+          net.commit_activations();
+          draw_weights(net, false);
+          const Ids tokens = c.tokens();
+          const int64_t D = c.config.width, S = c.config.chunk;
+          net.upload(tokens.data(), nullptr, nullptr, c.slots());
+          net.forward({1, c.slots(), {}});
+          bench.result("whole", net.final_n, c.slots() * D);
+          typename DRT<Device>::StreamState stream;
+          net.open(stream, c.C);
+          int64_t done = 0;
+          for (const int64_t count : {3 * S, int64_t{1}, S - 2, int64_t{1}, (c.C - 4) * S}) {
+            net.upload(tokens.data() + done, nullptr, nullptr, count);
+            net.forward({1, count, {}, &stream});
+            bench.result(format("slots from %lld on", static_cast<long long>(done)), net.final_n, count * D);
+            done += count;
+          }
+          net.close(stream);
+        },
+        true);
 }
 
 // ---- the device ---------------------------------------------------------------------------------------------------------------------------

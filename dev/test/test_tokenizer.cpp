@@ -280,10 +280,14 @@ TEST_CASE("tokenizer: 100,000 random byte strings survive encode and decode") {
 
 TEST_CASE("tokenizer: words that share all but their last letters are not taken for one another") {
   std::mt19937 random(10);
+  const std::string front = " sharedfront";
+  std::vector<Tokenizer::Merge> merges{{' ', 's'}};  // one token: a word of few ids is cached
+  for (size_t i = 2; i < front.size(); i++) merges.push_back({static_cast<uint32_t>(255 + merges.size()), static_cast<uint32_t>(front[i])});
+  const Tokenizer tokenizer(merges);
+  REQUIRE(tokenizer.encode(front).size() == 1);
   std::string text;
-  for (int word = 0; word < 100000; word++) text += " sharedfront" + random_bytes(random, 3);
-  const Tokenizer bytes = Tokenizer::load("bytes");
-  CHECK(bytes.decode(bytes.encode(text)) == text);
+  for (int word = 0; word < 100000; word++) text += front + random_bytes(random, 3, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ");
+  CHECK(tokenizer.decode(tokenizer.encode(text)) == text);
 }
 
 TEST_CASE("tokenizer: files, and what is said of damaged ones") {
@@ -357,10 +361,12 @@ TEST_CASE("tokenizer: streams are encoded and decoded whole, however they are cu
     return error.empty() ? result : error;
   };
   std::mt19937 random(7);
-  const Tokenizer tokenizer(random_merges(random, 200, "ab \n"));
+  const Tokenizer tokenizer({{'a', 'a'}, {256, 'a'}, {' ', 256}, {' ', 257}, {'\n', '\n'}, {0xC3, 0xA9}});
   CHECK(through(tokenizer, "", encode_stream) == "\n");
   CHECK(through(Tokenizer::load("bytes"), "a b", encode_stream) == "97 32 98\n");
-  for (const std::string& text : {random_text(random, 1500000), std::string(2500000, 'a'), random_bytes(random, 2000000, "ab ab ab\n")}) {
+  std::string sevens;  // none of the sizes that are read is a multiple of seven
+  while (sevens.size() < 2500000) sevens += "aaaaaa ";
+  for (const std::string& text : {random_text(random, 1500000), std::string(2500000, 'a'), sevens}) {
     const std::string numbers = through(tokenizer, text, encode_stream);
     std::string want;
     for (const int32_t id : tokenizer.encode(text)) want += std::to_string(id) + " ";
