@@ -1,7 +1,9 @@
-// What the tests share: numbers from Philox, one measure of error, finite differences, and the way to skip.
+// What the tests share: folders, numbers from Philox, one measure of error, finite differences, and the way to skip.
 #pragma once
 #include <doctest/doctest.h>
+#include <stdlib.h>
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -17,6 +19,32 @@ inline void skip(const std::string& reason) {
   case_skipped = true;
   printf("skipped: %s: %s\n", doctest::getContextOptions()->currentTest->m_name, reason.c_str());
 }
+
+// ---- files and errors -----------------------------------------------------------------------------------------------------------
+// A fresh folder that goes with the test.
+struct TempFolder {
+  std::string path;
+  TempFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "gca_test_XXXXXX").string();
+    REQUIRE(mkdtemp(name.data()));
+    path = name;
+  }
+  ~TempFolder() { std::filesystem::remove_all(path); }
+  TempFolder(const TempFolder&) = delete;
+  TempFolder& operator=(const TempFolder&) = delete;
+};
+
+// What the Error says that call() throws; "" where it throws none.
+template <class Call>
+std::string error_of(Call&& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+inline bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 // ---- numbers ------------------------------------------------------------------------------------------------------------------
 // n numbers, uniform, of the given mean and standard deviation. Each is a float whatever real is, so that backends of any precision

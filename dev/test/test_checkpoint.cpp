@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "../../runtime/checkpoint.h"
+#include "test.h"
 
 namespace {
 
@@ -42,30 +43,9 @@ int rmdir(const char* path) noexcept { return fails_now() ? -1 : static_cast<int
 }
 
 using namespace gca;
+using namespace gca::test;
 
 namespace {
-
-struct TempFolder {
-  std::string path;
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "gca_test_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path = name;
-  }
-  ~TempFolder() { remove_tree(path); }
-};
-
-template <class Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 std::string weights_of(int64_t step) { return format("weights of step %lld ", static_cast<long long>(step)) + std::string(100000, 'w'); }
 

@@ -11,29 +11,9 @@
 #include "test.h"
 
 using namespace gca;
+using namespace gca::test;
 
 namespace {
-
-struct TempFolder {
-  std::string path;
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "gca_test_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path = name;
-  }
-  ~TempFolder() { remove_tree(path); }
-};
-
-template <class Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 std::string file_content(const std::string& path) { return read_file(path, size_t{1} << 30); }
 

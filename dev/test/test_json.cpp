@@ -4,27 +4,17 @@
 #include <random>
 
 #include "../../runtime/json.h"
+#include "test.h"
 
 using namespace gca;
+using namespace gca::test;
 
 namespace {
 
 // The message of the Error that call() throws; "" if it throws none.
-template <class Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
 std::string parse_error(std::string_view text, const JsonLimits& limits = {}) {
   return error_of([&] { parse_json(text, "x.json", limits); });
 }
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 }  // namespace
 

@@ -5,32 +5,12 @@
 #include <cmath>
 
 #include "../../runtime/safetensors.h"
+#include "test.h"
 
 using namespace gca;
+using namespace gca::test;
 
 namespace {
-
-struct TempFolder {
-  std::string path;
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "gca_test_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path = name;
-  }
-  ~TempFolder() { remove_tree(path); }
-};
-
-template <class Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 std::string file_of(const std::string& fields, size_t data_bytes, const char* pattern = "{%s}") {
   const std::string header = format(pattern, fields.c_str());

@@ -15,18 +15,14 @@
 
 namespace gca::test {
 
-struct Workshop {
-  std::string program, path;
+struct Workshop : TempFolder {
+  std::string program;
   explicit Workshop(const std::string& program_ = "build/cpu/train_gca") : program(program_) {
-    std::string name = (std::filesystem::temp_directory_path() / "gca_commands_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path = name;
     std::string text;  // words in a pattern that a tiny model can learn something of
     for (uint32_t i = 0; i < 6000; i++) text += format("%s %u; ", philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship", philox(3, Stream::task, i).word[1] % 10);
     write_file(path + "/text.txt", text);
     REQUIRE(run("tokenize --out " + path + "/shards/t --val 0.1 " + path + "/text.txt").exit == 0);
   }
-  ~Workshop() { remove_tree(path); }
 
   struct Result { int exit; std::string out; };
   // Runs the program; out: what it printed, errors too.
