@@ -701,14 +701,6 @@ TEST_CASE("GPU: copies, snapshots of a step, rows, and errors in words") {
   CHECK(bench.get(to, 8) == std::vector<float>{1, 2, 3, 0, 6, 7, 8, 0});
   gpu.copy_rows(to, 4, rows, 5, 0, 3);
 
-  auto error_of = [](auto&& body) -> std::string {
-    try {
-      body();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  };
   CHECK(error_of([&] { gpu.allocate(int64_t{1} << 50); }).find("out of GPU memory") == 0);
   CHECK(error_of([&] { GpuDevice none(gpu_count()); }).find("GPU number: expected 0 to") == 0);
   CHECK(error_of([&] { gpu.chunk_attention_forward(to, to, rows, {1, 2, 1, 258}); }).find("heads of 2 to 256 columns") != std::string::npos);
