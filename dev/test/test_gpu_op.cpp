@@ -145,7 +145,7 @@ void check_and_time(const std::string& name, const OpShape& shape, bool check) {
     Cpu<float, in_bf16> twin;
     const Outputs want = outputs_of(exact, name, shape, in_bf16), naive = outputs_of(twin, name, shape, in_bf16), got = outputs_of(gpu, name, shape, in_bf16);
     for (const auto& [output, expected] : want) {
-      const Errors ours = errors(got.at(output).values, expected.values, 0), theirs = errors(naive.at(output).values, expected.values, 0);
+      const Errors ours = errors(got.at(output).values, expected.values), theirs = errors(naive.at(output).values, expected.values);
       printf("%-8s error %.3g largest, %.3g rms; the naive twin's %.3g, %.3g\n", output.c_str(), ours.largest, ours.rms, theirs.largest, theirs.rms);
     }
   }

@@ -1,8 +1,8 @@
 // The GPU backend against the CPU's: each op, forward and backward, then the whole model, on the same inputs.
 // The measure: the error against Cpu<double> is at most twice that of the naive twin in the same precision (Cpu<float>, Cpu<float,true>),
-// or a few eps of the output's own type for what the twin does not round. Largest over largest entry, and RMS over RMS. Down the chain of a
-// whole model the two errors are draws of one size, and either may be a few times the other in one tensor: there four times, but twice
-// for all tensors together.
+// or a few eps of the output's own type for what the twin does not round. Largest over largest entry, and RMS over RMS. Both errors are sums
+// of many roundings, draws of one size: a result of a few numbers, or of numbers whose errors have one source, is compared over several draws
+// of the inputs together.
 // Everything runs twice and must give the same bits; results start as NaN, so that nothing is left unwritten.
 #include "../../model.h"
 #include "gpu_bench.h"
@@ -12,30 +12,24 @@ using namespace gca::test;
 
 namespace {
 
-// body(bench), on four backends; results named "exact ..." must agree with Cpu<double>'s in every number. chain: a whole model.
+// body(bench), on four backends; results named "exact ..." must agree with Cpu<double>'s in every number.
 template <class Act>
-void compare_in(const std::string& name, auto&& body, bool chain = false) {
+void compare_in(const std::string& name, auto&& body) {
   Gpu<Act>& gpu = *shared_device<Gpu<Act>>();
   Cpu<double> exact(1);
   Cpu<float, std::is_same_v<Act, bf16>> twin(1);
   const Outputs want = run(exact, body), naive = run(twin, body), got = run(gpu, body), again = run(gpu, body);
   CHECK(!want.empty());
-  const double factor = chain ? 4 : 2;
-  double all_ours = 0, all_theirs = 0;
   for (const auto& [output, expected] : want) {
     const std::string which = name + (std::is_same_v<Act, bf16> ? ", bf16: " : ", float: ") + output;
     CAPTURE(which);
     const Output& found = got.at(output);
     CHECK(found.bits == again.at(output).bits);
-    const Errors ours = errors(found.values, expected.values, expected.scale), theirs = errors(naive.at(output).values, expected.values, expected.scale);
+    const Errors ours = errors(found.values, expected.values), theirs = errors(naive.at(output).values, expected.values);
     const double floor = output.rfind("exact", 0) == 0 ? 0 : 4 * found.eps;
-    CHECK(ours.largest <= (floor > 0 ? std::fmax(factor * theirs.largest, floor) : 0));
-    CHECK(ours.rms <= (floor > 0 ? std::fmax(factor * theirs.rms, floor) : 0));
-    all_ours += ours.rms * ours.rms, all_theirs += theirs.rms * theirs.rms;
+    CHECK(ours.largest <= (floor > 0 ? std::fmax(2 * theirs.largest, floor) : 0));
+    CHECK(ours.rms <= (floor > 0 ? std::fmax(2 * theirs.rms, floor) : 0));
   }
-  CAPTURE(name);
-  // A chain of dozens of roundings may go worse in one small tensor, not in all of them together.
-  if (chain) CHECK(all_ours <= 2 * 2 * all_theirs);
 }
 // In both precisions: body(bench, whether inputs must be exact in bf16)
 void compare(const std::string& name, auto&& body) {
@@ -359,9 +353,9 @@ TEST_CASE("GPU: grouped cross attention") {
   for (const Size& size : {Size{1, 1, 1, 2, 2, 1, 1, true},
                            {2, 7, 3, 6, 7, 3, 2, true},
                            {1, 5, 2, 64, 64, 8, 1, true},
-                           {1, 4, 1, 96, 113, 2, 1, false},
-                           {1, 3, 1, 256, 128, 2, 1, true},
-                           {1, 3, 1, 10, 65, 2, 1, false},
+                           {8, 5, 1, 96, 113, 2, 1, false},  // so many rows that dw, one number a pick, has dozens
+                           {8, 5, 1, 256, 128, 2, 1, true},
+                           {8, 5, 1, 10, 65, 2, 1, false},
                            {1, 40, 1, 8, 4, 32, 1, true},
                            {1, 4, 1, 4, 3, 2, 70, false}})
     compare(format("grouped cross attention, S %d, d %d, K %d", size.S, size.d, size.K), [&](auto& bench, bool in_bf16) {
@@ -390,10 +384,7 @@ TEST_CASE("GPU: grouped cross attention") {
         bench.result("lse" + of, lse, stats);
         bench.result("dq" + of, dq, n * D);
         bench.result("delta" + of, delta, stats);
-        // dw sums H S deltas of either sign.
-        double scale = 0;
-        for (const stat& x : bench.get(delta, stats)) scale = std::fmax(scale, std::fabs(number(x)));
-        bench.result("dw" + of, dw, table, scale * std::sqrt(static_cast<double>(H) * S));
+        bench.result("dw" + of, dw, table);
       }
       bench.device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, s);
       bench.result("kv", kv, n * 2 * D);
@@ -530,14 +521,14 @@ struct ModelCase {
   Config config;
   int64_t B, C;
   int64_t slots() const { return C * config.chunk; }
-  Ids tokens() const {
-    Ids ids = random_ids(B * slots(), 1, config.vocab - 1);
+  Ids tokens(uint64_t draw) const {
+    Ids ids = random_ids(B * slots(), 1 + 1000 * draw, config.vocab - 1);
     for (size_t i = 0; i < ids.size(); i++)
       if (static_cast<int64_t>(i) % config.chunk == config.chunk - 1) ids[i] = static_cast<int32_t>(config.vocab - 1);
     return ids;
   }
-  Ids targets() const {
-    Ids ids = random_ids(B * slots(), 2, config.vocab);
+  Ids targets(uint64_t draw) const {
+    Ids ids = random_ids(B * slots(), 2 + 1000 * draw, config.vocab);
     for (size_t i = 0; i < ids.size(); i++)
       if (static_cast<int64_t>(i) % config.chunk == config.chunk - 1) ids[i] = -100;
     return ids;
@@ -553,10 +544,10 @@ const ModelCase model_cases[] = {
 };
 
 template <class Device>
-void draw_weights(DRT<Device>& net, bool in_bf16) {
+void draw_weights(DRT<Device>& net, bool in_bf16, uint64_t draw) {
   for (size_t i = 0; i < net.table.tensors.size(); i++) {
     const Tensor& t = net.table.tensors[i];
-    const Vec values = randoms(in_bf16, t.size(), 100 + i, t.columns ? 1 / std::sqrt(static_cast<double>(net.config.width)) : 0.3, t.columns ? 0 : 1);
+    const Vec values = randoms(in_bf16, t.size(), 100 + i + 1000 * draw, t.columns ? 1 / std::sqrt(static_cast<double>(net.config.width)) : 0.3, t.columns ? 0 : 1);
     const std::vector<typename Device::master> masters(values.begin(), values.end());
     net.device.upload(net.masters + t.offset, masters.data(), t.size() * static_cast<int64_t>(sizeof(typename Device::master)));
   }
@@ -565,14 +556,14 @@ void draw_weights(DRT<Device>& net, bool in_bf16) {
 
 // One step, then four more on the same batch. picks: of each group, (B,C+1,K); empty: picked here, and put there.
 template <class Bench>
-void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& picks) {
+void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& picks, uint64_t draw = 0) {
   using Device = std::remove_reference_t<decltype(bench.device)>;
   DRT<Device> net(bench.device, c.config);
   net.allocate();
   net.plan(c.B, c.slots());
   net.commit_activations();
-  draw_weights(net, in_bf16);
-  const Ids tokens = c.tokens(), targets = c.targets();
+  draw_weights(net, in_bf16, draw);
+  const Ids tokens = c.tokens(draw), targets = c.targets(draw);
   const std::vector<float> weights = random_values<float>(c.B * c.slots(), 3, 0.5, 1);
   const int64_t rows = c.B * c.slots(), D = c.config.width, table = c.B * (c.C + 1) * c.config.topk;
   const double scale = 1 / (static_cast<double>(rows) * static_cast<double>(c.config.chunk - 1) / static_cast<double>(c.config.chunk));
@@ -598,21 +589,24 @@ void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& pic
     }
     net.update({.lr = 1e-3, .weight_decay = 0.1, .clip = 1});
   }
-  bench.outputs["training losses"] = {losses, in_bf16 ? 1.0 / 256 : 1.0 / (1 << 23),
-                                      std::vector<char>(reinterpret_cast<char*>(losses.data()), reinterpret_cast<char*>(losses.data() + losses.size()))};
+  bench.outputs["training losses"].append(losses, in_bf16 ? 1.0 / 256 : 1.0 / (1 << 23));
 }
 
 }  // namespace
 
 TEST_CASE("GPU: the whole model, each tensor's gradient and five steps, with the picks of Cpu<double>") {
   if (no_gpu()) return;
+  const char* fewer = getenv("GCA_DRAWS");  // under compute-sanitizer one draw says it all, and takes minutes
+  const size_t draws = fewer ? static_cast<size_t>(atoi(fewer)) : 8;
   for (const ModelCase& c : model_cases) {
-    std::vector<Ids> picks;
-    compare_in<float>(
-        c.name, [&](auto& bench) { train(bench, c, false, picks); }, true);
-    picks.clear();
-    compare_in<bf16>(
-        c.name, [&](auto& bench) { train(bench, c, true, picks); }, true);
+    auto test = [&](auto act) {
+      using Act = decltype(act);
+      std::vector<std::vector<Ids>> picks(draws);
+      compare_in<Act>(c.name, [&](auto& bench) {
+        for (size_t draw = 0; draw < draws; draw++) train(bench, c, std::is_same_v<Act, bf16>, picks[draw], draw);
+      });
+    };
+    test(float()), test(bf16());
   }
 }
 
@@ -638,8 +632,8 @@ TEST_CASE("GPU: a row read by segments is the row read whole") {
           net.allocate();
           net.plan(1, c.slots());
           net.commit_activations();
-          draw_weights(net, false);
-          const Ids tokens = c.tokens();
+          draw_weights(net, false, 0);
+          const Ids tokens = c.tokens(0);
           const int64_t D = c.config.width, S = c.config.chunk;
           net.upload(tokens.data(), nullptr, nullptr, c.slots());
           net.forward({1, c.slots(), {}});
@@ -654,8 +648,7 @@ TEST_CASE("GPU: a row read by segments is the row read whole") {
             done += count;
           }
           net.close(stream);
-        },
-        true);
+        });
 }
 
 // ---- the device ---------------------------------------------------------------------------------------------------------------------------
