@@ -67,6 +67,13 @@ class GpuDevice {
   void take(Snapshot& snapshot, const StepState* state);
   StepState read(const Snapshot& snapshot);
 
+  // ---- algorithms of the products ----
+  // From now on each new shape's algorithm is the fastest, timed when the shape first comes, or the known one: text of products(), from
+  // an earlier run, or empty. Returns why that text is not used (another card, driver or library; damaged), else nothing.
+  std::string measure_products(const std::string& known);
+  std::string products() const;      // library, driver and card, then a line a shape
+  int products_measured() const;     // shapes timed so far
+
   // ---- retrieval's tables ----
   // Row 0 of each table: no pick, weight 0. pick, w (B,C+1,K)
   void no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K);

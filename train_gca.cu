@@ -8,6 +8,7 @@
 
 #include "dataloader.h"
 #include "runtime/commands.h"
+#include "runtime/products_cache.h"
 #include "runtime/run.h"
 
 namespace gca {
@@ -59,6 +60,7 @@ class Trainer {
   int train() {
     start();
     print_table();
+    choose_products(device_, run_.saved && run_.saved->state().has("products") ? run_.saved->state().at("products").string() : "");
     typename Device::Snapshot snapshots[2];
     const auto began = std::chrono::steady_clock::now();
     auto step_began = began;
@@ -76,6 +78,7 @@ class Trainer {
     for (; step_ < s_.steps && !stop_asked;) {
       one_step();
       device_.take(snapshots[step_ % 2], model_.state);
+      if (step_ == first_step) keep_products(device_);
       step_++;
       const bool due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || step_ == s_.steps;
       for (const int64_t until = Device::runs_ahead && !due && !stop_asked ? step_ - 1 : step_; reported < until; reported++)
@@ -209,6 +212,7 @@ class Trainer {
     state["data"] = stream_.state();
     state["device"] = device_.description();
     state["build"] = build_description();
+    if constexpr (requires { device_.products(); }) state["products"] = device_.products();
     try {
       write_checkpoint(s_.out, step_, {{SavedRun::model_file, [&](const std::string& path) { save_weights(path, model_); }},
                                        {SavedRun::optimizer_file, [&](const std::string& path) { save_optimizer(path, model_); }},

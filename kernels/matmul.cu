@@ -1,9 +1,10 @@
 // Matrix products y = x W^T by cuBLASLt: operands as they are stored, sums in float. The algorithm of a shape is chosen once, by
-// cuBLASLt's own ranking among those that give the same bits on every run, and kept.
+// cuBLASLt's own ranking or by time among those that give the same bits on every run, and kept.
 #include <cublasLt.h>
 
+#include <array>
 #include <map>
-#include <tuple>
+#include <sstream>
 
 #include "device.cuh"
 
@@ -41,10 +42,14 @@ uint32_t alignment(const void* address) {
 }  // namespace
 
 struct GpuDevice::Products {
-  // transposed a, b; m, n, k; types; whether C is added, and is not D itself; alignments
-  using Shape = std::tuple<bool, bool, int64_t, int64_t, int64_t, int, int, bool, bool, uint32_t, uint32_t, uint32_t, uint32_t>;
+  // transposed a, b; m, n, k; types in, out; whether C is added, and is not D itself; alignments of a, b, C, D
+  using Shape = std::array<int64_t, 13>;
+  static constexpr size_t words = sizeof(cublasLtMatmulAlgo_t) / sizeof(uint64_t);
   cublasLtHandle_t handle = nullptr;
   std::map<Shape, cublasLtMatmulAlgo_t> chosen;
+  std::map<Shape, cublasLtMatmulAlgo_t> known;  // of an earlier run: taken where cuBLASLt agrees
+  bool by_time = false;
+  int measured = 0;
 
   Products() { check(cublasLtCreate(&handle), "starting cuBLASLt"); }
   ~Products() { cublasLtDestroy(handle); }
@@ -67,13 +72,25 @@ struct GpuDevice::Products {
     check(cublasLtMatrixLayoutInit(&layout, type_of<Out>, static_cast<uint64_t>(m), static_cast<uint64_t>(n), m), doing);
 
     const Out* c = addend ? addend : result;
-    const Shape shape{a.transposed, b.transposed,     m, n, k, type_of<In>, type_of<Out>, addend != nullptr, c != result, alignment(a.data), alignment(b.data),
-                      alignment(c), alignment(result)};
+    const float one = 1, beta = addend ? 1 : 0;
+    auto run = [&](const cublasLtMatmulAlgo_t& algorithm, const Out* from, Out* to) {
+      return cublasLtMatmul(handle, &product, &one, a.data, &a_layout, b.data, &b_layout, &beta, from, &layout, to, &layout, &algorithm, workspace,
+                            static_cast<size_t>(workspace_bytes), stream);
+    };
+    const uint32_t a_bytes = alignment(a.data), b_bytes = alignment(b.data), c_bytes = alignment(c), d_bytes = alignment(result);
+    const Shape shape{a.transposed, b.transposed, m, n, k, type_of<In>, type_of<Out>, addend != nullptr, c != result, a_bytes, b_bytes, c_bytes, d_bytes};
     auto found = chosen.find(shape);
+    if (found == chosen.end()) {
+      if (const auto old = known.find(shape); old != known.end()) {
+        cublasLtMatmulHeuristicResult_t check_of{};
+        if (cublasLtMatmulAlgoCheck(handle, &product, &a_layout, &b_layout, &layout, &layout, &old->second, &check_of) == CUBLAS_STATUS_SUCCESS &&
+            check_of.workspaceSize <= static_cast<size_t>(workspace_bytes))
+          found = chosen.emplace(*old).first;
+      }
+    }
     if (found == chosen.end()) {
       const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // a sum split over k goes through the workspace, in order
       const uint64_t space = static_cast<uint64_t>(workspace_bytes);
-      const uint32_t a_bytes = alignment(a.data), b_bytes = alignment(b.data), c_bytes = alignment(c), d_bytes = alignment(result);
       cublasLtMatmulPreferenceOpaque_t wish;
       check(cublasLtMatmulPreferenceInit(&wish), doing);
       check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions), doing);
@@ -82,19 +99,93 @@ struct GpuDevice::Products {
       check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b_bytes, sizeof b_bytes), doing);
       check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c_bytes, sizeof c_bytes), doing);
       check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &d_bytes, sizeof d_bytes), doing);
-      cublasLtMatmulHeuristicResult_t best{};
+      constexpr int candidates = 24;
+      cublasLtMatmulHeuristicResult_t ranked[candidates] = {};
       int count = 0;
-      check(cublasLtMatmulAlgoGetHeuristic(handle, &product, &a_layout, &b_layout, &layout, &layout, &wish, 1, &best, &count), doing);
-      GCA_CHECK(count == 1 && best.state == CUBLAS_STATUS_SUCCESS, "%s: cuBLASLt has no algorithm for (%lld x %lld) by (%lld x %lld)", doing.what,
+      check(cublasLtMatmulAlgoGetHeuristic(handle, &product, &a_layout, &b_layout, &layout, &layout, &wish, by_time ? candidates : 1, ranked, &count), doing);
+      GCA_CHECK(count >= 1 && ranked[0].state == CUBLAS_STATUS_SUCCESS, "%s: cuBLASLt has no algorithm for (%lld x %lld) by (%lld x %lld)", doing.what,
                 static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(k), static_cast<long long>(n));
-      found = chosen.emplace(shape, best.algo).first;
+      int best = 0;
+      if (by_time && count > 1) {
+        // A result that is also added to is left alone: its product goes elsewhere meanwhile; cuBLASLt's first where there is no room.
+        Out* elsewhere = nullptr;
+        if (addend == result && cudaMalloc(reinterpret_cast<void**>(&elsewhere), static_cast<size_t>(m * n) * sizeof(Out)) != cudaSuccess) cudaGetLastError(), count = 1;
+        if (elsewhere) check(cudaMemsetAsync(elsewhere, 0, static_cast<size_t>(m * n) * sizeof(Out), stream), doing);
+        float best_ms = INFINITY;
+        for (int i = 0; i < count; i++) {
+          const float ms = shortest_ms(stream, [&] { return run(ranked[i].algo, elsewhere ? elsewhere : c, elsewhere ? elsewhere : result); });
+          if (ms < 0.99f * best_ms) best = i, best_ms = ms;  // cuBLASLt's order decides between equals
+        }
+        cudaFree(elsewhere);
+        measured++;
+      }
+      found = chosen.emplace(shape, ranked[best].algo).first;
     }
-    const float one = 1, beta = addend ? 1 : 0;
-    check(cublasLtMatmul(handle, &product, &one, a.data, &a_layout, b.data, &b_layout, &beta, c, &layout, result, &layout, &found->second, workspace,
-                         static_cast<size_t>(workspace_bytes), stream),
-          doing);
+    check(run(found->second, c, result), doing);
+  }
+
+  // Of six calls, the first not counted; infinite where it fails.
+  template <class Call>
+  static float shortest_ms(cudaStream_t stream, Call call) {
+    cudaEvent_t begin, end;
+    check(cudaEventCreate(&begin), "making an event");
+    check(cudaEventCreate(&end), "making an event");
+    float shortest = INFINITY;
+    for (int i = 0; i < 6; i++) {
+      check(cudaEventRecord(begin, stream), "timing products");
+      if (call() != CUBLAS_STATUS_SUCCESS) break;
+      check(cudaEventRecord(end, stream), "timing products");
+      check(cudaEventSynchronize(end), "timing products");
+      float ms = 0;
+      check(cudaEventElapsedTime(&ms, begin, end), "timing products");
+      if (i > 0) shortest = std::min(shortest, ms);
+    }
+    cudaEventDestroy(begin), cudaEventDestroy(end);
+    return shortest;
   }
 };
+
+// What the algorithms are good for: this library with this driver on this card.
+static std::string products_header(const std::string& card) { return format("products of cuBLASLt %zu on %s", cublasLtGetVersion(), card.c_str()); }
+
+std::string GpuDevice::products() const {
+  std::string text = products_header(description());
+  std::map<Products::Shape, cublasLtMatmulAlgo_t> all = products_->chosen;
+  all.insert(products_->known.begin(), products_->known.end());  // of other shapes too
+  for (const auto& [shape, algorithm] : all) {
+    text += "\n";
+    for (const int64_t x : shape) text += format("%lld ", static_cast<long long>(x));
+    uint64_t words[Products::words];
+    memcpy(words, &algorithm, sizeof words);
+    for (const uint64_t word : words) text += format("%016llx ", static_cast<unsigned long long>(word));
+  }
+  return text;
+}
+int GpuDevice::products_measured() const { return products_->measured; }
+
+std::string GpuDevice::measure_products(const std::string& known) {
+  products_->by_time = true, products_->chosen.clear(), products_->known.clear();
+  if (known.empty()) return "";
+  std::istringstream lines(known);
+  std::string line;
+  std::getline(lines, line);
+  if (const std::string here = products_header(description()); line != here) return "they are '" + line + "', this is '" + here + "'";
+  while (std::getline(lines, line)) {
+    std::istringstream fields(line);
+    Products::Shape shape;
+    uint64_t words[Products::words];
+    for (int64_t& x : shape) fields >> x;
+    fields >> std::hex;
+    for (uint64_t& word : words) fields >> word;
+    std::string more;
+    if (!fields || fields >> more) {
+      products_->known.clear();
+      return format("expected %zu numbers a line, found '%s'", shape.size() + Products::words, line.c_str());
+    }
+    memcpy(&products_->known[shape], words, sizeof words);
+  }
+  return "";
+}
 
 std::shared_ptr<GpuDevice::Products> GpuDevice::make_products() { return std::make_shared<Products>(); }
 

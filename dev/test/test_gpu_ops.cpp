@@ -125,6 +125,39 @@ TEST_CASE("GPU: products") {
               });
 }
 
+TEST_CASE("GPU: products by measured algorithms: right, kept, and not taken from elsewhere") {
+  if (no_gpu()) return;
+  auto run_on = [](auto& device, int64_t rows, bool add) {
+    Bench bench(device);
+    BENCH_TYPES(bench);
+    const act *x = bench.template put<act>(whole_numbers(rows * 64, 1)), *dy = bench.template put<act>(whole_numbers(rows * 128, 2));
+    grad* dW = bench.template put<grad>(whole_numbers(128 * 64, 3));
+    act* dx = bench.template put<act>(whole_numbers(rows * 64, 4));
+    device.matmul_backward_weight(dW, dy, x, rows, 64, 128);
+    device.matmul_backward_input(dx, dy, bench.template put<weight>(whole_numbers(128 * 64, 5)), add, rows, 64, 128);
+    bench.result("exact dW", dW, 128 * 64);
+    bench.result("dx", dx, rows * 64);
+    return std::pair{bench.outputs["exact dW"].values, bench.outputs["dx"].values};
+  };
+  Cpu<float> cpu(1);
+  Gpu<float> measuring, knowing;
+  CHECK(measuring.measure_products("") == "");
+  for (const bool add : {false, true}) CHECK(run_on(measuring, 203, add) == run_on(cpu, 203, add));  // whole numbers: sums are exact in any order
+  CHECK(measuring.products_measured() >= 2);
+  const std::string text = measuring.products();
+  CHECK(knowing.measure_products(text) == "");
+  run_on(knowing, 203, false), run_on(knowing, 203, true);
+  CHECK(knowing.products_measured() == 0);
+  CHECK(knowing.products() == text);
+  run_on(knowing, 96, false);
+  CHECK(knowing.products_measured() >= 1);
+  CHECK(knowing.products().size() > text.size());
+  CHECK(knowing.measure_products("products of cuBLASLt 1 on another card" + text.substr(text.find('\n'))).find("another card") != std::string::npos);
+  CHECK(knowing.measure_products(text.substr(0, text.size() - 20)).find("numbers a line, found") != std::string::npos);
+  CHECK(knowing.measure_products(text + "1").find("numbers a line, found") != std::string::npos);
+  CHECK(knowing.products().find('\n') == std::string::npos);
+}
+
 TEST_CASE("GPU: SwiGLU") {
   if (no_gpu()) return;
   struct Size {
