@@ -52,7 +52,12 @@ train_gca: build/gpu/train_gca.o $(KERNELS)
 	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
 build/gpu/test_gca: build/cpu/test_gca.o $(TESTS:%=build/cpu/%.o) $(patsubst dev/test/%.cpp,build/gpu/%.o,$(wildcard dev/test/test_gpu*.cpp)) $(KERNELS)
 	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
+build/gpu/bench: build/gpu/bench.o $(KERNELS)
+	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
 build/gpu/%.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(ALL_CXXFLAGS) -DGCA_CUDA -isystem $(CUDA)/include -x c++ -c $< -o $@
+build/gpu/%.o: dev/%.cu Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(ALL_CXXFLAGS) -DGCA_CUDA -isystem $(CUDA)/include -x c++ -c $< -o $@
 build/gpu/%.o: dev/test/%.cpp Makefile
@@ -74,8 +79,9 @@ deps:
 
 # Oracle files are made where there is numpy; the tests that read them say so where there is none.
 # Where a GPU answers, the program of tests has the GPU's too.
-TEST_PROGRAM = build/$(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),gpu,cpu)/test_gca
-test: build/cpu/train_gca $(if $(findstring gpu,$(TEST_PROGRAM)),train_gca) $(TEST_PROGRAM)
+HERE = $(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),gpu,cpu)
+TEST_PROGRAM = build/$(HERE)/test_gca
+test: build/cpu/train_gca $(if $(findstring gpu,$(HERE)),train_gca) $(TEST_PROGRAM)
 	@mkdir -p build/oracle
 	@for python in python3 /usr/bin/python3; do $$python -c 'import numpy' 2>/dev/null && exec $$python dev/make_oracle.py --test-set build/oracle; done; \
 	  echo "no python3 with numpy: no oracle files are made (make deps installs it)"
@@ -87,8 +93,9 @@ demo: build/cpu/train_gca
 # PEER: a folder with a PyTorch DRT (peer_drt.py), timed in the same call where PYTHON has torch.
 PEER ?= ../shared/peer
 PYTHON ?= python3
-bench: build/cpu/bench
+bench: build/cpu/bench $(if $(findstring gpu,$(HERE)),build/gpu/bench build/gpu/test_gca)
 	build/cpu/bench
+	$(if $(findstring gpu,$(HERE)),build/gpu/bench && build/gpu/test_gca --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --dtype bf16 --check off)
 	@if [ -e $(PEER)/peer_drt.py ]; then $(PYTHON) dev/bench_peer.py $(PEER) || true; else echo "no PyTorch peer in $(PEER): only this program is timed"; fi
 
 format:

@@ -1,4 +1,4 @@
-// test_gca --op NAME [--B --C ... --dtype float|bf16]: one op of the GPU backend, for whoever writes a kernel: its error against
+// test_gca --op NAME|all [--B --C ... --dtype float|bf16]: one op of the GPU backend, for whoever writes a kernel: its error against
 // Cpu<double>, the naive twin's error, and its time.
 #include <cstdio>
 #include <functional>
@@ -10,6 +10,10 @@
 
 namespace gca::test {
 namespace {
+
+const char* const op_names[] = {"gca_forward", "gca_backward_query", "gca_backward_memory", "sliding_attention_forward", "sliding_attention_backward",
+                                "chunk_attention_forward", "chunk_attention_backward", "chunk_retrieval_forward", "rmsnorm_forward", "rmsnorm_backward",
+                                "swiglu_forward", "swiglu_backward", "matmul_forward", "cross_entropy"};
 
 struct OpShape { int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304; };
 
@@ -26,7 +30,12 @@ struct Op {
   double work = 0, bytes = 0;  // floating-point operations; bytes that must move, or 0 where the op is bound by arithmetic
   std::function<void()> call{}, results{};
 
-  act* input(int64_t n, uint64_t seed) { return bench.template put<act>(randoms(in_bf16, n, seed)); }
+  // Large ones repeat after four million numbers, which are drawn in a moment.
+  act* input(int64_t n, uint64_t seed) {
+    Vec values = randoms(in_bf16, std::min<int64_t>(n, 1 << 22), seed);
+    for (size_t i = values.size(), period = i; i < at(n); i++) values.push_back(values[i - period]);
+    return bench.template put<act>(values);
+  }
   act* output(int64_t n) { return bench.template make<act>(n); }
 
   // False where there is no op of that name.
@@ -109,7 +118,7 @@ struct Op {
       work = 2 * static_cast<double>(R * D) * static_cast<double>(F), call = [=, &device] { device.matmul_forward(y, x, W, nullptr, R, D, F); };
       results = [=, this] { bench.result("y", y, R * F); };
     } else if (name == "cross_entropy") {
-      const int64_t V = s.V;
+      const int64_t V = s.V, R = std::min(B * T, GpuDevice::logits_bytes / (V * static_cast<int64_t>(sizeof(act))));  // a piece
       act *original = input(R * V, 1), *logits = output(R * V);
       const int32_t* target = bench.put(random_ids(R, 2, V));
       stat* loss = bench.template make<stat>(R);
@@ -128,9 +137,7 @@ template <class Device>
 Outputs outputs_of(Device& device, const std::string& name, const OpShape& shape, bool in_bf16) {
   Bench<Device> bench(device);
   Op<Device> op{bench, shape, in_bf16};
-  if (!op.prepare(name))
-    throw UsageError("--op: expected gca_forward, gca_backward_query, gca_backward_memory, sliding_attention_forward, sliding_attention_backward, chunk_attention_forward, "
-                     "chunk_attention_backward, chunk_retrieval_forward, rmsnorm_forward, rmsnorm_backward, swiglu_forward, swiglu_backward, matmul_forward or cross_entropy, found '" + name + "'");
+  GCA_CHECK(op.prepare(name), "op %s", name.c_str());
   op.call();
   op.results();
   return std::move(bench.outputs);
@@ -180,7 +187,7 @@ int check_op(const std::vector<std::string>& arguments) {
     std::string dtype = "float";
     bool check = true;
     Flags flags("--op", "Checks one op of the GPU backend against Cpu<double>, and times it.");
-    flags.add_rest(name, "NAME", true);
+    flags.add_rest(name, "NAME|all", true);
     flags.add("B", s.B, 1, 1 << 20, "rows");
     flags.add("C", s.C, 1, 1 << 20, "chunks a row");
     flags.add("S", s.S, 2, 128, "slots a chunk");
@@ -197,8 +204,16 @@ int check_op(const std::vector<std::string>& arguments) {
       return 0;
     }
     flags.parse(arguments);
-    if (dtype == "bf16") check_and_time<bf16>(name[0], s, check);
-    else check_and_time<float>(name[0], s, check);
+    std::string all;
+    bool known = false;
+    for (const std::string op : op_names) {
+      all += op + ", ";
+      if (name[0] != op && name[0] != "all") continue;
+      known = true;
+      if (dtype == "bf16") check_and_time<bf16>(op, s, check);
+      else check_and_time<float>(op, s, check);
+    }
+    if (!known) throw UsageError("--op: expected " + all + "or all, found '" + name[0] + "'");
     return 0;
   } catch (const std::exception& error) {
     fprintf(stderr, "test_gca: %s\n", error.what());
