@@ -1,0 +1,128 @@
+"""The losses of a training run of ours against a PyTorch DRT's: same initial weights, same rows, same optimiser, no noise.
+
+    train_gca train FLAGS --noise off --steps 1 --lr 0 --lr-final 0 --weight-decay 0 --out INIT      # the initial weights
+    train_gca train FLAGS --noise off --steps 500 --save-every 500 --out RUN
+    peer_curve.py FOLDER INIT/step_00000001 RUN/step_00000500 [--device cuda]
+
+FOLDER holds peer_drt.py. Prints both losses at every tenth step and the largest difference; exit 1 where one is over 1%. Needs torch."""
+import argparse, glob, json, math, os, struct, sys, time
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("folder")
+parser.add_argument("init")
+parser.add_argument("run")
+parser.add_argument("--device", default="cpu")
+arguments = parser.parse_args()
+sys.path.insert(0, arguments.folder)
+try:
+    import numpy as np, torch
+except ImportError:
+    sys.exit("peer_curve.py needs numpy and torch: pip install numpy torch")
+from peer_drt import DRT, Config
+
+state = json.load(open(arguments.run + "/state.json"))
+s = state["settings"]
+number = lambda name: float(s[name]) if "." in s[name] or "e" in s[name] else int(s[name])
+B, C, S, seed, steps = (number(n) for n in ("batch", "chunks", "chunk", "seed", "steps"))
+if s["noise"] != "off" or s["no-cross"] != "off":
+    sys.exit(f"{arguments.run}: expected a run with --noise off and rows that cross documents, found noise {s['noise']}, no-cross {s['no-cross']}")
+
+
+def tensors(path):
+    with open(path, "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        data = np.frombuffer(file.read(), np.float32)
+    return {n: torch.from_numpy(data[t["data_offsets"][0] // 4 : t["data_offsets"][1] // 4].reshape(t["shape"]).copy()) for n, t in header.items() if n != "__metadata__"}
+
+
+def peer_name(name):
+    """The released model's name in the peer's words."""
+    for ours, theirs in (("model.embed_tokens", "emb"), ("model.lower_layers", "lower"), ("model.enc_prenorm", "enc_prenorm"), ("model.encoder.layers", "encoder"),
+                         ("model.encoder.norm", "enc_norm"), ("model.chunk_k_proj", "ck"), ("model.chunk_v_proj", "cv"), ("model.lmk_norms", "lmk_norm"),
+                         ("model.upper_layers", "upper"), ("model.norm", "norm"), ("gca.pre_norm", "gca.norm"), ("gca.q_proj", "gca.q"), ("gca.o_proj", "gca.o"),
+                         ("self_attn", "attn"), ("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("o_proj", "o"), ("gate_proj", "gate"), ("up_proj", "up"),
+                         ("down_proj", "down"), ("input_layernorm", "n1"), ("post_attention_layernorm", "n2")):
+        name = name.replace(ours, theirs)
+    return name.replace(".attn.", ".") if name.startswith("encoder") else name
+
+
+# ---- rows: dataloader.h in Python ----
+M = 0xFFFFFFFF
+def philox(key, stream, c0, c1, c2, c3):
+    k0, k1 = key & M, ((key >> 32) + stream * 0x632BE5AB) & M
+    for _ in range(10):
+        a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & M, (a >> 32) ^ c3 ^ k1, a & M
+        k0, k1 = (k0 + 0x9E3779B9) & M, (k1 + 0xBB67AE85) & M
+    return c0
+
+def permuted(index, count, epoch):
+    half = ((count - 1).bit_length() + 1) // 2
+    mask, place = (1 << half) - 1, index
+    while True:
+        left, right = place >> half, place & mask
+        for r in range(8):
+            left, right = right, left ^ (philox(seed, 2, right & M, r, epoch & M, epoch >> 32) & mask)
+        place = left << half | right
+        if place < count:
+            return place
+
+shards = sorted(glob.glob(s["data"]))
+stream = np.concatenate([np.fromfile(f, "<u2", offset=1024) for f in shards]).astype(np.int64)
+step_tokens = C * (S - 1)
+count = (len(stream) - 1) // step_tokens
+weights = tensors(arguments.init + "/model.safetensors")
+V = weights["model.embed_tokens.weight"].shape[0]
+landmark = V - 1 if V == 50265 else V - 6  # GPT-2's vocabulary in the paper's order; else end-of-text, landmark and five more after the tokens
+
+def row(index):
+    first = permuted(index % count, count, index // count) * step_tokens
+    window = stream[first : first + step_tokens + 1]
+    tokens, targets = np.full((C, S), landmark), np.full((C, S), -100)
+    tokens[:, :-1], targets[:, :-1] = window[:-1].reshape(C, S - 1), window[1:].reshape(C, S - 1)
+    return tokens.reshape(-1), targets.reshape(-1)
+
+
+# ---- the peer's training ----
+cuda = arguments.device == "cuda"
+config = Config(vocab=V, width=number("width"), heads=number("heads"), ffn=number("ffn"), lower=number("lower"), groups=tuple(int(g) for g in s["groups"].split(",")),
+                encoder=number("encoder"), chunk=S, topk=number("topk"), window=number("window"), null_slot=s["null-slot"] == "on", impl="flex" if cuda else "dense")
+model = DRT(config)
+model.load_state_dict({peer_name(n): t for n, t in weights.items()})
+model.to(arguments.device)
+matrices = [p for p in model.parameters() if p.dim() > 1]
+gains = [p for p in model.parameters() if p.dim() == 1]
+optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": number("weight-decay")}, {"params": gains, "weight_decay": 0.0}], betas=(number("beta1"), number("beta2")),
+                              eps=1e-8, fused=cuda)
+lr, lr_final, warmup = number("lr"), number("lr-final"), number("warmup")
+warmup = warmup if warmup >= 0 else steps // 50
+
+def rate(step):
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr_final + 0.5 * (lr - lr_final) * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+ours = {line["step"]: line["loss"] for line in map(json.loads, open(os.path.dirname(arguments.run.rstrip("/")) + "/log.jsonl")) if "loss" in line}
+forward = torch.compile(model) if cuda else model
+worst, began, losses = 0.0, time.time(), []
+for step in range(steps):
+    for group in optimizer.param_groups:
+        group["lr"] = rate(step)
+    tokens, targets = (torch.from_numpy(np.stack(x)).to(arguments.device) for x in zip(*(row(step * B + b) for b in range(B))))
+    with torch.autocast(arguments.device, torch.bfloat16, enabled=cuda):
+        loss = forward(tokens, targets, [torch.zeros(B, C, C, device=arguments.device) for _ in config.groups])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), number("clip"))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    losses.append(loss.detach())  # read late: the GPU need not wait
+    if step == 4:
+        losses[-1].item()
+        began = time.time()
+for step in range(10, steps + 1, 10):
+    theirs = losses[step - 1].item()
+    difference = ours[step] / theirs - 1
+    worst = max(worst, abs(difference))
+    print(f"step {step:5}  ours {ours[step]:.4f}  PyTorch {theirs:.4f}  {100 * difference:+.2f}%")
+print(f"largest difference {100 * worst:.2f}%; PyTorch {torch.__version__}, {(time.time() - began) / max(1, steps - 5) * 1e3:.1f} ms a step after the first five")
+sys.exit(worst > 0.01)
