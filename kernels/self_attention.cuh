@@ -83,7 +83,9 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_forward
       if (t * tile_size >= kind.d) break;
       kind.load_v(b, at.b, at.h, j0, t);
       __syncthreads();
-      multiply_nn(o[f], p, b, tile_size);
+      clear(score);
+      multiply_nn(score, p, b, tile_size);
+      add(o[f], score);
       __syncthreads();
     }
   }
@@ -166,7 +168,9 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_backwar
       if (t * tile_size >= kind.d) break;
       kind.load_k(b, at.b, at.h, j0, t);
       __syncthreads();
-      multiply_nn(sum[f], ds_tile, b, tile_size);
+      clear(p);
+      multiply_nn(p, ds_tile, b, tile_size);
+      add(sum[f], p);
       __syncthreads();
     }
   }
@@ -202,8 +206,12 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_backwar
       load_dout(a, outputs, kind, at.b, at.h, i0, t);
       kind.load_q(b, at.b, at.h, i0, t);
       __syncthreads();
-      multiply_tn(dv[f], p_tile, a, tile_size);
-      multiply_tn(dk[f], ds_tile, b, tile_size);
+      clear(p);
+      multiply_tn(p, p_tile, a, tile_size);
+      add(dv[f], p);
+      clear(p);
+      multiply_tn(p, ds_tile, b, tile_size);
+      add(dk[f], p);
       __syncthreads();
     }
   }

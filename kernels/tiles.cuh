@@ -27,6 +27,13 @@ __device__ inline void clear(Fragment& f) {
     for (int j = 0; j < 4; j++) f[i][j] = 0;
 }
 
+__device__ inline void add(Fragment& sum, const Fragment& f) {
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++) sum[i][j] += f[i][j];
+}
+
 // tile = columns 0.. of the rows that row_of(0..63) points at; zero past `columns`, and where row_of gives null.
 template <class RowOf>
 __device__ inline void load_tile(Tile& tile, RowOf row_of, int columns) {
