@@ -67,12 +67,13 @@ template <int n>
 __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
-// 2^x, relative error 2^-22; 0 for minus infinity
+// 2^x, relative error 2^-22; 0 for minus infinity. log2 of a normal number, absolute error 2^-22 near 1, relative elsewhere.
 __device__ inline float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+__device__ inline float fast_log2(float x) { return __log2f(x); }
 constexpr float log2_e = 1.44269504f, ln_2 = 0.69314718f;
 
 __device__ inline uint32_t pack_pair(float low, float high) {
@@ -128,10 +129,10 @@ __device__ inline void load_right_columns(Operand& right, uint32_t tile, int row
   ldmatrix_transposed(right, corner<width>(tile, lane_by_rows<width>(), row, column));
 }
 
-// Starts copying `rows` rows, `stride` elements apart, into a tile, by `threads` threads (a multiple of width / 8) that all call it;
-// rows from `there` on become zero.
-template <int width, int rows, int threads>
-__device__ inline void copy_tile_async(uint32_t tile, const bf16* from, int64_t stride, int there = rows) {
+// Starts copying `rows` rows, `stride` elements apart, into a tile, by `threads` threads (a multiple of width / 8) that all call it.
+// The second form: rows from `there` on become zero.
+template <int width, int rows, int threads, class CopyRow>
+__device__ inline void copy_rows_async(uint32_t tile, const bf16* from, int64_t stride, CopyRow copy_row) {
   constexpr int pieces = width / 8, at_once = threads / pieces;
   static_assert(threads % pieces == 0 && rows % at_once == 0, "every thread copies the same number of pieces");
   const int piece = static_cast<int>(threadIdx.x) % pieces, first = static_cast<int>(threadIdx.x) / pieces;
@@ -139,8 +140,18 @@ __device__ inline void copy_tile_async(uint32_t tile, const bf16* from, int64_t 
 #pragma unroll
   for (int i = 0; i < rows / at_once; i++) {
     const int row = first + i * at_once;
-    copy_async(tile + piece_at<width>(row, piece), row < there ? from + i * at_once * stride : from - first * stride, row < there);
+    copy_row(tile + piece_at<width>(row, piece), from, row);
+    from += at_once * stride;  // step by step: the products of i and the stride would all be kept in registers
   }
+}
+template <int width, int rows, int threads>
+__device__ inline void copy_tile_async(uint32_t tile, const bf16* from, int64_t stride) {
+  copy_rows_async<width, rows, threads>(tile, from, stride, [](uint32_t to, const bf16* at, int) { copy_async(to, at); });
+}
+template <int width, int rows, int threads>
+__device__ inline void copy_tile_async(uint32_t tile, const bf16* from, int64_t stride, int there) {
+  copy_rows_async<width, rows, threads>(tile, from, stride,
+                                        [=](uint32_t to, const bf16* at, int row) { copy_async(to, row < there ? at : from, row < there); });
 }
 
 // ---- products of a warp: 16 * blocks rows -------------------------------------------------------------------------------------------
@@ -215,9 +226,9 @@ __device__ inline void multiply_columns(Sum (&sum)[blocks][width / 8], const Ope
 }
 
 // A warp's sums, rounded, as rows row.. of a tile, and from there to global memory in pieces of 16 bytes: rows `stride` apart, `to` being
-// where the tile's row 0 goes; only rows before `end`. No other warp may use these rows of the tile meanwhile.
+// where the tile's row 0 goes; only rows from `begin` to before `end`. No other warp may use these rows of the tile meanwhile.
 template <int width, int blocks>
-__device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row, const Sum (&sum)[blocks][width / 8], int end) {
+__device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row, const Sum (&sum)[blocks][width / 8], int end, int begin = 0) {
   char* bytes = reinterpret_cast<char*>(tile);
   const int lane = lane_id();
   __syncwarp();
@@ -234,7 +245,7 @@ __device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row,
 #pragma unroll
   for (int i = 0; i < 16 * blocks / at_once; i++) {
     const int r = row + i * at_once + lane / pieces, piece = lane % pieces;
-    if (r < end) *reinterpret_cast<uint4*>(to + r * stride + piece * 8) = *reinterpret_cast<const uint4*>(bytes + piece_at<width>(r, piece));
+    if (r >= begin && r < end) *reinterpret_cast<uint4*>(to + r * stride + piece * 8) = *reinterpret_cast<const uint4*>(bytes + piece_at<width>(r, piece));
   }
 }
 

@@ -180,17 +180,27 @@ TEST_CASE("GPU: SwiGLU") {
 
 TEST_CASE("GPU: sliding attention") {
   if (no_gpu()) return;
-  for (const SlidingShape& s : {SlidingShape{1, 1, 1, 2, 3},
-                                {2, 113, 3, 6, 7},
-                                {1, 203, 2, 64, 128},
-                                {1, 70, 1, 6, 0},
-                                {1, 130, 1, 96, 1000},
-                                {1, 129, 2, 256, 64},
-                                {2, 64, 5, 10, 63}})
+  struct Case {
+    SlidingShape s;
+    double deviation = 1;  // of q, k and v; 6: logits of a row lie hundreds apart, more than e^x of their distance to the first one holds
+  };
+  for (const auto& [s, deviation] : {Case{{1, 1, 1, 2, 3}},
+                                     {{2, 113, 3, 6, 7}},
+                                     {{1, 203, 2, 64, 128}},
+                                     {{1, 70, 1, 6, 0}},
+                                     {{1, 130, 1, 96, 1000}},
+                                     {{1, 129, 2, 256, 64}},
+                                     {{2, 64, 5, 10, 63}},
+                                     {{2, 300, 3, 32, 70}},
+                                     {{1, 330, 12, 64, 200}},
+                                     {{1, 65, 2, 64, 1}},
+                                     {{1, 193, 1, 64, 1000}},
+                                     {{1, 260, 2, 128, 64}},
+                                     {{1, 260, 2, 64, 150}, 6}})
     compare(format("sliding attention, T %lld, d %d, W %lld", static_cast<long long>(s.T), s.d, static_cast<long long>(s.W)), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const int64_t D = s.H * s.d, n = s.B * s.T;
-      const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 2));
+      const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1, deviation)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 2));
       act *out = bench.template make<act>(n * D), *dqkv = bench.template make<act>(n * 3 * D);
       stat* lse = bench.template make<stat>(s.B * s.H * s.T);
       bench.device.sliding_attention_forward(out, lse, qkv, nullptr, s);
@@ -206,10 +216,10 @@ TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
   auto test = [](auto& gpu) {
     using act = typename std::remove_reference_t<decltype(gpu)>::act;
     Bench bench(gpu);
-    for (const int64_t W : {0, 7, 70, 128}) {
-      const SlidingShape s{1, 203, 2, 10, W};
+    for (const auto& [W, d] : std::vector<std::pair<int64_t, int>>{{0, 10}, {7, 10}, {70, 10}, {128, 10}, {0, 64}, {70, 32}, {128, 64}, {70, 128}}) {
+      const SlidingShape s{1, 203, 2, d, W};
       const int64_t D = s.H * s.d;
-      const act* qkv = bench.template put<act>(randoms(true, s.T * 3 * D, 1));
+      const act* qkv = bench.template put<act>(randoms(true, s.T * 3 * D, 1, 3));
       act *whole = bench.template make<act>(s.T * D), *pieces = bench.template make<act>(s.T * D),
           *ring = bench.template make<act>(std::max<int64_t>(1, W) * 2 * D);
       float* lse = bench.template make<float>(s.H * s.T);
@@ -222,6 +232,7 @@ TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
         done += count;
       }
       CAPTURE(W);
+      CAPTURE(d);
       bench.result("whole", whole, done * D);
       bench.result("pieces", pieces, done * D);
       CHECK(done == s.T);
@@ -234,7 +245,7 @@ TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
 
 TEST_CASE("GPU: chunk attention") {
   if (no_gpu()) return;
-  for (const ChunkShape& s : {ChunkShape{1, 2, 1, 2}, {3, 7, 3, 6}, {2, 64, 2, 64}, {1, 113, 1, 96}, {1, 203, 2, 10}, {1, 65, 1, 256}})
+  for (const ChunkShape& s : {ChunkShape{1, 2, 1, 2}, {3, 7, 3, 6}, {2, 64, 2, 64}, {1, 113, 1, 96}, {1, 203, 2, 10}, {1, 65, 1, 256}, {3, 64, 1, 32}, {2, 64, 3, 128}})
     compare(format("chunk attention, S %d, d %d", s.S, s.d), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const int64_t D = s.H * s.d, n = s.N * s.S;
