@@ -62,7 +62,7 @@ __global__ void turn_back_kernel(Act* dqkv, const float* rotation, int64_t N, in
 // bounds it is the memory's rate: every number is read once and written once.
 constexpr int chunk_slots = 64, chunk_threads = 128;
 template <int d>
-constexpr int chunk_tile_bytes = chunk_slots * row_bytes<d>;
+constexpr int chunk_tile_bytes = row_bytes<chunk_slots * d>;  // rows lie without gaps
 template <int d>
 constexpr int chunk_forward_bytes = 3 * chunk_tile_bytes<d>;
 template <int d>
@@ -253,9 +253,8 @@ __global__ void __launch_bounds__(chunk_threads, d == 128 ? 2 : 4) chunk_backwar
 
 bool on_tensor_cores(const ChunkShape& s) { return s.S == chunk_slots && mma_head(s.d) && !plain_attention(); }
 void forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const InChunk<bf16>& w) {
-  with_mma_head(w.d, [&](auto d) {
-    launch("chunk attention", stream, chunk_forward_kernel<d>, w.B * w.H, chunk_threads, chunk_forward_bytes<d>, out, lse, w);
-  });
+  with_mma_head(w.d,
+                [&](auto d) { launch("chunk attention", stream, chunk_forward_kernel<d>, w.B * w.H, chunk_threads, chunk_forward_bytes<d>, out, lse, w); });
 }
 void backward_on_tensor_cores(cudaStream_t stream, bf16* dqkv, const bf16* dout, const float* lse, const InChunk<bf16>& w) {
   with_mma_head(w.d, [&](auto d) {

@@ -412,8 +412,7 @@ __global__ void __launch_bounds__(window_threads, Plan::residents) window_backwa
       const uint32_t pair = ring + tile % stages * 2 * Plan::tile_bytes;
       copy_rows<d, slots_a_tile>(pair, q_from + query * 3 * D, 3 * w.H * d, there);
       copy_rows<d, slots_a_tile>(pair + Plan::tile_bytes, dout_from + query * D, w.H * d, there);
-      if (threadIdx.x < statistics_bytes / 16)
-        copy_async(statistics_ring + tile % stages * statistics_bytes + threadIdx.x * 16, statistics_from + query);
+      if (threadIdx.x < statistics_bytes / 16) copy_async(statistics_ring + tile % stages * statistics_bytes + threadIdx.x * 16, statistics_from + query);
     }
     commit_copies();
   };
@@ -433,7 +432,8 @@ __global__ void __launch_bounds__(window_threads, Plan::residents) window_backwa
     copy(tile + stages - 1);
     if (Plan::kept && tile == 0) load_lefts<d, blocks>(k, k_tile, my.warp_row), load_lefts<d, blocks>(v, v_tile, my.warp_row);
     const uint32_t q_tile = ring + tile % stages * 2 * Plan::tile_bytes, dout_tile = q_tile + Plan::tile_bytes;
-    const float4* statistics = reinterpret_cast<const float4*>(reinterpret_cast<const char*>(k_memory) + (statistics_ring - k_tile) + tile % stages * statistics_bytes);
+    const float4* statistics =
+        reinterpret_cast<const float4*>(reinterpret_cast<const char*>(k_memory) + (statistics_ring - k_tile) + tile % stages * statistics_bytes);
 #pragma unroll 1
     for (int i0 = 0; i0 < slots_a_tile; i0 += step) {
       const int query = tile * slots_a_tile + i0;  // of the step's first column
@@ -528,12 +528,20 @@ void Gpu<Act>::sliding_attention_forward(Act* out, float* lse, const Act* qkv, c
 template <class Act>
 void Gpu<Act>::sliding_attention_backward(Act* dqkv, const Act* dout, const Act* qkv, const Act* out, const float* lse, const SlidingShape& s) {
   GCA_CHECK(s.first_slot == 0, "backward takes whole rows");
-  const Sliding<Act> window{s.B, s.T, s.W, 0, s.H, s.d, qkv, nullptr};
-  if constexpr (std::is_same_v<Act, bf16>)
-    if (mma_head(s.d) && !plain_attention()) {
-      float2* statistics = scratch<float2>(s.B * s.H * round_up(s.T, slots_a_tile));
-      return backward_on_tensor_cores(stream_, dqkv, WindowGradient{dout, out, lse, statistics}, window);
+  if constexpr (std::is_same_v<Act, bf16>) {
+    // Rows by as many as there is room for the statistics of.
+    const int64_t D = static_cast<int64_t>(s.H) * s.d, a_row = s.H * round_up(s.T, slots_a_tile),
+                  at_once = scratch_bytes / static_cast<int64_t>(sizeof(float2)) / a_row;
+    if (mma_head(s.d) && !plain_attention() && at_once > 0) {
+      for (int64_t b = 0; b < s.B; b += at_once) {
+        const int64_t rows = std::min(at_once, s.B - b), slot = b * s.T;
+        backward_on_tensor_cores(stream_, dqkv + slot * 3 * D, {dout + slot * D, out + slot * D, lse + slot * s.H, scratch<float2>(rows * a_row)},
+                                 {rows, s.T, s.W, 0, s.H, s.d, qkv + slot * 3 * D, nullptr});
+      }
+      return;
     }
+  }
+  const Sliding<Act> window{s.B, s.T, s.W, 0, s.H, s.d, qkv, nullptr};
   launch_attention_backward("sliding attention, backward", stream_, dqkv, AttentionOutputs<Act>{dout, out, lse}, window);
 }
 template <class Act>
