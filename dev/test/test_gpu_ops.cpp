@@ -610,6 +610,10 @@ const ModelCase model_cases[] = {
      {.vocab = 130, .width = 30, .heads = 3, .ffn = 17, .lower = 0, .groups = {1}, .encoder = 2, .chunk = 5, .topk = 8, .window = 3, .null_slot = false},
      1,
      11},
+    {"chunks of 64 and heads of 32",
+     {.vocab = 40, .width = 64, .heads = 2, .ffn = 48, .lower = 1, .groups = {1}, .encoder = 1, .chunk = 64, .topk = 2, .window = 100},
+     1,
+     6},
     {"sliding window alone", {.vocab = 31, .width = 16, .heads = 2, .ffn = 24, .lower = 2, .groups = {}, .encoder = 0, .chunk = 16, .window = 70}, 2, 7},
 };
 
