@@ -143,8 +143,8 @@ class TokenStream {
   const std::string& notes() const { return notes_; }
 
   // out (count) = the tokens from place `first` on. first + count must be at most tokens(). A file that has shrunk, or an id outside
-  // the vocabulary, is an Error.
-  void read(int64_t first, int64_t count, int32_t* out) const {
+  // the vocabulary, is an Error; with any_id such an id is given as it is (negative if it is above INT32_MAX).
+  void read(int64_t first, int64_t count, int32_t* out, bool any_id = false) const {
     GCA_CHECK(first >= 0 && count >= 0 && count <= tokens_ - first, "tokens %lld + %lld of %lld", static_cast<long long>(first),
               static_cast<long long>(count), static_cast<long long>(tokens_));
     auto shard = std::upper_bound(shards_.begin(), shards_.end(), first, [](int64_t place, const Shard& s) { return place < s.first; }) - 1;
@@ -161,7 +161,7 @@ class TokenStream {
         out[i] = static_cast<int32_t>(id);
         largest = std::max(largest, id);
       }
-      if (largest >= static_cast<uint32_t>(vocab_size_))
+      if (!any_id && largest >= static_cast<uint32_t>(vocab_size_))
         throw Error(format("'%s': expected token ids below %d, the size of the vocabulary, found %u among tokens %lld to %lld; it was made "
                            "with another tokenizer or is damaged",
                            shard->file.path().c_str(), vocab_size_, largest, static_cast<long long>(at), static_cast<long long>(at + here - 1)));
@@ -305,7 +305,7 @@ class Rows {
  private:
   // One pass over the stream. A document goes from its end-of-text token to the next one, which it still predicts.
   void find_documents() {
-    const int64_t step = chunks_ * (slots_ - 1), block = 1 << 20;
+    const int64_t step = chunks_ * (slots_ - 1), block = std::clamp<int64_t>(stream_.tokens(), 1, 1 << 20);
     std::vector<int32_t> ids(static_cast<size_t>(block));
     const auto close = [&](int64_t end) {  // one past the last token that is a target
       if (!starts_.empty()) count_ += ceil_div(end - starts_.back() - 1, step);

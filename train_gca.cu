@@ -297,6 +297,7 @@ struct Command {
   int (*run)(const std::vector<std::string>& arguments);
 };
 const Command commands[] = {
+    {"tokenizer-train", "learns a byte-level BPE from text files", tokenizer_train_command},
     {"tokenize", "text files to token shards", tokenize_command},
     {"encode", "text on standard input to token ids", encode_command},
     {"decode", "token ids on standard input to text", decode_command},
@@ -305,13 +306,13 @@ const Command commands[] = {
     {"generate", "continues a text", generate_command},
     {"inspect", "what each chunk of a text fetches", inspect_command},
     {"verify", "an oracle's file through forward, backward and optimiser", verify_command},
-    {"info", "tensors, work and memory of a model", info_command},
+    {"info", "tensors, work and memory of a model; what token shards hold", info_command},
 };
 
 int run_program(const std::vector<std::string>& arguments) {
   if (arguments.empty() || arguments[0] == "help" || arguments[0] == "--help" || arguments[0] == "-h") {
     printf("train_gca COMMAND [flags]; train_gca COMMAND --help tells the flags\n");
-    for (const Command& command : commands) printf("  %-10s %s\n", command.name, command.does);
+    for (const Command& command : commands) printf("  %-16s %s\n", command.name, command.does);
     return 0;
   }
   std::vector<std::string> names;

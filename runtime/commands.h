@@ -1,5 +1,6 @@
-// The commands that read a checkpoint or need none: tokenize, encode, decode, eval, generate, inspect, verify, info.
+// The commands that read a checkpoint or need none: tokenizer-train, tokenize, encode, decode, eval, generate, inspect, verify, info.
 #pragma once
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -12,7 +13,7 @@
 #ifdef GCA_CUDA
 #include "../gca_kernels.cuh"
 #endif
-#include "../tokenizer/text_files.h"
+#include "../tokenizer/train.h"
 #include "run.h"
 #include "stream.h"
 #include "verify.h"
@@ -318,20 +319,64 @@ inline int verify_command(const std::vector<std::string>& arguments) {
 }
 
 // ---- info -------------------------------------------------------------------------------------------------------------------------
+// info --data: what shards hold. 1 if an id is outside the vocabulary.
+inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, int64_t first) {
+  const TokenStream stream(pattern, tokenizer);
+  if (!stream.notes().empty()) printf("%s\n", stream.notes().c_str());
+  std::vector<int32_t> ids(size_t{1} << 20);
+  const auto outside = [&](int32_t id) { return id < 0 || id >= tokenizer.vocab_size(); };
+  const Json state = stream.state();
+  const JsonField shards = JsonField(state, pattern).at("shards");
+  int64_t place = 0, all_documents = 0, all_outside = 0;
+  printf("%-40s %14s %14s %12s %18s\n", "shard", "bytes", "tokens", "documents", "out of vocabulary");
+  for (size_t s = 0; s < shards.items().size(); s++) {
+    const int64_t tokens = shards.at(s).at("tokens").integer();
+    int64_t documents = 0, strays = 0;
+    for (int64_t end = place + tokens; place < end;) {
+      const int64_t count = std::min(end - place, static_cast<int64_t>(ids.size()));
+      stream.read(place, count, ids.data(), true);
+      documents += std::count(ids.begin(), ids.begin() + count, tokenizer.end_of_text);
+      strays += std::count_if(ids.begin(), ids.begin() + count, outside);
+      place += count;
+    }
+    printf("%-40s %14lld %14lld %12lld %18lld\n", printable(shards.at(s).at("name").string()).c_str(), static_cast<long long>(shards.at(s).at("bytes").integer()), static_cast<long long>(tokens),
+           static_cast<long long>(documents), static_cast<long long>(strays));
+    all_documents += documents, all_outside += strays;
+  }
+  printf("%zu shards, %lld tokens, %lld documents (end-of-text tokens), %lld ids out of vocabulary\n", shards.items().size(), static_cast<long long>(stream.tokens()),
+         static_cast<long long>(all_documents), static_cast<long long>(all_outside));
+  printf("tokenizer %s, V = %d, hash %016llx\n", tokenizer.description().c_str(), tokenizer.vocab_size(), static_cast<unsigned long long>(tokenizer.hash()));
+  ids.resize(static_cast<size_t>(std::min(first, stream.tokens())));
+  stream.read(0, static_cast<int64_t>(ids.size()), ids.data(), true);
+  std::string text;
+  for (const int32_t id : ids) {
+    if (outside(id))
+      text += format("<|%u, out of vocabulary|>", static_cast<uint32_t>(id));
+    else
+      tokenizer.decode(std::span(&id, 1), text);
+  }
+  printf("the first %zu tokens: %s\n", ids.size(), printable(text).c_str());
+  return all_outside ? 1 : 0;
+}
+
 inline int info_command(const std::vector<std::string>& arguments) {
-  std::string model = "drt";
+  std::string model = "drt", data, tokenizer = "bytes";
   Config config;
-  int64_t batch = 1, chunks = 260;
+  int64_t batch = 1, chunks = 260, first = 64;
   const std::string asked = Flags::peek(arguments, "model");
   config = preset(asked.empty() ? model : asked).config;
   config.vocab = 50265;
-  Flags flags("info", "A model's tensors, parameters, work and memory, before anything is allocated.");
+  Flags flags("info", "A model's tensors, parameters, work and memory, before anything is allocated; or, with --data, what token shards hold.");
   add_model_flags(flags, model, config);
   flags.add("vocab", config.vocab, 2, 1 << 24, "V, ids");
   flags.add("batch", batch, 1, 1 << 20, "rows at once, for the memory plan");
   flags.add("chunks", chunks, 1, 1 << 20, "C, chunks a row, for the memory plan");
+  flags.add("data", data, "GLOB", "token shards to look into instead; exit 1 if they hold an id out of vocabulary");
+  flags.add("tokenizer", tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
+  flags.add("first", first, 0, 1 << 20, "tokens of the shards to print");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
+  if (!data.empty()) return show_shards(data, Tokenizer::load(tokenizer), first);
   config.validate();
   Cpu<float> cpu(1);
   DRT plan(cpu, config);
@@ -349,6 +394,34 @@ inline int info_command(const std::vector<std::string>& arguments) {
 }
 
 // ---- text and tokens ----------------------------------------------------------------------------------------------------------------
+inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
+  std::vector<std::string> texts;
+  std::string out;
+  int64_t vocab_size = 0, threads = 0;
+  Flags flags("tokenizer-train", "Learns a byte-level BPE from text files, or folders of them (less their val/). Text is read in pieces; what is held are the distinct words\n"
+              "  and their counts, the rarest forgotten when there are too many: at most about 2 GiB for any amount of text.");
+  flags.add_rest(texts, "TEXT...", true);
+  flags.add("vocab-size", vocab_size, 0, INT32_MAX, "tokens, the 256 bytes among them; seven special ids come on top");
+  flags.add("out", out, "FILE", "the tokenizer, a new file");
+  flags.add("threads", threads, 0, 4096, "0: one a processor");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  flags.need("out");
+  if (!flags.given("vocab-size")) throw UsageError("tokenizer-train needs --vocab-size N: how many tokens to learn, the 256 bytes among them");
+  if (std::error_code none; std::filesystem::exists(out, none)) throw Error("'" + out + "' is there already: remove it or choose another name; shards and checkpoints may belong to it");
+  if (const std::string folder = parent_folder(out); !folder.empty()) make_folder(folder);
+  ThreadPool pool(static_cast<int>(threads));
+  TrainReport report;
+  const Tokenizer tokenizer = train_tokenizer(texts, vocab_size, pool, &report);
+  tokenizer.save(out);
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  printf("%lld documents, %lld bytes, %lld distinct words (%lld rare ones forgotten): %lld merges, V = %d with the special ids, %.1f s, %lld MiB of memory\n", static_cast<long long>(report.documents),
+         static_cast<long long>(report.bytes), static_cast<long long>(report.distinct_words), static_cast<long long>(report.forgotten_words), static_cast<long long>(vocab_size - 256),
+         tokenizer.vocab_size(), report.seconds, static_cast<long long>(usage.ru_maxrss / 1024));
+  return 0;
+}
+
 inline int tokenize_command(const std::vector<std::string>& arguments) {
   std::vector<std::string> texts;
   std::string name = "bytes", out;

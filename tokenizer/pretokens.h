@@ -2,6 +2,7 @@
 //   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 // and a byte that is no part of valid UTF-8 counts as one character of the class other.
 #pragma once
+#include <array>
 #include <bit>
 #include <cstring>
 #include <string_view>
@@ -68,16 +69,34 @@ class WordScanner {
     return table;
   }
 
+  // What a first byte says: how long its character is, in [low, low + span] of what the second byte must be, and the class where it is
+  // not: of ASCII's characters, which are followed by none such, and of bytes that are no part of valid UTF-8.
+  struct Lead { uint16_t low; uint8_t span, length; unicode::Class alone; };
+  static constexpr auto leads = [] {
+    std::array<Lead, 256> table{};
+    for (uint32_t byte = 0; byte < 256; byte++) {
+      table[byte] = {0x100, 0, 1, unicode::other};
+      for (const unicode::Range* range = unicode::ranges; range->first < 0x80; range++)
+        if (byte >= range->first && byte <= range->last && byte < 0x80) table[byte].alone = range->kind;
+      if (byte >= 0xC2 && byte < 0xF5) table[byte] = {0x80, 0x3F, static_cast<uint8_t>(byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4), unicode::other};
+    }
+    table[0xE0].low = 0xA0, table[0xE0].span = 0x1F;  // not overlong
+    table[0xED].span = 0x1F;                          // no surrogate
+    table[0xF0].low = 0x90, table[0xF0].span = 0x2F;  // not overlong
+    table[0xF4].span = 0x0F;                          // not past U+10FFFF
+    return table;
+  }();
+
   Char char_at(const char* p, const char* end) const {
     const auto byte = [p](int i) { return static_cast<uint32_t>(static_cast<unsigned char>(p[i])); };
-    if (byte(0) < 0x80) return {classes_[byte(0)], 1};
-    if (byte(0) < 0xC2) return {unicode::other, 1};  // begins no character
-    switch (utf8_length(std::string_view(p, static_cast<size_t>(end - p)))) {
-      case 2: return {classes_[(byte(0) & 0x1F) << 6 | (byte(1) & 0x3F)], 2};
-      case 3: return {classes_[(byte(0) & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F)], 3};
-      case 4: return {classes_[(byte(0) & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F)], 4};
-      default: return {unicode::other, 1};
+    const Lead lead = leads[byte(0)];
+    if ((end - p > 1 ? byte(1) : 0) - lead.low > lead.span || end - p < lead.length) return {lead.alone, 1};
+    uint32_t code = (byte(0) & (0x7Fu >> lead.length)) << 6 | (byte(1) & 0x3F);
+    for (int i = 2; i < lead.length; i++) {
+      if ((byte(i) & 0xC0) != 0x80) return {unicode::other, 1};
+      code = code << 6 | (byte(i) & 0x3F);
     }
+    return {classes_[code], lead.length};
   }
 
   const char* run_end(const char* p, const char* end, unicode::Class kind) const {

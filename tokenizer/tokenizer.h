@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -60,8 +61,8 @@ class Tokenizer {
     if (path_or_word == "bytes") return Tokenizer(std::vector<Merge>());
     return parse(read_file(path_or_word, size_t{64} << 20), "'" + path_or_word + "'");
   }
-  // The same from a file's content; what: its name in errors.
-  static Tokenizer parse(std::string_view content, const std::string& what);
+  // The same from a file's content; what: its name in errors. gpt2_merges: how many a tokenizer.json must have; tests take fewer.
+  static Tokenizer parse(std::string_view content, const std::string& what, size_t gpt2_merges = 50000);
   // A vocabulary of our own, from its merges in order. Their ids must be smaller than 256 + the merge's place.
   explicit Tokenizer(std::vector<Merge> merges) : Tokenizer(Layout::own, std::move(merges), "the merges") {}
 
@@ -116,7 +117,7 @@ class Tokenizer {
 
   Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what);
   static Tokenizer parse_own(std::string_view content, const std::string& what);
-  static Tokenizer parse_gpt2(std::string_view content, const std::string& what);
+  static Tokenizer parse_gpt2(std::string_view content, const std::string& what, size_t merge_count);
 
   // GPT-2's ids of bytes: first those that print, in their order, then the others.
   static bool gpt2_prints(int byte) { return (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173); }
@@ -126,12 +127,13 @@ class Tokenizer {
 
   // What the pair merges to, or none.
   uint32_t merged(uint32_t left, uint32_t right) const {
-    const uint64_t key = uint64_t{left} << 21 | right;
-    size_t slot = slot_of(key);
+    const uint64_t key = uint64_t{left} << 21 | right, hash = hash_of(key);
+    if (!(filter_[hash >> 51] >> (hash >> 45 & 63) & 1)) return none;
+    size_t slot = hash >> pairs_shift_;
     while (pairs_[slot] >> 21 != key && pairs_[slot] != 0) slot = (slot + 1) & (pairs_.size() - 1);
     return static_cast<uint32_t>(pairs_[slot] & 0x1FFFFF) - 1;  // 0 - 1 is none
   }
-  size_t slot_of(uint64_t key) const { return (key * 0x9E3779B97F4A7C15u) >> pairs_shift_; }
+  static uint64_t hash_of(uint64_t key) { return key * 0x9E3779B97F4A7C15u; }
 
   Layout layout_;
   std::vector<Merge> merges_;
@@ -142,6 +144,7 @@ class Tokenizer {
   uint32_t byte_ids_[256];
   std::vector<uint64_t> pairs_;         // hash table, open addressing: left << 42 | right << 21 | merged + 1; 0 is free
   int pairs_shift_;
+  std::vector<uint64_t> filter_;        // 2^19 bits, of each pair's hash one: most pairs that are asked for merge to nothing
   std::vector<uint32_t> byte_pairs_;    // [256 first + second] what two bytes merge to: the pairs that every new word asks for
   uint64_t hash_;
 };
@@ -173,6 +176,7 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
 
   pairs_shift_ = 64 - std::bit_width(2 * merges_.size() + 1);
   pairs_.assign(size_t{1} << (64 - pairs_shift_), 0);
+  filter_.assign(8192, 0);
   byte_pairs_.assign(65536, none);
   for (size_t r = 0; r < merges_.size(); r++) {
     const uint32_t left = merges_[r].left, right = merges_[r].right;
@@ -190,7 +194,9 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     if (bytes_.size() + left_bytes + right_bytes > max_all_bytes) throw bad(format("at most %zu bytes in all tokens", max_all_bytes).c_str());
     bytes_.append(bytes_, left_at, left_bytes).append(bytes_, right_at, right_bytes);
     const uint64_t key = uint64_t{left} << 21 | right;
-    size_t slot = slot_of(key);
+    const uint64_t key_hash = hash_of(key);
+    filter_[key_hash >> 51] |= uint64_t{1} << (key_hash >> 45 & 63);
+    size_t slot = key_hash >> pairs_shift_;
     while (pairs_[slot]) slot = (slot + 1) & (pairs_.size() - 1);
     pairs_[slot] = key << 21 | (id + 1);
     if (left < 256 && right < 256) {
@@ -217,10 +223,10 @@ inline std::string Tokenizer::serialize() const {
   return out.append(reinterpret_cast<const char*>(&hash_), sizeof hash_);
 }
 
-inline Tokenizer Tokenizer::parse(std::string_view content, const std::string& what) {
+inline Tokenizer Tokenizer::parse(std::string_view content, const std::string& what, size_t gpt2_merges) {
   if (content.substr(0, 8) == std::string_view(magic, 8)) return parse_own(content, what);
   const size_t first = content.find_first_not_of(" \t\r\n");
-  if (first != content.npos && content[first] == '{') return parse_gpt2(content, what);
+  if (first != content.npos && content[first] == '{') return parse_gpt2(content, what, gpt2_merges);
   throw Error(what + ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), found something "
                      "else; check the path");
 }
@@ -249,8 +255,7 @@ inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::strin
   return tokenizer;
 }
 
-inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::string& what) {
-  constexpr size_t merge_count = 50000;
+inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::string& what, size_t merge_count) {
   const Json json = parse_json(content, what);
   const JsonField model = JsonField(json, what).at("model");
   const auto expect = [](const JsonField& field, bool holds, const std::string& expected) {
@@ -259,8 +264,8 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
                                   "read here: learn one with tokenizer-train");
   };
   const JsonField vocab = model.at("vocab"), merge_list = model.at("merges");
-  expect(vocab, vocab.members().size() >= 256 + merge_count + 1, "50257 entries or more");  // what follows is special, and ours to name
-  expect(merge_list, merge_list.items().size() == merge_count, "50000 merges");
+  expect(vocab, vocab.members().size() >= 256 + merge_count + 1, format("%zu entries or more", 256 + merge_count + 1));  // what follows is special, and ours to name
+  expect(merge_list, merge_list.items().size() == merge_count, format("%zu merges", merge_count));
   const auto id_is = [&](const std::string& token, size_t id) {
     const Json* entry = vocab.json().find(token);
     return entry && *entry == Json(id);
@@ -276,9 +281,9 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
         expect(vocab, id_is(token, next), format("id %zu for byte %d", next, byte));
         next++;
       }
-  expect(vocab, id_is("<|endoftext|>", 256 + merge_count), "id 50256 for <|endoftext|>");
+  expect(vocab, id_is("<|endoftext|>", 256 + merge_count), format("id %zu for <|endoftext|>", 256 + merge_count));
   std::vector<Merge> merges;
-  const bool in_pairs = merge_list.at(size_t{0}).json().dump()[0] == '[';  // newer files: ["left", "right"], not "left right"
+  const bool in_pairs = merge_count && merge_list.at(size_t{0}).json().dump()[0] == '[';  // newer files: ["left", "right"], not "left right"
   for (size_t r = 0; r < merge_count; r++) {
     const JsonField item = merge_list.at(r);
     const std::string first = in_pairs ? item.at(size_t{0}).string() : item.string();
@@ -306,31 +311,37 @@ class Encoder {
 
   // Appends the ids of text, which is one whole text or the next piece of one that WordScanner::next_cut cut.
   void append(std::string_view text, std::vector<int32_t>& out) {
+    struct Word { const char* begin; size_t length; Entry* entry; uint64_t low, high; } words[32];
     int32_t block[4096];  // ids on their way to out
     size_t filled = 0;
-    const char *p = text.data(), *end = p + text.size();
-    while (p < end) {
-      const char* word_end = scanner_.word_end(p, end);
-      const size_t length = static_cast<size_t>(word_end - p);
-      if (filled + max_cached_bytes > std::size(block) || length > max_cached_bytes) {
-        out.insert(out.end(), block, block + filled);
-        filled = 0;
+    for (const char *p = text.data(), *end = p + text.size(); p < end;) {
+      size_t count = 0;
+      for (; count < std::size(words) && p < end; count++) {  // all are found before the first is looked up: their entries are on their way
+        const char* word_end = scanner_.word_end(p, end);
+        Word& word = words[count] = {p, static_cast<size_t>(word_end - p), nullptr, 0, 0};
+        if (word.length <= max_cached_bytes) {
+          key_of(p, word.length, end, word.low, word.high);
+          word.entry = &cache_.get()[((word.low * 0x9E3779B97F4A7C15u) ^ (word.high * 0xC2B2AE3D27D4EB4Fu)) >> (64 - cache_bits)];
+          __builtin_prefetch(word.entry, 1);
+        }
+        p = word_end;
       }
-      if (length > max_cached_bytes) {
-        append_long(p, length, out);
-      } else {
-        const Entry key = key_of(p, length, end);
-        Entry& entry = cache_.get()[((key.low * 0x9E3779B97F4A7C15u) ^ (key.high * 0xC2B2AE3D27D4EB4Fu)) >> (64 - cache_bits)];
-        if (entry.low != key.low || entry.high != key.high) {
-          const size_t count = merge(p, length);
-          std::copy_n(ids_.data(), count, block + filled);
-          if (count <= max_cached_ids) entry = packed(key, count);
-          filled += count;
+      for (const Word& word : std::span(words, count)) {
+        if (filled + max_cached_bytes > std::size(block) || !word.entry) {
+          out.insert(out.end(), block, block + filled);
+          filled = 0;
+        }
+        if (!word.entry) {
+          append_long(word.begin, word.length, out);
+        } else if (word.entry->low == word.low && word.entry->high == word.high) {
+          filled += unpack(*word.entry, block + filled);
         } else {
-          filled += unpack(entry, block + filled);
+          const size_t ids = merge(word.begin, word.length);
+          std::copy_n(ids_.data(), ids, block + filled);
+          if (ids <= max_cached_ids) *word.entry = packed({word.low, word.high, {}}, ids);
+          filled += ids;
         }
       }
-      p = word_end;
     }
     out.insert(out.end(), block, block + filled);
   }
@@ -354,7 +365,7 @@ class Encoder {
   static constexpr int cache_bits = 16;
   static constexpr size_t cache_size = size_t{1} << cache_bits;
 
-  static Entry key_of(const char* p, size_t length, const char* end) {
+  static void key_of(const char* p, size_t length, const char* end, uint64_t& low, uint64_t& high) {
     uint64_t word[2] = {};
     if (end - p >= 16) {
       memcpy(word, p, 16);  // of constant size: one load
@@ -365,7 +376,7 @@ class Encoder {
     } else {
       memcpy(word, p, length);
     }
-    return {word[0], word[1] | uint64_t{length} << 56, {}};
+    low = word[0], high = word[1] | uint64_t{length} << 56;
   }
   Entry packed(Entry key, size_t count) const {
     for (size_t i = 0; i < count; i++) key.ids[i / 3] |= uint64_t{ids_[i]} << (20 * (i % 3));
@@ -380,75 +391,124 @@ class Encoder {
     return count;
   }
 
-  // BPE of n bytes: their ids are ids_[0 .. result). Each round looks for the earliest merge that applies anywhere and does it
-  // everywhere, from the left; later merges only make larger ids, so this is the order of one at a time. A run of one character
-  // needs log n rounds of O(n), other text up to n: append_long keeps n small.
+  // BPE of n bytes: their ids are ids_[0 .. result). The earliest merge that is possible, the leftmost of equals, again and again.
   size_t merge(const char* p, size_t n) {
-    if (ids_.size() < n) ids_.resize(n), next_.resize(n);
-    uint32_t *ids = ids_.data(), *next = next_.data();  // next: what an id and the one after it merge to
-    const auto byte = [p](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(p[i])); };
-    for (size_t i = 0; i < n; i++) ids[i] = tokenizer_.byte_ids_[byte(i)];
-    for (size_t i = 0; i + 1 < n; i++) next[i] = tokenizer_.byte_pairs_[256 * byte(i) + byte(i + 1)];
-    for (;;) {
-      uint32_t made = Tokenizer::none;
-      for (size_t i = 0; i + 1 < n; i++) made = std::min(made, next[i]);
-      if (made == Tokenizer::none) return n;
-      size_t i = 0;
-      while (next[i] != made) i++;
-      size_t kept = i;
-      next[n - 1] = Tokenizer::none;
-      while (i < n) {
-        if (next[i] != made) {
-          ids[kept] = ids[i];
-          next[kept++] = next[i++];
-          continue;
-        }
-        i += 2;
-        if (kept > 0) next[kept - 1] = tokenizer_.merged(ids[kept - 1], made);
-        if (i < n && next[i] != made) next[kept] = tokenizer_.merged(made, ids[i]);
-        ids[kept++] = made;
-      }
-      n = kept;
-    }
+    return n <= 8 ? merge_short<8>(p, n) : n <= 16 ? merge_short<16>(p, n) : n <= shortest_window ? merge_short<shortest_window>(p, n) : merge_long(p, n);
   }
 
-  // Appends the ids of one long word in time that grows with its length alone. Tokens of which every two neighbours are what BPE
-  // makes of their bytes are what BPE makes of all the bytes. So a window is encoded, all but its last part kept, and the next
-  // window begins with that part: if it finds the same first token again, the seam holds, else the window was too short.
+  // All places are looked at in every round, whatever n: new words come as no processor can guess, and a wrong guess costs more. The
+  // halves of `made` keep compilers from vectors of four, which would wait for each place that was just written.
+  template <uint32_t places>
+  size_t merge_short(const char* p, size_t n) {
+    unsigned char bytes[places + 1] = {};
+    memcpy(bytes, p, n);
+    // Places 1 to n, and no id at either end. made: what the id in a place and the next one merge to; the place in the low half.
+    uint32_t ids[places + 2];
+    uint64_t made[places + 1];
+    const auto set = [&](uint32_t i, uint32_t id) { made[i] = uint64_t{id} << 32 | i; };
+    for (uint32_t i = 1; i <= places; i++) {
+      ids[i] = tokenizer_.byte_ids_[bytes[i - 1]];
+      set(i, i < n ? tokenizer_.byte_pairs_[256 * bytes[i - 1] + bytes[i]] : Tokenizer::none);
+    }
+    constexpr uint32_t no_id = Tokenizer::max_vocabulary;
+    ids[0] = ids[n + 1] = no_id;
+    uint32_t live = (uint32_t{2} << (n + 1)) - 1;  // the places that still hold an id, the ends too
+    for (;;) {
+      uint64_t best[4] = {made[1], made[2], made[3], made[4]};
+      for (uint32_t i = 5; i <= places; i += 4)
+        for (uint32_t lane = 0; lane < 4; lane++) best[lane] = std::min(best[lane], made[i + lane]);
+      const uint64_t first = std::min(std::min(best[0], best[1]), std::min(best[2], best[3]));
+      const uint32_t id = static_cast<uint32_t>(first >> 32), i = static_cast<uint32_t>(first);
+      if (id == Tokenizer::none) break;
+      const auto after = [live](uint32_t place) { return place + 1 + static_cast<uint32_t>(std::countr_zero(live >> place >> 1)); };
+      const uint32_t j = after(i), k = after(j), before = static_cast<uint32_t>(31 - std::countl_zero(live & ((1u << i) - 1)));
+      live ^= 1u << j;
+      ids[i] = id;
+      set(j, Tokenizer::none);
+      set(i, tokenizer_.merged(id, ids[k]));
+      if (before > 0) set(before, tokenizer_.merged(ids[before], id));
+    }
+    size_t count = 0;
+    for (uint32_t i = 1; i <= places; i++) {
+      ids_[count] = ids[i];
+      count += live >> i & (i <= n);
+    }
+    return count;
+  }
+
+  // For many bytes, in time n log n.
+  size_t merge_long(const char* p, size_t n) {
+    ids_.resize(std::max(n, ids_.size())), links_.resize(n), queue_.clear();
+    const auto byte = [p](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(p[i])); };
+    const auto set = [&](size_t i, uint32_t made) {
+      links_[i].made = made;
+      if (made == Tokenizer::none) return;
+      queue_.push_back(uint64_t{made} << 32 | i);
+      std::push_heap(queue_.begin(), queue_.end(), std::greater<>());
+    };
+    for (size_t i = 0; i < n; i++) {
+      ids_[i] = tokenizer_.byte_ids_[byte(i)];
+      links_[i] = {Tokenizer::none, static_cast<uint32_t>(i - 1), static_cast<uint32_t>(i + 1)};
+      if (i + 1 < n) set(i, tokenizer_.byte_pairs_[256 * byte(i) + byte(i + 1)]);
+    }
+    while (!queue_.empty()) {
+      const uint32_t made = static_cast<uint32_t>(queue_.front() >> 32), i = static_cast<uint32_t>(queue_.front());
+      std::pop_heap(queue_.begin(), queue_.end(), std::greater<>());
+      queue_.pop_back();
+      if (links_[i].made != made) continue;  // one of the two has merged since
+      const uint32_t before = links_[i].before, j = links_[i].after, after = links_[j].after;
+      ids_[i] = made;
+      links_[j].made = Tokenizer::none;
+      links_[i].after = after;
+      if (after < n) links_[after].before = i;
+      set(i, after < n ? tokenizer_.merged(made, ids_[after]) : Tokenizer::none);
+      if (before < n) set(before, tokenizer_.merged(ids_[before], made));
+    }
+    size_t count = 0;
+    for (size_t i = 0; i < n; i = links_[i].after) ids_[count++] = ids_[i];
+    return count;
+  }
+
+  // Appends the ids of one long word. Tokens of which every two neighbours are what BPE makes of their bytes are what BPE makes of all
+  // the bytes. So a window is encoded, all but its last part kept, and the next window begins with that part: if it finds the same first
+  // token again, the seam holds; else the window was too short, and a larger one begins further back, at a seam that held.
   void append_long(const char* p, size_t length, std::vector<int32_t>& out);
 
   const Tokenizer& tokenizer_;
   WordScanner scanner_;
   std::unique_ptr<Entry, void (*)(void*)> cache_;
-  std::vector<uint32_t> ids_, next_;  // of merge
+  struct Link { uint32_t made, before, after; };  // of an id: what it and the next one merge to, and where its neighbours are
+  static constexpr uint32_t shortest_window = 24;
+  std::vector<uint32_t> ids_ = std::vector<uint32_t>(shortest_window + 1);  // what merge made
+  std::vector<Link> links_;                                                 // of merge_long, with the merges that are possible
+  std::vector<uint64_t> queue_;
 };
 
 inline void Encoder::append_long(const char* p, size_t length, std::vector<int32_t>& out) {
   const size_t start = out.size();
-  size_t window = 64;
-  uint32_t seam = Tokenizer::none;  // the first token of the rest, as the window before found it
+  size_t window = shortest_window, before = length, bytes = 0, count = 0, failed = 0;  // failed: the furthest place where no seam held
+  uint32_t seam = Tokenizer::none;                                                     // the token after those in out, as a window found it
   for (size_t at = 0; at < length;) {
-    const size_t bytes = std::min(window, length - at);
-    const size_t count = merge(p + at, bytes);
+    // Text that repeats itself has the same window again.
+    const bool same = bytes == shortest_window && window == bytes && length - at >= bytes && !memcmp(p + at, p + before, bytes);
+    bytes = std::min(window, length - at);
+    if (!same) count = merge(p + at, bytes);
+    before = at;
+    if (seam != Tokenizer::none && ids_[0] != seam) {
+      failed = std::max(failed, at);
+      for (const size_t back_to = at - std::min(at, window); at > back_to; out.pop_back())
+        at -= tokenizer_.length_of(seam = static_cast<uint32_t>(out.back()));
+      if (out.size() == start) seam = Tokenizer::none;
+      window *= 4;
+      continue;
+    }
+    const size_t sure = at + bytes == length ? bytes : bytes - bytes / 4;
     size_t kept = 0, kept_bytes = 0;
-    if (seam == Tokenizer::none || ids_[0] == seam) {
-      const size_t sure = at + bytes == length ? bytes : bytes - bytes / 8;
-      for (; kept < count; kept++) {
-        const size_t with_next = kept_bytes + tokenizer_.length_of(ids_[kept]);
-        if (with_next > sure) break;
-        kept_bytes = with_next;
-      }
-    }
-    if (kept > 0) {
-      out.insert(out.end(), ids_.begin(), ids_.begin() + static_cast<ptrdiff_t>(kept));
-      at += kept_bytes;
-      if (kept < count) seam = ids_[kept];
-    } else {  // begin again with larger windows, at most log(length) times
-      out.resize(start);
-      at = 0;
-      window *= 2;
-      seam = Tokenizer::none;
-    }
+    while (kept < count && kept_bytes + tokenizer_.length_of(ids_[kept]) <= sure) kept_bytes += tokenizer_.length_of(ids_[kept++]);
+    out.insert(out.end(), ids_.begin(), ids_.begin() + static_cast<ptrdiff_t>(kept));
+    at += kept_bytes;
+    seam = kept < count ? ids_[kept] : Tokenizer::none;
+    window = kept == 0 ? 4 * window : at > failed ? shortest_window : window;  // a place is never failed at twice with one window
   }
 }
 

@@ -150,7 +150,7 @@ class MergeLearner {
 };
 
 struct TrainReport {
-  int64_t bytes = 0, distinct_words = 0, forgotten_words = 0;
+  int64_t documents = 0, bytes = 0, distinct_words = 0, forgotten_words = 0;
   double seconds = 0;
 };
 
@@ -163,11 +163,13 @@ inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t 
     throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary,
                             static_cast<long long>(vocabulary_size)));
   std::vector<TextFile> files = text_files(texts);
-  std::erase_if(files, [](const TextFile& file) { return file.val; });
+  std::erase_if(files, [](const TextFile& file) { return file.val || file.bytes == 0; });
+  const int64_t documents = static_cast<int64_t>(files.size());
   TextPieces text(std::move(files), 0);
   if (text.total_bytes() == 0) throw Error("no text to learn from: the files given are empty; check the paths");
 
   TrainReport result;
+  result.documents = documents;
   WordCounts counts(size_t{200} << 20);
   const WordScanner scanner;
   result.seconds = text.run<WordCounts::Piece>(

@@ -4,13 +4,20 @@
 
 #include "../../dataloader.h"
 
+// Most of a header is zeros: an input that begins with 'z' leaves out those after its first 20 bytes.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gca;
   static const Tokenizer tokenizer = Tokenizer::load("bytes");
-  const int fd = memfd_create("shard", 0);
-  if (fd < 0 || ::write(fd, data, size) != static_cast<ssize_t>(size)) return 0;
+  static const int fd = memfd_create("shard", 0);
+  static const std::string path = format("/proc/self/fd/%d", fd);
+  std::string file(reinterpret_cast<const char*>(data), size);
+  if (size && data[0] == 'z') {
+    file.erase(0, 1);
+    if (file.size() > 20) file.insert(20, ShardHeader::bytes - 20, '\0');
+  }
+  if (::ftruncate(fd, static_cast<off_t>(file.size())) || ::pwrite(fd, file.data(), file.size(), 0) != static_cast<ssize_t>(file.size())) abort();
   try {
-    const TokenStream stream(format("/proc/self/fd/%d", fd), tokenizer);
+    const TokenStream stream(path, tokenizer);
     for (const bool cross : {true, false}) {
       const Rows rows(stream, tokenizer, 2, 4, 1, cross);
       for (int64_t w = 0; w < rows.count(); w++) {
@@ -22,6 +29,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
   } catch (const Error&) {
   }
-  ::close(fd);
   return 0;
 }

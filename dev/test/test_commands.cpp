@@ -1,6 +1,7 @@
 // The program from outside: build/cpu/train_gca as a user runs it.
 #include <signal.h>
 
+#include "../../dataloader.h"
 #include "workshop.h"
 
 using namespace gca;
@@ -124,11 +125,69 @@ TEST_CASE("what is wrong with a command line or a file is said, with its name an
   fails("eval --checkpoint " + shop.path + "/run --data '" + shop.path + "/shards/t_val_*'", 1, "has changed since it was saved");
 }
 
+TEST_CASE("a tokenizer is learned, used, and its shards looked into") {
+  const Workshop shop;
+  const std::string texts = shop.path + "/texts", bpe = shop.path + "/new/t.bpe", learn = "tokenizer-train --vocab-size 266 --out " + bpe + " " + texts;
+  make_folder(texts + "/val");
+  write_file(texts + "/a.txt", read_file(shop.path + "/text.txt", size_t{1} << 24));
+  write_file(texts + "/b.txt", "\x1b[2Jthe sea");
+  write_file(texts + "/empty.txt", "");
+  write_file(texts + "/val/v.txt", "zqzqzqzqzqzqzqzqzqzq");
+  const Workshop::Result learned = shop.run(learn);
+  CHECK(learned.exit == 0);
+  CHECK(says(learned, "2 documents, "));
+  CHECK(says(learned, ": 10 merges, V = 273 with the special ids"));
+  const Tokenizer tokenizer = Tokenizer::load(bpe);
+  CHECK(tokenizer.vocab_size() == 273);
+  CHECK(tokenizer.encode("the").size() == 1);
+  CHECK(tokenizer.encode("zq").size() == 2);  // what is kept for validation is not learned from
+  const Workshop::Result again = shop.run(learn);
+  CHECK(again.exit == 1);
+  CHECK(says(again, "t.bpe' is there already"));
+  CHECK(Tokenizer::load(bpe).hash() == tokenizer.hash());
+  CHECK(says(shop.run("tokenizer-train --out " + bpe + "2 " + texts), "needs --vocab-size N"));
+  CHECK(shop.run("tokenizer-train --vocab-size 255 --out " + bpe + "2 " + texts).exit == 2);
+  CHECK(shop.run("tokenizer-train --vocab-size 266 " + texts).exit == 2);
+  CHECK(says(shop.run("tokenizer-train --vocab-size 266 --out " + bpe + "2 " + texts + "/none"), "none': No such file"));
+  CHECK(!std::filesystem::exists(bpe + "2"));
+
+  REQUIRE(shop.run("tokenize --tokenizer " + bpe + " --shard-tokens 9000 --out " + shop.path + "/s " + texts + "/b.txt " + texts + "/a.txt").exit == 0);
+  const std::string info = "info --data '" + shop.path + "/s_train_*' --first 9 --tokenizer ";
+  const Workshop::Result shown = shop.run(info + bpe);
+  CHECK(shown.exit == 0);
+  const int64_t tokens = TokenStream(shop.path + "/s_train_*", tokenizer).tokens();
+  CHECK(tokens > 9000);
+  CHECK(says(shown, format("%lld shards, %lld tokens, 2 documents (end-of-text tokens), 0 ids out of vocabulary", static_cast<long long>(ceil_div(tokens, 9000)), static_cast<long long>(tokens))));
+  CHECK(says(shown, format("%-40s %14d %14d %12d %18d\n", "s_train_000000.bin", 1024 + 2 * 9000, 9000, 2, 0)));
+  CHECK(says(shown, format("byte-level BPE of 266, V = 273, hash %016llx", static_cast<unsigned long long>(tokenizer.hash()))));
+  CHECK(says(shown, "the first 9 tokens: <|endoftext|>\\x1b[2Jthe"));
+  const Workshop::Result other = shop.run(info + "bytes");
+  CHECK(other.exit == 1);
+  CHECK(says(other, "s_train_000000.bin' was made with another tokenizer"));
+
+  // A shard that does not say whose it is, with ids that the tokenizer does not have.
+  const std::string shard = shop.path + "/s_train_000001.bin";
+  std::string content = read_file(shard, size_t{1} << 24);
+  memset(content.data() + 12, 0, 8);
+  memset(content.data() + 1024, 0xFF, 6);
+  write_file(shard, content);
+  const Workshop::Result stray = shop.run("info --data " + shard + " --first 4 --tokenizer " + bpe);
+  CHECK(stray.exit == 1);
+  CHECK(says(stray, "3 ids out of vocabulary"));
+  CHECK(says(stray, "the first 4 tokens: <|65535, out of vocabulary|><|65535, out of vocabulary|><|65535, out of vocabulary|>"));
+  CHECK(says(stray, "1 of 1 shards do not say which tokenizer made them"));
+  write_file(shard, content.substr(0, content.size() - 1));
+  CHECK(says(shop.run(info + bpe), "s_train_000001.bin': the header says"));
+  write_file(shard, "no shard");
+  CHECK(says(shop.run(info + bpe), "s_train_000001.bin': expected a token shard"));
+  CHECK(says(shop.run("info --data " + shop.path + "/none_*"), "no file matches"));
+}
+
 TEST_CASE("help of every command, and the list of commands") {
   const Workshop shop;
   const Workshop::Result list = shop.run("");
   CHECK(list.exit == 0);
-  for (const char* command : {"tokenize", "encode", "decode", "train", "eval", "generate", "inspect", "verify", "info"}) {
+  for (const char* command : {"tokenizer-train", "tokenize", "encode", "decode", "train", "eval", "generate", "inspect", "verify", "info"}) {
     CAPTURE(command);
     CHECK(says(list, std::string("\n  ") + command));
     const Workshop::Result help = shop.run(std::string(command) + " --help");

@@ -187,6 +187,19 @@ TEST_CASE("tokenizer: what is cut out of a long word to be encoded is taken back
   }
 }
 
+TEST_CASE("tokenizer: tokens that are longer than the windows of a long word") {
+  std::mt19937 random(11);
+  std::vector<Tokenizer::Merge> merges{{'-', '-'}};
+  for (uint32_t id = 256; id < 262; id++) merges.push_back({id, id});  // up to 128
+  for (const uint32_t id : {262u, 258u, uint32_t{'='}}) merges.push_back({id, '='});
+  const Tokenizer tokenizer(merges);
+  for (int trial = 0; trial < 100; trial++) {
+    std::string text;
+    while (text.size() < 1000) text += std::string(random() % 300, '-') + std::string(random() % 4, "=+"[random() % 2]);
+    REQUIRE(tokenizer.encode(text) == bpe_by_definition(merges, text));
+  }
+}
+
 TEST_CASE("tokenizer: a long word takes about the time of short ones") {
   std::mt19937 random(4);
   Progress progress("", 0, "", 1);
@@ -300,6 +313,23 @@ TEST_CASE("tokenizer: files, and what is said of damaged ones") {
   for (uint32_t id = 256; id < 266; id++) doubling.push_back({id, id});
   CHECK(has(error_of([&] { Tokenizer{doubling}; }), "a token of at most 1024 bytes"));
   CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}}", "'x'"); }), "'x': model.vocab: expected 50257 entries"));
+  // A small vocabulary of GPT-2's form.
+  std::string entries;
+  int id = 0, moved = 0x100;
+  for (const bool prints : {true, false})
+    for (int byte = 0; byte < 256; byte++)
+      if (((byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173)) == prints) entries += format("\"\\u%04x\":%d,", prints ? byte : moved++, id++);
+  const auto gpt2 = [&](const std::string& more, const std::string& merge_list) {
+    return Tokenizer::parse("{\"model\":{\"vocab\":{" + entries + more + ",\"<|endoftext|>\":258},\"merges\":[" + merge_list + "]}}", "'x'", 2);
+  };
+  const std::string tokens = "\"ab\":256,\"\\u0120ab\":257";
+  for (const char* merge_list : {R"("a b","\u0120 ab")", R"(["a","b"],["\u0120","ab"])"}) {
+    CHECK(gpt2(tokens, merge_list).encode(" abab") == std::vector<int32_t>{257, 256});
+    CHECK(gpt2(tokens, merge_list).landmark == 266);
+  }
+  CHECK(has(error_of([&] { gpt2(tokens, R"("a b")"); }), "'x': model.merges: expected 2 merges"));
+  CHECK(has(error_of([&] { gpt2(tokens, R"("a b","a b")"); }), "model.merges[1]: expected two tokens of the vocabulary that make token 257"));
+  CHECK(has(error_of([&] { gpt2("\"ab\":257,\"abc\":256", R"("a b","ab c")"); }), "model.merges[0]: expected two tokens of the vocabulary that make token 256"));
   CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {\"vocab\": [", "'x'"); }), "'x' is not valid JSON at byte"));
   CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {}}", "'x'"); }), "\"vocab\" is missing"));
 }
