@@ -3,14 +3,17 @@
 
   prepare.py austen | anarchism | setmm | hol-light | linux    from a Debian package (apt-get download; no root)
   prepare.py FOLDER [--glob '*.txt']                           from the files of a folder, under the folder's name
+  prepare.py pg19 | hf:OWNER/NAME[:CONFIG] [--field text] [--limit N]
+                        from Hugging Face, a row a document (pip install datasets; OWNER/NAME may be a local folder of .jsonl, .parquet, .txt)
 
 `train_gca tokenize --out PREFIX data/NAME` takes the result as it is. The same package or folder gives the same files every time.
 Validation is every twentieth document in sorted order, the last one where there are fewer (austen: a whole novel), and the last
-twentieth of a single one (setmm). Files that hold a zero byte are no text and are left out, and so are empty ones.
+twentieth of a single one (setmm); a set with a validation split keeps that, and its other splits are left out. Files that hold a zero byte are no text and are left out, and so are empty ones.
 """
 import argparse
 import fnmatch
 import gzip
+import itertools
 import os
 import shutil
 import struct
@@ -120,14 +123,33 @@ DEBIAN = {  # name: (package, what to take from its files)
 }
 
 
+def hugging_face(source, field, limit):
+  """The rows of a set's splits train and validation, streamed: a file each, at most `limit` a split, the latter below val/."""
+  try:
+    import datasets
+  except ImportError as error:
+    raise Failure(f"needs Hugging Face's library ({error}): pip install datasets") from error
+  name, _, config = source.partition(":")
+  try:
+    splits = datasets.load_dataset(name, config or None, streaming=True)
+    for split, folder in ("train", ""), ("validation", "val/"):
+      for i, row in enumerate(itertools.islice(splits.get(split, []), limit)):
+        if not isinstance(row.get(field), str):
+          raise Failure(f"{name}, split {split}, row {i}: expected text in the field '{field}', found the fields {', '.join(row)}; choose with --field")
+        yield f"{folder}{i // 1000:05}/{i:08}.txt", row[field].encode()
+  except (ValueError, RuntimeError) as error:
+    raise Failure(f"{name} could not be read: {error}") from error
+
+
 def write(path, content):
   os.makedirs(os.path.dirname(path), exist_ok=True)
   with open(path, "wb") as file:
     file.write(content)
 
 
-def prepare(documents, target):
-  """Writes the documents and moves those for validation into val/; the folder appears when all is there."""
+def prepare(documents, target, has_val=False):
+  """Writes the documents and, unless some of them lie in val/ already and may (has_val), moves those for validation there; the folder
+  appears when all is there."""
   partial = target + ".partial"
   shutil.rmtree(partial, ignore_errors=True)
   sizes = {}
@@ -138,9 +160,12 @@ def prepare(documents, target):
   if not sizes:
     raise Failure("no text was found; check the folder and --glob")
   order = sorted(sizes)
-  if any(path.split(os.sep)[0] == "val" for path in order):
+  own_val = [path for path in order if path.split(os.sep)[0] == "val"]
+  if own_val and not has_val:
     raise Failure("a folder val/ is there already, where the validation documents should go; tokenize can take the folder as it is")
-  if len(order) == 1:
+  if own_val:
+    kept = sum(sizes[path] for path in own_val)
+  elif len(order) == 1:
     path = os.path.join(partial, order[0])
     content = read(path)
     cut = content.rfind(b"\n", 0, len(content) - len(content) // VALIDATION) + 1 or len(content) - len(content) // VALIDATION
@@ -160,18 +185,23 @@ def prepare(documents, target):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("source", help="one of " + ", ".join(DEBIAN) + ", or a folder")
+  parser.add_argument("source", help="one of " + ", ".join(DEBIAN) + ", pg19, hf:OWNER/NAME[:CONFIG], or a folder")
   parser.add_argument("--glob", default="*", help="which files of the folder (default: all)")
+  parser.add_argument("--field", default="text", help="which field of a row is the text (default: text)")
+  parser.add_argument("--limit", type=int, help="rows to take of each split (default: all)")
   parser.add_argument("--out", default=os.path.join(os.path.dirname(__file__), "../../data"), help="where NAME/ is made (default: data/)")
   options = parser.parse_args()
-  name = options.source if options.source in DEBIAN else os.path.basename(os.path.abspath(options.source))
+  hub = {"pg19": "emozilla/pg19"}.get(options.source) or (options.source[3:] if options.source.startswith("hf:") else None)
+  name = options.source if options.source in (*DEBIAN, "pg19") else os.path.basename(os.path.abspath(hub.replace(":", "_") if hub else options.source))
   target = os.path.normpath(os.path.join(options.out, name))
   try:
     if os.path.exists(target):
       raise Failure(f"{target} is there already: remove it to make it again, or choose another --out")
-    if options.source not in DEBIAN:
+    if hub:
+      prepare(hugging_face(hub, options.field, options.limit), target, has_val=True)
+    elif options.source not in DEBIAN:
       if not os.path.isdir(options.source):
-        raise Failure(f"'{options.source}' is neither a folder nor one of {', '.join(DEBIAN)}")
+        raise Failure(f"'{options.source}' is neither a folder nor one of {', '.join(DEBIAN)}, pg19, hf:OWNER/NAME")
       prepare(files_below(options.source, options.glob), target)
     else:
       package, take = DEBIAN[options.source]
