@@ -29,11 +29,10 @@ struct Run {
 // One line of RUN/log.jsonl. A disk that is full must not end the training: said once.
 void log_line(const std::string& run, const Json& line) {
   static bool told = false;
-  FILE* file = fopen((run + "/log.jsonl").c_str(), "a");
-  const std::string text = line.dump() + "\n";
-  const bool good = file && fwrite(text.data(), 1, text.size(), file) == text.size();
-  if ((file && fclose(file) != 0) || !good) {
-    if (!told) fprintf(stderr, "'%s/log.jsonl' cannot be written (%s); training goes on without it: free some space or mend the folder\n", run.c_str(), strerror(errno));
+  try {
+    append_line(run + "/log.jsonl", line.dump());
+  } catch (const Error& error) {
+    if (!told) fprintf(stderr, "%s; training goes on without it: free some space or mend the folder\n", error.what());
     told = true;
   }
 }
@@ -390,6 +389,7 @@ const Command commands[] = {
     {"decode", "token ids on standard input to text", decode_command},
     {"train", "trains a model on token shards", train_command},
     {"eval", "loss of a checkpoint on token shards, ablations too", eval_command},
+    {"passkey", "finds needles in a long text", passkey_command},
     {"generate", "continues a text", generate_command},
     {"inspect", "what each chunk of a text fetches", inspect_command},
     {"verify", "an oracle's file through forward, backward and optimiser", verify_command},
