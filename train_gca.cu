@@ -54,7 +54,12 @@ class Trainer {
     } else {
       haystack_ = Haystack::load(s_.task.haystack, run.tokenizer);
       task_ = std::make_unique<Task>(s_.task, run.tokenizer, haystack_, s_.config.chunk);
-      for (int64_t stage = 0; stage < s_.stages(); stage++) task_->check_names(s_.of_stage(s_.needles, stage));
+      for (int64_t stage = 0; stage < s_.stages(); stage++) {
+        task_->check_names(s_.of_stage(s_.needles, stage));
+        if (s_.stage_chunks(stage) < task_->fewest_chunks())
+          throw UsageError(format("--%s: expected at least %lld chunks, for needle, question and answer, found %lld", s_.curriculum.empty() ? "chunks" : "curriculum", static_cast<long long>(task_->fewest_chunks()),
+                                  static_cast<long long>(s_.stage_chunks(stage))));
+      }
     }
     if (!s_.val_data.empty()) {
       val_stream_ = std::make_unique<TokenStream>(s_.val_data, run.tokenizer);

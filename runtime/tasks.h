@@ -156,6 +156,7 @@ class Task {
                               static_cast<long long>(needle_length()), static_cast<long long>(question_length()), static_cast<long long>(1 + answer_length()), static_cast<long long>(longest + 1), static_cast<long long>(S)));
   }
 
+  int64_t fewest_chunks() const { return (two_hop_ ? 4 : 3) + s_.gap; }  // needles, then a question, then its answer
   int64_t needle_length() const { return std::ssize(open_) + name_tokens_ + std::ssize(middle_) + s_.value_tokens + std::ssize(close_); }
   int64_t question_length() const { return std::ssize(ask_) + name_tokens_ + std::max<int64_t>(0, std::ssize(middle_) - 1); }  // less its last token
   int64_t answer_length() const { return two_hop_ ? 2 * s_.value_tokens + std::ssize(comma_) : s_.value_tokens; }
