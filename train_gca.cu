@@ -241,9 +241,10 @@ class Trainer {
     const Done& done = done_[step % 2];
     const double slots = static_cast<double>(done.slots), tokens = slots / static_cast<double>(s_.config.chunk) * static_cast<double>(s_.config.chunk - 1);
     const double used = 3 * forward_flops_per_slot(s_.config) * slots / seconds / peak_;
-    printf("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s%s\n", static_cast<long long>(step + 1), static_cast<long long>(s_.steps), state.loss, state.grad_norm,
-           s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100, duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
-           task_ ? format("  %lld chunks, answers %.0f%% (loss %.3f)", static_cast<long long>(done.chunks), done.answers_right * 100, done.answer_loss).c_str() : "", state.skip ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str() : "");
+    if ((step + 1) % s_.print_every == 0 || step + 1 == s_.steps || state.skip)
+      printf("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s%s\n", static_cast<long long>(step + 1), static_cast<long long>(s_.steps), state.loss, state.grad_norm,
+             s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100, duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
+             task_ ? format("  %lld chunks, answers %.0f%% (loss %.3f)", static_cast<long long>(done.chunks), done.answers_right * 100, done.answer_loss).c_str() : "", state.skip ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str() : "");
     fflush(stdout);
     Json line = Json::object();
     line["step"] = step + 1;

@@ -43,7 +43,7 @@ struct TrainSettings {
   std::string model = "small", data, val_data, tokenizer = "bytes", out, init, device = "auto", precision = "float";
   Config config = preset("small").config;
   int64_t batch = 4, micro_batch = 0, chunks = 10, steps = 0, tokens = 0, warmup = -1, seed = 1, threads = 0;
-  int64_t eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
+  int64_t print_every = 1, eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
   double lr = 1.5e-3, lr_final = 1.5e-4, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1;
   bool resume = false, fallback = false, noise = true, no_cross = false;
   TaskSettings task;
@@ -97,6 +97,7 @@ inline Flags train_flags(TrainSettings& s) {
   flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
   flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
   flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, and noise", Flags::run);
+  flags.add("print-every", s.print_every, 1, int64_t{1} << 40, "steps between the lines on the terminal; log.jsonl has every step", Flags::remembered);
   flags.add("eval-every", s.eval_every, 1, int64_t{1} << 40, "steps between validations", Flags::remembered);
   flags.add("eval-rows", s.eval_rows, 1, int64_t{1} << 40, "validation rows at most, spread over the data", Flags::remembered);
   flags.add("save-every", s.save_every, 1, int64_t{1} << 40, "steps between checkpoints (one more at the end)", Flags::remembered);
