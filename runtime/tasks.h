@@ -183,18 +183,18 @@ class Task {
       std::vector<int64_t> at = draws.choose(1, last, questions);
       std::sort(at.begin(), at.end());
       std::vector<char> asked(row.needles.size());
-      std::vector<int64_t> taken(static_cast<size_t>(C));  // tokens of each chunk, for a needle and for questions' heads and tails
+      std::vector<int64_t> taken(static_cast<size_t>(C));  // tokens of each chunk, for a needle and an answer
       for (const Needle& needle : row.needles) taken[static_cast<size_t>(needle.chunk)] += needle.length;
       for (const int64_t chunk : at) {
-        int64_t &tail = taken[static_cast<size_t>(chunk)], &head = taken[static_cast<size_t>(chunk + 1 + s_.gap)];
-        if (tail + question_length() > S_ - 1 || head + 1 + answer_length() > S_ - 1) continue;
+        int64_t& head = taken[static_cast<size_t>(chunk + 1 + s_.gap)];
+        if (taken[static_cast<size_t>(chunk)] + question_length() > S_ - 1 || head + 1 + answer_length() > S_ - 1) continue;
         std::vector<int64_t> known;  // first needles of what may be asked here
         for (int64_t i = 0; i < std::ssize(row.needles); i += hops)
           if (!asked[static_cast<size_t>(i)] && std::max(row.needles[static_cast<size_t>(i)].chunk, row.needles[static_cast<size_t>(i + hops - 1)].chunk) < chunk) known.push_back(i);
         if (known.empty()) continue;
         const int64_t needle = known[static_cast<size_t>(draws.below(std::ssize(known)))];
         asked[static_cast<size_t>(needle)] = 1;
-        tail += question_length(), head += 1 + answer_length();
+        head += 1 + answer_length();  // tails need no count: only earlier questions have their answers here
         ask(row, chunk, needle);
       }
     });
