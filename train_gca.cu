@@ -46,7 +46,7 @@ template <class Device>
 class Trainer {
  public:
   Trainer(Device& device, Run& run) : device_(device), run_(run), s_(run.settings), model_(device, s_.config) {
-    if (s_.task.task.empty()) {
+    if (!s_.task.any()) {
       stream_ = std::make_unique<TokenStream>(s_.data, run.tokenizer);
       rows_ = std::make_unique<Rows>(*stream_, run.tokenizer, s_.chunks, s_.config.chunk, static_cast<uint64_t>(s_.seed), !s_.no_cross);
       for (const std::string& note : {stream_->notes(), rows_->notes()})
@@ -57,7 +57,8 @@ class Trainer {
       for (int64_t stage = 0; stage < s_.stages(); stage++) {
         task_->check_names(s_.of_stage(s_.needles, stage));
         if (s_.stage_chunks(stage) < task_->fewest_chunks())
-          throw UsageError(format("--%s: expected at least %lld chunks, for needle, question and answer, found %lld", s_.curriculum.empty() ? "chunks" : "curriculum", static_cast<long long>(task_->fewest_chunks()),
+          throw UsageError(format("--%s: expected at least %lld chunks, for needle, question and answer, found %lld",
+                                  s_.curriculum.empty() ? "chunks" : "curriculum", static_cast<long long>(task_->fewest_chunks()),
                                   static_cast<long long>(s_.stage_chunks(stage))));
       }
     }
@@ -67,8 +68,10 @@ class Trainer {
     }
     if (run.saved) {
       const JsonField state = run.saved->state();
-      if (task_) haystack_.check_same(state.at("data"));
-      else stream_->check_same(state.at("data"));
+      if (task_)
+        haystack_.check_same(state.at("data"));
+      else
+        stream_->check_same(state.at("data"));
       if (task_) {
         stage_ = state.at("stage").integer(0, s_.stages() - 1);
         for (const Json& rate : state.at("answer_rates").items()) answer_rates_.push_back(JsonField(rate, "answer_rates").number());
@@ -148,14 +151,17 @@ class Trainer {
     line("parameters", number(model_.table.parameters()));
     line("tokenizer", run_.tokenizer.description());
     if (task_) {
-      line("task", format("%s, in %zu tokens of %lld files (%lld left out); rows of %s chunks, %s needles, %s questions at most", s_.task.task.c_str(), haystack_.tokens.size(), static_cast<long long>(haystack_.files),
-                          static_cast<long long>(haystack_.left_out), s_.curriculum.empty() ? number(s_.chunks).c_str() : comma_list(s_.curriculum).c_str(), comma_list(s_.needles).c_str(), comma_list(s_.questions).c_str()));
+      line("task", format("%s, in %zu tokens of %lld files (%lld left out); rows of %s chunks, %s needles, %s questions at most", s_.task.task.c_str(),
+                          haystack_.tokens.size(), static_cast<long long>(haystack_.files), static_cast<long long>(haystack_.left_out),
+                          s_.curriculum.empty() ? number(s_.chunks).c_str() : comma_list(s_.curriculum).c_str(), comma_list(s_.needles).c_str(),
+                          comma_list(s_.questions).c_str()));
     } else {
-      line("data", format("%lld tokens, %lld rows of %lld slots (%lld tokens); this run reads %.2f times as many", static_cast<long long>(stream_->tokens()), static_cast<long long>(rows_->count()),
-                          static_cast<long long>(row_slots()), static_cast<long long>(row_tokens()),
+      line("data", format("%lld tokens, %lld rows of %lld slots (%lld tokens); this run reads %.2f times as many", static_cast<long long>(stream_->tokens()),
+                          static_cast<long long>(rows_->count()), static_cast<long long>(row_slots()), static_cast<long long>(row_tokens()),
                           static_cast<double>(s_.steps * s_.batch) / static_cast<double>(rows_->count())));
     }
-    line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps), static_cast<long long>(batch_rows()), static_cast<long long>(micro_rows()), static_cast<long long>(step_)));
+    line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps), static_cast<long long>(batch_rows()),
+                         static_cast<long long>(micro_rows()), static_cast<long long>(step_)));
     line("rate", format("%g after %lld steps, then a cosine to %g", s_.lr, static_cast<long long>(s_.warmup_steps()), s_.lr_final));
     line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " + mebibytes(model_.activation_memory().total_bytes()) + " of activations");
     line("work", format("%.3g floating-point operations a token", 3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1)));
@@ -181,7 +187,8 @@ class Trainer {
     const double scale = N ? 1.0 / static_cast<double>(N) : 0;
     if (task_) {
       weights_.assign(tokens_.size(), 1);
-      for (const int64_t slot : answer_slots_) weights_[static_cast<size_t>(slot)] = static_cast<float>(1 + s_.answer_weight * static_cast<double>(N) / static_cast<double>(answer_slots_.size()));
+      for (const int64_t slot : answer_slots_)
+        weights_[static_cast<size_t>(slot)] = static_cast<float>(1 + s_.answer_weight * static_cast<double>(N) / static_cast<double>(answer_slots_.size()));
       losses_.resize(tokens_.size());
     }
     model_.begin_step();
@@ -208,7 +215,8 @@ class Trainer {
   void fill_row(int64_t r, int64_t at) {
     const size_t to = static_cast<size_t>(at);
     if (!task_) return rows_->fill_row(r, &tokens_[to], &targets_[to]);
-    const TaskRow row = task_->training_row(static_cast<uint64_t>(s_.seed), r, s_.stage_chunks(stage_), s_.of_stage(s_.needles, stage_), s_.task.task == "single" ? 1 : s_.of_stage(s_.questions, stage_));
+    const TaskRow row = task_->training_row(static_cast<uint64_t>(s_.seed), r, s_.stage_chunks(stage_), s_.of_stage(s_.needles, stage_),
+                                            s_.task.task == "single" ? 1 : s_.of_stage(s_.questions, stage_));
     std::copy(row.tokens.begin(), row.tokens.end(), tokens_.begin() + at);
     std::copy(row.targets.begin(), row.targets.end(), targets_.begin() + at);
     for (const Question& question : row.questions)
@@ -232,7 +240,8 @@ class Trainer {
     if (std::accumulate(answer_rates_.begin(), answer_rates_.end(), 0.0) < s_.promote * static_cast<double>(steps)) return;
     stage_++;
     answer_rates_.clear();
-    printf("step %lld: %.0f%% of the answers are right; on to rows of %lld chunks\n", static_cast<long long>(step_ + 1), s_.promote * 100, static_cast<long long>(s_.stage_chunks(stage_)));
+    printf("step %lld: %.0f%% of the answers are right; on to rows of %lld chunks\n", static_cast<long long>(step_ + 1), s_.promote * 100,
+           static_cast<long long>(s_.stage_chunks(stage_)));
     model_.plan(micro_rows(), row_slots());
     model_.commit_activations();
   }
@@ -242,9 +251,13 @@ class Trainer {
     const double slots = static_cast<double>(done.slots), tokens = slots / static_cast<double>(s_.config.chunk) * static_cast<double>(s_.config.chunk - 1);
     const double used = 3 * forward_flops_per_slot(s_.config) * slots / seconds / peak_;
     if ((step + 1) % s_.print_every == 0 || step + 1 == s_.steps || state.skip)
-      printf("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s%s\n", static_cast<long long>(step + 1), static_cast<long long>(s_.steps), state.loss, state.grad_norm,
-             s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100, duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
-             task_ ? format("  %lld chunks, answers %.0f%% (loss %.3f)", static_cast<long long>(done.chunks), done.answers_right * 100, done.answer_loss).c_str() : "", state.skip ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str() : "");
+      printf("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s%s\n", static_cast<long long>(step + 1),
+             static_cast<long long>(s_.steps), state.loss, state.grad_norm, s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100,
+             duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
+             task_
+                 ? format("  %lld chunks, answers %.0f%% (loss %.3f)", static_cast<long long>(done.chunks), done.answers_right * 100, done.answer_loss).c_str()
+                 : "",
+             state.skip ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str() : "");
     fflush(stdout);
     Json line = Json::object();
     line["step"] = step + 1;
@@ -321,7 +334,10 @@ class Trainer {
   std::unique_ptr<Task> task_;
   int64_t stage_ = 0;                 // of the curriculum
   std::vector<double> answer_rates_;  // the share of right answers in this stage's last steps
-  struct Done { int64_t slots, chunks; double answers_right, answer_loss; } done_[2] = {};  // of the last two steps
+  struct Done {
+    int64_t slots, chunks;
+    double answers_right, answer_loss;
+  } done_[2] = {};                         // of the last two steps
   std::vector<int32_t> tokens_, targets_;  // a step's rows
   std::vector<int64_t> answer_slots_;      // in them
   std::vector<float> weights_;
@@ -353,12 +369,13 @@ int train_command(const std::vector<std::string>& arguments) {
   flags.parse(arguments);
   if (saved) flags.check_unchanged(saved->state().at("settings"));
   flags.need("out");
-  const bool task = !settings.task.task.empty();
+  const bool task = settings.task.any();
   flags.need(task ? "haystack" : "data");
   if (task && flags.given("data")) throw UsageError("--task learns from --haystack: leave --data out");
   if (task && flags.given("val-data")) throw UsageError("--task has no validation text: leave --val-data out, and measure with passkey");
   if (!task)
-    for (const char* name : {"haystack", "curriculum", "promote", "needles", "questions", "answer-weight", "style", "values", "value-tokens", "name-tokens", "gap"})
+    for (const char* name :
+         {"haystack", "curriculum", "promote", "needles", "questions", "answer-weight", "style", "values", "value-tokens", "name-tokens", "gap"})
       if (flags.given(name)) throw UsageError(format("--%s is of a task: give --task recall, single or two-hop too", name));
   for (const std::vector<int64_t>* list : {&settings.needles, &settings.questions})
     if (list->empty()) throw UsageError("--needles and --questions: expected one number at least, found none");

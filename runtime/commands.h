@@ -181,7 +181,8 @@ struct Score {
 
   // 95% Wilson interval of a share.
   static std::pair<double, double> interval(int64_t right, int64_t of) {
-    const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n, middle = p + z * z / (2 * n), half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
+    const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n, middle = p + z * z / (2 * n),
+                 half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
     return {(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)};
   }
 };
@@ -225,8 +226,10 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
       if (row.tokens[static_cast<size_t>(i)] != tokenizer.landmark) text += tokenizer.printable(row.tokens[static_cast<size_t>(i)]);
     return text;
   };
-  printf("\n%lld chunks; the needle is in chunk %lld. The question ends chunk %lld, the answer is in chunk %lld:\n  ...%s|%s\n", static_cast<long long>(C), static_cast<long long>(row.needles[static_cast<size_t>(question.needles[0])].chunk),
-         static_cast<long long>(question.chunk), static_cast<long long>(question.first_slot / S), says(question.chunk * S, question.first_slot).c_str(), says(question.first_slot, question.first_slot + 1).c_str());
+  printf("\n%lld chunks; the needle is in chunk %lld. The question ends chunk %lld, the answer is in chunk %lld:\n  ...%s|%s\n", static_cast<long long>(C),
+         static_cast<long long>(row.needles[static_cast<size_t>(question.needles[0])].chunk), static_cast<long long>(question.chunk),
+         static_cast<long long>(question.first_slot / S), says(question.chunk * S, question.first_slot).c_str(),
+         says(question.first_slot, question.first_slot + 1).c_str());
   std::vector<int32_t> given;
   for (size_t i = 0; i < question.answer.size(); i++) {
     model.upload(row.tokens.data(), nullptr, nullptr, C * S);
@@ -239,7 +242,8 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
     printf("fetched for it%s, with weight:\n", model.groups.size() > 1 ? format(" by group %zu", g).c_str() : "");
     for (int64_t k = 0; k < K; k++) {
       const size_t at = static_cast<size_t>(question.first_slot / S * K + k);
-      if (fetched.pick[at] >= 0) printf("  chunk %5d  %.3f  %s\n", fetched.pick[at], static_cast<double>(fetched.w[at]), says(fetched.pick[at] * S, (fetched.pick[at] + 1) * S).c_str());
+      if (fetched.pick[at] >= 0)
+        printf("  chunk %5d  %.3f  %s\n", fetched.pick[at], static_cast<double>(fetched.w[at]), says(fetched.pick[at] * S, (fetched.pick[at] + 1) * S).c_str());
     }
   }
   std::string answer, expected;
@@ -256,7 +260,7 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
     saved = std::make_unique<SavedRun>(SavedRun::open(checkpoint, std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end()));
     task = saved->settings.task;
   }
-  if (task.task.empty() || task.task == "recall") task.task = "single";
+  if (!task.two_hop()) task.task = "single";
   std::vector<int64_t> lengths = {4096}, trials = {100};
   int64_t others = 4, chains = 2, show = 0, seed = 1, batch_slots = 16384;
   bool no_retrieval = false, random_retrieval = false, far_only = false;
@@ -283,15 +287,22 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
   const Tokenizer& tokenizer = saved->tokenizer;
   const int64_t S = config.chunk, K = config.topk, reach = (config.lower + config.upper()) * config.window;
   for (const int64_t length : lengths)
-    if (length % S || length < 3 * S) throw UsageError(format("--length: expected a multiple of %lld, the slots of a chunk, and three chunks at least, found %lld", static_cast<long long>(S), static_cast<long long>(length)));
+    if (length % S || length < 3 * S)
+      throw UsageError(format("--length: expected a multiple of %lld, the slots of a chunk, and three chunks at least, found %lld", static_cast<long long>(S),
+                              static_cast<long long>(length)));
   const Selection selection = ablation(no_retrieval, random_retrieval, seed);
   const Haystack haystack = Haystack::load(task.haystack, tokenizer);
   const Task maker(task, tokenizer, haystack, S);
   if (task.two_hop()) others = chains - 1;
   maker.check_names(others + 1);
-  printf("%s%s: %lld tokens in an answer, %lld other %s; text of %lld files (%lld left out); windows reach %lld slots; chance %.1e\n", task.task.c_str(), no_retrieval ? ", without retrieval" : random_retrieval ? ", random retrieval" : "",
-         static_cast<long long>(maker.answer_length()), static_cast<long long>(others), task.two_hop() ? "chains" : "needles", static_cast<long long>(haystack.files), static_cast<long long>(haystack.left_out), static_cast<long long>(reach), maker.chance());
-  printf("%9s %9s %8s  %-5s %6s  %6s %-14s %6s %6s %6s  %-23s %9s %10s\n", "slots", "tokens", "chunks", "place", "trials", "exact", "(95%)", "tokens", "first", "hit", "exact by depth, oldest", "slots/s", "memory");
+  printf("%s%s: %lld tokens in an answer, %lld other %s; text of %lld files (%lld left out); windows reach %lld slots; chance %.1e\n", task.task.c_str(),
+         no_retrieval       ? ", without retrieval"
+         : random_retrieval ? ", random retrieval"
+                            : "",
+         static_cast<long long>(maker.answer_length()), static_cast<long long>(others), task.two_hop() ? "chains" : "needles",
+         static_cast<long long>(haystack.files), static_cast<long long>(haystack.left_out), static_cast<long long>(reach), maker.chance());
+  printf("%9s %9s %8s  %-5s %6s  %6s %-14s %6s %6s %6s  %-23s %9s %10s\n", "slots", "tokens", "chunks", "place", "trials", "exact", "(95%)", "tokens", "first",
+         "hit", "exact by depth, oldest", "slots/s", "memory");
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     using Model = DRT<std::remove_reference_t<decltype(device)>>;
     for (size_t l = 0; l < lengths.size(); l++) {
@@ -303,7 +314,8 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
       for (const bool near : {false, true}) {
         if (near && far_only) continue;
         if ((near ? C - 2 - task.gap - far : far) < (task.two_hop() ? 2 : 1)) {
-          printf("%9lld %9lld %8lld  %-5s no chunk lies there\n", static_cast<long long>(T), static_cast<long long>(C * (S - 1)), static_cast<long long>(C), near ? "near" : "far");
+          printf("%9lld %9lld %8lld  %-5s no chunk lies there\n", static_cast<long long>(T), static_cast<long long>(C * (S - 1)), static_cast<long long>(C),
+                 near ? "near" : "far");
           continue;
         }
         Score score;
@@ -330,13 +342,15 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
             auto is_fetched = [&](int64_t needle) {
               const int64_t row = (b * (C + 1) + question.first_slot / S) * K;
               return std::any_of(fetched.begin(), fetched.end(), [&](const auto& f) {
-                return std::find(f.pick.begin() + row, f.pick.begin() + row + K, rows[static_cast<size_t>(b)].needles[static_cast<size_t>(needle)].chunk) != f.pick.begin() + row + K;
+                return std::find(f.pick.begin() + row, f.pick.begin() + row + K, rows[static_cast<size_t>(b)].needles[static_cast<size_t>(needle)].chunk) !=
+                       f.pick.begin() + row + K;
               });
             };
             score.trials++, score.exact += exact, score.first += given[0] == question.answer[0];
             score.hits += std::all_of(question.needles.begin(), question.needles.end(), is_fetched);
             for (size_t i = 0; i < given.size(); i++) score.tokens++, score.tokens_right += given[i] == question.answer[i];
-            const int64_t chunk = rows[static_cast<size_t>(b)].needles[0].chunk, depth = (near ? chunk - far : chunk) * Score::depths / (near ? C - 2 - task.gap - far : far);
+            const int64_t chunk = rows[static_cast<size_t>(b)].needles[0].chunk,
+                          depth = (near ? chunk - far : chunk) * Score::depths / (near ? C - 2 - task.gap - far : far);
             score.depth_trials[depth]++, score.depth_exact[depth] += exact;
           }
           score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
@@ -351,17 +365,21 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
           depth_list.push_back(share);
         }
         const int64_t memory = model.model_memory().total_bytes() + model.activation_memory().total_bytes();
-        printf("%9lld %9lld %8lld  %-5s %6lld  %5.1f%% %-14s %5.1f%% %5.1f%% %5.1f%%  %-23s %9.0f %10s\n", static_cast<long long>(T), static_cast<long long>(C * (S - 1)), static_cast<long long>(C), near ? "near" : "far",
-               static_cast<long long>(score.trials), 100 * static_cast<double>(score.exact) / n, format("(%.1f-%.1f)", 100 * low, 100 * high).c_str(),
-               100 * static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens), 100 * static_cast<double>(score.first) / n, 100 * static_cast<double>(score.hits) / n, by_depth.c_str(), speed, mebibytes(memory).c_str());
+        printf("%9lld %9lld %8lld  %-5s %6lld  %5.1f%% %-14s %5.1f%% %5.1f%% %5.1f%%  %-23s %9.0f %10s\n", static_cast<long long>(T),
+               static_cast<long long>(C * (S - 1)), static_cast<long long>(C), near ? "near" : "far", static_cast<long long>(score.trials),
+               100 * static_cast<double>(score.exact) / n, format("(%.1f-%.1f)", 100 * low, 100 * high).c_str(),
+               100 * static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens), 100 * static_cast<double>(score.first) / n,
+               100 * static_cast<double>(score.hits) / n, by_depth.c_str(), speed, mebibytes(memory).c_str());
         fflush(stdout);
         if (out.empty()) continue;
         Json line = Json::object();
         line["task"] = task.task, line["retrieval"] = no_retrieval ? "none" : random_retrieval ? "random" : "learned", line["place"] = near ? "near" : "far";
-        line["slots"] = T, line["tokens"] = C * (S - 1), line["chunks"] = C, line["trials"] = score.trials, line["exact"] = static_cast<double>(score.exact) / n;
+        line["slots"] = T, line["tokens"] = C * (S - 1), line["chunks"] = C, line["trials"] = score.trials,
+        line["exact"] = static_cast<double>(score.exact) / n;
         line["exact_low"] = low, line["exact_high"] = high, line["tokens_right"] = static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens);
         line["first_right"] = static_cast<double>(score.first) / n, line["hit"] = static_cast<double>(score.hits) / n, line["exact_by_depth"] = depth_list;
-        line["slots_per_second"] = speed, line["memory_bytes"] = memory, line["chance"] = maker.chance(), line["checkpoint"] = saved->checkpoint.folder, line["seed"] = seed;
+        line["slots_per_second"] = speed, line["memory_bytes"] = memory, line["chance"] = maker.chance(), line["checkpoint"] = saved->checkpoint.folder,
+        line["seed"] = seed;
         append_line(out, line.dump());
       }
     }

@@ -75,9 +75,11 @@ inline Flags train_flags(TrainSettings& s) {
   flags.add_switch("fallback", s.fallback, "resume from an older checkpoint where the newest is damaged");
   flags.add("init", s.init, "CHECKPOINT", "start from these weights: a RUN, a STEP, or a .safetensors file", Flags::run);
   add_model_flags(flags, s.model, s.config);
-  flags.add_choice("task", s.task.task, "recall|single|two-hop", "learn to find needles in a haystack instead of shards: many questions a row, one, or many that take two steps", Flags::run);
+  flags.add_choice("task", s.task.task, "none|recall|single|two-hop",
+                   "learn to find needles in a haystack instead of shards: many questions a row, one, or many that take two steps", Flags::run);
   add_task_flags(flags, s.task, Flags::run);
-  flags.add("curriculum", s.curriculum, 1, 1 << 20, "chunks a row, stage by stage, instead of --chunks; --batch is of the first stage, longer rows are fewer", Flags::run);
+  flags.add("curriculum", s.curriculum, 1, 1 << 20, "chunks a row, stage by stage, instead of --chunks; --batch is of the first stage, longer rows are fewer",
+            Flags::run);
   flags.add("promote", s.promote, 0, 1, "share of answer tokens, over 20 steps, that ends a stage: those given more than half of the probability", Flags::run);
   flags.add("needles", s.needles, 1, 1 << 20, "needles (two-hop: chains) a row at most, stage by stage; the last number stays", Flags::run);
   flags.add("questions", s.questions, 1, 1 << 20, "questions a row at most, stage by stage (single: 1)", Flags::run);

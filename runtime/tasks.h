@@ -23,14 +23,16 @@ namespace gca {
 
 // ---- settings -------------------------------------------------------------------------------------------------------------------
 struct TaskSettings {
-  std::string task, haystack, style = "ids", values = "letters";
+  std::string task = "none", haystack, style = "ids", values = "letters";
   int64_t value_tokens = 5, name_tokens = 1, gap = 0;
+  bool any() const { return task != "none"; }
   bool two_hop() const { return task == "two-hop"; }
 };
 
 // What train and passkey share.
 inline void add_task_flags(Flags& flags, TaskSettings& s, Flags::Role role) {
-  flags.add("haystack", s.haystack, "GLOB,...", "text that needles are hidden in: files, folders or patterns; files with the task's own words are left out", role == Flags::run ? Flags::remembered : role);
+  flags.add("haystack", s.haystack, "GLOB,...", "text that needles are hidden in: files, folders or patterns; files with the task's own words are left out",
+            role == Flags::run ? Flags::remembered : role);
   flags.add_choice("style", s.style, "ids|text", "of needles and questions: special ids, or words", role);
   flags.add_choice("values", s.values, "letters|random", "what names and values are made of: letters, or any tokens", role);
   flags.add("value-tokens", s.value_tokens, 1, 4096, "tokens of a value (two-hop: of A, B and C)", role);
@@ -91,7 +93,8 @@ struct Haystack {
     }
     if (haystack.tokens.size() <= static_cast<size_t>(haystack.files))
       throw Error("--haystack '" + patterns + "': expected some text, found " +
-                  (haystack.left_out ? "only files that hold the words of needles themselves (\"The passkey of\")" : "only empty files") + "; give other files");
+                  (haystack.left_out ? "only files that hold the words of needles themselves (\"The passkey of\")" : "only empty files") +
+                  "; give other files");
     return haystack;
   }
 
@@ -111,12 +114,12 @@ struct Haystack {
 
 // ---- rows -------------------------------------------------------------------------------------------------------------------------
 struct Question {
-  int64_t chunk, first_slot;       // the question's chunk; slot 0 of the answer's: slots first_slot + i predict answer[i]
+  int64_t chunk, first_slot;  // the question's chunk; slot 0 of the answer's: slots first_slot + i predict answer[i]
   std::vector<int32_t> answer;
-  std::vector<int64_t> needles;    // which of the row's needles hold it: one, or two for two hops
+  std::vector<int64_t> needles;  // which of the row's needles hold it: one, or two for two hops
 };
 struct Needle {
-  int64_t chunk, first, length;    // first: its place in the chunk
+  int64_t chunk, first, length;  // first: its place in the chunk
   std::vector<int32_t> name, value;
 };
 struct TaskRow {
@@ -136,8 +139,10 @@ class Task {
     close_ = word(tokenizer.END, "|");
     ask_ = word(tokenizer.ASK, two_hop_ ? "|After " : "|The passkey of ");
     comma_ = word(tokenizer.COMMA, ", ");
-    if (two_hop_) middle_ = word(tokenizer.ARROW, " comes ");
-    else if (!ids) middle_ = tokenizer.encode(" is: ");
+    if (two_hop_)
+      middle_ = word(tokenizer.ARROW, " comes ");
+    else if (!ids)
+      middle_ = tokenizer.encode(" is: ");
     const bool letters = s_.values == "letters";
     for (int32_t id = 0; id < tokenizer.vocab_size(); id++) {
       const std::string_view bytes = tokenizer.bytes_of(id);
@@ -148,12 +153,16 @@ class Task {
     name_tokens_ = two_hop_ ? s_.value_tokens : s_.name_tokens;
     const int64_t most = static_cast<int64_t>(values_.size()) / 2;
     if (s_.value_tokens > most)
-      throw UsageError(format("--value-tokens: expected at most %lld, half of the different tokens that --values %s has, found %lld", static_cast<long long>(most), s_.values.c_str(), static_cast<long long>(s_.value_tokens)));
+      throw UsageError(format("--value-tokens: expected at most %lld, half of the different tokens that --values %s has, found %lld",
+                              static_cast<long long>(most), s_.values.c_str(), static_cast<long long>(s_.value_tokens)));
     const int64_t room = S - 1, longest = std::max({needle_length(), question_length(), 1 + answer_length()});
     if (longest > room)
-      throw UsageError(format("--chunk: a needle takes %lld tokens, a question %lld before its chunk's end, the answer's chunk %lld: expected at least %lld slots a chunk, found %lld; "
-                              "use larger chunks or fewer --value-tokens",
-                              static_cast<long long>(needle_length()), static_cast<long long>(question_length()), static_cast<long long>(1 + answer_length()), static_cast<long long>(longest + 1), static_cast<long long>(S)));
+      throw UsageError(
+          format("--chunk: a needle takes %lld tokens, a question %lld before its chunk's end, the answer's chunk %lld: expected at least %lld slots a chunk, "
+                 "found %lld; "
+                 "use larger chunks or fewer --value-tokens",
+                 static_cast<long long>(needle_length()), static_cast<long long>(question_length()), static_cast<long long>(1 + answer_length()),
+                 static_cast<long long>(longest + 1), static_cast<long long>(S)));
   }
 
   int64_t fewest_chunks() const { return (two_hop_ ? 4 : 3) + s_.gap; }  // needles, then a question, then its answer
@@ -164,7 +173,8 @@ class Task {
   void check_names(int64_t needles) const {
     const int64_t most = (two_hop_ ? std::ssize(names_) / 3 : std::ssize(names_));
     if (needles > most)
-      throw UsageError(format("--values %s has names for %lld %s in a row, expected %lld; use fewer, or --values random", s_.values.c_str(), static_cast<long long>(most), two_hop_ ? "chains" : "needles", static_cast<long long>(needles)));
+      throw UsageError(format("--values %s has names for %lld %s in a row, expected %lld; use fewer, or --values random", s_.values.c_str(),
+                              static_cast<long long>(most), two_hop_ ? "chains" : "needles", static_cast<long long>(needles)));
   }
   // What guessing letters gets right, without any needle.
   double chance() const {
@@ -190,7 +200,9 @@ class Task {
         if (taken[static_cast<size_t>(chunk)] + question_length() > S_ - 1 || head + 1 + answer_length() > S_ - 1) continue;
         std::vector<int64_t> known;  // first needles of what may be asked here
         for (int64_t i = 0; i < std::ssize(row.needles); i += hops)
-          if (!asked[static_cast<size_t>(i)] && std::max(row.needles[static_cast<size_t>(i)].chunk, row.needles[static_cast<size_t>(i + hops - 1)].chunk) < chunk) known.push_back(i);
+          if (!asked[static_cast<size_t>(i)] &&
+              std::max(row.needles[static_cast<size_t>(i)].chunk, row.needles[static_cast<size_t>(i + hops - 1)].chunk) < chunk)
+            known.push_back(i);
         if (known.empty()) continue;
         const int64_t needle = known[static_cast<size_t>(draws.below(std::ssize(known)))];
         asked[static_cast<size_t>(needle)] = 1;
@@ -205,12 +217,16 @@ class Task {
   TaskRow trial(uint64_t seed, int64_t number, int64_t C, int64_t others, int64_t reach, bool near) const {
     const int64_t question = C - 2 - s_.gap, hops = two_hop_ ? 2 : 1, far = far_chunks(C, reach), begin = near ? far : 0, end = near ? question : far;
     if (end - begin < hops || question < (others + 1) * hops)
-      throw UsageError(format("a row of %lld chunks has %lld before the question, %lld of them %s: expected room for %lld needles and %lld of these; use a longer --length or fewer needles",
-                              static_cast<long long>(C), static_cast<long long>(question), static_cast<long long>(end - begin), near ? "near" : "out of the windows' reach", static_cast<long long>((others + 1) * hops), static_cast<long long>(hops)));
+      throw UsageError(
+          format("a row of %lld chunks has %lld before the question, %lld of them %s: expected room for %lld needles and %lld of these; use a longer --length "
+                 "or fewer needles",
+                 static_cast<long long>(C), static_cast<long long>(question), static_cast<long long>(end - begin), near ? "near" : "out of the windows' reach",
+                 static_cast<long long>((others + 1) * hops), static_cast<long long>(hops)));
     return make(Draws(seed, Draws::trial, number), C, [&](Draws& draws, TaskRow& row, const Text& text) {
       std::vector<int64_t> places = draws.choose(begin, end, hops);
       for (const int64_t place : draws.choose(0, question, (others + 1) * hops))
-        if (std::ssize(places) < (others + 1) * hops && std::find(places.begin(), places.begin() + hops, place) == places.begin() + hops) places.push_back(place);
+        if (std::ssize(places) < (others + 1) * hops && std::find(places.begin(), places.begin() + hops, place) == places.begin() + hops)
+          places.push_back(place);
       place_needles(draws, row, places, text);
       ask(row, question, 0);
     });
@@ -243,7 +259,8 @@ class Task {
   }
   static constexpr int attempts = 1000;
   UsageError too_short() const {
-    return UsageError(format("--value-tokens: found no values of %lld tokens that the text does not hold already; expected more tokens, or --values random", static_cast<long long>(s_.value_tokens)));
+    return UsageError(format("--value-tokens: found no values of %lld tokens that the text does not hold already; expected more tokens, or --values random",
+                             static_cast<long long>(s_.value_tokens)));
   }
 
   // Names and values for a needle in each of these chunks; for two hops, pairs of them.
@@ -252,7 +269,8 @@ class Task {
     auto name = [&](const Text& before) {
       for (;;) {
         const Text found = different(draws, names_, name_tokens_);
-        const bool known = std::any_of(names.begin(), names.end(), [&](const Text& other) { return other.front() == found.front() || other.back() == found.back(); });
+        const bool known =
+            std::any_of(names.begin(), names.end(), [&](const Text& other) { return other.front() == found.front() || other.back() == found.back(); });
         if (known || share(found, before) || (two_hop_ && stands_in(found, text))) continue;
         names.push_back(found);
         return found;

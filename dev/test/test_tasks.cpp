@@ -62,8 +62,10 @@ void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
   for (int64_t c = 0; c < C; c++)
     for (int64_t j = 0; j < S; j++) {
       const int32_t target = row.targets[static_cast<size_t>(c * S + j)];
-      if (j == S - 1) CHECK(target == no_target);
-      else if (c * (S - 1) + j + 1 < std::ssize(text)) CHECK(target == text[static_cast<size_t>(c * (S - 1) + j + 1)]);
+      if (j == S - 1)
+        CHECK(target == no_target);
+      else if (c * (S - 1) + j + 1 < std::ssize(text))
+        CHECK(target == text[static_cast<size_t>(c * (S - 1) + j + 1)]);
     }
   // Each needle whole in its chunk, where nothing else is; each value where it was put and nowhere else.
   std::vector<int> owner(text.size());
@@ -132,7 +134,8 @@ TEST_CASE("rows of training: whole needles, one a chunk, each asked for once at 
         const Task maker = bench.task();
         int64_t needles = 0, questions = 0;
         for (int64_t number = 0; number < 50; number++) {
-          const TaskRow row = maker.training_row(5, number, 12, 4, 6), again = bench.task().training_row(5, number, 12, 4, 6), other = maker.training_row(6, number, 12, 4, 6);
+          const TaskRow row = maker.training_row(5, number, 12, 4, 6), again = bench.task().training_row(5, number, 12, 4, 6),
+                        other = maker.training_row(6, number, 12, 4, 6);
           check_row(row, bench, 12);
           needles += std::ssize(row.needles), questions += std::ssize(row.questions);
           CHECK(row.tokens == again.tokens);
@@ -170,7 +173,9 @@ TEST_CASE("trials: one question at the end, enough other names, the needle's dep
       CHECK(counts.rbegin()->first == last - 1);
       const double n = static_cast<double>(last - first), expected = all / n;
       double sum = 0;
-      for (int64_t i = first; i < last; i++) sum += (static_cast<double>(counts.count(i) ? counts.at(i) : 0) - expected) * (static_cast<double>(counts.count(i) ? counts.at(i) : 0) - expected) / expected;
+      for (int64_t i = first; i < last; i++)
+        sum += (static_cast<double>(counts.count(i) ? counts.at(i) : 0) - expected) * (static_cast<double>(counts.count(i) ? counts.at(i) : 0) - expected) /
+               expected;
       CHECK(sum < n + 6 * std::sqrt(2 * n));
     };
     uniform(chunks, near ? far : 0, near ? C - 2 : far, trials);
@@ -238,8 +243,9 @@ TEST_CASE("the haystack leaves out files with the task's words; sizes that canno
 namespace {
 
 std::string recall(const Workshop& shop, const std::string& out) {
-  return "train --task recall --width 16 --heads 2 --ffn 24 --lower 1 --groups 1 --encoder 1 --chunk 16 --window 12 --topk 2 --value-tokens 3 --batch 4 --lr 3e-3 --haystack " + shop.path +
-         "/text.txt --out " + shop.path + "/" + out;
+  return "train --task recall --width 16 --heads 2 --ffn 24 --lower 1 --groups 1 --encoder 1 --chunk 16 --window 12 --topk 2 --value-tokens 3 --batch 4 --lr "
+         "3e-3 --haystack " +
+         shop.path + "/text.txt --out " + shop.path + "/" + out;
 }
 
 }  // namespace
@@ -272,7 +278,8 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
   const std::string passkey = "passkey --checkpoint " + shop.path + "/run --trials 6 --length 192,256";
   const Workshop::Result table = shop.run(passkey + " --show 1 --out " + shop.path + "/figures.jsonl");
   CHECK(table.exit == 0);
-  for (const char* words : {"single: 3 tokens in an answer, 4 other needles", "windows reach 24 slots", " far ", " near ", "fetched for it, with weight", "answer: "}) {
+  for (const char* words :
+       {"single: 3 tokens in an answer, 4 other needles", "windows reach 24 slots", " far ", " near ", "fetched for it, with weight", "answer: "}) {
     CAPTURE(words);
     CHECK(says(table, words));
   }
