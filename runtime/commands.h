@@ -172,21 +172,6 @@ inline int eval_command(const std::vector<std::string>& arguments) {
 }
 
 // ---- passkey ----------------------------------------------------------------------------------------------------------------------
-// What trials of one length came to. A question's answer counts as found if every token is right.
-struct Score {
-  int64_t trials = 0, exact = 0, first = 0, hits = 0, tokens = 0, tokens_right = 0;
-  static constexpr int depths = 4;  // quarters of the places that needles may have, the oldest first
-  int64_t depth_trials[depths] = {}, depth_exact[depths] = {};
-  double seconds = 0;
-
-  // 95% Wilson interval of a share.
-  static std::pair<double, double> interval(int64_t right, int64_t of) {
-    const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n, middle = p + z * z / (2 * n),
-                 half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
-    return {(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)};
-  }
-};
-
 // The likeliest tokens at the answer's slots of row b of the last forward pass, the landmark left out.
 template <class Device>
 std::vector<int32_t> likeliest(DRT<Device>& model, int64_t first_row, int64_t count, int32_t landmark) {
@@ -295,14 +280,14 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
   const Task maker(task, tokenizer, haystack, S);
   if (task.two_hop()) others = chains - 1;
   maker.check_names(others + 1);
-  printf("%s%s: %lld tokens in an answer, %lld other %s; text of %lld files (%lld left out); windows reach %lld slots; chance %.1e\n", task.task.c_str(),
+  printf("%s%s: %lld tokens in an answer, %lld other %s; text of %lld files (%lld left out); windows reach %lld slots\n", task.task.c_str(),
          no_retrieval       ? ", without retrieval"
          : random_retrieval ? ", random retrieval"
                             : "",
          static_cast<long long>(maker.answer_length()), static_cast<long long>(others), task.two_hop() ? "chains" : "needles",
-         static_cast<long long>(haystack.files), static_cast<long long>(haystack.left_out), static_cast<long long>(reach), maker.chance());
-  printf("%9s %9s %8s  %-5s %6s  %6s %-14s %6s %6s %6s  %-23s %9s %10s\n", "slots", "tokens", "chunks", "place", "trials", "exact", "(95%)", "tokens", "first",
-         "hit", "exact by depth, oldest", "slots/s", "memory");
+         static_cast<long long>(haystack.files), static_cast<long long>(haystack.left_out), static_cast<long long>(reach));
+  printf("%9s %9s %7s %-5s %6s %7s %-14s %7s %7s %7s %8s  %-22s %8s %11s\n", "slots", "tokens", "chunks", "place", "trials", "exact", "(95%)", "forced",
+         "first", "hit", "chance", "exact by depth, oldest", "slots/s", "memory");
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     using Model = DRT<std::remove_reference_t<decltype(device)>>;
     for (size_t l = 0; l < lengths.size(); l++) {
@@ -365,20 +350,22 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
           depth_list.push_back(share);
         }
         const int64_t memory = model.model_memory().total_bytes() + model.activation_memory().total_bytes();
-        printf("%9lld %9lld %8lld  %-5s %6lld  %5.1f%% %-14s %5.1f%% %5.1f%% %5.1f%%  %-23s %9.0f %10s\n", static_cast<long long>(T),
+        const double chance = maker.chance(C, random_retrieval ? K : 0, model.groups.size());
+        printf("%9lld %9lld %7lld %-5s %6lld %6.1f%% %-14s %6.1f%% %6.1f%% %6.1f%% %7.2g%%  %-22s %8.0f %11s\n", static_cast<long long>(T),
                static_cast<long long>(C * (S - 1)), static_cast<long long>(C), near ? "near" : "far", static_cast<long long>(score.trials),
                100 * static_cast<double>(score.exact) / n, format("(%.1f-%.1f)", 100 * low, 100 * high).c_str(),
                100 * static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens), 100 * static_cast<double>(score.first) / n,
-               100 * static_cast<double>(score.hits) / n, by_depth.c_str(), speed, mebibytes(memory).c_str());
+               100 * static_cast<double>(score.hits) / n, 100 * chance, by_depth.c_str(), speed, mebibytes(memory).c_str());
         fflush(stdout);
         if (out.empty()) continue;
         Json line = Json::object();
         line["task"] = task.task, line["retrieval"] = no_retrieval ? "none" : random_retrieval ? "random" : "learned", line["place"] = near ? "near" : "far";
         line["slots"] = T, line["tokens"] = C * (S - 1), line["chunks"] = C, line["trials"] = score.trials,
         line["exact"] = static_cast<double>(score.exact) / n;
-        line["exact_low"] = low, line["exact_high"] = high, line["tokens_right"] = static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens);
+        line["exact_low"] = low, line["exact_high"] = high,
+        line["teacher_forced"] = static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens);
         line["first_right"] = static_cast<double>(score.first) / n, line["hit"] = static_cast<double>(score.hits) / n, line["exact_by_depth"] = depth_list;
-        line["slots_per_second"] = speed, line["memory_bytes"] = memory, line["chance"] = maker.chance(), line["checkpoint"] = saved->checkpoint.folder,
+        line["slots_per_second"] = speed, line["memory_bytes"] = memory, line["chance"] = chance, line["checkpoint"] = saved->checkpoint.folder,
         line["seed"] = seed;
         append_line(out, line.dump());
       }

@@ -10,6 +10,7 @@
 // Single rows have one question, at their end; recall rows many. In the text style, words stand for KEY, END, ASK, ARROW and COMMA.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <span>
 #include <string>
@@ -176,11 +177,12 @@ class Task {
       throw UsageError(format("--values %s has names for %lld %s in a row, expected %lld; use fewer, or --values random", s_.values.c_str(),
                               static_cast<long long>(most), two_hop_ ? "chains" : "needles", static_cast<long long>(needles)));
   }
-  // What guessing letters gets right, without any needle.
-  double chance() const {
-    double p = 1;
-    for (int64_t i = 0; i < s_.value_tokens * (two_hop_ ? 2 : 1); i++) p /= static_cast<double>(std::ssize(values_) - i % s_.value_tokens);
-    return p;
+  // How often an answer is right by luck in rows of C chunks: by guessing, or because `random` chunks that each group fetches hold the needles.
+  double chance(int64_t C, int64_t random, size_t groups) const {
+    double guess = 1;
+    for (int64_t i = 0; i < s_.value_tokens * (two_hop_ ? 2 : 1); i++) guess /= static_cast<double>(std::ssize(values_) - i % s_.value_tokens);
+    const double missed = 1 - std::min(1.0, static_cast<double>(random) / static_cast<double>(C - 2 - s_.gap));
+    return guess + (1 - guess) * std::pow(1 - std::pow(missed, static_cast<double>(groups)), two_hop_ ? 2 : 1);
   }
 
   // Row `number` of a training: C chunks, about as many needles (two-hop: chains) and questions, each needle asked for once at most; less
@@ -356,6 +358,22 @@ class Task {
   const Haystack& haystack_;
   int64_t S_, name_tokens_ = 1;
   Text open_, middle_, close_, ask_, comma_, names_, values_;
+};
+
+// ---- figures ----------------------------------------------------------------------------------------------------------------------
+// What trials of one length came to. A question's answer counts as found if every token is right.
+struct Score {
+  int64_t trials = 0, exact = 0, first = 0, hits = 0, tokens = 0, tokens_right = 0;
+  static constexpr int depths = 4;  // quarters of the places that needles may have, the oldest first
+  int64_t depth_trials[depths] = {}, depth_exact[depths] = {};
+  double seconds = 0;
+
+  // 95% Wilson interval of a share.
+  static std::pair<double, double> interval(int64_t right, int64_t of) {
+    const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n, middle = p + z * z / (2 * n),
+                 half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
+    return {(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)};
+  }
 };
 
 }  // namespace gca
