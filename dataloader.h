@@ -251,6 +251,21 @@ inline int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t ep
   return static_cast<int64_t>(place);
 }
 
+// tokens (C*S; it begins with C*(S-1)+1 tokens, packed) = the same in chunks of S slots, the last of
+// them the landmark, without target; every other target is the next token, as far as the first `real` tokens go. From the back, so that nothing is
+// overwritten before it has moved: token c*(S-1)+j goes to slot c*S+j.
+inline void spread_chunks(int32_t* tokens, int32_t* targets, int64_t real, int64_t C, int64_t S, int32_t landmark) {
+  for (int64_t c = C - 1; c >= 0; c--) {
+    for (int64_t j = S - 2; j >= 0; j--) {
+      const int64_t from = c * (S - 1) + j, to = c * S + j;
+      targets[to] = from + 1 < real ? tokens[from + 1] : no_target;
+      tokens[to] = tokens[from];
+    }
+    tokens[c * S + S - 1] = landmark;
+    targets[c * S + S - 1] = no_target;
+  }
+}
+
 // Rows of C chunks of S slots. A window is C (S-1) + 1 tokens: one more than a row shows, so that its last token has a target;
 // neighbours share that one. Windows follow one another through the stream; with cross = false each is one document's.
 class Rows {
@@ -290,16 +305,7 @@ class Rows {
     const auto [first, real] = extent(window);
     stream_.read(first, real, tokens);  // packed at first: C*S is room for C*(S-1)+1
     std::fill(tokens + real, tokens + chunks_ * (slots_ - 1) + 1, end_of_text_);
-    // Spread from the back, so that nothing is overwritten before it has moved: token c*(S-1)+j goes to slot c*S+j.
-    for (int64_t c = chunks_ - 1; c >= 0; c--) {
-      for (int64_t j = slots_ - 2; j >= 0; j--) {
-        const int64_t from = c * (slots_ - 1) + j, to = c * slots_ + j;
-        targets[to] = from + 1 < real ? tokens[from + 1] : no_target;
-        tokens[to] = tokens[from];
-      }
-      tokens[c * slots_ + slots_ - 1] = landmark_;
-      targets[c * slots_ + slots_ - 1] = no_target;
-    }
+    spread_chunks(tokens, targets, real, chunks_, slots_, landmark_);
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <csignal>
 #include <cstdio>
 #include <ctime>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -28,11 +29,10 @@ struct Run {
 // One line of RUN/log.jsonl. A disk that is full must not end the training: said once.
 void log_line(const std::string& run, const Json& line) {
   static bool told = false;
-  FILE* file = fopen((run + "/log.jsonl").c_str(), "a");
-  const std::string text = line.dump() + "\n";
-  const bool good = file && fwrite(text.data(), 1, text.size(), file) == text.size();
-  if ((file && fclose(file) != 0) || !good) {
-    if (!told) fprintf(stderr, "'%s/log.jsonl' cannot be written (%s); training goes on without it: free some space or mend the folder\n", run.c_str(), strerror(errno));
+  try {
+    append_line(run + "/log.jsonl", line.dump());
+  } catch (const Error& error) {
+    if (!told) fprintf(stderr, "%s; training goes on without it: free some space or mend the folder\n", error.what());
     told = true;
   }
 }
@@ -45,16 +45,39 @@ std::string duration(double seconds) {
 template <class Device>
 class Trainer {
  public:
-  Trainer(Device& device, Run& run) : device_(device), run_(run), s_(run.settings), model_(device, s_.config), stream_(s_.data, run.tokenizer),
-      rows_(stream_, run.tokenizer, s_.chunks, s_.config.chunk, static_cast<uint64_t>(s_.seed), !s_.no_cross) {
-    for (const std::string& note : {stream_.notes(), rows_.notes()})
-      if (!note.empty()) printf("%s\n", note.c_str());
+  Trainer(Device& device, Run& run) : device_(device), run_(run), s_(run.settings), model_(device, s_.config) {
+    if (!s_.task.any()) {
+      stream_ = std::make_unique<TokenStream>(s_.data, run.tokenizer);
+      rows_ = std::make_unique<Rows>(*stream_, run.tokenizer, s_.chunks, s_.config.chunk, static_cast<uint64_t>(s_.seed), !s_.no_cross);
+      for (const std::string& note : {stream_->notes(), rows_->notes()})
+        if (!note.empty()) printf("%s\n", note.c_str());
+    } else {
+      haystack_ = Haystack::load(s_.task.haystack, run.tokenizer);
+      task_ = std::make_unique<Task>(s_.task, run.tokenizer, haystack_, s_.config.chunk);
+      for (int64_t stage = 0; stage < s_.stages(); stage++) {
+        task_->check_names(s_.of_stage(s_.needles, stage));
+        if (s_.stage_chunks(stage) < task_->fewest_chunks())
+          throw UsageError(format("--%s: expected at least %lld chunks, for needle, question and answer, found %lld",
+                                  s_.curriculum.empty() ? "chunks" : "curriculum", static_cast<long long>(task_->fewest_chunks()),
+                                  static_cast<long long>(s_.stage_chunks(stage))));
+      }
+    }
     if (!s_.val_data.empty()) {
       val_stream_ = std::make_unique<TokenStream>(s_.val_data, run.tokenizer);
       val_rows_ = std::make_unique<Rows>(*val_stream_, run.tokenizer, s_.chunks, s_.config.chunk, 0, !s_.no_cross);
     }
-    if (run.saved) stream_.check_same(run.saved->state().at("data"));
-    allocate_or_explain(model_, s_.micro(), s_.row_slots());
+    if (run.saved) {
+      const JsonField state = run.saved->state();
+      if (task_)
+        haystack_.check_same(state.at("data"));
+      else
+        stream_->check_same(state.at("data"));
+      if (task_) {
+        stage_ = state.at("stage").integer(0, s_.stages() - 1);
+        for (const Json& rate : state.at("answer_rates").items()) answer_rates_.push_back(JsonField(rate, "answer_rates").number());
+      }
+    }
+    allocate_or_explain(model_, micro_rows(), row_slots());
   }
 
   int train() {
@@ -127,10 +150,18 @@ class Trainer {
                          static_cast<long long>(c.window), static_cast<long long>(c.vocab)));
     line("parameters", number(model_.table.parameters()));
     line("tokenizer", run_.tokenizer.description());
-    line("data", format("%lld tokens, %lld rows of %lld slots (%lld tokens); this run reads %.2f times as many", static_cast<long long>(stream_.tokens()), static_cast<long long>(rows_.count()),
-                        static_cast<long long>(s_.row_slots()), static_cast<long long>(s_.row_tokens()),
-                        static_cast<double>(s_.steps * s_.batch) / static_cast<double>(rows_.count())));
-    line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps), static_cast<long long>(s_.batch), static_cast<long long>(s_.micro()), static_cast<long long>(step_)));
+    if (task_) {
+      line("task", format("%s, in %zu tokens of %lld files (%lld left out); rows of %s chunks, %s needles, %s questions at most", s_.task.task.c_str(),
+                          haystack_.tokens.size(), static_cast<long long>(haystack_.files), static_cast<long long>(haystack_.left_out),
+                          s_.curriculum.empty() ? number(s_.chunks).c_str() : comma_list(s_.curriculum).c_str(), comma_list(s_.needles).c_str(),
+                          comma_list(s_.questions).c_str()));
+    } else {
+      line("data", format("%lld tokens, %lld rows of %lld slots (%lld tokens); this run reads %.2f times as many", static_cast<long long>(stream_->tokens()),
+                          static_cast<long long>(rows_->count()), static_cast<long long>(row_slots()), static_cast<long long>(row_tokens()),
+                          static_cast<double>(s_.steps * s_.batch) / static_cast<double>(rows_->count())));
+    }
+    line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps), static_cast<long long>(batch_rows()),
+                         static_cast<long long>(micro_rows()), static_cast<long long>(step_)));
     line("rate", format("%g after %lld steps, then a cosine to %g", s_.lr, static_cast<long long>(s_.warmup_steps()), s_.lr_final));
     line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " + mebibytes(model_.activation_memory().total_bytes()) + " of activations");
     line("work", format("%.3g floating-point operations a token", 3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1)));
@@ -140,17 +171,31 @@ class Trainer {
     peak_ = device_.peak_flops();
   }
 
+  // What the stage of the curriculum makes of a step.
+  int64_t row_slots() const { return s_.stage_chunks(stage_) * s_.config.chunk; }
+  int64_t row_tokens() const { return s_.stage_chunks(stage_) * (s_.config.chunk - 1); }
+  int64_t batch_rows() const { return s_.stage_rows(s_.batch, stage_); }
+  int64_t micro_rows() const { return s_.stage_rows(s_.micro(), stage_); }
+
   void one_step() {
-    const int64_t T = s_.row_slots(), micro = s_.micro();
-    tokens_.resize(static_cast<size_t>(s_.batch * T));
+    const int64_t T = row_slots(), rows = batch_rows(), micro = micro_rows();
+    tokens_.resize(static_cast<size_t>(rows * T));
     targets_.resize(tokens_.size());
-    for (int64_t row = 0; row < s_.batch; row++) rows_.fill_row(step_ * s_.batch + row, &tokens_[static_cast<size_t>(row * T)], &targets_[static_cast<size_t>(row * T)]);
+    answer_slots_.clear();
+    for (int64_t row = 0; row < rows; row++) fill_row(step_ * s_.batch + row, row * T);
     const int64_t N = static_cast<int64_t>(std::count_if(targets_.begin(), targets_.end(), [](int32_t target) { return target >= 0; }));
     const double scale = N ? 1.0 / static_cast<double>(N) : 0;
+    if (task_) {
+      weights_.assign(tokens_.size(), 1);
+      for (const int64_t slot : answer_slots_)
+        weights_[static_cast<size_t>(slot)] = static_cast<float>(1 + s_.answer_weight * static_cast<double>(N) / static_cast<double>(answer_slots_.size()));
+      losses_.resize(tokens_.size());
+    }
     model_.begin_step();
-    for (int64_t row = 0; row < s_.batch; row += micro) {
-      const int64_t B = std::min(micro, s_.batch - row);
-      model_.upload(&tokens_[static_cast<size_t>(row * T)], &targets_[static_cast<size_t>(row * T)], nullptr, B * T);
+    for (int64_t row = 0; row < rows; row += micro) {
+      const int64_t B = std::min(micro, rows - row);
+      const size_t first = static_cast<size_t>(row * T);
+      model_.upload(&tokens_[first], &targets_[first], task_ ? &weights_[first] : nullptr, B * T);
       typename DRT<Device>::Input in{B, T, {}};
       in.selection.noise = s_.noise;
       in.selection.seed = static_cast<uint64_t>(s_.seed);
@@ -158,17 +203,61 @@ class Trainer {
       in.selection.first_row = row;
       model_.forward(in);
       model_.head(scale, true);
+      if (task_) device_.download(&losses_[first], model_.loss, B * T * static_cast<int64_t>(sizeof(losses_[0])));
       model_.backward();
     }
     model_.update({.lr = s_.learning_rate(step_), .beta1 = s_.beta1, .beta2 = s_.beta2, .eps = 1e-8, .weight_decay = s_.weight_decay, .clip = s_.clip});
+    done_[step_ % 2] = {rows * T, s_.stage_chunks(stage_), 0, 0};
+    if (task_) end_of_task_step();
+  }
+
+  // Row r of the training to place `at` of the step's rows.
+  void fill_row(int64_t r, int64_t at) {
+    const size_t to = static_cast<size_t>(at);
+    if (!task_) return rows_->fill_row(r, &tokens_[to], &targets_[to]);
+    const TaskRow row = task_->training_row(static_cast<uint64_t>(s_.seed), r, s_.stage_chunks(stage_), s_.of_stage(s_.needles, stage_),
+                                            s_.task.task == "single" ? 1 : s_.of_stage(s_.questions, stage_));
+    std::copy(row.tokens.begin(), row.tokens.end(), tokens_.begin() + at);
+    std::copy(row.targets.begin(), row.targets.end(), targets_.begin() + at);
+    for (const Question& question : row.questions)
+      for (int64_t i = 0; i < std::ssize(question.answer); i++) answer_slots_.push_back(at + question.first_slot + i);
+  }
+
+  // How many answer tokens had more than half of the probability, and were therefore the likeliest; and whether that ends a stage.
+  void end_of_task_step() {
+    constexpr size_t steps = 20;
+    int64_t right = 0;
+    double sum = 0;
+    for (const int64_t slot : answer_slots_) {
+      const double loss = static_cast<double>(losses_[static_cast<size_t>(slot)]);
+      right += loss < std::log(2.0), sum += loss;
+    }
+    const double count = static_cast<double>(std::max<size_t>(1, answer_slots_.size()));
+    done_[step_ % 2].answers_right = static_cast<double>(right) / count, done_[step_ % 2].answer_loss = sum / count;
+    answer_rates_.push_back(static_cast<double>(right) / count);
+    if (answer_rates_.size() > steps) answer_rates_.erase(answer_rates_.begin());
+    if (answer_rates_.size() < steps || stage_ + 1 >= s_.stages()) return;
+    if (std::accumulate(answer_rates_.begin(), answer_rates_.end(), 0.0) < s_.promote * static_cast<double>(steps)) return;
+    stage_++;
+    answer_rates_.clear();
+    printf("step %lld: %.0f%% of the answers are right; on to rows of %lld chunks\n", static_cast<long long>(step_ + 1), s_.promote * 100,
+           static_cast<long long>(s_.stage_chunks(stage_)));
+    model_.plan(micro_rows(), row_slots());
+    model_.commit_activations();
   }
 
   void report_step(int64_t step, const StepState& state, double seconds, double mean_seconds) {
-    const double tokens = static_cast<double>(s_.batch * s_.row_tokens()), slots = static_cast<double>(s_.batch * s_.row_slots());
+    const Done& done = done_[step % 2];
+    const double slots = static_cast<double>(done.slots), tokens = slots / static_cast<double>(s_.config.chunk) * static_cast<double>(s_.config.chunk - 1);
     const double used = 3 * forward_flops_per_slot(s_.config) * slots / seconds / peak_;
-    printf("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s\n", static_cast<long long>(step + 1), static_cast<long long>(s_.steps), state.loss, state.grad_norm,
-           s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100, duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
-           state.skip ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str() : "");
+    if ((step + 1) % s_.print_every == 0 || step + 1 == s_.steps || state.skip)
+      printf("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s%s\n", static_cast<long long>(step + 1),
+             static_cast<long long>(s_.steps), state.loss, state.grad_norm, s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100,
+             duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
+             task_
+                 ? format("  %lld chunks, answers %.0f%% (loss %.3f)", static_cast<long long>(done.chunks), done.answers_right * 100, done.answer_loss).c_str()
+                 : "",
+             state.skip ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str() : "");
     fflush(stdout);
     Json line = Json::object();
     line["step"] = step + 1;
@@ -178,13 +267,14 @@ class Trainer {
     line["lr"] = s_.learning_rate(step);
     line["ms"] = seconds * 1e3;
     line["tokens_per_second"] = tokens / seconds;
+    if (task_) line["chunks"] = done.chunks, line["answers_right"] = done.answers_right, line["answer_loss"] = done.answer_loss;
     if (state.skip) line["skipped"] = true;
     log_line(s_.out, line);
   }
 
   void validate() {
     if (!val_rows_ || stop_asked) return;
-    const Evaluation result = evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), s_.row_slots(), {}, [] { return stop_asked != 0; });
+    const Evaluation result = evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), row_slots(), {}, [] { return stop_asked != 0; });
     if (stop_asked || !result.targets) return;
     printf("validation after step %lld: loss %.4f, perplexity %.2f (%lld rows)\n", static_cast<long long>(step_), result.loss(), std::exp(result.loss()), static_cast<long long>(result.rows));
     fflush(stdout);
@@ -209,7 +299,8 @@ class Trainer {
     state["skipped_in_a_row"] = counters.skipped_in_a_row;
     state["best_step"] = best_step_;
     state["best_val_loss"] = best_loss_;
-    state["data"] = stream_.state();
+    state["data"] = task_ ? haystack_.state() : stream_->state();
+    if (task_) state["stage"] = stage_, state["answer_rates"] = answer_rates_;
     state["device"] = device_.description();
     state["build"] = build_description();
     if constexpr (requires { device_.products(); }) state["products"] = device_.products();
@@ -237,11 +328,20 @@ class Trainer {
   Run& run_;
   const TrainSettings& s_;
   DRT<Device> model_;
-  TokenStream stream_;
-  Rows rows_;
-  std::unique_ptr<TokenStream> val_stream_;
-  std::unique_ptr<Rows> val_rows_;
-  std::vector<int32_t> tokens_, targets_;
+  std::unique_ptr<TokenStream> stream_, val_stream_;  // of shards; or else a task
+  std::unique_ptr<Rows> rows_, val_rows_;
+  Haystack haystack_;
+  std::unique_ptr<Task> task_;
+  int64_t stage_ = 0;                 // of the curriculum
+  std::vector<double> answer_rates_;  // the share of right answers in this stage's last steps
+  struct Done {
+    int64_t slots, chunks;
+    double answers_right, answer_loss;
+  } done_[2] = {};                         // of the last two steps
+  std::vector<int32_t> tokens_, targets_;  // a step's rows
+  std::vector<int64_t> answer_slots_;      // in them
+  std::vector<float> weights_;
+  std::vector<typename DRT<Device>::stat> losses_;
   int64_t step_ = 0, saved_step_ = -1, best_step_ = -1;
   double best_loss_ = 0, peak_ = 1;
 };
@@ -269,12 +369,21 @@ int train_command(const std::vector<std::string>& arguments) {
   flags.parse(arguments);
   if (saved) flags.check_unchanged(saved->state().at("settings"));
   flags.need("out");
-  flags.need("data");
+  const bool task = settings.task.any();
+  flags.need(task ? "haystack" : "data");
+  if (task && flags.given("data")) throw UsageError("--task learns from --haystack: leave --data out");
+  if (task && flags.given("val-data")) throw UsageError("--task has no validation text: leave --val-data out, and measure with passkey");
+  if (!task)
+    for (const char* name :
+         {"haystack", "curriculum", "promote", "needles", "questions", "answer-weight", "style", "values", "value-tokens", "name-tokens", "gap"})
+      if (flags.given(name)) throw UsageError(format("--%s is of a task: give --task recall, single or two-hop too", name));
+  for (const std::vector<int64_t>* list : {&settings.needles, &settings.questions})
+    if (list->empty()) throw UsageError("--needles and --questions: expected one number at least, found none");
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
   settings.config.vocab = tokenizer.vocab_size();
   settings.config.validate();
   if (!saved && (settings.steps > 0) == (settings.tokens > 0)) throw UsageError("train needs either --steps or --tokens: how long to train");
-  if (settings.tokens > 0) settings.steps = ceil_div(settings.tokens, settings.batch * settings.row_tokens());
+  if (settings.tokens > 0) settings.steps = ceil_div(settings.tokens, settings.batch * settings.stage_chunks(0) * (settings.config.chunk - 1));
   if (settings.micro() > settings.batch) throw UsageError(format("--micro-batch: expected at most --batch, %lld, found %lld", static_cast<long long>(settings.batch), static_cast<long long>(settings.micro())));
 
   if (!saved) {
@@ -303,6 +412,7 @@ const Command commands[] = {
     {"decode", "token ids on standard input to text", decode_command},
     {"train", "trains a model on token shards", train_command},
     {"eval", "loss of a checkpoint on token shards, ablations too", eval_command},
+    {"passkey", "finds needles in a long text", passkey_command},
     {"generate", "continues a text", generate_command},
     {"inspect", "what each chunk of a text fetches", inspect_command},
     {"verify", "an oracle's file through forward, backward and optimiser", verify_command},

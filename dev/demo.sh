@@ -1,18 +1,23 @@
 #!/bin/sh
-# make demo: trains a small model on real text and lets it write. The text is six novels (a Debian package of 1.6 MB); where that cannot
-# be had, this project's own sources.
+# make demo: a small DRT learns, from nothing, to find needles in this project's own text; then it looks for them in other files, in rows of
+# up to 64 times the length that it was trained on. SEED=n: another run. THREADS=n: not all processors.
 set -e
 cd "$(dirname "$0")/.."
 T=build/cpu/train_gca
 RUN=runs/demo
-if [ -d data/austen ] || python3 dev/data/prepare.py austen; then TEXT=data/austen PROMPT="It was"
-else
-  echo "no novels to be had here: training on this project's sources instead"
-  TEXT=$(ls ./*.h ./*.cu ./*.md runtime/*.h tokenizer/*.h dev/test/*.cpp) PROMPT="template <"
-fi
 rm -rf "$RUN"
-$T tokenize --out "$RUN/shards/demo" $TEXT
-$T train --model tiny --data "$RUN/shards/demo_train_*" --val-data "$RUN/shards/demo_val_*" --out "$RUN/run" --batch 8 --steps 600 --lr 3e-3 --eval-every 200
+$T train --task recall --haystack 'README.md,*.h,*.cu,runtime,tokenizer' --value-tokens 3 --out "$RUN" --seed "${SEED:-1}" --threads "${THREADS:-0}" \
+  --width 64 --heads 4 --ffn 128 --lower 1 --groups 1 --encoder 1 --chunk 16 --topk 8 --window 16 \
+  --curriculum 5,10,20 --promote 0.9 --needles 8 --questions 8 --answer-weight 1 \
+  --batch 32 --steps 2500 --lr 2e-3 --warmup 50 --print-every 100 --save-every 100000
+find_needles() {
+  $T passkey --checkpoint "$RUN" --threads "${THREADS:-0}" --haystack 'kernels,dev/test' --length 320,1280,5120,20K --trials 100,100,100,50 \
+    --far-only --out "$RUN/passkey.jsonl" "$@"
+}
 echo
-echo "A sample (train_gca generate --checkpoint $RUN/run --prompt '$PROMPT'):"
-$T generate --checkpoint "$RUN/run" --prompt "$PROMPT" --count 400
+echo "Needles in other files, in rows of 1, 4, 16 and 64 times the chunks of the last stage:"
+find_needles --show 1
+echo
+echo "The same trials when random chunks are fetched, and when none are: what chance gives."
+find_needles --random-retrieval
+find_needles --no-retrieval

@@ -194,6 +194,14 @@ inline void write_file(const std::string& path, std::string_view content) {
   file.commit();
 }
 
+// Appends a line to a file, which is made if it is not there; not durable.
+inline void append_line(const std::string& path, const std::string& line) {
+  FILE* file = ::fopen(path.c_str(), "a");
+  const std::string text = line + "\n";
+  const bool written = file && ::fwrite(text.data(), 1, text.size(), file) == text.size();
+  if ((file && ::fclose(file) != 0) || !written) throw system_error("cannot write '" + path + "'", errno);
+}
+
 // ---- checksums --------------------------------------------------------------------------------------------------------
 // CRC-32C (Castagnoli, reflected polynomial 0x82f63b78) of bytes that follow bytes of the given CRC; 0 begins.
 inline uint32_t crc32c(const void* data, size_t bytes, uint32_t crc = 0) {

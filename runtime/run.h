@@ -9,6 +9,7 @@
 #include "checkpoint.h"
 #include "flags.h"
 #include "safetensors.h"
+#include "tasks.h"
 
 namespace gca {
 
@@ -42,13 +43,19 @@ struct TrainSettings {
   std::string model = "small", data, val_data, tokenizer = "bytes", out, init, device = "auto", precision = "float";
   Config config = preset("small").config;
   int64_t batch = 4, micro_batch = 0, chunks = 10, steps = 0, tokens = 0, warmup = -1, seed = 1, threads = 0;
-  int64_t eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
+  int64_t print_every = 1, eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
   double lr = 1.5e-3, lr_final = 1.5e-4, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1;
   bool resume = false, fallback = false, noise = true, no_cross = false;
+  TaskSettings task;
+  std::vector<int64_t> curriculum, needles = {8}, questions = {8};
+  double promote = 0.95, answer_weight = 2;
 
+  // The stage of a curriculum fixes the chunks of a row. Longer rows are fewer, so that a step keeps its slots.
+  int64_t stages() const { return std::max<int64_t>(1, std::ssize(curriculum)); }
+  int64_t stage_chunks(int64_t stage) const { return curriculum.empty() ? chunks : curriculum[static_cast<size_t>(stage)]; }
+  int64_t stage_rows(int64_t rows, int64_t stage) const { return std::max<int64_t>(1, rows * stage_chunks(0) / stage_chunks(stage)); }
+  int64_t of_stage(const std::vector<int64_t>& list, int64_t stage) const { return list[static_cast<size_t>(std::min(stage, std::ssize(list) - 1))]; }
   int64_t micro() const { return micro_batch ? micro_batch : batch; }
-  int64_t row_slots() const { return chunks * config.chunk; }
-  int64_t row_tokens() const { return chunks * (config.chunk - 1); }
   int64_t warmup_steps() const { return warmup >= 0 ? warmup : steps / 50; }
   // Linear to lr over the warm-up, then a cosine to lr_final at the last step.
   double learning_rate(int64_t step) const {
@@ -68,6 +75,15 @@ inline Flags train_flags(TrainSettings& s) {
   flags.add_switch("fallback", s.fallback, "resume from an older checkpoint where the newest is damaged");
   flags.add("init", s.init, "CHECKPOINT", "start from these weights: a RUN, a STEP, or a .safetensors file", Flags::run);
   add_model_flags(flags, s.model, s.config);
+  flags.add_choice("task", s.task.task, "none|recall|single|two-hop",
+                   "learn to find needles in a haystack instead of shards: many questions a row, one, or many that take two steps", Flags::run);
+  add_task_flags(flags, s.task, Flags::run);
+  flags.add("curriculum", s.curriculum, 1, 1 << 20, "chunks a row, stage by stage, instead of --chunks; --batch is of the first stage, longer rows are fewer",
+            Flags::run);
+  flags.add("promote", s.promote, 0, 1, "share of answer tokens, over 20 steps, that ends a stage: those given more than half of the probability", Flags::run);
+  flags.add("needles", s.needles, 1, 1 << 20, "needles (two-hop: chains) a row at most, stage by stage; the last number stays", Flags::run);
+  flags.add("questions", s.questions, 1, 1 << 20, "questions a row at most, stage by stage (single: 1)", Flags::run);
+  flags.add("answer-weight", s.answer_weight, 0, 1e6, "a: the loss is the mean over tokens plus a times the mean over answer tokens", Flags::run);
   flags.add("batch", s.batch, 1, 1 << 20, "rows a step", Flags::run);
   flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows at once; 0: the whole batch", Flags::run);
   flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
@@ -83,6 +99,7 @@ inline Flags train_flags(TrainSettings& s) {
   flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
   flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
   flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, and noise", Flags::run);
+  flags.add("print-every", s.print_every, 1, int64_t{1} << 40, "steps between the lines on the terminal; log.jsonl has every step", Flags::remembered);
   flags.add("eval-every", s.eval_every, 1, int64_t{1} << 40, "steps between validations", Flags::remembered);
   flags.add("eval-rows", s.eval_rows, 1, int64_t{1} << 40, "validation rows at most, spread over the data", Flags::remembered);
   flags.add("save-every", s.save_every, 1, int64_t{1} << 40, "steps between checkpoints (one more at the end)", Flags::remembered);
