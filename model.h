@@ -289,6 +289,10 @@ struct DRT {
     const Config& c = config;
     const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk, V = table.padded_vocab;
     GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found %lld slots", static_cast<long long>(T));
+    // More than all numbers below together; so none of their products can pass 63 bits.
+    const double slot = static_cast<double>(c.lower + c.upper() + c.encoder + 4) * (16.0 * static_cast<double>(D) + 4.0 * static_cast<double>(F) + 4.0 * static_cast<double>(c.heads * K));
+    if (static_cast<double>(RC) * slot > 0x1p58)
+      throw Error(format("%lld rows of %lld slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones (--chunks) or a smaller model", static_cast<long long>(B), static_cast<long long>(T)));
     max_rows_ = R;
     auto want = [&](auto*& pointer, const std::string& name, int64_t count) { activations_.want(pointer, name, count); };
     want(token, "tokens", R), want(target, "targets", R), want(slot_weight, "loss weights", R);
@@ -500,8 +504,13 @@ struct DRT {
     if constexpr (!Device::weights_are_masters) device.cast_weights(weights, masters, table.size);
   }
 
-  // A stream that holds up to `chunks` chunks.
+  // A stream that holds up to `chunks` chunks. plan() lays out its memory, open() allocates it too.
   void open(StreamState& stream, int64_t chunks) {
+    plan(stream, chunks);
+    stream.arena.commit(device);
+    rewind(stream);
+  }
+  void plan(StreamState& stream, int64_t chunks) {
     const int64_t D = config.width;
     stream.capacity = chunks;
     stream.rings.assign(static_cast<size_t>(config.lower + config.upper()), nullptr);
@@ -513,8 +522,6 @@ struct DRT {
       stream.arena.want(stream.landmarks, "landmarks", chunks * D);
       stream.arena.want(stream.chunk, "chunk", config.chunk * D);
     }
-    stream.arena.commit(device);
-    rewind(stream);
   }
   // Begins a new row: the chunk before it has picked nothing.
   void rewind(StreamState& stream) {

@@ -3,7 +3,9 @@
 #include <csignal>
 #include <cstdio>
 #include <ctime>
+#include <new>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +19,19 @@ namespace gca {
 // ---- training -----------------------------------------------------------------------------------------------------------------
 volatile sig_atomic_t stop_asked = 0;  // a signal came: finish the step, save, end
 void ask_to_stop(int) { stop_asked = 1; }
+
+void stop_on_signals() {
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction action = {};
+    sigaction(number, nullptr, &action);
+    if (action.sa_handler == SIG_IGN) continue;  // nohup, or a shell's background job
+    action = {};
+    action.sa_handler = ask_to_stop;
+    action.sa_flags = SA_RESTART;
+    sigaction(number, &action, nullptr);
+  }
+  signal(SIGPIPE, SIG_IGN);  // whoever read the output is gone, with the terminal perhaps: no reason to die before the save
+}
 
 // Everything of a run but its numbers on the device: settings, data, where it writes.
 struct Run {
@@ -99,7 +114,12 @@ class Trainer {
     };
     int64_t reported = step_;
     for (; step_ < s_.steps && !stop_asked;) {
-      one_step();
+      try {
+        one_step();
+      } catch (const Error&) {  // a shard that can no longer be read must not cost the steps since the last save
+        save();
+        throw;
+      }
       device_.take(snapshots[step_ % 2], model_.state);
       if (step_ == first_step) keep_products(device_);
       step_++;
@@ -282,7 +302,7 @@ class Trainer {
     line["step"] = step_;
     line["val_loss"] = result.loss();
     log_line(s_.out, line);
-    if (best_step_ < 0 || result.loss() < best_loss_) {
+    if (std::isfinite(result.loss()) && (best_step_ < 0 || result.loss() < best_loss_)) {
       best_loss_ = result.loss(), best_step_ = step_;
       save();  // the best one is kept
     }
@@ -355,9 +375,12 @@ int train_command(const std::vector<std::string>& arguments) {
   const bool resume = std::find(arguments.begin(), arguments.end(), "--resume") != arguments.end();
   const bool fallback = std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end();
   std::unique_ptr<SavedRun> saved;
+  std::optional<RunLock> lock;
   std::error_code none;
+  if (std::filesystem::exists(out + "/" + Manifest::file_name, none)) throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out + "'; give the folder that it lies in");
   if (resume) {
     if (out.empty()) throw UsageError("--resume needs --out RUN: the folder of the run that goes on");
+    if (std::filesystem::is_directory(out, none)) lock.emplace(out);  // before its newest checkpoint is looked for
     saved = std::make_unique<SavedRun>(SavedRun::open(out, fallback));
     flags.restore(saved->state().at("settings"));
   } else if (!init.empty() && std::filesystem::is_directory(init, none)) {
@@ -387,15 +410,12 @@ int train_command(const std::vector<std::string>& arguments) {
   if (settings.micro() > settings.batch) throw UsageError(format("--micro-batch: expected at most --batch, %lld, found %lld", static_cast<long long>(settings.batch), static_cast<long long>(settings.micro())));
 
   if (!saved) {
-    std::error_code error;
-    if (std::filesystem::exists(settings.out + "/log.jsonl", error) || (std::filesystem::is_directory(settings.out, error) && !list_checkpoints(settings.out).empty()))
-      throw Error("'" + settings.out + "' holds a run already: go on with --resume, or choose another folder");
     make_folder(settings.out);
+    lock.emplace(settings.out);
+    if (std::filesystem::exists(settings.out + "/log.jsonl", none) || !list_checkpoints(settings.out).empty())
+      throw Error("'" + settings.out + "' holds a run already: go on with --resume, or choose another folder");
   }
-  const RunLock lock(settings.out);
-  struct sigaction action = {};
-  action.sa_handler = ask_to_stop;
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+  stop_on_signals();
   Run run{settings, flags, std::move(tokenizer), saved.get()};
   return with_device(settings.device, settings.precision, settings.threads, [&](auto& device) { return Trainer(device, run).train(); });
 }
@@ -415,6 +435,7 @@ const Command commands[] = {
     {"passkey", "finds needles in a long text", passkey_command},
     {"generate", "continues a text", generate_command},
     {"inspect", "what each chunk of a text fetches", inspect_command},
+    {"export", "a checkpoint's weights as one file for other programs", export_command},
     {"verify", "an oracle's file through forward, backward and optimiser", verify_command},
     {"info", "tensors, work and memory of a model; what token shards hold", info_command},
 };
@@ -442,6 +463,9 @@ int main(int count, char** values) {
   } catch (const gca::UsageError& error) {
     fprintf(stderr, "train_gca: %s\n", error.what());
     return 2;
+  } catch (const std::bad_alloc&) {
+    fprintf(stderr, "train_gca: out of memory; use a smaller --batch, fewer --chunks or a smaller model\n");
+    return 1;
   } catch (const std::exception& error) {
     fprintf(stderr, "train_gca: %s\n", error.what());
     return 1;

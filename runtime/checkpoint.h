@@ -39,15 +39,20 @@ inline std::string checkpoint_folder(const std::string& run, int64_t step) {
   return run + format("/step_%08lld", static_cast<long long>(step));
 }
 
+// The step that a folder's name says; -1: it is not named as a checkpoint.
+inline int64_t step_of(const std::string& folder) {
+  const std::string name = std::filesystem::path(folder).filename().string();
+  int64_t step = -1;
+  if (name.starts_with("step_")) std::from_chars(name.data() + 5, name.data() + name.size(), step);
+  return step >= 0 && "/" + name == checkpoint_folder("", step) ? step : -1;
+}
+
 // The steps that have a folder in RUN, damaged ones too, oldest first.
 inline std::vector<int64_t> list_checkpoints(const std::string& run) {
   std::vector<int64_t> steps;
   for (const std::string& name : list_folder(run)) {
-    int64_t step = -1;
-    if (name.starts_with("step_")) std::from_chars(name.data() + 5, name.data() + name.size(), step);
-    const std::string folder = run + "/" + name;
     std::error_code none;
-    if (step >= 0 && folder == checkpoint_folder(run, step) && std::filesystem::is_directory(folder, none)) steps.push_back(step);
+    if (const int64_t step = step_of(name); step >= 0 && std::filesystem::is_directory(run + "/" + name, none)) steps.push_back(step);
   }
   std::sort(steps.begin(), steps.end());  // by name, a ninth digit would come too early
   return steps;
@@ -78,7 +83,11 @@ struct Manifest {
     const std::string path = folder + "/" + file_name;
     std::error_code none;
     if (!std::filesystem::exists(path, none)) throw Error("'" + path + "' is missing: the folder is no whole checkpoint; choose another");
-    const Json json = parse_json(read_file(path, size_t{1} << 20), path);
+    return parse(read_file(path, size_t{1} << 20), path);
+  }
+  // path: for errors.
+  static Manifest parse(std::string_view text, const std::string& path) {
+    const Json json = parse_json(text, path);
     const JsonField root(json, path);
     if (const std::string name = root.at("format").string(); name != format_name)
       throw Error(path + ": expected the format \"" + format_name + "\", found " + Json(name).dump() +
@@ -121,6 +130,9 @@ struct Manifest {
 // The checkpoint in a STEP folder, its sizes and checksums checked, or an Error that says which file is missing, cut off or changed.
 inline Checkpoint read_checkpoint(const std::string& folder) {
   const Manifest manifest = Manifest::read(folder);
+  if (const int64_t step = step_of(folder); step >= 0 && step != manifest.step)
+    throw Error(format("'%s' holds step %lld: it was renamed, or its manifest has changed; use another checkpoint", folder.c_str(),
+                       static_cast<long long>(manifest.step)));
   Checkpoint checkpoint{folder, manifest.step, {}, {}, {}};
   for (const Manifest::Entry& entry : manifest.entries) {
     const std::string path = folder + "/" + entry.name;
@@ -158,9 +170,6 @@ inline Checkpoint open_checkpoint(const std::string& path, bool fallback = false
     const std::string folder = checkpoint_folder(path, steps[i]);
     try {
       Checkpoint checkpoint = read_checkpoint(folder);
-      if (checkpoint.step != steps[i])
-        throw Error(format("'%s' holds step %lld: it was renamed, or its manifest has changed; use another checkpoint", folder.c_str(),
-                           static_cast<long long>(checkpoint.step)));
       checkpoint.passed_over = std::move(errors);
       return checkpoint;
     } catch (const Error& error) {

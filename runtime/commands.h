@@ -1,4 +1,4 @@
-// The commands that read a checkpoint or need none: tokenizer-train, tokenize, encode, decode, eval, generate, inspect, verify, info.
+// The commands that read a checkpoint or need none: tokenizer-train, tokenize, encode, decode, eval, generate, inspect, export, verify, info.
 #pragma once
 #include <sys/resource.h>
 #include <unistd.h>
@@ -422,6 +422,8 @@ inline int generate_command(const std::vector<std::string>& arguments) {
   }
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
+    if (const int64_t n_bytes = model.model_memory().total_bytes() + TokenReader<std::remove_reference_t<decltype(device)>>::memory_bytes(model, static_cast<int64_t>(ids.size()) + count), room = device.free_bytes(); n_bytes > room)
+      throw Error(format("%zu tokens and %lld more need %s, %s are free; use a shorter --context or a smaller --count", ids.size(), static_cast<long long>(count), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()));
     model.allocate();
     load_weights(saved.checkpoint.file(SavedRun::model_file), model);
     TokenReader reader(model, tokenizer.landmark, static_cast<int64_t>(ids.size()) + count);
@@ -486,6 +488,34 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
     }
     return 0;
   });
+}
+
+// ---- export ---------------------------------------------------------------------------------------------------------------------
+inline int export_command(const std::vector<std::string>& arguments) {
+  std::string checkpoint, out, dtype = "bf16";
+  bool fallback = false;
+  Flags flags("export", "The weights of a checkpoint as one safetensors file for other programs.");
+  flags.add("checkpoint", checkpoint, "STEP", "a checkpoint's folder, or a RUN: its newest");
+  flags.add_switch("fallback", fallback, "take an older checkpoint of the RUN where the newest is damaged");
+  flags.add("out", out, "FILE", "the file to write; must not be there yet");
+  flags.add_choice("dtype", dtype, "float|bf16", "of the numbers; bf16 rounds to nearest");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  flags.need("checkpoint"), flags.need("out");
+  if (std::error_code none; std::filesystem::exists(out, none)) throw Error("--out: '" + out + "' is there already: remove it or choose another name");
+  const SafetensorsFile file = SafetensorsFile::open(open_checkpoint(checkpoint, fallback).file(SavedRun::model_file));
+  std::vector<float> values;
+  std::vector<SafetensorsEntry> entries;
+  for (const SafetensorsTensor& tensor : file.tensors())
+    entries.push_back({tensor.name, dtype == "bf16" ? Dtype::BF16 : Dtype::F32, tensor.shape, [&, bf16 = dtype == "bf16"](void* piece, int64_t first, int64_t count) {
+                         if (!bf16) return file.read(tensor, first, count, static_cast<float*>(piece));
+                         values.resize(static_cast<size_t>(count));
+                         file.read(tensor, first, count, values.data());
+                         for (size_t i = 0; i < values.size(); i++) static_cast<uint16_t*>(piece)[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(round_bf16(values[i])) >> 16);
+                       }});
+  write_safetensors(out, {{"format", "pt"}}, entries);
+  printf("'%s': %zu tensors in %s\n", out.c_str(), entries.size(), dtype.c_str());
+  return 0;
 }
 
 // ---- verify -----------------------------------------------------------------------------------------------------------------------

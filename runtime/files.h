@@ -194,12 +194,21 @@ inline void write_file(const std::string& path, std::string_view content) {
   file.commit();
 }
 
-// Appends a line to a file, which is made if it is not there; not durable.
+// Appends a line to a file, which is made if it is not there; all of the line or an Error and none. Not durable.
 inline void append_line(const std::string& path, const std::string& line) {
-  FILE* file = ::fopen(path.c_str(), "a");
+  const int fd = uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666); });
+  if (fd < 0) throw system_error("cannot open '" + path + "'", errno);
   const std::string text = line + "\n";
-  const bool written = file && ::fwrite(text.data(), 1, text.size(), file) == text.size();
-  if ((file && ::fclose(file) != 0) || !written) throw system_error("cannot write '" + path + "'", errno);
+  const off_t size = ::lseek(fd, 0, SEEK_END);
+  int code = 0;
+  for (size_t done = 0; done < text.size() && !code;) {
+    const ssize_t n = uninterrupted([&] { return ::write(fd, text.data() + done, text.size() - done); });
+    if (n < 0) code = errno;
+    else done += static_cast<size_t>(n);
+  }
+  if (code && ::ftruncate(fd, size) < 0) code = errno;
+  ::close(fd);
+  if (code) throw system_error("cannot write '" + path + "'", code);
 }
 
 // ---- checksums --------------------------------------------------------------------------------------------------------

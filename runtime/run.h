@@ -1,6 +1,7 @@
 // A run: its settings (the flags of `train`), and what a checkpoint of it holds: weights, optimiser, tokenizer, state.
 #pragma once
 #include <cstdio>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -93,8 +94,8 @@ inline Flags train_flags(TrainSettings& s) {
   flags.add("lr-final", s.lr_final, 0, 10, "learning rate at the last step (cosine)", Flags::run);
   flags.add("warmup", s.warmup, -1, int64_t{1} << 31, "steps of linear warm-up; -1: 2% of the steps", Flags::run);
   flags.add("weight-decay", s.weight_decay, 0, 10, "AdamW, matrices only", Flags::run);
-  flags.add("beta1", s.beta1, 0, 1, "AdamW", Flags::run);
-  flags.add("beta2", s.beta2, 0, 1, "AdamW", Flags::run);
+  flags.add("beta1", s.beta1, 0, 0.999999, "AdamW", Flags::run);  // 1 would divide 0 by 0
+  flags.add("beta2", s.beta2, 0, 0.999999, "AdamW", Flags::run);
   flags.add("clip", s.clip, 0, 1e9, "largest gradient norm; 0: any", Flags::run);
   flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
   flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
@@ -127,7 +128,11 @@ struct SavedRun {
     SavedRun saved{std::move(checkpoint), {}, std::move(tokenizer)};
     train_flags(saved.settings).restore(saved.state().at("settings"));
     saved.settings.config.vocab = saved.tokenizer.vocab_size();
-    saved.settings.config.validate();
+    try {
+      saved.settings.config.validate();
+    } catch (const UsageError& error) {  // not of this command's line
+      throw Error(saved.state().where() + ": settings: " + error.what());
+    }
     return saved;
   }
 };
@@ -158,36 +163,71 @@ void save_optimizer(const std::string& path, const DRT<Device>& model) {
   write_safetensors(path, {}, entries);
 }
 
-// One flat buffer from a file; all missing names are listed in one Error.
+// Whether an output head of its own is the embedding, number for number.
+inline bool is_tied_head(const SafetensorsFile& file, const SafetensorsTensor& head) {
+  const SafetensorsTensor* embedding = file.find("model.embed_tokens.weight");
+  if (!embedding || embedding->shape != head.shape) return false;
+  std::vector<float> a, b;
+  for (int64_t first = 0; first < head.count; first += static_cast<int64_t>(a.size())) {
+    a.resize(static_cast<size_t>(std::min<int64_t>(head.count - first, 1 << 20))), b.resize(a.size());
+    file.read(head, first, static_cast<int64_t>(a.size()), a.data());
+    file.read(*embedding, first, static_cast<int64_t>(b.size()), b.data());
+    if (a != b) return false;
+  }
+  return true;
+}
+// An Error that lists every name that the model needs and the file lacks, and every one that the model has no place for.
+template <class Device>
+void check_names(const SafetensorsFile& file, const DRT<Device>& model, const std::vector<std::string>& prefixes) {
+  std::set<std::string> known;
+  for (const std::string& prefix : prefixes)
+    for (const Tensor& t : model.table.tensors) known.insert(prefix + t.name);
+  std::string missing, surplus;
+  for (const std::string& name : known)
+    if (!file.find(name)) missing += "\n  " + name;
+  int64_t buffers = 0;
+  for (const SafetensorsTensor& tensor : file.tensors()) {
+    if (known.contains(tensor.name)) continue;
+    if (tensor.name == "lm_head.weight" && is_tied_head(file, tensor)) fprintf(stderr, "'%s': 'lm_head.weight' is the embedding again and is left out\n", file.path().c_str());
+    else if (tensor.name.find(".rotary_emb.") != std::string::npos) buffers++;
+    else surplus += "\n  " + tensor.name;
+  }
+  if (!missing.empty() || !surplus.empty())
+    throw Error("'" + file.path() + "' is not of this model; check --model and the sizes." + (missing.empty() ? "" : " Missing:" + missing) +
+                (surplus.empty() ? "" : std::string(missing.empty() ? "" : "\n") + " Without a place in it:" + surplus));
+  if (buffers) fprintf(stderr, "'%s': %lld tables of rotary embeddings are left out: they are computed here\n", file.path().c_str(), static_cast<long long>(buffers));
+}
+// The embedding of a file whose vocabulary was rounded up, as the released model's: rows that no token has are left out.
+inline bool is_padded(const SafetensorsTensor& found, const Tensor& t) {
+  return t.offset == 0 && found.shape.size() == 2 && found.shape[1] == t.columns && found.shape[0] > t.rows && found.shape[0] <= round_up(t.rows, 128);
+}
+// One flat buffer from a file whose names have been checked.
 template <class Device>
 void load_buffer(const SafetensorsFile& file, DRT<Device>& model, typename DRT<Device>::master* buffer, const std::string& prefix) {
   using master = typename DRT<Device>::master;
-  std::string missing;
-  for (const Tensor& t : model.table.tensors)
-    if (!file.find(prefix + t.name)) missing += "\n  " + prefix + t.name;
-  if (!missing.empty()) throw Error("'" + file.path() + "' lacks tensors of this model; check --model and the sizes. Missing:" + missing);
   std::vector<master> values;
   for (const Tensor& t : model.table.tensors) {
+    const SafetensorsTensor& found = file.at(prefix + t.name);
     values.resize(static_cast<size_t>(t.size()));
-    file.read(prefix + t.name, tensor_shape(t), values.data());
+    if (is_padded(found, t)) file.read(found, 0, t.size(), values.data());
+    else file.read(prefix + t.name, tensor_shape(t), values.data());
+    if (!std::all_of(values.begin(), values.end(), [](master x) { return std::isfinite(x); }))
+      throw Error("'" + file.path() + "': tensor '" + prefix + t.name + "': expected finite numbers, found one that is not; take an older checkpoint or make the file anew");
     model.device.upload(buffer + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
   }
 }
-// Weights from a file, F32, BF16 or F16; names that the model has no use for are told on stderr.
+// Weights from a file, F32, BF16 or F16, the names the released model's.
 template <class Device>
 void load_weights(const std::string& path, DRT<Device>& model) {
   const SafetensorsFile file = SafetensorsFile::open(path);
+  check_names(file, model, {""});
   load_buffer(file, model, model.masters, "");
-  for (const SafetensorsTensor& tensor : file.tensors()) {
-    bool known = false;
-    for (const Tensor& t : model.table.tensors) known |= t.name == tensor.name;
-    if (!known) fprintf(stderr, "'%s': tensor '%s' has no place in this model and is left out\n", path.c_str(), tensor.name.c_str());
-  }
   model.weights_changed();
 }
 template <class Device>
 void load_optimizer(const std::string& path, DRT<Device>& model) {
   const SafetensorsFile file = SafetensorsFile::open(path);
+  check_names(file, model, {"m.", "v."});
   load_buffer(file, model, model.m, "m.");
   load_buffer(file, model, model.v, "v.");
 }

@@ -98,6 +98,15 @@ class SafetensorsFile {
     return *tensor;
   }
 
+  // The same, and it must have this shape.
+  const SafetensorsTensor& at(const std::string& name, const Shape& shape) const {
+    const SafetensorsTensor& tensor = at(name);
+    if (tensor.shape != shape)
+      throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " +
+                  shape_text(tensor.shape) + "; is this a file of the same model?");
+    return tensor;
+  }
+
   // out[0..count) = elements first.. of the tensor. To float or double from F64, F32, F16 and BF16 (rounded to nearest where out is
   // the narrower); to int64_t, int32_t and uint8_t from the same type only. Any number of threads at once.
   template <class T>
@@ -120,10 +129,7 @@ class SafetensorsFile {
   // out = the whole tensor of that name, which must have this shape.
   template <class T>
   void read(const std::string& name, const Shape& shape, T* out) const {
-    const SafetensorsTensor& tensor = at(name);
-    if (tensor.shape != shape)
-      throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " +
-                  shape_text(tensor.shape) + "; is this a file of the same model?");
+    const SafetensorsTensor& tensor = at(name, shape);
     read(tensor, 0, tensor.count, out);
   }
 

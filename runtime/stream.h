@@ -19,6 +19,13 @@ class TokenReader {
     model_.commit_activations();
     model_.open(stream_, ceil_div(std::max<int64_t>(max_tokens, 1), S_ - 1));
   }
+  // What one takes beside the model's own buffers, before anything is allocated.
+  static int64_t memory_bytes(DRT<Device>& model, int64_t max_tokens, int64_t segment_chunks = 16) {
+    model.plan(1, segment_chunks * model.config.chunk);
+    typename DRT<Device>::StreamState stream;
+    model.plan(stream, ceil_div(std::max<int64_t>(max_tokens, 1), model.config.chunk - 1));
+    return model.activation_memory().total_bytes() + stream.arena.total_bytes();
+  }
   ~TokenReader() { model_.close(stream_); }
 
   // Reads real tokens. Landmarks are put in where a chunk ends: before the first token that comes after it.

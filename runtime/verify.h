@@ -48,8 +48,14 @@ class Verifier {
     using Model = DRT<Device>;
     const int64_t S = config_.chunk, T = C_ * S, R = B_ * T, G = static_cast<int64_t>(config_.groups.size());
     Model model(device, config_);
-    model.allocate();
+    // Before anything of those sizes is allocated: they are the file's tensors', whatever its metadata say.
+    for (const Tensor& t : model.table.tensors) file_.at("param." + t.name, t.columns ? Shape{t.rows, t.columns} : Shape{t.rows});
+    for (const char* name : {"tokens", "targets"}) file_.at(name, {B_, T});
+    for (int64_t g = 0; g < G; g++) file_.at(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_});
     model.plan(B_, T);
+    if (const int64_t n_bytes = model.model_memory().total_bytes() + model.activation_memory().total_bytes(), room = device.free_bytes(); n_bytes > room)
+      throw Error(format("'%s' needs %.1f MiB, %.1f MiB are free; run it on a larger machine", file_.path().c_str(), static_cast<double>(n_bytes) / (1 << 20), static_cast<double>(room) / (1 << 20)));
+    model.allocate();
     model.commit_activations();
     std::vector<typename Model::master> values;
     for (const Tensor& t : model.table.tensors) {
@@ -92,9 +98,9 @@ class Verifier {
       picks_differ_ = false;
     }
     for (int64_t g = 0; g < G; g++) compare_weights(model, device, g);
-    compare_stage(device, "stage.lower_out", model.lower.empty() ? model.embedded : model.lower.back().out);
-    if (G) compare_stage(device, "stage.encoder_out", model.enc_out);
-    for (int64_t g = 0; g < G; g++) compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)), model.groups[static_cast<size_t>(g)].layers.back().out);
+    compare_stage(device, "stage.lower_out", model.lower.empty() ? model.embedded : model.lower.back().out, R * config_.width);
+    if (G) compare_stage(device, "stage.encoder_out", model.enc_out, R * config_.width);
+    for (int64_t g = 0; g < G; g++) compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)), model.groups[static_cast<size_t>(g)].layers.back().out, R * config_.width);
     compare("logits", logits(model, device, R));
     model.head(1.0 / static_cast<double>(N), true);
     model.backward();
@@ -194,8 +200,8 @@ class Verifier {
     compared_++;
   }
   template <class Device, class T>
-  void compare_stage(Device& device, const std::string& name, const T* found) {
-    if (const SafetensorsTensor* tensor = file_.find(name)) compare(name, download<double>(device, found, tensor->count));
+  void compare_stage(Device& device, const std::string& name, const T* found, int64_t count) {
+    if (file_.find(name)) compare(name, download<double>(device, found, count));
   }
 
   // The file's table of group g, (B,C,columns), columns the lesser of K and C.
@@ -251,7 +257,8 @@ class Verifier {
         for (int64_t m = 0; m < c; m++) {
           double sum = 0;
           for (int64_t j = 0; j < D; j++) sum += r[static_cast<size_t>((b * C_ + c) * D + j)] * h[static_cast<size_t>(((b * C_ + m) * S + S - 1) * D + j)];
-          score.push_back(sum / std::sqrt(static_cast<double>(D)) + static_cast<double>(noise_[static_cast<size_t>(((g * B_ + b) * C_ + c) * C_ + m)]));
+          sum = sum / std::sqrt(static_cast<double>(D)) + static_cast<double>(noise_[static_cast<size_t>(((g * B_ + b) * C_ + c) * C_ + m)]);
+          score.push_back(std::isnan(sum) ? -HUGE_VAL : sum);  // NaN cannot be sorted
         }
         std::sort(score.rbegin(), score.rend());
         // Neighbours within the first K + 1: a swap inside the K changes the order that the file fixes, one at the edge the set.

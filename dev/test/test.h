@@ -24,8 +24,8 @@ inline void skip(const std::string& reason) {
 // A fresh folder that goes with the test.
 struct TempFolder {
   std::string path;
-  TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "gca_test_XXXXXX").string();
+  explicit TempFolder(const std::string& parent = std::filesystem::temp_directory_path().string()) {
+    std::string name = parent + "/gca_test_XXXXXX";
     REQUIRE(mkdtemp(name.data()));
     path = name;
   }

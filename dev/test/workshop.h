@@ -1,12 +1,14 @@
 // A temporary folder with text, shards and runs, and the program run in it as a user does.
 #pragma once
 #include <doctest/doctest.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,9 +17,54 @@
 
 namespace gca::test {
 
+// The program in the background; killed with the object.
+class Process {
+ public:
+  // output: an open file that gets what it prints; closed here. before_exec: called in the child.
+  Process(const std::string& program, const std::string& arguments, int output, const std::function<void()>& before_exec = [] {}) : id(fork()) {
+    if (id != 0) ::close(output);
+    REQUIRE(id >= 0);
+    if (id > 0) return;
+    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) signal(number, SIG_DFL);  // whoever runs the tests may ignore some
+    dup2(output, STDOUT_FILENO), dup2(output, STDERR_FILENO);
+    before_exec();
+    execl("/bin/sh", "sh", "-c", ("exec " + program + " " + arguments).c_str(), static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  ~Process() {
+    if (ended_) return;
+    kill(id, SIGKILL);
+    wait();
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  const pid_t id;
+  // Until it ends. Its exit status, or minus the signal that ended it.
+  int wait() {
+    int status = 0;
+    while (waitpid(id, &status, __WALL) == id && WIFSTOPPED(status)) {}
+    ended_ = true;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+  // Stops it where it is; the signals that it gets then wait for go_on().
+  void freeze() {
+    int status = 0;
+    kill(id, SIGSTOP);
+    REQUIRE(waitpid(id, &status, WUNTRACED) == id);
+    REQUIRE(WIFSTOPPED(status));
+  }
+  void go_on() const { kill(id, SIGCONT); }
+
+ private:
+  bool ended_ = false;
+};
+
 struct Workshop : TempFolder {
   std::string program;
-  explicit Workshop(const std::string& program_ = "build/cpu/train_gca") : program(program_) {
+  // program_: TRAIN_GCA, or the CPU's. parent: the folder to make this one in.
+  explicit Workshop(const std::string& program_ = getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca", const std::string& parent = std::filesystem::temp_directory_path().string())
+      : TempFolder(parent), program(program_) {
     std::string text;  // words in a pattern that a tiny model can learn something of
     for (uint32_t i = 0; i < 6000; i++) text += format("%s %u; ", philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship", philox(3, Stream::task, i).word[1] % 10);
     write_file(path + "/text.txt", text);

@@ -1,0 +1,430 @@
+// Nothing is lost: the program killed, signalled, out of space and misled, from outside. Tiny models: a step takes a fraction of a millisecond.
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#include <map>
+
+#include "../../runtime/checkpoint.h"
+#include "workshop.h"
+
+using namespace gca;
+using namespace gca::test;
+
+namespace {
+
+// A workshop whose runs are small and quick: in memory where it can be, so that fsync, whose place is tested, costs nothing.
+struct FaultShop : Workshop {
+  FaultShop() : Workshop(getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca", std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path().string()) {}
+  std::string tiny(const std::string& out, const std::string& more, int batch = 2, int chunks = 2) const {
+    return format("train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --batch %d --chunks %d --seed 7 --data '%s/shards/t_train_*' --out %s/%s ", batch, chunks, path.c_str(),
+                  path.c_str(), out.c_str()) + more;
+  }
+  std::string folder(const std::string& run, int64_t step) const { return checkpoint_folder(path + "/" + run, step); }
+  std::string file(const std::string& run, int64_t step, const char* name) const { return read_file(folder(run, step) + "/" + name, size_t{1} << 24); }
+  // Step -> loss as log.jsonl tells them; a step that was made twice must have had the same loss.
+  std::map<int64_t, double> losses(const std::string& run) const {
+    std::map<int64_t, double> all;
+    std::ifstream log(path + "/" + run + "/log.jsonl");
+    for (std::string line; std::getline(log, line);) {
+      const Json json = parse_json(line, "log.jsonl");
+      const JsonField field(json, "log.jsonl");
+      if (!field.has("loss")) continue;
+      const int64_t step = field.at("step").integer();
+      const double loss = field.at("loss").number();
+      if (all.contains(step)) CHECK(all[step] == loss);
+      all[step] = loss;
+    }
+    return all;
+  }
+  // Both runs ended after the same step with the same losses on the way, the same weights and the same optimiser.
+  bool same(const std::string& a, const std::string& b, int64_t step) const {
+    return losses(a) == losses(b) && file(a, step, "model.safetensors") == file(b, step, "model.safetensors") && file(a, step, "optimizer.safetensors") == file(b, step, "optimizer.safetensors");
+  }
+  // The run `from` as it was after that step.
+  void cut(const std::string& from, const std::string& to, int64_t step) const {
+    remove_tree(path + "/" + to);
+    std::filesystem::copy(path + "/" + from, path + "/" + to, std::filesystem::copy_options::recursive);
+    for (const int64_t later : list_checkpoints(path + "/" + to))
+      if (later > step) remove_tree(folder(to, later));
+    std::ifstream log(path + "/" + from + "/log.jsonl");
+    std::string lines;
+    int64_t number = 0;
+    for (std::string line; std::getline(log, line) && number < step; number++) lines += line + "\n";
+    write_file(path + "/" + to + "/log.jsonl", lines);
+  }
+  std::string resume(const std::string& run, int threads) const { return "train --resume --keep 1 --threads " + std::to_string(threads) + " --out " + path + "/" + run; }
+  // An open file for what a process prints, and what it has printed.
+  int output(const char* name = "output") const { return ::open((path + "/" + name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600); }
+  std::string printed(const char* name = "output") const { return read_file(path + "/" + name, size_t{1} << 26); }
+  // Waits, a minute at most, until the condition holds.
+  template <class Condition>
+  static bool wait_for(Condition condition) {
+    for (int i = 0; i < 60000; i++) {
+      if (condition()) return true;
+      usleep(1000);
+    }
+    return false;
+  }
+  int64_t newest(const std::string& run) const {
+    const std::vector<int64_t> steps = std::filesystem::exists(path + "/" + run) ? list_checkpoints(path + "/" + run) : std::vector<int64_t>();
+    return steps.empty() ? -1 : steps.back();
+  }
+};
+
+// The program under ptrace until its main thread enters the n-th system call after the mkdir of a checkpoint's partial folder; there
+// at_call is called, and if that leaves it alive it goes on untraced. False: it ended before. Threads other than the main one are not traced.
+// `traced` is set to false where ptrace is not allowed.
+bool run_to_call_of_save(Process& process, int n, bool& traced, const std::function<void()>& at_call) {
+  int status = 0;
+  traced = waitpid(process.id, &status, 0) == process.id && WIFSTOPPED(status);
+  if (!traced) return false;
+  // The shell's exec, then the program's.
+  ptrace(PTRACE_SETOPTIONS, process.id, nullptr, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
+  for (int left = -1, pass_on = 0;;) {
+    ptrace(PTRACE_SYSCALL, process.id, nullptr, pass_on);
+    pass_on = 0;
+    if (waitpid(process.id, &status, 0) != process.id || !WIFSTOPPED(status)) return false;
+    if (WSTOPSIG(status) != (SIGTRAP | 0x80)) {
+      pass_on = WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status);
+      continue;
+    }
+    __ptrace_syscall_info info{};
+    if (ptrace(PTRACE_GET_SYSCALL_INFO, process.id, sizeof info, &info) <= 0) {
+      traced = false;
+      return false;
+    }
+    if (info.op != PTRACE_SYSCALL_INFO_ENTRY) continue;
+    if (left < 0) {
+      const bool at = info.entry.nr == SYS_mkdirat;
+      bool made = at;
+#ifdef SYS_mkdir
+      made |= info.entry.nr == SYS_mkdir;
+#endif
+      if (!made) continue;
+      char text[4096] = {};
+      const int memory = ::open(format("/proc/%d/mem", process.id).c_str(), O_RDONLY | O_CLOEXEC);
+      if (::pread(memory, text, sizeof text - 1, static_cast<off_t>(info.entry.args[at ? 1 : 0])) < 0) text[0] = '\0';
+      ::close(memory);
+      if (!std::string_view(text).ends_with(".partial")) continue;
+      left = n;
+    }
+    if (left-- > 0) continue;
+    at_call();
+    ptrace(PTRACE_DETACH, process.id, nullptr, 0);
+    return true;
+  }
+}
+
+}  // namespace
+
+// ---- kill -----------------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// Kills at every stride-th system call from the save of step 4 to the end of the process; each time a fresh process goes on.
+void kill_in_a_save(int stride) {
+  const FaultShop shop;
+  REQUIRE(shop.run(shop.tiny("whole", "--steps 4 --save-every 2 --keep 9 --threads 1")).exit == 0);
+  int n = 0;
+  for (bool killed = true; killed; n += stride) {
+    REQUIRE(n < 1000);
+    CAPTURE(n);
+    shop.cut("whole", "run", 2);
+    {
+      bool traced = true;
+      Process process(shop.program, shop.resume("run", 1), shop.output(), [] { ptrace(PTRACE_TRACEME, 0, nullptr, nullptr); });
+      killed = run_to_call_of_save(process, n, traced, [&] { kill(process.id, SIGKILL); });
+      if (!traced) return skip("ptrace is not allowed here");
+      const int status = process.wait();
+      CHECK(status == (killed ? -SIGKILL : 0));
+    }
+    if (killed) REQUIRE(shop.run(shop.resume("run", 1 + n % 2)).exit == 0);
+    const bool same = shop.same("whole", "run", 4);
+    CHECK(same);
+    for (const std::string& name : list_folder(shop.path + "/run"))  // no .partial; and .._2 only where its deletion was cut short
+      CHECK((name == "lock" || name == "log.jsonl" || name == "step_00000004" || name == "step_00000002"));
+    if (!same) break;
+  }
+  MESSAGE("killed at " << n / stride - 1 << " system calls");
+  CHECK(n > 100);
+}
+
+}  // namespace
+
+TEST_CASE("kill: at system calls all over a save, and the run goes on bit for bit") { kill_in_a_save(11); }
+TEST_CASE("long: killed at every system call of a save, the run goes on bit for bit" * doctest::skip()) { kill_in_a_save(1); }
+
+TEST_CASE("kill: at 20 random instants of training, and the run goes on bit for bit with another number of threads") {
+  const FaultShop shop;
+  const std::string settings = "--steps 60 --save-every 7 --keep 2 --eval-every 9 --eval-rows 3 --val-data '" + shop.path + "/shards/t_val_*'";
+  REQUIRE(shop.run(shop.tiny("whole", settings + " --threads 1")).exit == 0);
+  int killed = 0, resumed = 0;
+  for (uint32_t trial = 0; trial < 20; trial++) {
+    CAPTURE(trial);
+    const Philox random = philox(1, Stream::task, trial);
+    remove_tree(shop.path + "/run");
+    {
+      Process process(shop.program, shop.tiny("run", settings + format(" --threads %u", 1 + trial % 2)), shop.output());
+      CHECK(shop.logged("run", static_cast<int>(random.word[0] % 60)));
+      usleep(random.word[1] % 2000);
+      kill(process.id, SIGKILL);
+      killed += process.wait() == -SIGKILL;
+    }
+    const bool has_checkpoint = shop.newest("run") >= 0;
+    resumed += has_checkpoint;
+    if (!has_checkpoint) remove_tree(shop.path + "/run");
+    const Workshop::Result result = shop.run(has_checkpoint ? shop.resume("run", 1 + (trial + 1) % 2) : shop.tiny("run", settings));
+    CHECK_MESSAGE(result.exit == 0, result.out);
+    CHECK(shop.same("whole", "run", 60));
+  }
+  CHECK(killed >= 15);
+  CHECK(resumed >= 8);
+}
+
+TEST_CASE("kill: without the seed or the step the run would not go on bit for bit, and the comparison says so") {
+  const FaultShop shop;
+  REQUIRE(shop.run(shop.tiny("whole", "--steps 4 --save-every 2 --keep 9")).exit == 0);
+  // The checkpoint of step 2 again, under another step or without one of the settings.
+  const auto remade = [&](const std::string& run, int64_t step, const std::string& without) {
+    const Checkpoint from = read_checkpoint(shop.folder("whole", 2));
+    Json state, settings;
+    for (const auto& [name, value] : JsonField(from.state, "state").members()) state[name] = value;
+    for (const auto& [name, value] : JsonField(from.state, "state").at("settings").members())
+      if (name != without) settings[name] = value;
+    state["settings"] = settings;
+    std::vector<CheckpointFile> files;
+    for (const std::string& name : from.files)
+      if (name != "state.json") files.push_back({name, [&, name](const std::string& path) { std::filesystem::copy_file(from.file(name), path); }});
+    make_folder(shop.path + "/" + run);
+    write_checkpoint(shop.path + "/" + run, step, files, state);
+    const Workshop::Result result = shop.run(shop.resume(run, 1));
+    CHECK_MESSAGE(result.exit == 0, result.out);
+    return shop.file(run, 4, "model.safetensors") == shop.file("whole", 4, "model.safetensors");
+  };
+  CHECK(remade("all", 2, ""));
+  CHECK_FALSE(remade("no_seed", 2, "seed"));
+  CHECK_FALSE(remade("wrong_step", 1, ""));
+}
+
+// ---- signals --------------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// The run has ended as it should after a signal: exit 0, a sentence, one whole checkpoint newest, and nothing half-made beside it.
+void check_stopped(const FaultShop& shop, Process& process, const std::string& run, int64_t last_step) {
+  CHECK(process.wait() == 0);
+  const std::string out = shop.printed();
+  CHECK_MESSAGE(has(out, format("stopped after step %lld of 1000000, saved; go on with: train_gca train --out %s/%s --resume", static_cast<long long>(last_step), shop.path.c_str(), run.c_str())), out.substr(out.size() > 500 ? out.size() - 500 : 0));
+  CHECK(open_checkpoint(shop.path + "/" + run).step == last_step);
+  for (const std::string& name : list_folder(shop.path + "/" + run)) CHECK_FALSE(has(name, "partial"));
+}
+
+}  // namespace
+
+TEST_CASE("signals: SIGTERM, SIGINT and SIGHUP in a step, once or twice, end the run after that step with a checkpoint") {
+  const FaultShop shop;
+  for (const std::vector<int>& signals : {std::vector<int>{SIGTERM}, {SIGINT}, {SIGHUP}, {SIGTERM, SIGINT}, {SIGINT, SIGINT}}) {
+    remove_tree(shop.path + "/run");
+    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 1000000", 500), shop.output());
+    REQUIRE(shop.logged("run", 2));
+    process.freeze();
+    const int64_t before = std::ssize(shop.losses("run"));
+    kill(process.id, signals[0]);
+    process.go_on();
+    if (signals.size() > 1) usleep(500), kill(process.id, signals[1]);
+    CHECK(process.wait() == 0);
+    const int64_t after = std::ssize(shop.losses("run"));
+    CHECK(after <= before + 1);
+    check_stopped(shop, process, "run", after);
+  }
+}
+
+TEST_CASE("signals: in a validation, which is given up, and in a save, which is finished") {
+  const FaultShop shop;
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) {
+    remove_tree(shop.path + "/run");
+    Process process(shop.program, shop.tiny("run", "--steps 1000000 --eval-every 1 --eval-rows 1000000 --val-data '" + shop.path + "/shards/t_train_*'", 2, 20), shop.output());
+    REQUIRE(shop.logged("run", 1));  // a step's line comes before its validation, which takes long
+    usleep(20000);
+    kill(process.id, number);
+    check_stopped(shop, process, "run", 1);
+    CHECK_FALSE(has(shop.printed(), "validation after"));
+  }
+  for (const int at : {0, 3, 30, 100, 150}) {
+    CAPTURE(at);
+    remove_tree(shop.path + "/run");
+    bool traced = true;
+    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 2"), shop.output(), [] { ptrace(PTRACE_TRACEME, 0, nullptr, nullptr); });
+    const bool there = run_to_call_of_save(process, at, traced, [&] {
+      kill(process.id, SIGTERM);
+      kill(process.id, SIGINT);
+    });
+    if (!traced) return skip("ptrace is not allowed here");
+    REQUIRE(there);
+    check_stopped(shop, process, "run", 2);
+  }
+}
+
+TEST_CASE("signals: an ignored SIGHUP stays ignored (nohup), and output that nobody reads any more does not end a run") {
+  const FaultShop shop;
+  {
+    Process process(shop.program, shop.tiny("run", "--steps 1000000", 100), shop.output(), [] { signal(SIGHUP, SIG_IGN); });
+    REQUIRE(shop.logged("run", 2));
+    kill(process.id, SIGHUP);
+    const int more = static_cast<int>(std::ssize(shop.losses("run"))) + 5;
+    CHECK(shop.logged("run", more));
+    kill(process.id, SIGTERM);
+    CHECK(process.wait() == 0);
+  }
+  int ends[2];
+  REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
+  Process process(shop.program, shop.tiny("piped", "--steps 1000000", 100), ends[1]);
+  REQUIRE(shop.logged("piped", 2));
+  ::close(ends[0]);
+  const int more = static_cast<int>(std::ssize(shop.losses("piped"))) + 5;
+  CHECK(shop.logged("piped", more));
+  kill(process.id, SIGTERM);
+  CHECK(process.wait() == 0);
+  CHECK(open_checkpoint(shop.path + "/piped").step >= more);
+}
+
+// ---- disk -----------------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("disk: full, read-only or gone for a while: training says so, goes on, and saves again when it can") {
+  const FaultShop shop;
+  const std::string run = shop.path + "/run";
+  struct Outage {
+    const char* name;
+    std::function<void(pid_t)> begin, end;
+    const char* words;
+    bool log_too;
+  };
+  const auto limit = [](pid_t id, rlim_t bytes) {
+    const rlimit to{bytes, RLIM_INFINITY};
+    CHECK(prlimit(id, RLIMIT_FSIZE, &to, nullptr) == 0);
+  };
+  const Outage outages[] = {
+      {"full", [&](pid_t id) { limit(id, 100); }, [&](pid_t id) { limit(id, RLIM_INFINITY); }, "File too large; raise the limit on a file's size", true},
+      {"read-only", [&](pid_t) { chmod(run.c_str(), 0555); }, [&](pid_t) { chmod(run.c_str(), 0755); }, "Permission denied; check the permissions", false},
+      {"gone", [&](pid_t) { rename_path(run, run + ".moved"); }, [&](pid_t) { rename_path(run + ".moved", run); }, "cannot list the folder", true},
+  };
+  for (const Outage& outage : outages) {
+    CAPTURE(outage.name);
+    remove_tree(run);
+    int ends[2];  // what it prints must not meet the limit on files
+    REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
+    REQUIRE(fcntl(ends[1], F_SETPIPE_SZ, 1 << 20) > 0);
+    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 3 --keep 2", 200), ends[1], [] {
+      prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE);  // root, too, shall need permissions
+    });
+    std::string out;
+    const auto read_output = [&] {
+      char text[65536];
+      if (const ssize_t n = ::read(ends[0], text, sizeof text); n > 0) out.append(text, static_cast<size_t>(n));
+      return out;
+    };
+    REQUIRE(shop.wait_for([&] { return shop.newest("run") >= 3; }));
+    process.freeze();
+    const bool saving = std::filesystem::exists(checkpoint_folder(run, shop.newest("run") + 3) + ".partial");
+    outage.begin(process.id);
+    process.go_on();
+    int failed = 0;  // three saves fail, and training goes on
+    for (size_t at = 0; failed < 3 && out.size() < (1 << 20);)
+      if (const size_t next = read_output().find(" was not saved: ", at); next != out.npos) failed++, at = next + 1;
+    CHECK(failed == 3);
+    CHECK_MESSAGE(has(out, outage.words), out);
+    CHECK(has(out, "(older checkpoints are as they were)"));
+    process.freeze();
+    outage.end(process.id);
+    // What is there now was there before, or was being saved just then; it is whole.
+    const int64_t last = shop.newest("run");
+    CHECK(open_checkpoint(run).step == last);
+    CHECK(last <= 9);
+    CHECK((saving || list_checkpoints(run).size() <= 2));
+    shop.losses("run");  // whole lines of JSON
+    process.go_on();
+    CHECK(shop.wait_for([&] { return shop.newest("run") > last + 6; }));
+    kill(process.id, SIGTERM);
+    while (!has(read_output(), "stopped after step")) {}
+    CHECK(process.wait() == 0);
+    ::close(ends[0]);
+    CHECK(has(out, "log.jsonl") == outage.log_too);
+    CHECK(open_checkpoint(run).step == shop.losses("run").rbegin()->first);
+    CHECK(list_checkpoints(run).size() == 2);
+    for (const std::string& name : list_folder(run)) CHECK_FALSE(has(name, "partial"));
+  }
+}
+
+TEST_CASE("disk: a run that cannot save at its end says so and fails; one that cannot begin says so at once") {
+  const FaultShop shop;
+  make_folder(shop.path + "/locked");
+  chmod((shop.path + "/locked").c_str(), 0555);
+  write_file(shop.path + "/plain", "a file");
+  const auto fails = [&](const std::string& out, const std::string& words, rlim_t bytes) {
+    Process process(shop.program, shop.tiny(out, "--steps 3"), shop.output(), [bytes] {
+      prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE);
+      const rlimit to{bytes, bytes};
+      setrlimit(RLIMIT_FSIZE, &to);
+    });
+    CHECK(process.wait() == 1);
+    CHECK_MESSAGE(has(shop.printed(), words), shop.printed());
+    CHECK(shop.newest(out) == -1);
+  };
+  fails("run", "step 3 was not saved: cannot write '", 8000);
+  fails("locked", "lock': Permission denied", RLIM_INFINITY);
+  fails("locked/run", "cannot make the folder", RLIM_INFINITY);
+  std::filesystem::rename(shop.path + "/plain", shop.path + "/run2");
+  Process process(shop.program, shop.tiny("run2", "--steps 3"), shop.output());
+  CHECK(process.wait() == 1);
+  CHECK_MESSAGE(has(shop.printed(), "cannot make the folder '"), shop.printed());
+  CHECK(read_file(shop.path + "/run2", 100) == "a file");
+}
+
+TEST_CASE("disk: of two runs on one folder the second is refused") {
+  const FaultShop shop;
+  Process first(shop.program, shop.tiny("run", "--steps 1000000 --save-every 3", 100), shop.output());
+  REQUIRE(shop.wait_for([&] { return shop.newest("run") >= 3; }));
+  for (const std::string& second : {shop.tiny("run", "--steps 5"), shop.resume("run", 1)}) {
+    const Workshop::Result result = shop.run(second);
+    CHECK(result.exit == 1);
+    CHECK_MESSAGE(says(result, format("is being written by another run, process %d", first.id)), result.out);
+  }
+  kill(first.id, SIGTERM);
+  CHECK(first.wait() == 0);
+  const Workshop::Result third = shop.run(shop.tiny("run", "--steps 5"));
+  CHECK(third.exit == 1);
+  CHECK(says(third, "holds a run already"));
+  const Workshop::Result inside = shop.run("train --resume --out " + shop.folder("run", shop.newest("run")));
+  CHECK(inside.exit == 2);
+  CHECK(says(inside, "expected a run's folder, found one of its checkpoints"));
+}
+
+// ---- numbers that are not finite ------------------------------------------------------------------------------------------------
+
+TEST_CASE("not finite: a run whose loss overflows changes no weight and no optimiser any more, and ends after ten steps") {
+  const FaultShop shop;
+  // The decay of lr 10 and weight decay 10 multiplies matrices by -99 a step, until attention overflows.
+  const Workshop::Result result = shop.run(shop.tiny("run", "--steps 1000 --save-every 1 --keep 1000 --lr 10 --lr-final 10 --weight-decay 10 --warmup 0 --eval-every 12 --val-data '" + shop.path + "/shards/t_val_*'"));
+  CHECK(result.exit == 1);
+  CHECK(says(result, "SKIPPED: not finite (10 in a row)"));
+  CHECK_FALSE(says(result, "(11 in a row)"));
+  const int64_t last = shop.newest("run");
+  CHECK_MESSAGE(says(result, "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; the last good checkpoint is " + shop.folder("run", last)), result.out);
+  REQUIRE(last > 9);
+  const int64_t good = last - 9;  // nine skipped steps were saved after it
+  for (int64_t step = good + 1; step <= last; step++)
+    for (const char* name : {"model.safetensors", "optimizer.safetensors"}) CHECK(shop.file("run", step, name) == shop.file("run", good, name));
+  CHECK(shop.file("run", good, "model.safetensors") != shop.file("run", good - 1, "model.safetensors"));
+  const Json &before = open_checkpoint(shop.folder("run", good)).state, after = open_checkpoint(shop.folder("run", last)).state;
+  CHECK(JsonField(before, "state").at("adam_steps").integer() == good);
+  CHECK(JsonField(after, "state").at("adam_steps").integer() == good);
+  CHECK(JsonField(after, "state").at("skipped").integer() == 9);
+  // It can still be gone on from, and then ends at once: the tenth in a row.
+  const Workshop::Result resumed = shop.run("train --resume --out " + shop.path + "/run");
+  CHECK(resumed.exit == 1);
+  CHECK_MESSAGE(says(resumed, "ten steps in a row"), resumed.out);
+}
