@@ -41,7 +41,7 @@ inline std::string checkpoint_folder(const std::string& run, int64_t step) {
 
 // The step that a folder's name says; -1: it is not named as a checkpoint.
 inline int64_t step_of(const std::string& folder) {
-  const std::string name = std::filesystem::path(folder).filename().string();
+  const std::string name = (std::filesystem::path(folder) / "").parent_path().filename().string();  // with or without a '/' at its end
   int64_t step = -1;
   if (name.starts_with("step_")) std::from_chars(name.data() + 5, name.data() + name.size(), step);
   return step >= 0 && "/" + name == checkpoint_folder("", step) ? step : -1;

@@ -14,7 +14,7 @@ namespace {
 
 std::atomic<int> calls_left{-1};  // the call after that many fails; -1: none does
 bool failing_ends_process = false;
-std::string* calls = nullptr;  // where set: fsync and rename note themselves
+std::string* calls = nullptr;  // where set: fsync, rename and deletions note themselves
 
 // True when this call is the one to fail, with errno set.
 bool fails_now() {
@@ -37,6 +37,7 @@ int rename(const char* from, const char* to) noexcept {
   return fails_now() ? -1 : static_cast<int>(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
 }
 int unlinkat(int fd, const char* path, int flags) noexcept {
+  if (calls) *calls += std::string("delete ") + path + "\n";
   return fails_now() ? -1 : static_cast<int>(syscall(SYS_unlinkat, fd, path, flags));
 }
 int rmdir(const char* path) noexcept { return fails_now() ? -1 : static_cast<int>(syscall(SYS_unlinkat, AT_FDCWD, path, AT_REMOVEDIR)); }
@@ -121,6 +122,18 @@ TEST_CASE("checkpoint: all is on the disk before it is named, so a power cut is 
                                "fsync state.json\n" + written("manifest.json") + "rename to step_00000001\nfsync " +
                                std::filesystem::path(run.path).filename().string() + "\n";
   CHECK(made == expected);
+}
+
+TEST_CASE("checkpoint: an old one is deleted when the newer one's name is on the disk, its manifest last") {
+  const TempFolder run;
+  save(run.path, 1);
+  save(run.path, 2);
+  std::string made;
+  calls = &made;
+  keep_checkpoints(run.path, 1, -1);
+  calls = nullptr;
+  CHECK(made == "fsync " + std::filesystem::path(run.path).filename().string() + "\ndelete model.safetensors\ndelete tokenizer.json\ndelete state.json\ndelete manifest.json\n");
+  CHECK(list_folder(run.path) == std::vector<std::string>{"step_00000002"});
 }
 
 TEST_CASE("checkpoint: a full disk at any write is an Error, and the older one stays") {

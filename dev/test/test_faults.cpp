@@ -428,3 +428,164 @@ TEST_CASE("not finite: a run whose loss overflows changes no weight and no optim
   CHECK(resumed.exit == 1);
   CHECK_MESSAGE(says(resumed, "ten steps in a row"), resumed.out);
 }
+
+// ---- data and state -------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("data: a shard that fails in the middle of a run costs no step: what was made is saved first") {
+  const FaultShop shop;
+  const std::string shard = shop.path + "/shards/t_train_000000.bin";
+  Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 1000000", 100), shop.output());
+  REQUIRE(shop.logged("run", 5));
+  REQUIRE(truncate(shard.c_str(), 2000) == 0);
+  CHECK(process.wait() == 1);
+  CHECK_MESSAGE(has(shop.printed(), "t_train_000000.bin' ends at byte "), shop.printed());
+  CHECK(open_checkpoint(shop.path + "/run").step == shop.losses("run").rbegin()->first);
+  const Workshop::Result resumed = shop.run(shop.resume("run", 1));
+  CHECK(resumed.exit == 1);
+  CHECK(says(resumed, "the header says"));
+}
+
+TEST_CASE("data: ids outside the vocabulary, in shards that do not say whose they are") {
+  const FaultShop shop;
+  const std::string shard = shop.path + "/shards/t_train_000000.bin";
+  std::string bytes = read_file(shard, 1 << 24);
+  memset(&bytes[12], 0, 8);                                    // the tokenizer's hash: unknown
+  for (size_t i = 1024; i + 1 < bytes.size(); i += 2) bytes[i] = '\x08', bytes[i + 1] = '\x01';  // 264; V = 263
+  write_file(shard, bytes);
+  const Workshop::Result result = shop.run(shop.tiny("run", "--steps 3"));
+  CHECK(result.exit == 1);
+  CHECK(says(result, "do not say which tokenizer made them"));
+  CHECK_MESSAGE(says(result, "t_train_000000.bin': expected token ids below 263, the size of the vocabulary, found 264"), result.out);
+}
+
+TEST_CASE("state: without a field, with a wrong one or from the future it is refused, by the name of file and field") {
+  const FaultShop shop;
+  REQUIRE(shop.run(shop.tiny("run", "--steps 4 --save-every 2 --keep 9")).exit == 0);
+  const Checkpoint from = read_checkpoint(shop.folder("run", 2));
+  // Resumes from step 2 with another state under a manifest that fits it.
+  const auto resumed = [&](const Json& state) {
+    remove_tree(shop.path + "/other");
+    make_folder(shop.path + "/other");
+    std::vector<CheckpointFile> files;
+    for (const std::string& name : from.files)
+      if (name != "state.json") files.push_back({name, [&, name](const std::string& path) { std::filesystem::copy_file(from.file(name), path); }});
+    write_checkpoint(shop.path + "/other", 2, files, state);
+    return shop.run(shop.resume("other", 1));
+  };
+  CHECK(resumed(from.state).exit == 0);
+  for (const auto& [left_out, value] : JsonField(from.state, "state").members()) {
+    if (left_out == "device" || left_out == "build" || left_out == "best_val_loss") continue;  // told for people; of no best step
+    CAPTURE(left_out);
+    Json state;
+    for (const auto& [name, kept] : JsonField(from.state, "state").members())
+      if (name != left_out) state[name] = kept;
+    const Workshop::Result missing = resumed(state);
+    CHECK(missing.exit == 1);
+    CHECK_MESSAGE(says(missing, "step_00000002/state.json: the field \"" + left_out + "\" is missing"), missing.out);
+    state[left_out] = std::vector<int64_t>{1};
+    const Workshop::Result mistyped = resumed(state);
+    CHECK(mistyped.exit == 1);
+    CHECK_MESSAGE(says(mistyped, "state.json: " + left_out), mistyped.out);
+  }
+  const auto with_setting = [&](const char* name, const Json& value) {
+    Json state = from.state;
+    state["settings"][name] = value;
+    const Workshop::Result result = resumed(state);
+    CHECK(result.exit == 1);
+    CHECK_MESSAGE(says(result, "state.json"), result.out);
+    return result.out;
+  };
+  CHECK(has(with_setting("telepathy", "on"), "the setting \"telepathy\" is not known: a newer train_gca made this checkpoint"));
+  CHECK(has(with_setting("width", 8), "settings.width: expected a string, found 8"));
+  CHECK(has(with_setting("width", "9"), "--heads: expected a divisor of --width"));
+  CHECK(has(with_setting("width", "99999999999"), "--width: expected a whole number from 1 to 65536"));
+  CHECK(has(with_setting("null-slot", ""), "--null-slot: expected on or off"));
+  // Sizes that are not those of the weights.
+  Json state = from.state;
+  state["settings"]["ffn"] = "16";
+  const Workshop::Result wider = resumed(state);
+  CHECK(wider.exit == 1);
+  CHECK_MESSAGE(says(wider, "model.safetensors': tensor 'model.lower_layers.0.mlp.gate_proj.weight': expected the shape [16,8], found [8,8]"), wider.out);
+}
+
+// ---- command line ---------------------------------------------------------------------------------------------------------------
+
+TEST_CASE("command line: what is wrong is said with the flag's name, before anything is made") {
+  const FaultShop shop;
+  const std::string data = " --data '" + shop.path + "/shards/t_train_*'", model = "--width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2", out = " --out " + shop.path + "/new ";
+  REQUIRE(shop.run(shop.tiny("run", "--steps 2")).exit == 0);
+  const std::vector<std::string> before = list_folder(shop.path);
+  const auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
+    const Workshop::Result result = shop.run(arguments);
+    CAPTURE(arguments);
+    CAPTURE(result.out);
+    CHECK(result.exit == exit);
+    CHECK(says(result, words));
+    CHECK(list_folder(shop.path) == before);
+  };
+  // Unknown, missing, bad.
+  fails("train --stepz 3", 2, "train has no flag --stepz, did you mean --steps?");
+  fails("eval --checkpont x", 2, "did you mean --checkpoint?");
+  fails("train --xyzzyxyzzy 3", 2, "train has no flag --xyzzyxyzzy; see train_gca train --help");
+  fails("trane", 2, "did you mean train?");
+  fails("train --steps --out x", 2, "--steps needs a value: N");
+  fails("train --steps", 2, "--steps needs a value: N");
+  fails("train --resume=yes", 2, "--resume takes no value, found 'yes'");
+  fails("train stray", 2, "train takes flags only, found 'stray'");
+  for (const char* bad : {"12x", "1.5", "", "-3", "1e3", "0x10", "99999999999999999999", "8T", "K"}) fails(format("train --steps '%s'", bad), 2, "--steps: expected a whole number from 0 to 2147483648");
+  for (const char* bad : {"x", "", "nan", "inf", "-1", "11", "1,5"}) fails(format("train --lr '%s'", bad), 2, "--lr: expected a number from 0 to 10");
+  for (const char* bad : {"1", "1.0", "2"}) fails(format("train --beta2 %s", bad), 2, "--beta2: expected a number from 0 to 0.999999");
+  for (const char* bad : {"1,,2", "1,", ",", "1;2"}) fails(format("train --groups '%s'", bad), 2, "--groups: expected a whole number from 1 to 1024");
+  fails("train --device gpu", 2, "--device: expected auto|cpu|cuda, found 'gpu'");
+  fails("generate --checkpoint " + shop.path + "/run --prompt-ids 263", 2, "--prompt-ids: expected ids below 263, the model's vocabulary, found 263");
+  // Contradictions.
+  fails("train --steps 3 --tokens 100 " + model + data + out, 2, "train needs either --steps or --tokens");
+  fails("train --steps 3 --batch 2 --micro-batch 3 " + model + data + out, 2, "--micro-batch: expected at most --batch, 2, found 3");
+  fails("train --steps 3 --heads 3 --width 8" + data + out, 2, "--heads: expected a divisor of --width");
+  fails("train --resume", 2, "--resume needs --out RUN");
+  fails("train --resume --out " + shop.path + "/run --init x", 2, "--init: the run was started with ''");
+  fails("eval --checkpoint x --data y --no-retrieval --random-retrieval", 2, "exclude each other");
+  fails("generate --checkpoint x --prompt a --prompt-ids 1", 2, "exclude each other");
+  fails("train --precision bf16 --device cpu --steps 3 " + model + data, 2, "train needs --out");
+  fails("export --checkpoint x", 2, "export needs --out");
+  fails("export --checkpoint x --out y --dtype f8", 2, "--dtype: expected float|bf16, found 'f8'");
+  // Paths that cannot be read.
+  const std::string none = shop.path + "/none";
+  fails("train --steps 3 --data '" + none + "_*'" + " --out " + shop.path + "/run ", 1, "holds a run already");
+  fails("eval --checkpoint " + none + " --data x", 1, "cannot list the folder '" + none + "': No such file or directory; check the path");
+  fails("eval --checkpoint " + shop.path + "/run --data " + none, 1, "no file matches '" + none + "'");
+  fails("generate --checkpoint " + shop.path + "/run --context " + none, 1, "cannot open '" + none + "': No such file");
+  fails("inspect --checkpoint " + shop.path + "/run --text " + shop.path, 1, "is a folder, a pipe or a device: expected a regular file");
+  fails("train --steps 3 --tokenizer " + none + data + out, 1, "cannot open '" + none + "'");
+  fails("train --steps 3 --tokenizer " + shop.path + "/text.txt" + data + out, 1, "text.txt': expected a tokenizer");
+  fails("train --steps 3 --init " + shop.path + data + out, 1, "has no checkpoint");
+  fails("export --checkpoint " + none + " --out " + shop.path + "/x", 1, "cannot list the folder");
+  fails("verify " + none, 1, "cannot open '" + none + "'");
+  fails("tokenize --out " + shop.path + "/shards/t " + shop.path + "/text.txt", 1, "is there already: remove the old shards");
+  // A length that fills no chunk.
+  write_file(shop.path + "/log", "");  // is there for every run
+  const std::string few = shop.path + "/shards/few.txt";
+  write_file(few, "abcde");
+  fails("inspect --checkpoint " + shop.path + "/run --text " + few, 1, "expected at least the 7 tokens of one chunk, found 5");
+  fails("eval --checkpoint " + shop.path + "/run --chunks 1M" + data, 1, "expected at least the 7340033 tokens of one row of 1048576 chunks");
+  fails("train --steps 3 --chunks 0 " + model + data + out, 2, "--chunks: expected a whole number from 1");
+  // Too large for any memory, said before anything is allocated.
+  fails("generate --count 1G --checkpoint " + shop.path + "/run", 1, "are free; use a shorter --context or a smaller --count");
+  fails("info --batch 1M --chunks 1M --chunk 4096 --width 65536 --heads 512", 1, "rows of 4294967296 slots of this model need over 2^58 numbers of memory");
+}
+
+TEST_CASE("command line: a model too large for the memory is refused before it is allocated, with what would fit") {
+  const FaultShop shop;
+  const auto fails = [&](const std::string& more, const std::string& words) {
+    remove_tree(shop.path + "/new");
+    const Workshop::Result result = shop.run("train --steps 3 --data '" + shop.path + "/shards/t_train_*' --out " + shop.path + "/new " + more);
+    CAPTURE(more);
+    CAPTURE(result.out);
+    CHECK(result.exit == 1);
+    CHECK(says(result, words));
+    CHECK(shop.newest("new") == -1);
+  };
+  fails("--width 65536 --heads 512 --ffn 1M --lower 100 --groups 100", "not even one row fits: use fewer --chunks or a smaller model");
+  fails("--model tiny --batch 1M", "--micro-batch ");
+  fails("--model tiny --chunks 8 --batch 1M --width 65536 --heads 512 --ffn 1M --lower 1000 --groups 20 --chunk 4096 --topk 32", "need over 2^58 numbers");
+}
