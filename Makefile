@@ -2,10 +2,15 @@
 # make cpu     the program for the CPU alone: build/cpu/train_gca
 # make deps    installs what the tests need, or says how
 # make test    everything that this machine can run
+# make test-long   and the tests that take minutes each
 # make demo    trains on real text and prints a sample
 # make bench   timings
 # make format  clang-format over all sources
-CXXFLAGS ?= -O3
+# SANITIZE: address,undefined or thread: a build of its own, for the CPU's tests (make test NVCC= SANITIZE=thread).
+SANITIZE ?=
+CPU = build/cpu$(if $(SANITIZE),-$(SANITIZE))
+CXXFLAGS ?= $(if $(SANITIZE),-O1 -g -fsanitize=$(SANITIZE) -fno-sanitize-recover=all,-O3)
+LDFLAGS += $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 # clang tells of each `omp simd` loop that it leaves as it is (those of double with e^x); g++ 12 warns of "a" + std::string() where the
 # library inlines it (GCC bug 105651).
 NO_WARNING = $(if $(findstring clang,$(CXX)),-Wno-pass-failed,-Wno-restrict)
@@ -19,22 +24,22 @@ else
 all: cpu
 	ln -sf build/cpu/train_gca train_gca
 endif
-cpu: build/cpu/train_gca
+cpu: $(CPU)/train_gca
 
-build/cpu/train_gca: build/cpu/train_gca.o
-build/cpu/test_gca: build/cpu/test_gca.o $(TESTS:%=build/cpu/%.o)
-build/cpu/bench: build/cpu/bench.o
-build/cpu/train_gca build/cpu/test_gca build/cpu/bench:
+$(CPU)/train_gca: $(CPU)/train_gca.o
+$(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS:%=$(CPU)/%.o)
+$(CPU)/bench: $(CPU)/bench.o
+$(CPU)/train_gca $(CPU)/test_gca $(CPU)/bench:
 	$(CXX) $(LDFLAGS) -pthread $^ -o $@
 
 # .cu files without kernels are plain C++.
-build/cpu/%.o: %.cu Makefile
+$(CPU)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(ALL_CXXFLAGS) -x c++ -c $< -o $@
-build/cpu/%.o: dev/%.cu Makefile
+$(CPU)/%.o: dev/%.cu Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(ALL_CXXFLAGS) -x c++ -c $< -o $@
-build/cpu/%.o: dev/test/%.cpp Makefile
+$(CPU)/%.o: dev/test/%.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(ALL_CXXFLAGS) -c $< -o $@
 
@@ -50,7 +55,7 @@ GPU_LIBS = -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcudart -lcublasLt
 
 train_gca: build/gpu/train_gca.o $(KERNELS)
 	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
-build/gpu/test_gca: build/cpu/test_gca.o $(TESTS:%=build/cpu/%.o) $(patsubst dev/test/%.cpp,build/gpu/%.o,$(wildcard dev/test/test_gpu*.cpp)) $(KERNELS)
+build/gpu/test_gca: $(CPU)/test_gca.o $(TESTS:%=$(CPU)/%.o) $(patsubst dev/test/%.cpp,build/gpu/%.o,$(wildcard dev/test/test_gpu*.cpp)) $(KERNELS)
 	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
 build/gpu/bench: build/gpu/bench.o $(KERNELS)
 	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
@@ -80,29 +85,39 @@ deps:
 # Oracle files are made where there is numpy; the tests that read them say so where there is none.
 # Where a GPU answers, the program of tests has the GPU's too.
 HERE = $(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),gpu,cpu)
-TEST_PROGRAM = build/$(HERE)/test_gca
-test: build/cpu/train_gca $(if $(findstring gpu,$(HERE)),train_gca) $(TEST_PROGRAM)
+TEST_PROGRAM = $(if $(findstring gpu,$(HERE)),build/gpu,$(CPU))/test_gca
+test: $(CPU)/train_gca $(if $(findstring gpu,$(HERE)),train_gca) $(TEST_PROGRAM)
 	@mkdir -p build/oracle
 	@for python in python3 /usr/bin/python3; do $$python -c 'import numpy' 2>/dev/null && exec $$python dev/make_oracle.py --test-set build/oracle; done; \
 	  echo "no python3 with numpy: no oracle files are made (make deps installs it)"
-	$(TEST_PROGRAM)
+	TRAIN_GCA=$(CPU)/train_gca $(TEST_PROGRAM)
 
-demo: build/cpu/train_gca
+# What takes too long for every day.
+test-long: test
+	TRAIN_GCA=$(CPU)/train_gca $(TEST_PROGRAM) --no-skip --test-case="long: *"
+
+demo: $(CPU)/train_gca
 	dev/demo.sh
 
 # PEER: a folder with a PyTorch DRT (peer_drt.py), timed in the same call where PYTHON has torch.
 PEER ?= ../shared/peer
 PYTHON ?= python3
-bench: build/cpu/bench $(if $(findstring gpu,$(HERE)),build/gpu/bench build/gpu/test_gca)
-	build/cpu/bench
+bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),build/gpu/bench build/gpu/test_gca)
+	$(CPU)/bench
 	$(if $(findstring gpu,$(HERE)),build/gpu/bench && build/gpu/test_gca --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --dtype bf16 --check off)
 	@if [ -e $(PEER)/peer_drt.py ]; then $(PYTHON) dev/bench_peer.py $(PEER) || true; else echo "no PyTorch peer in $(PEER): only this program is timed"; fi
 
 format:
 	clang-format -i $$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp')
 
+# Parsers on random bytes (clang's libFuzzer): build/fuzz/NAME -max_len=2000 FOLDER
+fuzz: $(patsubst dev/fuzz/%.cpp,build/fuzz/%,$(wildcard dev/fuzz/*.cpp))
+build/fuzz/%: dev/fuzz/%.cpp Makefile
+	@mkdir -p $(@D)
+	clang++ -std=c++20 -fopenmp-simd -Wall -Wextra -Wno-pass-failed -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -pthread -MMD -MP $< -o $@
+
 clean:
 	rm -rf build train_gca
 
-.PHONY: all cpu deps test demo bench format clean
+.PHONY: all cpu deps test test-long demo bench format fuzz clean
 .DELETE_ON_ERROR:
