@@ -47,6 +47,15 @@ class Process {
     ended_ = true;
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   }
+  bool ends_within(int seconds) const {
+    for (int i = 0; i < 100 * seconds; i++) {
+      siginfo_t info{};
+      waitid(P_PID, static_cast<id_t>(id), &info, WEXITED | WNOHANG | WNOWAIT);
+      if (info.si_pid == id) return true;
+      usleep(10000);
+    }
+    return false;
+  }
   // Stops it where it is; the signals that it gets then wait for go_on().
   void freeze() {
     int status = 0;
