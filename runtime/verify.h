@@ -78,7 +78,7 @@ class Verifier {
     noise_.resize(static_cast<size_t>(G * B_ * C_ * C_));
     for (int64_t g = 0; g < G; g++) file_.read(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_}, noise_.data() + g * B_ * C_ * C_);
     float* device_noise = static_cast<float*>(device.allocate(static_cast<int64_t>(noise_.size() * sizeof(float))));
-    device.upload(device_noise, noise_.data(), static_cast<int64_t>(noise_.size() * sizeof(float)));
+    if (G) device.upload(device_noise, noise_.data(), static_cast<int64_t>(noise_.size() * sizeof(float)));
     model.upload(tokens.data(), targets.data(), nullptr, R);
 
     typename Model::Input in{B_, T, {}};
