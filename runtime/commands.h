@@ -1,4 +1,4 @@
-// The commands that read a checkpoint or need none: tokenizer-train, tokenize, encode, decode, eval, generate, inspect, export, verify, info.
+// The commands that read a checkpoint or need none: tokenizer-train, tokenize, encode, decode, eval, passkey, generate, inspect, export, verify, info.
 #pragma once
 #include <sys/resource.h>
 #include <unistd.h>
