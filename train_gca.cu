@@ -1,5 +1,6 @@
 // train_gca: the one program. Here: the table of commands, and the training loop. Built with nvcc's libraries it runs on a GPU too
 // (GCA_CUDA); without, it is plain C++.
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
@@ -17,7 +18,8 @@
 namespace gca {
 
 // ---- training -----------------------------------------------------------------------------------------------------------------
-volatile sig_atomic_t stop_asked = 0;  // a signal came: finish the step, save, end
+std::atomic<int> stop_asked = 0;  // a signal came, to any of the threads: finish the step, save, end
+static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may set it
 void ask_to_stop(int) { stop_asked = 1; }
 
 void stop_on_signals() {
