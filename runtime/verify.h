@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -77,15 +78,16 @@ class Verifier {
     if (!N) throw Error("'" + file_.path() + "': targets: expected at least one slot with a target");
     noise_.resize(static_cast<size_t>(G * B_ * C_ * C_));
     for (int64_t g = 0; g < G; g++) file_.read(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_}, noise_.data() + g * B_ * C_ * C_);
-    float* device_noise = static_cast<float*>(device.allocate(static_cast<int64_t>(noise_.size() * sizeof(float))));
-    if (G) device.upload(device_noise, noise_.data(), static_cast<int64_t>(noise_.size() * sizeof(float)));
+    const auto release = [&](float* memory) { device.release(memory); };
+    const std::unique_ptr<float, decltype(release)> device_noise(static_cast<float*>(device.allocate(static_cast<int64_t>(noise_.size() * sizeof(float)))), release);
+    if (G) device.upload(device_noise.get(), noise_.data(), static_cast<int64_t>(noise_.size() * sizeof(float)));
     model.upload(tokens.data(), targets.data(), nullptr, R);
 
     typename Model::Input in{B_, T, {}};
     model.forward(in);
     if (file_.find("eval.logits")) compare("eval.logits", logits(model, device, R));
     in.selection.noise = true;
-    in.selection.given_noise = device_noise;
+    in.selection.given_noise = device_noise.get();
     if (options_.use_picks) give_picks(model, device, in);
 
     model.begin_step();
@@ -123,7 +125,6 @@ class Verifier {
     std::vector<double> expected = file_.values<double>("train.losses");
     expected.resize(std::min(expected.size(), losses.size()));
     compare("train.losses", losses, expected);
-    device.release(device_noise);
 
     const bool good = worst_ <= options_.tolerance && !picks_differ_;
     printf("%s %s: %d tensors, worst %s %.3g (tolerance %.3g)%s%s\n", good ? "ok  " : "FAIL", file_.path().c_str(), compared_, worst_name_.c_str(), worst_, options_.tolerance,
