@@ -3,7 +3,7 @@
 # make deps    installs what the tests need, or says how
 # make test    everything that this machine can run
 # make test-long   and the tests that take minutes each
-# make demo    trains on real text and prints a sample
+# make demo    teaches a small model to find needles, and shows what it fetches
 # make bench   timings
 # make format  clang-format over all sources
 # SANITIZE: address,undefined or thread: a build of its own, for the CPU's tests (make test NVCC= SANITIZE=thread).
