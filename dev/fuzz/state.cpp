@@ -30,7 +30,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     settings.config.validate();
     if (settings.config.lower + settings.config.upper() + settings.config.encoder < 20) {  // of more layers only the names take long
       DRT<Cpu<float>> model(cpu, settings.config);
-      model.plan(settings.micro(), settings.row_slots());
+      model.plan(settings.micro(), settings.stage_chunks(0) * settings.config.chunk);
       if (model.model_memory().total_bytes() < 0 || model.activation_memory().total_bytes() < 0) __builtin_trap();
     }
     for (const int64_t step : {int64_t{0}, settings.steps / 2, settings.steps})
