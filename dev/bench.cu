@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model.h"
+#include "runtime/run.h"
 #ifdef GCA_CUDA
 #include "gca_kernels.cuh"
 #else
@@ -107,13 +108,9 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {
-  for (const Preset& p : presets())
-    if (p.name == name) {
-      Config config = p.config;
-      config.vocab = vocab;
-      return config;
-    }
-  throw Error("no preset " + name);
+  Config config = preset(name).config;
+  config.vocab = vocab;
+  return config;
 }
 
 void print_head() { printf("%-23s   %-34s   %-34s   %-34s\n", "rows x in -> out", "y = x W^T", "dx = dy W", "dW += dy^T x"); }

@@ -520,11 +520,7 @@ TEST_CASE("command line: what is wrong is said with the flag's name, before anyt
   REQUIRE(shop.run(shop.tiny("run", "--steps 2")).exit == 0);
   const std::vector<std::string> before = list_folder(shop.path);
   const auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
-    const Workshop::Result result = shop.run(arguments);
-    CAPTURE(arguments);
-    CAPTURE(result.out);
-    CHECK(result.exit == exit);
-    CHECK(says(result, words));
+    shop.fails(arguments, exit, words);
     CHECK(list_folder(shop.path) == before);
   };
   // Unknown, missing, bad.

@@ -670,7 +670,7 @@ void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& pic
 
 TEST_CASE("GPU: the whole model, each tensor's gradient and five steps, with the picks of Cpu<double>") {
   if (no_gpu()) return;
-  const char* fewer = getenv("GCA_DRAWS");  // under compute-sanitizer one draw says it all, and takes minutes
+  const char* fewer = getenv("GCA_DRAWS");  // under compute-sanitizer one draw says it all, and takes minutes; errors may pass their limits then
   const size_t draws = fewer ? static_cast<size_t>(atoi(fewer)) : 24;
   for (const ModelCase& c : model_cases) {
     auto test = [&](auto act) {

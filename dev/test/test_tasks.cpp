@@ -305,13 +305,7 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
   CHECK(says(none, "without retrieval"));
   CHECK(shop.run(passkey + " --random-retrieval --far-only").exit == 0);
   CHECK(shop.run(passkey + " --task two-hop --value-tokens 2 --gap 1").exit == 0);
-  auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
-    const Workshop::Result result = shop.run(arguments);
-    CAPTURE(arguments);
-    CAPTURE(result.out);
-    CHECK(result.exit == exit);
-    CHECK(says(result, words));
-  };
+  auto fails = [&](const std::string& arguments, int exit, const std::string& words) { shop.fails(arguments, exit, words); };
   fails("passkey", 2, "needs --checkpoint");
   fails("passkey --checkpoint " + shop.path + "/run --trials 6 --length 190", 2, "a multiple of 16");
   fails(passkey + " --no-retrieval --random-retrieval", 2, "exclude each other");

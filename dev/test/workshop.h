@@ -87,6 +87,15 @@ struct Workshop : TempFolder {
     const int status = system((program + " " + arguments + " > " + log + " 2>&1").c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(log, size_t{1} << 24)};
   }
+  // The program ends with that exit code and says these words.
+  void fails(const std::string& arguments, int exit, const std::string& words) const {
+    const Result result = run(arguments);
+    CAPTURE(arguments);
+    CAPTURE(words);
+    CAPTURE(result.out);
+    CHECK(result.exit == exit);
+    CHECK(result.out.find(words) != std::string::npos);
+  }
   std::string training(const std::string& out, const std::string& chunks = "6") const {
     return "train --width 16 --heads 2 --ffn 24 --lower 1 --groups 1,1 --chunk 8 --window 12 --topk 2 --chunks " + chunks + " --batch 3 --lr 3e-3 --eval-every 5 --data '" + path +
            "/shards/t_train_*' --val-data '" + path + "/shards/t_val_*' --out " + path + "/" + out;
