@@ -195,6 +195,9 @@ class Arena {
 
 // ---- the model ----------------------------------------------------------------------------------------------------------------
 enum class Use { training, inference };  // inference keeps nothing for backward: one layer's activations serve all
+// What backward computes anew instead of keeping it, with the same bits: nothing; what comes out of norms and SwiGLU; all of a layer but
+// its output and what gca_backward_memory reads.
+enum class Recompute { none, norms, layers };
 
 template <class Device>
 struct DRT {
@@ -245,6 +248,7 @@ struct DRT {
   weight* weights = nullptr;                              // the masters themselves where the backend says so
   grad* gradient = nullptr;
   StepState* state = nullptr;                             // on the device
+  Recompute recompute = Recompute::none;                  // in training; before plan()
   // Called in backward order when a stretch of the gradient is final: where ranks reduce.
   std::function<void(int64_t begin, int64_t end)> grads_ready = [](int64_t, int64_t) {};
 
@@ -297,24 +301,31 @@ struct DRT {
     auto want = [&](auto*& pointer, const std::string& name, int64_t count) { activations_.want(pointer, name, count); };
     want(token, "tokens", R), want(target, "targets", R), want(slot_weight, "loss weights", R);
     want(embedded, "embedding", R * D);
-    auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& name) {
+    // What the layers keep, each its own; at_work: what is computed anew, wanted once for all layers.
+    auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& name, bool at_work) {
       l = {};
       l.at = at;
-      want(l.n1, name + " n1", rows * D), want(l.rstd1, name + " rstd1", rows), want(l.qkv, name + " q|k|v", rows * 3 * D);
-      want(l.attended, name + " attention", rows * D), want(l.lse, name + " attention lse", rows * c.heads), want(l.a, name + " a", rows * D);
-      want(l.n2, name + " n2", rows * D), want(l.rstd2, name + " rstd2", rows), want(l.gate_up, name + " gate|up", rows * 2 * F);
-      want(l.h, name + " h", rows * F), want(l.out, name + " out", rows * D);
+      auto part = [&](auto*& pointer, Recompute anew_from, const char* what, int64_t count) {
+        if ((recompute >= anew_from) == at_work) want(pointer, name + what, count);
+      };
+      auto kept = [&](auto*& pointer, const char* what, int64_t count) {
+        if (!at_work) want(pointer, name + what, count);
+      };
+      part(l.n1, Recompute::norms, " n1", rows * D), part(l.rstd1, Recompute::layers, " rstd1", rows), part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
+      part(l.attended, Recompute::layers, " attention", rows * D), part(l.lse, Recompute::layers, " attention lse", rows * c.heads), part(l.a, Recompute::layers, " a", rows * D);
+      part(l.n2, Recompute::norms, " n2", rows * D), part(l.rstd2, Recompute::layers, " rstd2", rows), part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F);
+      part(l.h, Recompute::norms, " h", rows * F), kept(l.out, " out", rows * D);
       if (kind != Kind::upper) return;
-      want(l.gca_n, name + " gca norm", rows * D), want(l.gca_rstd, name + " gca rstd", rows), want(l.q, name + " gca q", rows * D);
-      want(l.fetched, name + " gca out", rows * D), want(l.m, name + " m", rows * D);
+      part(l.gca_n, Recompute::norms, " gca norm", rows * D), part(l.gca_rstd, Recompute::layers, " gca rstd", rows), kept(l.q, " gca q", rows * D);
+      part(l.fetched, Recompute::layers, " gca out", rows * D), part(l.m, Recompute::layers, " m", rows * D);
       if (use == Use::inference) return;
-      want(l.gca_lse, name + " gca lse", RC * c.heads * K), want(l.delta, name + " gca delta", RC * c.heads * K), want(l.dfetched, name + " gca dout", rows * D);
+      kept(l.gca_lse, " gca lse", RC * c.heads * K), kept(l.delta, " gca delta", RC * c.heads * K), kept(l.dfetched, " gca dout", rows * D);
     };
     // A layer's number in inference is 0: all share its activations.
     auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows, const std::string& name) {
       layers.resize(at.size());
       for (size_t i = 0; i < at.size(); i++) {
-        if (use == Use::training || i == 0) want_layer(layers[i], at[i], kind, rows, format("%s %zu", name.c_str(), i));
+        if (use == Use::training || i == 0) want_layer(layers[i], at[i], kind, rows, format("%s %zu", name.c_str(), i), false);
       }
     };
     want_layers(lower, table.lower, Kind::lower, R, "lower");
@@ -336,6 +347,7 @@ struct DRT {
     logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
     want(final_n, "final norm", R * D), want(final_rstd, "final rstd", R), want(loss, "losses", R), want(logits, "logits", logits_rows_ * V);
     if (use == Use::inference) return;
+    want_layer(at_work_, {}, groups.empty() ? Kind::lower : Kind::upper, R, "layer at work", true);
     const int64_t rows = groups.empty() ? R : RC;
     want(dx_, "dx", rows * D), want(dn_, "dn", rows * D), want(dattended_, "dattention", rows * D), want(dqkv_, "dq|dk|dv", rows * 3 * D);
     want(dh_, "dh", rows * F), want(dgate_up_, "dgate|dup", rows * 2 * F);
@@ -344,9 +356,14 @@ struct DRT {
   }
   void commit_activations() {
     activations_.commit(device);
-    if (use == Use::training) return;
-    auto share = [](std::vector<Layer>& layers, const std::vector<LayerTensors>& at) {
-      for (size_t i = 0; i < layers.size(); i++) layers[i] = layers[0], layers[i].at = at[i];
+    auto share = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at) {
+      if (use == Use::training) {
+        for (Layer& l : layers)
+          take_missing(l, &Layer::n1, &Layer::qkv, &Layer::attended, &Layer::a, &Layer::n2, &Layer::gate_up, &Layer::h, &Layer::gca_n, &Layer::fetched, &Layer::m, &Layer::rstd1,
+                       &Layer::lse, &Layer::rstd2, &Layer::gca_rstd);
+      } else {
+        for (size_t i = 0; i < layers.size(); i++) layers[i] = layers[0], layers[i].at = at[i];
+      }
     };
     share(lower, table.lower), share(encoder, table.encoder);
     for (size_t g = 0; g < groups.size(); g++) share(groups[g].layers, table.upper[g]);
@@ -372,7 +389,7 @@ struct DRT {
     size_t ring = 0;
     device.embedding_forward(embedded, token, weights + table.embedding, R, D);
     const act* x = embedded;
-    for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, c.eps, ring++, nullptr);
+    for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, ring++, nullptr);
 
     if (!groups.empty()) {
       // Landmarks among these slots: the chunks that they complete. The memory gets those chunks before anybody retrieves.
@@ -380,7 +397,7 @@ struct DRT {
       encode(x, done, first_slot);
       for (Group& group : groups) {
         retrieve(group, x, done, first_slot);
-        for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, c.eps, ring++, &group);
+        for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, ring++, &group);
         if (in.stream) {  // what the last whole chunk picked serves the slots that follow
           const size_t g = static_cast<size_t>(&group - groups.data());
           device.copy(in.stream->pick[g], group.pick + done * c.topk, c.topk * static_cast<int64_t>(sizeof(int32_t)));
@@ -535,10 +552,15 @@ struct DRT {
   Arena model_, activations_;
   int64_t max_rows_ = 0, logits_rows_ = 0;
   bool has_weights_ = false;
+  Layer at_work_{};  // what layers do not keep
   Input input_{};
   act *dx_ = nullptr, *dn_ = nullptr, *dattended_ = nullptr, *dqkv_ = nullptr, *dh_ = nullptr, *dgate_up_ = nullptr;  // gradients, each dead after its layer but dx
   act *dm_ = nullptr, *denc_ = nullptr, *dkv_ = nullptr, *dr_ = nullptr;
 
+  template <class... Part>
+  void take_missing(Layer& l, Part... part) {
+    ((l.*part = l.*part ? l.*part : at_work_.*part), ...);
+  }
   SlidingShape sliding_shape() const {
     return {input_.B, input_.T, static_cast<int>(config.heads), static_cast<int>(config.head_size()), config.window, input_.stream ? input_.stream->slots : 0};
   }
@@ -556,10 +578,19 @@ struct DRT {
     return {input_.B, done, static_cast<int>(D), static_cast<int>(config.topk), first_slot / S, stream ? D : S * D, stream ? 0 : input_.T * D};
   }
 
+  double eps_of(Kind kind) const { return kind == Kind::encoder ? Config::encoder_eps : config.eps; }
+
   // One layer of any kind; returns its output, (rows,D).
   //   a = x + Wo Attention(Wqkv Norm(x));  upper: m = a + Wo' GCA(Wq' Norm(a)), else m = a;  out = a + MLP(Norm(m))
-  act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, double eps, size_t ring, Group* group) {
+  act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group) {
+    layer_inside(l, kind, x, rows, ring, group);
+    device.matmul_forward(l.out, l.h, weights + l.at.down, l.a, rows, config.ffn, config.width);
+    return l.out;
+  }
+  // All but the last product: up to h = SwiGLU(Wgate_up Norm(m)).
+  void layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group) {
     const int64_t D = config.width, F = config.ffn;
+    const double eps = eps_of(kind);
     const weight* w = weights;
     device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps);
     device.matmul_forward(l.qkv, l.n1, w + l.at.qkv, nullptr, rows, D, 3 * D);
@@ -582,8 +613,18 @@ struct DRT {
     device.rmsnorm_forward(l.n2, l.rstd2, m, w + l.at.norm2, rows, D, D, eps);
     device.matmul_forward(l.gate_up, l.n2, w + l.at.gate_up, nullptr, rows, D, 2 * F);
     device.swiglu_forward(l.h, l.gate_up, rows, F);
-    device.matmul_forward(l.out, l.h, w + l.at.down, l.a, rows, F, D);
-    return l.out;
+  }
+
+  // What layer_backward reads and recompute did not keep.
+  void layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group) {
+    if (recompute == Recompute::none) return;
+    if (recompute == Recompute::layers) return layer_inside(l, kind, x, rows, 0, group);
+    const int64_t D = config.width;
+    const weight* w = weights;
+    device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps_of(kind));
+    if (kind == Kind::upper) device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps_of(kind));
+    device.rmsnorm_forward(l.n2, l.rstd2, kind == Kind::upper ? l.m : l.a, w + l.at.norm2, rows, D, D, eps_of(kind));
+    device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
   }
 
   // dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.
@@ -591,6 +632,7 @@ struct DRT {
     const int64_t D = config.width, F = config.ffn;
     const weight* w = weights;
     grad* g = gradient;
+    layer_anew(l, kind, x, rows, group);
     const act* m = kind == Kind::upper ? l.m : l.a;
     // out = a + Wdown swiglu(Wgate_up Norm(m))
     device.matmul_backward_weight(g + l.at.down, dx, l.h, rows, F, D);
@@ -635,7 +677,7 @@ struct DRT {
     if (stream) GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds %lld chunks", static_cast<long long>(stream->capacity));
     device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
     const act* h = enc_in;
-    for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, Config::encoder_eps, 0, nullptr);
+    for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, 0, nullptr);
     device.rmsnorm_forward(enc_out, enc_out_rstd, h, weights + table.enc_norm, rows, D, D, Config::encoder_eps);
     act* memory = stream ? stream->kv + first_slot / S * S * 2 * D : kv;
     device.matmul_forward(memory, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);

@@ -94,6 +94,7 @@ class Trainer {
         for (const Json& rate : state.at("answer_rates").items()) answer_rates_.push_back(JsonField(rate, "answer_rates").number());
       }
     }
+    model_.recompute = recompute_named(s_.recompute);
     allocate_or_explain(model_, micro_rows(), row_slots());
   }
 

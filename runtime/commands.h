@@ -595,7 +595,7 @@ inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, i
 }
 
 inline int info_command(const std::vector<std::string>& arguments) {
-  std::string model = "drt", data, tokenizer = "bytes";
+  std::string model = "drt", data, tokenizer = "bytes", recompute = "none";
   Config config;
   int64_t batch = 1, chunks = 260, first = 64;
   const std::string asked = Flags::peek(arguments, "model");
@@ -606,6 +606,7 @@ inline int info_command(const std::vector<std::string>& arguments) {
   flags.add("vocab", config.vocab, 2, 1 << 24, "V, ids");
   flags.add("batch", batch, 1, 1 << 20, "rows at once, for the memory plan");
   flags.add("chunks", chunks, 1, 1 << 20, "C, chunks a row, for the memory plan");
+  add_recompute_flag(flags, recompute);
   flags.add("data", data, "GLOB", "token shards to look into instead; exit 1 if they hold an id out of vocabulary");
   flags.add("tokenizer", tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
   flags.add("first", first, 0, 1 << 20, "tokens of the shards to print");
@@ -615,6 +616,7 @@ inline int info_command(const std::vector<std::string>& arguments) {
   config.validate();
   Cpu<float> cpu(1);
   DRT plan(cpu, config);
+  plan.recompute = recompute_named(recompute);
   plan.plan(batch, chunks * config.chunk);
   printf("%-60s %-16s %12s\n", "tensor", "shape", "parameters");
   for (const Tensor& t : plan.table.tensors) printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(), static_cast<long long>(t.size()));

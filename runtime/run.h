@@ -40,8 +40,14 @@ inline void add_model_flags(Flags& flags, std::string& model, Config& c) {
   flags.add_on_off("null-slot", c.null_slot, "a zero key and value in each fetched chunk, so that nothing need be taken", Flags::run);
 }
 
+inline void add_recompute_flag(Flags& flags, std::string& recompute) {
+  flags.add_choice("recompute", recompute, "none|norms|layers",
+                   "computed anew in backward, to save memory, with the same results: nothing, what norms and SwiGLU give, or nearly all of each layer", Flags::remembered);
+}
+inline Recompute recompute_named(const std::string& name) { return name == "layers" ? Recompute::layers : name == "norms" ? Recompute::norms : Recompute::none; }
+
 struct TrainSettings {
-  std::string model = "small", data, val_data, tokenizer = "bytes", out, init, device = "auto", precision = "float";
+  std::string model = "small", data, val_data, tokenizer = "bytes", out, init, device = "auto", precision = "float", recompute = "none";
   Config config = preset("small").config;
   int64_t batch = 4, micro_batch = 0, chunks = 10, steps = 0, tokens = 0, warmup = -1, seed = 1, threads = 0;
   int64_t print_every = 1, eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
@@ -107,6 +113,7 @@ inline Flags train_flags(TrainSettings& s) {
   flags.add("keep", s.keep, 1, 1 << 20, "newest checkpoints to keep, beside the best one", Flags::remembered);
   flags.add_choice("device", s.device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
   flags.add_choice("precision", s.precision, "float|bf16", "of activations and products; bf16 on a GPU only", Flags::run);
+  add_recompute_flag(flags, s.recompute);
   flags.add("threads", s.threads, 0, 4096, "CPU threads; 0: one a processor. Results do not depend on it");
   return flags;
 }
@@ -250,7 +257,8 @@ void allocate_or_explain(DRT<Device>& model, int64_t B, int64_t T) {
       (needed(middle) > room ? too_many : fits) = middle;
     }
     throw Error(format("the model and %lld rows of %lld slots need %s, %s are free; ", static_cast<long long>(B), static_cast<long long>(T), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()) +
-                (fits ? format("--micro-batch %lld fits", static_cast<long long>(fits)) : std::string("not even one row fits: use fewer --chunks or a smaller model")));
+                (fits ? format("--micro-batch %lld fits", static_cast<long long>(fits)) : std::string("not even one row fits: use fewer --chunks or a smaller model")) +
+                (model.recompute == Recompute::layers ? "" : "; in training --recompute layers needs less"));
   }
   model.allocate();
   model.commit_activations();

@@ -57,6 +57,15 @@ TEST_CASE("GPU: training goes on after a stop bit for bit; a checkpoint of the G
   CHECK(shop.run("eval --device cuda --precision bf16 --checkpoint " + shop.path + "/cut_float --data '" + shop.path + "/shards/t_val_*'").exit == 0);
 }
 
+TEST_CASE("GPU: what backward computes anew has the bits of what was kept") {
+  if (!gpu_count()) return test::skip("no GPU answers");
+  const Workshop shop("./train_gca");
+  for (const char* recompute : {"none", "norms", "layers"})
+    REQUIRE(shop.run(shop.training(recompute) + " --steps 5 --device cuda --precision bf16 --recompute " + recompute).exit == 0);
+  CHECK(shop.weights("norms", "00000005") == shop.weights("none", "00000005"));
+  CHECK(shop.weights("layers", "00000005") == shop.weights("none", "00000005"));
+}
+
 TEST_CASE("GPU: generation and inspection read a checkpoint, and agree with the CPU") {
   if (!gpu_count()) return test::skip("no GPU answers");
   const Workshop shop("./train_gca");

@@ -21,8 +21,10 @@ struct Model {
   using Net = DRT<Device>;
   Device device;
   Net net;
-  Model(const Config& config, int64_t B, int64_t T, Use use = Use::training, int threads = 1) : device(threads), net(device, config, use) {
+  Model(const Config& config, int64_t B, int64_t T, Use use = Use::training, int threads = 1, Recompute recompute = Recompute::none)
+      : device(threads), net(device, config, use) {
     net.allocate();
+    net.recompute = recompute;
     net.plan(B, T);
     net.commit_activations();
     for (size_t i = 0; i < net.table.tensors.size(); i++) {
@@ -673,6 +675,30 @@ TEST_CASE("inference keeps one layer's activations and gives training's bits") {
   CHECK(same_bits(copied(training.net.final_n, 2 * batch.T * c.width), copied(inference.net.final_n, 2 * batch.T * c.width)));
   CHECK(inference.net.activation_memory().total_bytes() < training.net.activation_memory().total_bytes());
   CHECK(inference.net.gradient == nullptr);
+}
+
+TEST_CASE("recompute: the same bits in less memory") {
+  for (const Config& c : {small({2, 1}), small({})}) {
+    const Batch batch(c, 2, 6);
+    std::vector<float> gradient, weights;
+    int64_t n_bytes = 0;
+    for (const Recompute recompute : {Recompute::none, Recompute::norms, Recompute::layers}) {
+      CAPTURE(static_cast<int>(recompute));
+      Model<Cpu<float>> model(c, 2, batch.T, Use::training, 1, recompute);
+      for (int64_t step = 0; step < 2; step++) {
+        whole_step(model.net, batch, with_noise(step));
+        model.net.update({.lr = 1e-2});
+      }
+      const std::vector<float> g = packed(model.net, model.net.gradient), w = packed(model.net, model.net.masters);
+      const int64_t used = model.net.activation_memory().total_bytes();
+      if (recompute != Recompute::none) {
+        CHECK(same_bits(g, gradient));
+        CHECK(same_bits(w, weights));
+        CHECK(used < n_bytes);
+      }
+      gradient = g, weights = w, n_bytes = used;
+    }
+  }
 }
 
 // ---- steps ----------------------------------------------------------------------------------------------------------------------------
