@@ -104,7 +104,7 @@ PEER ?= ../shared/peer
 PYTHON ?= python3
 bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),build/gpu/bench build/gpu/test_gca)
 	$(CPU)/bench
-	$(if $(findstring gpu,$(HERE)),build/gpu/bench && build/gpu/test_gca --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --dtype bf16 --check off)
+	$(if $(findstring gpu,$(HERE)),build/gpu/bench && build/gpu/test_gca --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --layers 6 --dtype bf16 --check off)
 	@if [ -e $(PEER)/peer_drt.py ]; then $(PYTHON) dev/bench_peer.py $(PEER) || true; else echo "no PyTorch peer in $(PEER): only this program is timed"; fi
 
 format:

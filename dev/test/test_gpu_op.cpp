@@ -15,7 +15,7 @@ const char* const op_names[] = {"gca_forward", "gca_backward_query", "gca_backwa
                                 "chunk_attention_forward", "chunk_attention_backward", "chunk_retrieval_forward", "rmsnorm_forward", "rmsnorm_backward",
                                 "swiglu_forward", "swiglu_backward", "matmul_forward", "cross_entropy"};
 
-struct OpShape { int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304; };
+struct OpShape { int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304, layers = 1; };
 
 // The op on a backend: call() runs it once on inputs that do not change; its results go into bench.outputs.
 template <class Device>
@@ -65,10 +65,9 @@ struct Op {
         work = 3 * product, call = [=, &device] { device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape); };
         results = [=, this] { bench.result("dq", dq, R * D), bench.result("delta", delta, stats); };
       } else if (name == "gca_backward_memory") {
-        work = 4 * product, call = [=, &device] {
-          const FetchingLayer<act, stat> layer{q, dout, lse, delta, w, start, entry};
-          device.gca_backward_memory(dkv, &layer, 1, kv, shape);
-        };
+        const std::vector<FetchingLayer<act, stat>> layers(at(s.layers), {q, dout, lse, delta, w, start, entry});
+        work = 4 * product * static_cast<double>(s.layers);
+        call = [=, &device] { device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, shape); };
         results = [=, this] { bench.result("dkv", dkv, R * 2 * D); };
       }
     } else if (name.starts_with("sliding_attention") || name.starts_with("chunk_attention")) {
@@ -143,6 +142,31 @@ Outputs outputs_of(Device& device, const std::string& name, const OpShape& shape
   return std::move(bench.outputs);
 }
 
+double median_ms(GpuDevice& gpu, const std::function<void()>& call) {
+  cudaEvent_t begin, end;
+  cudaEventCreate(&begin), cudaEventCreate(&end);
+  std::vector<float> ms(30);
+  for (float& of_call : ms) {
+    cudaEventRecord(begin, gpu.stream());
+    call();
+    cudaEventRecord(end, gpu.stream());
+    gpu.synchronize();
+    cudaEventElapsedTime(&of_call, begin, end);
+  }
+  cudaEventDestroy(begin), cudaEventDestroy(end);
+  std::sort(ms.begin(), ms.end());
+  return static_cast<double>(ms[ms.size() / 2]);
+}
+
+// Bytes a second, read and written both counted.
+double copy_rate(GpuDevice& gpu) {
+  constexpr int64_t n_bytes = int64_t{1} << 30;
+  char* memory = static_cast<char*>(gpu.allocate(2 * n_bytes));
+  const double ms = median_ms(gpu, [&] { gpu.copy(memory, memory + n_bytes, n_bytes); });
+  gpu.release(memory);
+  return 2e3 * static_cast<double>(n_bytes) / ms;
+}
+
 template <class Act>
 void check_and_time(const std::string& name, const OpShape& shape, bool check) {
   constexpr bool in_bf16 = std::is_same_v<Act, bf16>;
@@ -159,22 +183,9 @@ void check_and_time(const std::string& name, const OpShape& shape, bool check) {
   Bench<Gpu<Act>> bench(gpu);
   Op<Gpu<Act>> op{bench, shape, in_bf16};
   op.prepare(name);
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin), cudaEventCreate(&end);
-  std::vector<float> ms;
-  for (int i = 0; i < 30; i++) {
-    cudaEventRecord(begin, gpu.stream());
-    op.call();
-    cudaEventRecord(end, gpu.stream());
-    gpu.synchronize();
-    ms.push_back(0);
-    cudaEventElapsedTime(&ms.back(), begin, end);
-  }
-  cudaEventDestroy(begin), cudaEventDestroy(end);
-  std::sort(ms.begin(), ms.end());
-  const double median = static_cast<double>(ms[ms.size() / 2]);
-  printf("%s on %s: %.4f ms, %.4g %s\n", name.c_str(), gpu.description().c_str(), median, (op.bytes > 0 ? op.bytes : op.work * 1e-3) / median * 1e-6,
-         op.bytes > 0 ? "GB/s" : "TFLOP/s");
+  const double ms = median_ms(gpu, op.call), rate = (op.bytes > 0 ? op.bytes : op.work) / ms * 1e3;
+  printf("%s: %.4f ms, %.4g %s, %.0f%% of what a %s reaches\n", name.c_str(), ms, rate * (op.bytes > 0 ? 1e-9 : 1e-12), op.bytes > 0 ? "GB/s" : "TFLOP/s",
+         100 * rate / (op.bytes > 0 ? copy_rate(gpu) : gpu.peak_flops()), op.bytes > 0 ? "copy" : "large product");
 }
 
 }  // namespace
@@ -197,6 +208,7 @@ int check_op(const std::vector<std::string>& arguments) {
     flags.add("W", s.W, 0, INT32_MAX, "window");
     flags.add("F", s.F, 1, 1 << 20, "feed-forward width; of matmul_forward, columns out");
     flags.add("V", s.V, 2, 1 << 24, "vocabulary");
+    flags.add("layers", s.layers, 1, 1024, "that fetch: of gca_backward_memory, which serves all at once");
     flags.add_choice("dtype", dtype, "float|bf16", "of activations and products");
     flags.add_on_off("check", check, "compare with the CPU too (slow for large shapes)");
     if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
@@ -204,6 +216,7 @@ int check_op(const std::vector<std::string>& arguments) {
       return 0;
     }
     flags.parse(arguments);
+    printf("%s\n", GpuDevice().description().c_str());
     std::string all;
     bool known = false;
     for (const std::string op : op_names) {
