@@ -36,13 +36,14 @@ inline Vec exact_in(bool in_bf16, Vec values) {
 }
 
 // ---- one op, or several in a row, on any backend ----------------------------------------------------------------------------------
-// What came out, by name: the numbers, the type's eps, and the bits.
+// What came out, by name: the numbers, where each draw of the inputs ends, the type's eps, and the bits.
 struct Output {
   Vec values;
+  std::vector<size_t> ends;
   double eps = 0;
   std::vector<char> bits;
   void append(const auto& host, double eps_) {
-    eps = eps_;
+    eps = eps_, ends.push_back(values.size() + host.size());
     for (const auto& x : host) values.push_back(number(x));
     const char* bytes = reinterpret_cast<const char*>(host.data());
     bits.insert(bits.end(), bytes, bytes + host.size() * sizeof host[0]);
@@ -67,19 +68,20 @@ class Bench {
   }
   template <class T>
   T* put(const Vec& values) {
-    std::vector<T> host(values.size());
-    for (size_t i = 0; i < host.size(); i++) host[i] = from_number<T>(values[i]);
-    return put_as_is(host);
+    return put<T>(values, static_cast<int64_t>(values.size()));
   }
-  int32_t* put(const Ids& ids) { return put_as_is(ids); }
+  // n numbers: the values, again and again.
+  template <class T>
+  T* put(const Vec& values, int64_t n) {
+    std::vector<T> host(std::min(at(n), values.size() * std::max<size_t>(1, (1 << 20) / std::max<size_t>(1, values.size()))));  // some MiB at once
+    for (size_t i = 0; i < host.size(); i++) host[i] = from_number<T>(values[i % values.size()]);
+    return put_as_is(host, n);
+  }
+  int32_t* put(const Ids& ids) { return put_as_is(ids, static_cast<int64_t>(ids.size())); }
   // Every bit set: not a number, and -1.
   template <class T>
   T* make(int64_t n) {
-    const std::vector<char> ones(at(n) * sizeof(T), '\xff');
-    T* memory = static_cast<T*>(device.allocate(n * static_cast<int64_t>(sizeof(T))));
-    memory_.push_back(memory);
-    device.upload(memory, ones.data(), n * static_cast<int64_t>(sizeof(T)));
-    return memory;
+    return put_as_is(std::vector<T>(at(std::min<int64_t>(n, 1 << 20)), all_ones<T>()), n);
   }
   template <class T>
   std::vector<T> get(const T* from, int64_t n) {
@@ -95,27 +97,42 @@ class Bench {
 
  private:
   template <class T>
-  T* put_as_is(const std::vector<T>& host) {
-    T* memory = make<T>(static_cast<int64_t>(host.size()));
-    device.upload(memory, host.data(), static_cast<int64_t>(host.size() * sizeof(T)));
+  static T all_ones() {
+    T value;
+    memset(static_cast<void*>(&value), 0xff, sizeof value);
+    return value;
+  }
+  template <class T>
+  T* put_as_is(const std::vector<T>& host, int64_t n) {
+    const int64_t period = static_cast<int64_t>(host.size()), size = static_cast<int64_t>(sizeof(T));
+    T* memory = static_cast<T*>(device.allocate(n * size));
+    memory_.push_back(memory);
+    for (int64_t done = 0; done < n; done += period) device.upload(memory + done, host.data(), std::min(period, n - done) * size);
     return memory;
   }
   std::vector<void*> memory_;
 };
 
+// The largest difference over the largest entry, and root mean squares one over the other. Of several draws: the mean of their largest
+// differences, since the one largest of all is the luck of a single number (dev/LOG.md).
 struct Errors {
   double largest, rms;
 };
-inline Errors errors(const Vec& got, const Vec& want) {
-  double difference = 0, size = 0, squares = 0, reference = 0;
-  for (size_t i = 0; i < got.size(); i++) {
-    const double delta = got[i] == want[i] ? 0 : std::fabs(got[i] - want[i]);  // equal infinities are no error
-    if (!(delta <= difference)) difference = delta;
-    size = std::fmax(size, std::fabs(want[i]));
-    squares += delta * delta, reference += want[i] * want[i];
+inline Errors errors(const Output& got, const Output& want) {
+  double differences = 0, size = 0, squares = 0, reference = 0;
+  size_t i = 0;
+  for (const size_t end : want.ends) {
+    double difference = 0;
+    for (; i < end; i++) {
+      const double delta = got.values[i] == want.values[i] ? 0 : std::fabs(got.values[i] - want.values[i]);  // equal infinities are no error
+      if (delta > difference || std::isnan(delta)) difference = delta;
+      size = std::fmax(size, std::fabs(want.values[i]));
+      squares += delta * delta, reference += want.values[i] * want.values[i];
+    }
+    differences += difference;
   }
-  if (difference == 0) return {0, 0};
-  return {difference / size, std::sqrt(squares / reference)};
+  if (differences == 0) return {0, 0};
+  return {differences / static_cast<double>(want.ends.size()) / size, std::sqrt(squares / reference)};
 }
 
 // The devices, made once: a GPU's memory is asked for only once. Null where no GPU answers.

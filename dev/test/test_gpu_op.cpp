@@ -31,11 +31,7 @@ struct Op {
   std::function<void()> call{}, results{};
 
   // Large ones repeat after four million numbers, which are drawn in a moment.
-  act* input(int64_t n, uint64_t seed) {
-    Vec values = randoms(in_bf16, std::min<int64_t>(n, 1 << 22), seed);
-    for (size_t i = values.size(), period = i; i < at(n); i++) values.push_back(values[i - period]);
-    return bench.template put<act>(values);
-  }
+  act* input(int64_t n, uint64_t seed) { return bench.template put<act>(randoms(in_bf16, std::min<int64_t>(n, 1 << 22), seed), n); }
   act* output(int64_t n) { return bench.template make<act>(n); }
 
   // False where there is no op of that name.
@@ -49,7 +45,7 @@ struct Op {
       const int32_t* pick = bench.put(random_picks(B, C, k, 1));
       const stat* w = bench.template put<stat>(randoms(in_bf16, table, 2, 0.05, 0.125));
       act *q = input(R * D, 3), *kv = input(R * 2 * D, 4), *dout = input(R * D, 5), *out = output(R * D), *dq = output(R * D), *dkv = output(R * 2 * D);
-      stat *lse = bench.template put<stat>(Vec(at(stats), 0.0)), *delta = bench.template put<stat>(Vec(at(stats), 0.0)), *dw = bench.template put<stat>(Vec(at(table), 0.0));
+      stat *lse = bench.template put<stat>(Vec{0.0}, stats), *delta = bench.template put<stat>(Vec{0.0}, stats), *dw = bench.template put<stat>(Vec{0.0}, table);
       int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
       device.zero_landmarks(kv, B * C, S, D);
       device.invert_picks(start, entry, pick, B, C, k);
@@ -176,7 +172,7 @@ void check_and_time(const std::string& name, const OpShape& shape, bool check) {
     Cpu<float, in_bf16> twin;
     const Outputs want = outputs_of(exact, name, shape, in_bf16), naive = outputs_of(twin, name, shape, in_bf16), got = outputs_of(gpu, name, shape, in_bf16);
     for (const auto& [output, expected] : want) {
-      const Errors ours = errors(got.at(output).values, expected.values), theirs = errors(naive.at(output).values, expected.values);
+      const Errors ours = errors(got.at(output), expected), theirs = errors(naive.at(output), expected);
       printf("%-8s error %.3g largest, %.3g rms; the naive twin's %.3g, %.3g\n", output.c_str(), ours.largest, ours.rms, theirs.largest, theirs.rms);
     }
   }

@@ -2,7 +2,7 @@
 // The measure: the error against Cpu<double> is at most twice that of the naive twin in the same precision (Cpu<float>, Cpu<float,true>),
 // or a few eps of the output's own type for what the twin does not round. Largest over largest entry, and RMS over RMS. Both errors are sums
 // of many roundings, draws of one size: a result of a few numbers, or of numbers whose errors have one source, is compared over several draws
-// of the inputs together (of a whole model over 24: with 8 the CPU's own two instruction sets may lie 3 times apart).
+// of the inputs together.
 // Everything runs twice and must give the same bits; results start as NaN, so that nothing is left unwritten. In bf16 attention runs on tensor
 // cores and plainly, each measured so.
 #include "../../model.h"
@@ -31,7 +31,7 @@ void compare_in(const std::string& name, auto&& body) {
       CAPTURE(which);
       const Output& found = got.at(output);
       CHECK(found.bits == again.at(output).bits);
-      const Errors ours = errors(found.values, expected.values), theirs = errors(naive.at(output).values, expected.values);
+      const Errors ours = errors(found, expected), theirs = errors(naive.at(output), expected);
       const double floor = output.rfind("exact", 0) == 0 ? 0 : 4 * found.eps;
       CHECK(ours.largest <= (floor > 0 ? std::fmax(2 * theirs.largest, floor) : 0));
       CHECK(ours.rms <= (floor > 0 ? std::fmax(2 * theirs.rms, floor) : 0));
