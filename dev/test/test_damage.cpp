@@ -199,9 +199,14 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
   uint64_t header_bytes = 0;
   const std::string content = read_file(path, 1 << 24);
   memcpy(&header_bytes, content.data(), 8);
-  Cpu<double> cpu(1);
+  struct Counting : Cpu<double> {
+    using Cpu<double>::Cpu;
+    int64_t allocated_bytes = 0;
+    void* allocate(int64_t n_bytes) { return allocated_bytes += n_bytes, Cpu<double>::allocate(n_bytes); }
+  } cpu(1);
   const auto verified = [&] {
     const Quiet quiet;
+    cpu.allocated_bytes = 0;
     return std::string(Verifier(path, {1e-10, false, true}).run(cpu) ? "good" : "bad");
   };
   REQUIRE(verified() == "good");
@@ -223,6 +228,9 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
       } catch (const Error& error) {
         refused++;
         CHECK_MESSAGE(has(error.what(), "fixture.safetensors"), error.what());
+        // Sizes that are not those of the file's tensors: before memory of such sizes is asked for.
+        for (const char* of_tensors : {"vocab", "width", "ffn", "batch", "chunks"})
+          if (name == std::string(of_tensors)) CHECK(cpu.allocated_bytes == 0);
       }
     }
   }

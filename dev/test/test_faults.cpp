@@ -433,6 +433,21 @@ TEST_CASE("not finite: a run whose loss overflows changes no weight and no optim
   CHECK_MESSAGE(says(resumed, "ten steps in a row"), resumed.out);
 }
 
+TEST_CASE("not finite: a validation whose loss is not finite is no best one") {
+  const FaultShop shop;
+  REQUIRE(shop.run(shop.tiny("run", "--steps 1")).exit == 0);
+  std::string weights = shop.file("run", 1, "model.safetensors");
+  const float huge = 3e38f;
+  for (size_t i = 1; i <= 8; i++) memcpy(&weights[weights.size() - 4 * i], &huge, 4);  // the last tensor, the last norm's gain: logits overflow
+  write_file(shop.path + "/huge.safetensors", weights);
+  const Workshop::Result result =
+      shop.run(shop.tiny("huge", "--steps 3 --eval-every 1 --val-data '" + shop.path + "/shards/t_val_*' --init " + shop.path + "/huge.safetensors"));
+  CHECK_MESSAGE(result.exit == 0, result.out);
+  CHECK_MESSAGE(says(result, "nan, perplexity"), result.out);
+  CHECK(list_checkpoints(shop.path + "/huge").size() == 1);  // of the end; a best one would have been saved
+  CHECK(JsonField(open_checkpoint(shop.folder("huge", 3)).state, "state").at("best_step").integer(-1) == -1);
+}
+
 // ---- data and state -------------------------------------------------------------------------------------------------------------
 
 TEST_CASE("data: a shard that fails in the middle of a run costs no step: what was made is saved first") {
