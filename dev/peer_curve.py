@@ -2,15 +2,16 @@
 
     train_gca train FLAGS --noise off --steps 1 --lr 0 --lr-final 0 --weight-decay 0 --out INIT      # the initial weights
     train_gca train FLAGS --noise off --steps 500 --save-every 500 --out RUN
-    peer_curve.py FOLDER INIT/step_00000001 RUN/step_00000500 [--device cuda]
+    peer_curve.py FOLDER INIT/step_00000001 RUN/step_00000500... [--device cuda]
 
-FOLDER holds peer_drt.py. Prints both losses at every tenth step and the largest difference; exit 1 where one is over 1%. Needs torch."""
+FOLDER holds peer_drt.py. Several runs may differ in steps and rates. Prints both losses at every tenth step and the largest difference; exit 1
+where one is over 1%. Needs torch."""
 import argparse, glob, json, math, os, struct, sys, time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder")
 parser.add_argument("init")
-parser.add_argument("run")
+parser.add_argument("runs", nargs="+")
 parser.add_argument("--device", default="cpu")
 arguments = parser.parse_args()
 sys.path.insert(0, arguments.folder)
@@ -20,12 +21,16 @@ except ImportError:
     sys.exit("peer_curve.py needs numpy and torch: pip install numpy torch")
 from peer_drt import DRT, Config
 
-state = json.load(open(arguments.run + "/state.json"))
-s = state["settings"]
+settings = [json.load(open(run + "/state.json"))["settings"] for run in arguments.runs]
+for other in settings:
+    unlike = {n for n in other if other[n] != settings[0][n]} - {"out", "steps", "lr", "lr-final", "warmup", "save-every"}
+    if unlike:
+        sys.exit(f"{' '.join(arguments.runs)}: expected runs that differ in steps and rates alone, found {', '.join(sorted(unlike))}")
+s = settings[0]
 number = lambda name: float(s[name]) if "." in s[name] or "e" in s[name] else int(s[name])
-B, C, S, seed, steps = (number(n) for n in ("batch", "chunks", "chunk", "seed", "steps"))
+B, C, S, seed = (number(n) for n in ("batch", "chunks", "chunk", "seed"))
 if s["noise"] != "off" or s["no-cross"] != "off":
-    sys.exit(f"{arguments.run}: expected a run with --noise off and rows that cross documents, found noise {s['noise']}, no-cross {s['no-cross']}")
+    sys.exit(f"{arguments.runs[0]}: expected a run with --noise off and rows that cross documents, found noise {s['noise']}, no-cross {s['no-cross']}")
 
 
 def tensors(path):
@@ -87,42 +92,41 @@ def row(index):
 cuda = arguments.device == "cuda"
 config = Config(vocab=V, width=number("width"), heads=number("heads"), ffn=number("ffn"), lower=number("lower"), groups=tuple(int(g) for g in s["groups"].split(",")),
                 encoder=number("encoder"), chunk=S, topk=number("topk"), window=number("window"), null_slot=s["null-slot"] == "on", impl="flex" if cuda else "dense")
-model = DRT(config)
-model.load_state_dict({peer_name(n): t for n, t in weights.items()})
-model.to(arguments.device)
-matrices = [p for p in model.parameters() if p.dim() > 1]
-gains = [p for p in model.parameters() if p.dim() == 1]
-optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": number("weight-decay")}, {"params": gains, "weight_decay": 0.0}], betas=(number("beta1"), number("beta2")),
-                              eps=1e-8, fused=cuda)
-lr, lr_final, warmup = number("lr"), number("lr-final"), number("warmup")
-warmup = warmup if warmup >= 0 else steps // 50
-
-def rate(step):
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    return lr_final + 0.5 * (lr - lr_final) * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-ours = {line["step"]: line["loss"] for line in map(json.loads, open(os.path.dirname(arguments.run.rstrip("/")) + "/log.jsonl")) if "loss" in line}
+model = DRT(config).to(arguments.device)
 forward = torch.compile(model) if cuda else model
-worst, began, losses = 0.0, time.time(), []
-for step in range(steps):
-    for group in optimizer.param_groups:
-        group["lr"] = rate(step)
-    tokens, targets = (torch.from_numpy(np.stack(x)).to(arguments.device) for x in zip(*(row(step * B + b) for b in range(B))))
-    with torch.autocast(arguments.device, torch.bfloat16, enabled=cuda):
-        loss = forward(tokens, targets, [torch.zeros(B, C, C, device=arguments.device) for _ in config.groups])
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), number("clip"))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    losses.append(loss.detach())  # read late: the GPU need not wait
-    if step == 4:
-        losses[-1].item()
-        began = time.time()
-for step in range(10, steps + 1, 10):
-    theirs = losses[step - 1].item()
-    difference = ours[step] / theirs - 1
-    worst = max(worst, abs(difference))
-    print(f"step {step:5}  ours {ours[step]:.4f}  PyTorch {theirs:.4f}  {100 * difference:+.2f}%")
-print(f"largest difference {100 * worst:.2f}%; PyTorch {torch.__version__}, {(time.time() - began) / max(1, steps - 5) * 1e3:.1f} ms a step after the first five")
+worst = 0.0
+for run, s in zip(arguments.runs, settings):
+    ours = {line["step"]: line["loss"] for line in map(json.loads, open(os.path.dirname(run.rstrip("/")) + "/log.jsonl")) if "loss" in line}
+    model.load_state_dict({peer_name(n): t for n, t in weights.items()})
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    gains = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": number("weight-decay")}, {"params": gains, "weight_decay": 0.0}],
+                                  betas=(number("beta1"), number("beta2")), eps=1e-8, fused=cuda)
+    lr, lr_final, warmup, steps = number("lr"), number("lr-final"), number("warmup"), number("steps")
+    warmup = warmup if warmup >= 0 else steps // 50
+    began, losses = time.time(), []
+    for step in range(steps):
+        rate = lr_final + 0.5 * (lr - lr_final) * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (step + 1) / warmup if step < warmup else rate
+        tokens, targets = (torch.from_numpy(np.stack(x)).to(arguments.device) for x in zip(*(row(step * B + b) for b in range(B))))
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=cuda):
+            loss = forward(tokens, targets, [torch.zeros(B, C, C, device=arguments.device) for _ in config.groups])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), number("clip"))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())  # read late: the GPU need not wait
+        if step == 4:
+            losses[-1].item()
+            began = time.time()
+    largest = 0.0
+    for step in range(10, steps + 1, 10):
+        theirs = losses[step - 1].item()
+        difference = ours[step] / theirs - 1
+        largest = max(largest, abs(difference))
+        print(f"step {step:5}  ours {ours[step]:.4f}  PyTorch {theirs:.4f}  {100 * difference:+.2f}%")
+    print(f"{run}: lr {lr:g}, warm-up {warmup}: largest difference {100 * largest:.2f}%; "
+          f"PyTorch {torch.__version__}, {(time.time() - began) / max(1, steps - 5) * 1e3:.1f} ms a step after the first five", flush=True)
+    worst = max(worst, largest)
 sys.exit(worst > 0.01)

@@ -135,6 +135,10 @@ inline Errors errors(const Output& got, const Output& want) {
   return {differences / static_cast<double>(want.ends.size()) / size, std::sqrt(squares / reference)};
 }
 
+// GCA_REDUCED=1 in the environment, for compute-sanitizer, which takes minutes for what takes a second: one run of each shape, one draw and one step of
+// a model, few rows. Errors may pass their limits then.
+inline bool reduced() { return getenv("GCA_REDUCED") != nullptr; }
+
 // The devices, made once: a GPU's memory is asked for only once. Null where no GPU answers.
 template <class Device>
 Device* shared_device() {
@@ -168,8 +172,8 @@ inline Vec whole_numbers(int64_t n, uint64_t seed, int64_t limit = 3) {
   return values;
 }
 
-// A pick table (B,C+1,K): row c+1 has different chunks before c, some places -1.
-inline Ids random_picks(int64_t B, int64_t C, int K, uint64_t seed) {
+// A pick table (B,C+1,K): row c+1 has different chunks before c, as many as there are, K at most; an eighth of them -1 instead, unless `all`.
+inline Ids random_picks(int64_t B, int64_t C, int K, uint64_t seed, bool all = false) {
   Ids pick(at(B * (C + 1) * K), -1);
   for (int64_t b = 0; b < B; b++)
     for (int64_t c = 1; c < C; c++) {
@@ -178,7 +182,7 @@ inline Ids random_picks(int64_t B, int64_t C, int K, uint64_t seed) {
       const Ids draw = random_ids(2 * K, seed + static_cast<uint64_t>(b * C + c), 1 << 20);
       for (int64_t k = 0; k < std::min<int64_t>(K, c); k++) {
         std::swap(past[at(k)], past[at(k + draw[at(k)] % (c - k))]);
-        if (draw[at(K + k)] % 8) pick[at((b * (C + 1) + c + 1) * K + k)] = past[at(k)];
+        if (all || draw[at(K + k)] % 8) pick[at((b * (C + 1) + c + 1) * K + k)] = past[at(k)];
       }
     }
   return pick;
