@@ -4,7 +4,7 @@
     train_gca train FLAGS --noise off --steps 500 --save-every 500 --out RUN
     peer_curve.py FOLDER INIT/step_00000001 RUN/step_00000500... [--device cuda]
 
-FOLDER holds peer_drt.py. Several runs may differ in steps and rates. Prints both losses at every tenth step and the largest difference; exit 1
+FOLDER holds peer_drt.py. Several runs may differ in steps and rates; PyTorch takes their precision. Prints both losses at every tenth step and the largest difference; exit 1
 where one is over 1%. Needs torch."""
 import argparse, glob, json, math, os, struct, sys, time
 
@@ -110,7 +110,7 @@ for run, s in zip(arguments.runs, settings):
         for group in optimizer.param_groups:
             group["lr"] = lr * (step + 1) / warmup if step < warmup else rate
         tokens, targets = (torch.from_numpy(np.stack(x)).to(arguments.device) for x in zip(*(row(step * B + b) for b in range(B))))
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=cuda):
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=s["precision"] == "bf16"):
             loss = forward(tokens, targets, [torch.zeros(B, C, C, device=arguments.device) for _ in config.groups])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), number("clip"))
