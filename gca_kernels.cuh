@@ -25,14 +25,8 @@ namespace gca {
 int gpu_count() noexcept;
 
 // ---- what does not depend on the type of activations -----------------------------------------------------------------------------
-class GpuDevice {
+class GpuDevice : public GpuLayout {
  public:
-  using grad = float;  // gradients of weights
-  using stat = float;  // softmax and norm statistics, weights of picks, losses
-  static constexpr int64_t alignment_bytes = 256;
-  static constexpr int64_t vocab_multiple = 128;      // V is rounded up to it in memory: whole tiles of the head's product
-  static constexpr int64_t logits_bytes = 512 << 20;  // of a piece of logits
-
   // Takes the GPU of that number. An Error says what to do where there is none, its driver or the card is too old, or its memory is full.
   explicit GpuDevice(int ordinal = 0);
   ~GpuDevice();

@@ -6,6 +6,15 @@
 
 namespace gca {
 
+// How the GPU lays out a model: here, so that its memory can be planned without one.
+struct GpuLayout {
+  using grad = float;  // gradients of weights
+  using stat = float;  // softmax and norm statistics, weights of picks, losses
+  static constexpr int64_t alignment_bytes = 256;
+  static constexpr int64_t vocab_multiple = 128;      // V is rounded up to it in memory: whole tiles of the head's product
+  static constexpr int64_t logits_bytes = 512 << 20;  // of a piece of logits
+};
+
 // Sliding-window attention. qkv is (B,T,3D): q | k | v. The T slots are numbers first_slot.. of their row; the window's earlier
 // slots lie in a ring (B,W,2D) of k | v, slot j at place j mod W (no ring: the row starts here).
 struct SlidingShape { int64_t B, T; int H, d; int64_t W, first_slot = 0; };

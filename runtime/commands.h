@@ -594,8 +594,33 @@ inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, i
   return all_outside ? 1 : 0;
 }
 
+// A GPU's model in bf16, as far as its memory goes.
+struct PlannedGpu : GpuLayout {
+  using act = uint16_t;
+  using weight = uint16_t;
+  using master = float;
+  static constexpr bool weights_are_masters = false;
+  void release(void*) {}
+};
+
+template <class Device>
+void print_model(Device& device, const Config& config, const char* where, int64_t batch, int64_t chunks, Recompute recompute) {
+  DRT plan(device, config);
+  plan.recompute = recompute;
+  plan.plan(batch, chunks * config.chunk);
+  printf("%-60s %-16s %12s\n", "tensor", "shape", "parameters");
+  for (const Tensor& t : plan.table.tensors) printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(), static_cast<long long>(t.size()));
+  printf("%zu tensors, %lld parameters\n", plan.table.tensors.size(), static_cast<long long>(plan.table.parameters()));
+  const double forward = forward_flops_per_slot(config);
+  printf("a slot: %.4g floating-point operations forward, %.4g in training (6N = %.4g)\n", forward, 3 * forward, 6.0 * static_cast<double>(plan.table.parameters()));
+  printf("memory of training on %s, %lld rows of %lld slots:\n", where, static_cast<long long>(batch), static_cast<long long>(chunks * config.chunk));
+  for (const Arena* arena : {&plan.model_memory(), &plan.activation_memory()})
+    for (const Arena::Wish& wish : arena->wishes()) printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
+  printf("  %-40s %14s\n", "all", mebibytes(plan.model_memory().total_bytes() + plan.activation_memory().total_bytes()).c_str());
+}
+
 inline int info_command(const std::vector<std::string>& arguments) {
-  std::string model = "drt", data, tokenizer = "bytes", recompute = "none";
+  std::string model = "drt", data, tokenizer = "bytes", recompute = "none", precision = "float";
   Config config;
   int64_t batch = 1, chunks = 260, first = 64;
   const std::string asked = Flags::peek(arguments, "model");
@@ -607,6 +632,7 @@ inline int info_command(const std::vector<std::string>& arguments) {
   flags.add("batch", batch, 1, 1 << 20, "rows at once, for the memory plan");
   flags.add("chunks", chunks, 1, 1 << 20, "C, chunks a row, for the memory plan");
   add_recompute_flag(flags, recompute);
+  flags.add_choice("precision", precision, "float|bf16", "for the memory plan: float on the CPU, or bf16 on a GPU");
   flags.add("data", data, "GLOB", "token shards to look into instead; exit 1 if they hold an id out of vocabulary");
   flags.add("tokenizer", tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
   flags.add("first", first, 0, 1 << 20, "tokens of the shards to print");
@@ -614,19 +640,13 @@ inline int info_command(const std::vector<std::string>& arguments) {
   flags.parse(arguments);
   if (!data.empty()) return show_shards(data, Tokenizer::load(tokenizer), first);
   config.validate();
-  Cpu<float> cpu(1);
-  DRT plan(cpu, config);
-  plan.recompute = recompute_named(recompute);
-  plan.plan(batch, chunks * config.chunk);
-  printf("%-60s %-16s %12s\n", "tensor", "shape", "parameters");
-  for (const Tensor& t : plan.table.tensors) printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(), static_cast<long long>(t.size()));
-  printf("%zu tensors, %lld parameters\n", plan.table.tensors.size(), static_cast<long long>(plan.table.parameters()));
-  const double forward = forward_flops_per_slot(config);
-  printf("a slot: %.4g floating-point operations forward, %.4g in training (6N = %.4g)\n", forward, 3 * forward, 6.0 * static_cast<double>(plan.table.parameters()));
-  printf("memory of training on the CPU in float, %lld rows of %lld slots:\n", static_cast<long long>(batch), static_cast<long long>(chunks * config.chunk));
-  for (const Arena::Wish& wish : plan.model_memory().wishes()) printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
-  for (const Arena::Wish& wish : plan.activation_memory().wishes()) printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
-  printf("  %-40s %14s\n", "all", mebibytes(plan.model_memory().total_bytes() + plan.activation_memory().total_bytes()).c_str());
+  if (precision == "bf16") {
+    PlannedGpu gpu;
+    print_model(gpu, config, "a GPU in bf16", batch, chunks, recompute_named(recompute));
+  } else {
+    Cpu<float> cpu(1);
+    print_model(cpu, config, "the CPU in float", batch, chunks, recompute_named(recompute));
+  }
   return 0;
 }
 

@@ -189,4 +189,6 @@ TEST_CASE("help of every command, and the list of commands") {
     CHECK(says(help, std::string("train_gca ") + command));
   }
   CHECK(says(shop.run("info --model drt --vocab 50304"), "146010624 parameters"));
+  CHECK(says(shop.run("info --model drt --batch 2 --precision bf16"), "16745.3 MiB"));  // as a GPU took
+  CHECK(says(shop.run("info --model drt --batch 2 --precision bf16 --recompute layers"), "6484.0 MiB"));
 }
