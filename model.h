@@ -165,12 +165,21 @@ inline double forward_flops_per_slot(const Config& c) {
 // ---- one allocation from a list of wishes ---------------------------------------------------------------------------------------
 class Arena {
  public:
-  struct Wish { std::string name; int64_t n_bytes; void** pointer; };
+  struct Wish { std::string name; int64_t n_bytes; std::vector<void**> pointers; };
   // After commit(), pointer points at count elements; until then nothing is allocated.
   template <class T>
   void want(T*& pointer, const std::string& name, int64_t count) {
-    wishes_.push_back({name, round_up(count * static_cast<int64_t>(sizeof(T)), 256), reinterpret_cast<void**>(&pointer)});
+    wishes_.push_back({name, round_up(count * static_cast<int64_t>(sizeof(T)), 256), {reinterpret_cast<void**>(&pointer)}});
     total_bytes_ += wishes_.back().n_bytes;
+  }
+  // All that want the same name here share the memory of the largest.
+  template <class T>
+  void want_shared(T*& pointer, const std::string& name, int64_t count) {
+    const auto wish = std::find_if(wishes_.begin(), wishes_.end(), [&](const Wish& w) { return w.name == name; });
+    if (wish == wishes_.end()) return want(pointer, name, count);
+    const int64_t more_bytes = std::max<int64_t>(0, round_up(count * static_cast<int64_t>(sizeof(T)), 256) - wish->n_bytes);
+    wish->n_bytes += more_bytes, total_bytes_ += more_bytes;
+    wish->pointers.push_back(reinterpret_cast<void**>(&pointer));
   }
   const std::vector<Wish>& wishes() const { return wishes_; }
   int64_t total_bytes() const { return total_bytes_; }
@@ -178,7 +187,10 @@ class Arena {
   void commit(Device& device) {
     memory_ = static_cast<char*>(device.allocate(total_bytes_));
     char* at = memory_;
-    for (const Wish& wish : wishes_) *wish.pointer = at, at += wish.n_bytes;
+    for (const Wish& wish : wishes_) {
+      for (void** pointer : wish.pointers) *pointer = at;
+      at += wish.n_bytes;
+    }
   }
   template <class Device>
   void release(Device& device) {
@@ -194,7 +206,7 @@ class Arena {
 };
 
 // ---- the model ----------------------------------------------------------------------------------------------------------------
-enum class Use { training, inference };  // inference keeps nothing for backward: one layer's activations serve all
+enum class Use { training, inference };  // inference keeps nothing for backward
 // What backward computes anew instead of keeping it, with the same bits: nothing; what comes out of norms and SwiGLU; all of a layer but
 // its output and what gca_backward_memory reads.
 enum class Recompute { none, norms, layers };
@@ -301,15 +313,18 @@ struct DRT {
     auto want = [&](auto*& pointer, const std::string& name, int64_t count) { activations_.want(pointer, name, count); };
     want(token, "tokens", R), want(target, "targets", R), want(slot_weight, "loss weights", R);
     want(embedded, "embedding", R * D);
-    // What the layers keep, each its own; at_work: what is computed anew, wanted once for all layers.
-    auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& name, bool at_work) {
+    auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& layers, size_t i) {
       l = {};
       l.at = at;
+      const std::string name = format("%s %zu", layers.c_str(), i);
+      // Computed anew from that setting on, and in inference: then for the layer at work only.
       auto part = [&](auto*& pointer, Recompute anew_from, const char* what, int64_t count) {
-        if ((recompute >= anew_from) == at_work) want(pointer, name + what, count);
+        if (use == Use::training && recompute < anew_from) want(pointer, name + what, count);
+        else activations_.want_shared(pointer, std::string("layer at work") + what, count);
       };
       auto kept = [&](auto*& pointer, const char* what, int64_t count) {
-        if (!at_work) want(pointer, name + what, count);
+        if (use == Use::training) want(pointer, name + what, count);
+        else activations_.want_shared(pointer, layers + what, count);
       };
       part(l.n1, Recompute::norms, " n1", rows * D), part(l.rstd1, Recompute::layers, " rstd1", rows), part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
       part(l.attended, Recompute::layers, " attention", rows * D), part(l.lse, Recompute::layers, " attention lse", rows * c.heads), part(l.a, Recompute::layers, " a", rows * D);
@@ -321,12 +336,9 @@ struct DRT {
       if (use == Use::inference) return;
       kept(l.gca_lse, " gca lse", RC * c.heads * K), kept(l.delta, " gca delta", RC * c.heads * K), kept(l.dfetched, " gca dout", rows * D);
     };
-    // A layer's number in inference is 0: all share its activations.
     auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows, const std::string& name) {
       layers.resize(at.size());
-      for (size_t i = 0; i < at.size(); i++) {
-        if (use == Use::training || i == 0) want_layer(layers[i], at[i], kind, rows, format("%s %zu", name.c_str(), i), false);
-      }
+      for (size_t i = 0; i < at.size(); i++) want_layer(layers[i], at[i], kind, rows, name, i);
     };
     want_layers(lower, table.lower, Kind::lower, R, "lower");
     groups.resize(c.groups.size());
@@ -347,27 +359,13 @@ struct DRT {
     logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
     want(final_n, "final norm", R * D), want(final_rstd, "final rstd", R), want(loss, "losses", R), want(logits, "logits", logits_rows_ * V);
     if (use == Use::inference) return;
-    want_layer(at_work_, {}, groups.empty() ? Kind::lower : Kind::upper, R, "layer at work", true);
     const int64_t rows = groups.empty() ? R : RC;
     want(dx_, "dx", rows * D), want(dn_, "dn", rows * D), want(dattended_, "dattention", rows * D), want(dqkv_, "dq|dk|dv", rows * 3 * D);
     want(dh_, "dh", rows * F), want(dgate_up_, "dgate|dup", rows * 2 * F);
     if (groups.empty()) return;
     want(dm_, "dm", rows * D), want(denc_, "dencoder", rows * D), want(dkv_, "dck|dcv", rows * 2 * D), want(dr_, "dr", B * C * D);
   }
-  void commit_activations() {
-    activations_.commit(device);
-    auto share = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at) {
-      if (use == Use::training) {
-        for (Layer& l : layers)
-          take_missing(l, &Layer::n1, &Layer::qkv, &Layer::attended, &Layer::a, &Layer::n2, &Layer::gate_up, &Layer::h, &Layer::gca_n, &Layer::fetched, &Layer::m, &Layer::rstd1,
-                       &Layer::lse, &Layer::rstd2, &Layer::gca_rstd);
-      } else {
-        for (size_t i = 0; i < layers.size(); i++) layers[i] = layers[0], layers[i].at = at[i];
-      }
-    };
-    share(lower, table.lower), share(encoder, table.encoder);
-    for (size_t g = 0; g < groups.size(); g++) share(groups[g].layers, table.upper[g]);
-  }
+  void commit_activations() { activations_.commit(device); }
 
   // ---- forward ----------------------------------------------------------------------------------------------------------------
   // Tokens, targets (negative: none) and loss weights (null: all 1) of rows*slots, host to device; targets may be null.
@@ -552,15 +550,10 @@ struct DRT {
   Arena model_, activations_;
   int64_t max_rows_ = 0, logits_rows_ = 0;
   bool has_weights_ = false;
-  Layer at_work_{};  // what layers do not keep
   Input input_{};
   act *dx_ = nullptr, *dn_ = nullptr, *dattended_ = nullptr, *dqkv_ = nullptr, *dh_ = nullptr, *dgate_up_ = nullptr;  // gradients, each dead after its layer but dx
   act *dm_ = nullptr, *denc_ = nullptr, *dkv_ = nullptr, *dr_ = nullptr;
 
-  template <class... Part>
-  void take_missing(Layer& l, Part... part) {
-    ((l.*part = l.*part ? l.*part : at_work_.*part), ...);
-  }
   SlidingShape sliding_shape() const {
     return {input_.B, input_.T, static_cast<int>(config.heads), static_cast<int>(config.head_size()), config.window, input_.stream ? input_.stream->slots : 0};
   }
