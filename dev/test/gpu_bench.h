@@ -1,6 +1,7 @@
 // One op, or several in a row, on any backend and on the same inputs: what comes out, and how far it lies from Cpu<double>'s.
 #pragma once
 #include <algorithm>
+#include <cfloat>
 #include <map>
 #include <memory>
 
@@ -136,7 +137,7 @@ inline Errors errors(const Output& got, const Output& want) {
 }
 
 // GCA_REDUCED=1 in the environment, for compute-sanitizer, which takes minutes for what takes a second: one run of each shape, one draw and one step of
-// a model, few rows. Errors may pass their limits then.
+// a model, few rows. The size of errors is not looked at then (one draw says little of it), only that results are numbers, and exact where they must be.
 inline bool reduced() { return getenv("GCA_REDUCED") != nullptr; }
 
 // The devices, made once: a GPU's memory is asked for only once. Null where no GPU answers.

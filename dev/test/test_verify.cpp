@@ -3,7 +3,7 @@
 
 #include "../../gca_cpu.h"
 #include "../../runtime/verify.h"
-#include "test.h"
+#include "workshop.h"
 
 using namespace gca;
 
@@ -43,4 +43,17 @@ TEST_CASE("the check of an oracle file notices a difference: the bf16 twin does 
   if (paths.empty()) return test::skip("no fixtures");
   Cpu<float, true> device(1);
   CHECK_FALSE(Verifier(paths[0], {1e-4, true, true}).run(device));
+}
+
+TEST_CASE("verify without --tolerance takes the precision's own") {
+  std::vector<std::string> paths = fixtures();
+  if (paths.empty()) return test::skip("no fixtures");
+  const test::Workshop shop;
+  const std::string path = " --quiet --use-picks " + std::filesystem::absolute(paths[0]).string();
+  for (const std::string precision : {"double", "float", "bf16"}) {
+    CAPTURE(precision);
+    CHECK(shop.run("verify --precision " + precision + path).exit == 0);
+  }
+  CHECK(shop.run("verify --precision float --tolerance 1e-10" + path).exit == 1);
+  CHECK(shop.run("verify --precision bf16 --tolerance 1e-4" + path).exit == 1);
 }
