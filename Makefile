@@ -108,7 +108,7 @@ bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),build/gpu/bench build/gpu/tes
 	@if [ -e $(PEER)/peer_drt.py ]; then $(PYTHON) dev/bench_peer.py $(PEER) || true; else echo "no PyTorch peer in $(PEER): only this program is timed"; fi
 
 format:
-	clang-format -i $$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp')
+	clang-format -i $$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' ':!tokenizer/unicode_classes.h') # the last is generated
 
 # Parsers on random bytes (clang's libFuzzer): build/fuzz/NAME -max_len=2000 FOLDER
 fuzz: $(patsubst dev/fuzz/%.cpp,build/fuzz/%,$(wildcard dev/fuzz/*.cpp))

@@ -19,8 +19,12 @@ namespace gca {
 // ---- errors -----------------------------------------------------------------------------------------------------------
 // Error: what was asked failed (exit 1). UsageError: the command line is wrong (exit 2). Both carry a whole sentence for a
 // person: which file or field, expected, found, what to do.
-struct Error : std::runtime_error { using std::runtime_error::runtime_error; };
-struct UsageError : Error { using Error::Error; };
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct UsageError : Error {
+  using Error::Error;
+};
 
 __attribute__((format(printf, 1, 2))) inline std::string format(const char* pattern, ...) {
   va_list args, again;
@@ -34,10 +38,9 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* patt
 }
 
 // A broken promise between functions of this program (never bad input): says where and what.
-#define GCA_CHECK(condition, ...)                                                                                  \
-  do {                                                                                                             \
-    if (!(condition))                                                                                              \
-      throw ::gca::Error(::gca::format("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition) + ::gca::format(__VA_ARGS__)); \
+#define GCA_CHECK(condition, ...)                                                                                                                  \
+  do {                                                                                                                                             \
+    if (!(condition)) throw ::gca::Error(::gca::format("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition) + ::gca::format(__VA_ARGS__)); \
   } while (0)
 
 // ---- sizes ------------------------------------------------------------------------------------------------------------
@@ -57,7 +60,9 @@ GCA_HD inline float round_bf16(float x) {
 // ---- random numbers ---------------------------------------------------------------------------------------------------
 // Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words from a 64-bit key and a 128-bit counter. No state to store or to
 // hand on: a resumed run, a recomputed layer and any number of ranks draw the same numbers from the same (seed, stream, index).
-struct Philox { uint32_t word[4]; };
+struct Philox {
+  uint32_t word[4];
+};
 
 enum class Stream : uint32_t { init = 1, rows, gumbel, uniform_pick, sample, task };  // one a purpose: never the same numbers twice
 

@@ -19,7 +19,10 @@ namespace gca {
 
 // A matrix whose element (i, j) is data[i*row + j*col]; transposing it swaps row and col. One of the two is 1 in practice (others are slow).
 template <class real>
-struct View { const real* data; int64_t row, col; };
+struct View {
+  const real* data;
+  int64_t row, col;
+};
 
 namespace matmul_detail {
 
@@ -31,12 +34,13 @@ constexpr int64_t max_rows = 8, max_lanes = 16;
 // c (rows, vecs*lanes; rows ldc apart) = [base, ldbase apart, if not null] + a (rows, K) b (K, vecs*lanes), the sums held in registers.
 // a[i*row + k*col], b[k*ldb + j]. c may be base.
 template <class real>
-using Kernel = void(int64_t K, const real* a, int64_t row, int64_t col, const real* b, int64_t ldb, real* c, int64_t ldc, const real* base,
-                    int64_t ldbase);
+using Kernel = void(int64_t K, const real* a, int64_t row, int64_t col, const real* b, int64_t ldb, real* c, int64_t ldc, const real* base, int64_t ldbase);
 
 // a b + c. By intrinsics, since compilers that tune for some processors will not contract a chain of sums by themselves.
 template <class Vec>
-GCA_INLINE inline Vec fma_portable(Vec a, Vec b, Vec c) { return a * b + c; }
+GCA_INLINE inline Vec fma_portable(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
 #ifdef __x86_64__
 GCA_TARGET_AVX2 GCA_INLINE inline __m256 fma_avx2(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 GCA_TARGET_AVX2 GCA_INLINE inline __m256d fma_avx2(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
@@ -51,38 +55,38 @@ GCA_TARGET_AVX512 GCA_INLINE inline __m512d fma_avx512(__m512d a, __m512d b, __m
 #pragma nv_diagnostic push
 #pragma nv_diag_suppress 1675  // nvcc hands the pragmas to the host compiler, as it should, and warns
 #endif
-#define GCA_MATMUL_KERNEL(isa, target, vec_bytes)                                                                                          \
-  template <class real, int rows, int vecs>                                                                                                \
-  target void kernel_##isa(int64_t K, const real* a, int64_t row, int64_t col, const real* b, int64_t ldb, real* c, int64_t ldc,           \
-                           const real* base, int64_t ldbase) {                                                                             \
-    typedef real Vec __attribute__((vector_size(vec_bytes)));                                                                              \
-    constexpr int lanes = vec_bytes / sizeof(real);                                                                                        \
-    Vec sum[rows][vecs] = {}, right[vecs];                                                                                                 \
-    for (int64_t k = 0; k < K; k++, a += col, b += ldb) {                                                                                  \
-      for (int j = 0; j < vecs; j++) memcpy(&right[j], b + j * lanes, sizeof(Vec));                                                        \
-      for (int i = 0; i < rows; i++) {                                                                                                     \
-        const Vec left = a[i * row] - Vec{};                                                                                               \
-        for (int j = 0; j < vecs; j++) sum[i][j] = fma_##isa(left, right[j], sum[i][j]);                                                   \
-      }                                                                                                                                    \
-    }                                                                                                                                      \
-    _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {                                                                               \
-      _Pragma("GCC unroll 2") for (int j = 0; j < vecs; j++) {                                                                             \
-        Vec start = {};                                                                                                                    \
-        if (base) memcpy(&start, base + i * ldbase + j * lanes, sizeof(Vec));                                                              \
-        start += sum[i][j];                                                                                                                \
-        memcpy(c + i * ldc + j * lanes, &start, sizeof(Vec));                                                                              \
-      }                                                                                                                                    \
-    }                                                                                                                                      \
-  }                                                                                                                                        \
-  template <class real> /* 12 chains of multiply-adds; the result only keeps them alive */                                                 \
-  target real fma_loop_##isa(int64_t count, real factor, real term) {                                                                      \
-    typedef real Vec __attribute__((vector_size(vec_bytes)));                                                                              \
-    Vec sum[12], factors = factor - Vec{}, terms = term - Vec{};                                                                           \
-    for (int i = 0; i < 12; i++) sum[i] = real(i) - Vec{};                                                                                 \
-    for (int64_t k = 0; k < count; k++)                                                                                                    \
-      for (int i = 0; i < 12; i++) sum[i] = fma_##isa(sum[i], factors, terms);                                                             \
-    for (int i = 1; i < 12; i++) sum[0] += sum[i];                                                                                         \
-    return sum[0][0];                                                                                                                      \
+#define GCA_MATMUL_KERNEL(isa, target, vec_bytes)                                                                                                  \
+  template <class real, int rows, int vecs>                                                                                                        \
+  target void kernel_##isa(int64_t K, const real* a, int64_t row, int64_t col, const real* b, int64_t ldb, real* c, int64_t ldc, const real* base, \
+                           int64_t ldbase) {                                                                                                       \
+    typedef real Vec __attribute__((vector_size(vec_bytes)));                                                                                      \
+    constexpr int lanes = vec_bytes / sizeof(real);                                                                                                \
+    Vec sum[rows][vecs] = {}, right[vecs];                                                                                                         \
+    for (int64_t k = 0; k < K; k++, a += col, b += ldb) {                                                                                          \
+      for (int j = 0; j < vecs; j++) memcpy(&right[j], b + j * lanes, sizeof(Vec));                                                                \
+      for (int i = 0; i < rows; i++) {                                                                                                             \
+        const Vec left = a[i * row] - Vec{};                                                                                                       \
+        for (int j = 0; j < vecs; j++) sum[i][j] = fma_##isa(left, right[j], sum[i][j]);                                                           \
+      }                                                                                                                                            \
+    }                                                                                                                                              \
+    _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {                                                                                       \
+      _Pragma("GCC unroll 2") for (int j = 0; j < vecs; j++) {                                                                                     \
+        Vec start = {};                                                                                                                            \
+        if (base) memcpy(&start, base + i * ldbase + j * lanes, sizeof(Vec));                                                                      \
+        start += sum[i][j];                                                                                                                        \
+        memcpy(c + i * ldc + j * lanes, &start, sizeof(Vec));                                                                                      \
+      }                                                                                                                                            \
+    }                                                                                                                                              \
+  }                                                                                                                                                \
+  template <class real> /* 12 chains of multiply-adds; the result only keeps them alive */                                                         \
+  target real fma_loop_##isa(int64_t count, real factor, real term) {                                                                              \
+    typedef real Vec __attribute__((vector_size(vec_bytes)));                                                                                      \
+    Vec sum[12], factors = factor - Vec{}, terms = term - Vec{};                                                                                   \
+    for (int i = 0; i < 12; i++) sum[i] = real(i) - Vec{};                                                                                         \
+    for (int64_t k = 0; k < count; k++)                                                                                                            \
+      for (int i = 0; i < 12; i++) sum[i] = fma_##isa(sum[i], factors, terms);                                                                     \
+    for (int i = 1; i < 12; i++) sum[0] += sum[i];                                                                                                 \
+    return sum[0][0];                                                                                                                              \
   }
 
 GCA_MATMUL_KERNEL(portable, , 16)
@@ -102,11 +106,14 @@ struct Kernels {
   real (*fma_loop)(int64_t count, real factor, real term);
 };
 
-#define GCA_MATMUL_KERNELS(isa, vec_bytes, rows)                                                                                           \
-  static constexpr Kernels<real> isa = {vec_bytes / sizeof(real), {rows, 4, 2, 1},                                                         \
-      {{kernel_##isa<real, rows, 1>, kernel_##isa<real, rows, 2>}, {kernel_##isa<real, 4, 1>, kernel_##isa<real, 4, 2>},                   \
-       {kernel_##isa<real, 2, 1>, kernel_##isa<real, 2, 2>}, {kernel_##isa<real, 1, 1>, kernel_##isa<real, 1, 2>}},                        \
-      fma_loop_##isa<real>}
+#define GCA_MATMUL_KERNELS(isa, vec_bytes, rows)                                                     \
+  static constexpr Kernels<real> isa = {vec_bytes / sizeof(real),                                    \
+                                        {rows, 4, 2, 1},                                             \
+                                        {{kernel_##isa<real, rows, 1>, kernel_##isa<real, rows, 2>}, \
+                                         {kernel_##isa<real, 4, 1>, kernel_##isa<real, 4, 2>},       \
+                                         {kernel_##isa<real, 2, 1>, kernel_##isa<real, 2, 2>},       \
+                                         {kernel_##isa<real, 1, 1>, kernel_##isa<real, 1, 2>}},      \
+                                        fma_loop_##isa<real>}
 
 // The most rows whose sums (two vectors each), with a row of B and an element of A, fit the 16 registers; AVX-512 has 32, and 8 rows
 // already keep its multipliers busy.
@@ -149,8 +156,7 @@ void pack(real* to, View<real> B, int64_t K, int64_t columns, int64_t width) {
 
 // C = [base] + A B on the calling thread.
 template <class real>
-void multiply(const Kernels<real>& set, real* C, int64_t ldc, View<real> A, View<real> B, int64_t M, int64_t N, int64_t K, const real* base,
-              int64_t ldbase) {
+void multiply(const Kernels<real>& set, real* C, int64_t ldc, View<real> A, View<real> B, int64_t M, int64_t N, int64_t K, const real* base, int64_t ldbase) {
   alignas(64) static thread_local real packed[depth * block_columns];  // panels of (terms, width), one after the other
   alignas(64) real strip[depth * max_rows], edge[max_rows * 2 * max_lanes];
   const int64_t panel = 2 * set.lanes;
@@ -162,7 +168,10 @@ void multiply(const Kernels<real>& set, real* C, int64_t ldc, View<real> A, View
       // B is packed unless it lies row by row and serves few strips; a panel narrower than its vectors always is, and made up with zeros.
       const bool in_place = B.col == 1 && M < 256;
       const auto panel_at = [&](int64_t n) {
-        struct { int64_t columns, vecs, width; bool packed; } p;
+        struct {
+          int64_t columns, vecs, width;
+          bool packed;
+        } p;
         p.columns = std::min(panel, n1 - n);
         p.vecs = p.columns > set.lanes ? 2 : 1;
         p.width = p.vecs * set.lanes;
@@ -170,12 +179,11 @@ void multiply(const Kernels<real>& set, real* C, int64_t ldc, View<real> A, View
         return p;
       };
       for (int64_t n = n0; n < n1; n += panel)
-        if (const auto p = panel_at(n); p.packed)
-          pack(packed + (n - n0) * depth, {B.data + k0 * B.row + n * B.col, B.row, B.col}, terms, p.columns, p.width);
+        if (const auto p = panel_at(n); p.packed) pack(packed + (n - n0) * depth, {B.data + k0 * B.row + n * B.col, B.row, B.col}, terms, p.columns, p.width);
       for (int64_t m = 0, s = 0; m < M; m += set.strip[s]) {
         while (set.strip[s] > M - m) s++;
         View<real> a = {A.data + m * A.row + k0 * A.col, A.row, A.col};
-        if (A.row == 1 && n1 - n0 > 4 * panel) {  // a transposed A: its rows, far apart, are gathered once for many panels
+        if (A.row == 1 && n1 - n0 > 4 * panel) {           // a transposed A: its rows, far apart, are gathered once for many panels
           const int64_t rows = std::min(max_rows, M - m);  // more than the strip has, that the size of most copies may be a constant
           for (int64_t k = 0; k < terms; k++)
             if (rows == max_rows) memcpy(strip + k * max_rows, a.data + k * A.col, max_rows * sizeof(real));

@@ -34,10 +34,7 @@ struct ShardHeader {
 class ShardWriter {
  public:
   ShardWriter(std::string prefix, const Tokenizer& tokenizer, int64_t shard_tokens)
-      : prefix_(std::move(prefix)),
-        hash_(tokenizer.hash()),
-        wide_(tokenizer.vocab_size() > 65536),
-        shard_tokens_(static_cast<size_t>(shard_tokens)) {
+      : prefix_(std::move(prefix)), hash_(tokenizer.hash()), wide_(tokenizer.vocab_size() > 65536), shard_tokens_(static_cast<size_t>(shard_tokens)) {
     if (shard_tokens < 1 || shard_tokens > ShardHeader::max_tokens)
       throw Error(format("the size of a shard: expected 1 to %lld tokens, found %lld", static_cast<long long>(ShardHeader::max_tokens),
                          static_cast<long long>(shard_tokens)));
@@ -111,30 +108,32 @@ class TokenStream {
       if (size >= ShardHeader::bytes) shard.file.read(&header, sizeof header, 0);
       const auto is = [&](const int32_t* kind) { return header.words[0] == kind[0] && header.words[1] == kind[1]; };
       if (!is(ShardHeader::narrow) && !is(ShardHeader::wide))
-        throw Error(format("'%s': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic %d version %d in "
-                           "a file of %lld bytes; make shards with tokenize",
-                           path.c_str(), header.words[0], header.words[1], static_cast<long long>(size)));
+        throw Error(
+            format("'%s': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic %d version %d in "
+                   "a file of %lld bytes; make shards with tokenize",
+                   path.c_str(), header.words[0], header.words[1], static_cast<long long>(size)));
       shard.width = is(ShardHeader::wide) ? 4 : 2;
       shard.tokens = header.words[2];
       if (shard.tokens < 0 || size != ShardHeader::bytes + shard.tokens * shard.width)
-        throw Error(format("'%s': the header says %lld tokens of %d bytes, found a file of %lld bytes; it is cut off or damaged: make it "
-                           "anew or fetch it again",
-                           path.c_str(), static_cast<long long>(shard.tokens), shard.width, static_cast<long long>(size)));
+        throw Error(
+            format("'%s': the header says %lld tokens of %d bytes, found a file of %lld bytes; it is cut off or damaged: make it "
+                   "anew or fetch it again",
+                   path.c_str(), static_cast<long long>(shard.tokens), shard.width, static_cast<long long>(size)));
       uint64_t hash;
       memcpy(&hash, header.words + 3, 8);
       if (hash == 0) unknown++;
       if (hash != 0 && hash != tokenizer.hash())
-        throw Error(format("'%s' was made with another tokenizer: expected the hash %016llx of %s, found %016llx; tokenize the text again "
-                           "with this one, or use the other",
-                           path.c_str(), static_cast<unsigned long long>(tokenizer.hash()), tokenizer.description().c_str(),
-                           static_cast<unsigned long long>(hash)));
+        throw Error(
+            format("'%s' was made with another tokenizer: expected the hash %016llx of %s, found %016llx; tokenize the text again "
+                   "with this one, or use the other",
+                   path.c_str(), static_cast<unsigned long long>(tokenizer.hash()), tokenizer.description().c_str(), static_cast<unsigned long long>(hash)));
       shard.header_crc = crc32c(&header, sizeof header);
       tokens_ += shard.tokens;
       shards_.push_back(std::move(shard));
     }
     if (unknown)
-      notes_ = format("'%s': %zu of %zu shards do not say which tokenizer made them; taken to be %s", pattern.c_str(), unknown,
-                      shards_.size(), tokenizer.description().c_str());
+      notes_ = format("'%s': %zu of %zu shards do not say which tokenizer made them; taken to be %s", pattern.c_str(), unknown, shards_.size(),
+                      tokenizer.description().c_str());
   }
 
   int64_t tokens() const { return tokens_; }
@@ -145,8 +144,8 @@ class TokenStream {
   // out (count) = the tokens from place `first` on. first + count must be at most tokens(). A file that has shrunk, or an id outside
   // the vocabulary, is an Error; with any_id such an id is given as it is (negative if it is above INT32_MAX).
   void read(int64_t first, int64_t count, int32_t* out, bool any_id = false) const {
-    GCA_CHECK(first >= 0 && count >= 0 && count <= tokens_ - first, "tokens %lld + %lld of %lld", static_cast<long long>(first),
-              static_cast<long long>(count), static_cast<long long>(tokens_));
+    GCA_CHECK(first >= 0 && count >= 0 && count <= tokens_ - first, "tokens %lld + %lld of %lld", static_cast<long long>(first), static_cast<long long>(count),
+              static_cast<long long>(tokens_));
     auto shard = std::upper_bound(shards_.begin(), shards_.end(), first, [](int64_t place, const Shard& s) { return place < s.first; }) - 1;
     for (; count > 0; shard++) {
       const int64_t at = first - shard->first, here = std::min(count, shard->tokens - at);
@@ -162,9 +161,10 @@ class TokenStream {
         largest = std::max(largest, id);
       }
       if (!any_id && largest >= static_cast<uint32_t>(vocab_size_))
-        throw Error(format("'%s': expected token ids below %d, the size of the vocabulary, found %u among tokens %lld to %lld; it was made "
-                           "with another tokenizer or is damaged",
-                           shard->file.path().c_str(), vocab_size_, largest, static_cast<long long>(at), static_cast<long long>(at + here - 1)));
+        throw Error(
+            format("'%s': expected token ids below %d, the size of the vocabulary, found %u among tokens %lld to %lld; it was made "
+                   "with another tokenizer or is damaged",
+                   shard->file.path().c_str(), vocab_size_, largest, static_cast<long long>(at), static_cast<long long>(at + here - 1)));
       first += here, count -= here, out += here;
     }
   }
@@ -242,8 +242,7 @@ inline int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t ep
   do {
     uint64_t left = place >> half, right = place & mask;
     for (uint32_t round = 0; round < 8; round++) {
-      const Philox random = philox(seed, Stream::rows, static_cast<uint32_t>(right), round, static_cast<uint32_t>(epoch),
-                                   static_cast<uint32_t>(epoch >> 32));
+      const Philox random = philox(seed, Stream::rows, static_cast<uint32_t>(right), round, static_cast<uint32_t>(epoch), static_cast<uint32_t>(epoch >> 32));
       left = std::exchange(right, left ^ (random.word[0] & mask));
     }
     place = left << half | right;
@@ -280,8 +279,8 @@ class Rows {
       count_ = std::max<int64_t>(0, (stream.tokens() - 1) / step);
       const int64_t tail = stream.tokens() - 1 - count_ * step;
       if (count_ > 0 && tail > 0)
-        notes_ = format("'%s': the last %lld of %lld tokens fill no row and are left out", stream.pattern().c_str(),
-                        static_cast<long long>(tail), static_cast<long long>(stream.tokens()));
+        notes_ = format("'%s': the last %lld of %lld tokens fill no row and are left out", stream.pattern().c_str(), static_cast<long long>(tail),
+                        static_cast<long long>(stream.tokens()));
     } else {
       find_documents();
     }
@@ -291,7 +290,7 @@ class Rows {
                          static_cast<long long>(stream.tokens())));
   }
 
-  int64_t count() const { return count_; }  // windows, and rows of an epoch
+  int64_t count() const { return count_; }             // windows, and rows of an epoch
   const std::string& notes() const { return notes_; }  // what the user should be told once; empty if nothing
 
   // tokens, targets (C*S) = row r of the whole training: window p(r mod count) of epoch r / count.

@@ -35,7 +35,7 @@ class Cpu {
   using stat = real;    // softmax and norm statistics, weights of picks, losses
   static constexpr bool weights_are_masters = !bf16;
   static constexpr int64_t alignment_bytes = 64;
-  static constexpr int64_t vocab_multiple = 1;  // V is rounded up to it in memory
+  static constexpr int64_t vocab_multiple = 1;      // V is rounded up to it in memory
   static constexpr int64_t logits_bytes = 8 << 20;  // of a piece of logits: stays in the cache
 
   explicit Cpu(int threads = 0) : pool_(threads), scratch_(static_cast<size_t>(pool_.size())) {}
@@ -44,7 +44,8 @@ class Cpu {
   // ---- memory -----------------------------------------------------------------------------------------------------------------
   void* allocate(int64_t n_bytes) {
     void* memory = std::aligned_alloc(alignment_bytes, static_cast<size_t>(round_up(std::max<int64_t>(n_bytes, 1), alignment_bytes)));
-    if (!memory) throw Error(format("out of memory: %.1f MiB asked for; use a smaller --batch, --micro-batch or --chunks", static_cast<double>(n_bytes) / (1 << 20)));
+    if (!memory)
+      throw Error(format("out of memory: %.1f MiB asked for; use a smaller --batch, --micro-batch or --chunks", static_cast<double>(n_bytes) / (1 << 20)));
     return memory;
   }
   void release(void* memory) { free(memory); }
@@ -63,12 +64,16 @@ class Cpu {
 
   void copy(void* to, const void* from, int64_t n_bytes) { memcpy(to, from, static_cast<size_t>(n_bytes)); }  // inside the device
   // The step's figures for the host, without a wait until they are read: a GPU runs ahead meanwhile.
-  struct Snapshot { StepState value; };
+  struct Snapshot {
+    StepState value;
+  };
   static constexpr bool runs_ahead = false;
   void take(Snapshot& snapshot, const StepState* state) { snapshot.value = *state; }
   StepState read(const Snapshot& snapshot) { return snapshot.value; }
   double peak_flops() { return measured_peak_flops<real>(pool_); }
-  std::string description() const { return format("CPU, %d threads, %s, %s", pool_.size(), isa_name(isa()), bf16 ? "bf16 by rounding" : sizeof(real) == 4 ? "float" : "double"); }
+  std::string description() const {
+    return format("CPU, %d threads, %s, %s", pool_.size(), isa_name(isa()), bf16 ? "bf16 by rounding" : sizeof(real) == 4 ? "float" : "double");
+  }
   // rows x D from src, rows src_stride apart, to dst, rows dst_stride apart.
   void copy_rows(act* dst, int64_t dst_stride, const act* src, int64_t src_stride, int64_t rows, int64_t D) {
     for (int64_t r = 0; r < rows; r++) memcpy(dst + r * dst_stride, src + r * src_stride, static_cast<size_t>(D) * sizeof(act));
@@ -111,8 +116,8 @@ class Cpu {
   }
   // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn * xhat.
   // dn (rows,D) packed (dx may be dn); the rows of dx, x and the residuals (each may be null, or dx itself) are stride apart.
-  void rmsnorm_backward(act* dx, grad* dgain, const act* dn, const act* x, const stat* rstd, const weight* gain, const act* residual,
-                        const act* residual2, int64_t rows, int64_t D, int64_t stride) {
+  void rmsnorm_backward(act* dx, grad* dgain, const act* dn, const act* x, const stat* rstd, const weight* gain, const act* residual, const act* residual2,
+                        int64_t rows, int64_t D, int64_t stride) {
     const int64_t block = 64, blocks = ceil_div(rows, block);
     grow(partial_, blocks * D);
     real* partial = partial_.data();  // (blocks,D): each block's share of dgain, so that the order of the sum is fixed
@@ -125,7 +130,7 @@ class Cpu {
           const real mean = Row::dot3(dn + r * D, gain, row, D) * rstd[r] / static_cast<real>(D);
           Row::accumulate_gain(sum, dn + r * D, row, rstd[r], D);
           Row::norm_gradient_row(dx + r * stride, dn + r * D, gain, row, rstd[r], mean, residual ? residual + r * stride : nullptr,
-                            residual2 ? residual2 + r * stride : nullptr, D);
+                                 residual2 ? residual2 + r * stride : nullptr, D);
         }
       });
     });
@@ -334,7 +339,8 @@ class Cpu {
       const real *query = r + task * s.D, *landmarks = landmark + b * s.row_stride;
       if (selection.picking == Picking::given) {
         for (int k = 0; k < s.K; k++) {
-          if (picks[k] >= past) throw Error(format("given picks: chunk %lld fetches chunk %d, which is not in its past", static_cast<long long>(past), picks[k]));
+          if (picks[k] >= past)
+            throw Error(format("given picks: chunk %lld fetches chunk %d, which is not in its past", static_cast<long long>(past), picks[k]));
           if (picks[k] >= 0) score_row(raw + k, query, landmarks + picks[k] * s.stride, 1, s);
         }
       } else {
@@ -343,7 +349,8 @@ class Cpu {
         if (selection.picking != Picking::none) score_row(scores, query, landmarks, past, s);
         Philox draw{};
         for (int64_t m = 0; m < past && selection.picking != Picking::none; m++) {
-          if (m % 4 == 0 && ((selection.noise && !selection.given_noise) || selection.picking == Picking::uniform)) draw = selection_draw(selection, b, past, m / 4);
+          if (m % 4 == 0 && ((selection.noise && !selection.given_noise) || selection.picking == Picking::uniform))
+            draw = selection_draw(selection, b, past, m / 4);
           real value = scores[m];
           if (selection.picking == Picking::uniform) value = static_cast<real>(draw.word[m % 4]);
           else if (selection.given_noise) value += static_cast<real>(selection.given_noise[(b * s.C + c) * s.C + m]);
@@ -366,8 +373,8 @@ class Cpu {
   }
   // dscore_k = w_k (dw_k - sum w dw) / sqrt(D);  dr_c = sum_k dscore_k L_pick;  dL_m += sum over the (c,k) that fetched m of dscore r_c.
   // dw (B,C+1,K) is overwritten with dscore; dr (B,C,D) is =; dlandmark is +=; start and entry as invert_picks makes them
-  void chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick, const int32_t* start, const int32_t* entry,
-                                const act* r, const act* landmark, const RetrievalShape& s) {
+  void chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick, const int32_t* start, const int32_t* entry, const act* r,
+                                const act* landmark, const RetrievalShape& s) {
     const int64_t table = (s.C + 1) * s.K;
     over(s.B * s.C, s.D * s.K, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
@@ -445,8 +452,8 @@ class Cpu {
   // By query, a layer at a time, whole rows: with P the softmax in one fetched chunk, dP = dO V^T, delta = rowsum(P dP),
   // dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d), dw += sum over heads and slots of delta.
   // dq (B,T,D), dw (B,C+1,K) +=, delta (B,C,K,H,S)
-  void gca_backward_query(act* dq, stat* dw, stat* delta, const act* dout, const act* q, const act* kv, const stat* lse, const int32_t* pick,
-                          const stat* w, const GcaShape& s) {
+  void gca_backward_query(act* dq, stat* dw, stat* delta, const act* dout, const act* q, const act* kv, const stat* lse, const int32_t* pick, const stat* w,
+                          const GcaShape& s) {
     const int64_t D = s.H * s.d, C = s.chunks();
     pool_.run(s.B * C * s.H, [&, D, C](int64_t task, int worker) {
       const int64_t h = task % s.H, c = task / s.H % C, b = task / s.H / C, first = (b * s.T + c * s.S) * D + h * s.d, S = s.S;
@@ -574,11 +581,12 @@ class Cpu {
   }
   // w *= 1 - lr decay (matrices), m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w -= lr mhat / (sqrt(vhat) + eps). A skipped step: nothing.
   // masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or rounded from them)
-  void adamw(master* masters, weight* weights, master* m, master* v, const grad* gradient, const Segment* segments, int64_t n_segments,
-             const StepState* state, const AdamW& hyper) {
+  void adamw(master* masters, weight* weights, master* m, master* v, const grad* gradient, const Segment* segments, int64_t n_segments, const StepState* state,
+             const AdamW& hyper) {
     if (state->skip) return;
     const double t = static_cast<double>(state->adam_steps);
-    const real b1 = static_cast<real>(hyper.beta1), b2 = static_cast<real>(hyper.beta2), eps = static_cast<real>(hyper.eps), scale = static_cast<real>(state->grad_scale);
+    const real b1 = static_cast<real>(hyper.beta1), b2 = static_cast<real>(hyper.beta2), eps = static_cast<real>(hyper.eps),
+               scale = static_cast<real>(state->grad_scale);
     const real rate = static_cast<real>(hyper.lr / (1 - std::pow(hyper.beta1, t))), correction2 = static_cast<real>(1 / (1 - std::pow(hyper.beta2, t)));
     const real a1 = static_cast<real>(1 - hyper.beta1), a2 = static_cast<real>(1 - hyper.beta2);
     for (int64_t i = 0; i < n_segments; i++) {
@@ -623,7 +631,9 @@ class Cpu {
     });
   }
 
-  struct Slots { int64_t first, count; };
+  struct Slots {
+    int64_t first, count;
+  };
   // The slots of this call that lie in the c-th chunk that it touches.
   static Slots slots_of(int64_t c, const GcaShape& s) {
     const int64_t chunk = s.first_chunk() + c, first = std::max(chunk * s.S, s.first_slot), end = std::min((chunk + 1) * s.S, s.first_slot + s.T);

@@ -66,8 +66,8 @@ class GpuDevice : public GpuLayout {
   // From now on each new shape's algorithm is the fastest, timed when the shape first comes, or the known one: text of products(), from
   // an earlier run, or empty. Returns why that text is not used (another card, driver or library; damaged), else nothing.
   std::string measure_products(const std::string& known);
-  std::string products() const;      // library, driver and card, then a line a shape
-  int products_measured() const;     // shapes timed so far
+  std::string products() const;   // library, driver and card, then a line a shape
+  int products_measured() const;  // shapes timed so far
 
   // ---- retrieval's tables ----
   // Row 0 of each table: no pick, weight 0. pick, w (B,C+1,K)

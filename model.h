@@ -16,12 +16,12 @@ namespace gca {
 // ---- sizes --------------------------------------------------------------------------------------------------------------------
 struct Config {
   int64_t vocab = 0, width = 768, heads = 12, ffn = 2048;
-  int64_t lower = 6;             // layers below the retrieval
-  std::vector<int64_t> groups;   // layers of each retrieval group; empty: the sliding-window baseline
-  int64_t encoder = 2;           // layers of the chunk encoder
+  int64_t lower = 6;            // layers below the retrieval
+  std::vector<int64_t> groups;  // layers of each retrieval group; empty: the sliding-window baseline
+  int64_t encoder = 2;          // layers of the chunk encoder
   int64_t chunk = 64, topk = 8, window = 512;
   bool null_slot = true;
-  double eps = 1e-5;             // of every norm but the encoder's
+  double eps = 1e-5;  // of every norm but the encoder's
   static constexpr double encoder_eps = 1e-6;
 
   int64_t head_size() const { return width / heads; }
@@ -53,7 +53,10 @@ struct Config {
   }
 };
 
-struct Preset { const char *name, *what; Config config; };
+struct Preset {
+  const char *name, *what;
+  Config config;
+};
 inline const std::array<Preset, 6>& presets() {
   static const std::array<Preset, 6> all = {{
       {"drt", "the paper's model, one retrieval", {.groups = {6}}},
@@ -77,7 +80,9 @@ struct Tensor {
 };
 
 // Where the tensors of a layer lie in the flat buffers. q, k, v are neighbours, and gate and up: one product each.
-struct LayerTensors { int64_t begin, norm1, qkv, o, gca_norm, gca_q, gca_o, norm2, gate_up, down; };
+struct LayerTensors {
+  int64_t begin, norm1, qkv, o, gca_norm, gca_q, gca_o, norm2, gate_up, down;
+};
 
 struct TensorTable {
   std::vector<Tensor> tensors;    // in the order of files and of the flat buffers
@@ -108,7 +113,8 @@ struct TensorTable {
     for (size_t g = 0; g < c.groups.size(); g++) {
       lmk_norms.push_back(add(format("model.lmk_norms.%zu", g), D, 0));
       upper.emplace_back();
-      for (int64_t i = 0; i < c.groups[g]; i++) upper.back().push_back(add_layer(format("model.upper_layers.%zu.%lld.", g, static_cast<long long>(i)), c, true));
+      for (int64_t i = 0; i < c.groups[g]; i++)
+        upper.back().push_back(add_layer(format("model.upper_layers.%zu.%lld.", g, static_cast<long long>(i)), c, true));
     }
     norm = add("model.norm", D, 0);
     size = round_up(size, alignment_);
@@ -158,14 +164,20 @@ inline double forward_flops_per_slot(const Config& c) {
   const double D = static_cast<double>(c.width), F = static_cast<double>(c.ffn), V = static_cast<double>(c.vocab), S = static_cast<double>(c.chunk);
   const double layer = 8 * D * D + 6 * D * F, window = 4 * D * static_cast<double>(c.window + 1);
   double sum = static_cast<double>(c.lower + c.upper()) * (layer + window) + 2 * V * D;
-  if (!c.groups.empty()) sum += static_cast<double>(c.encoder) * (layer + 4 * D * S) + 4 * D * D + static_cast<double>(c.upper()) * (4 * D * D + 4 * D * S * static_cast<double>(c.topk));
+  if (!c.groups.empty())
+    sum += static_cast<double>(c.encoder) * (layer + 4 * D * S) + 4 * D * D +
+           static_cast<double>(c.upper()) * (4 * D * D + 4 * D * S * static_cast<double>(c.topk));
   return sum;
 }
 
 // ---- one allocation from a list of wishes ---------------------------------------------------------------------------------------
 class Arena {
  public:
-  struct Wish { std::string name; int64_t n_bytes; std::vector<void**> pointers; };
+  struct Wish {
+    std::string name;
+    int64_t n_bytes;
+    std::vector<void**> pointers;
+  };
   // After commit(), pointer points at count elements; until then nothing is allocated.
   template <class T>
   void want(T*& pointer, const std::string& name, int64_t count) {
@@ -231,19 +243,19 @@ struct DRT {
   struct Group {
     std::vector<Layer> layers;
     int64_t lmk_norm;
-    act* r;                   // (B,C,D) the queries of the retrieval
-    stat *r_rstd, *w, *dw;    // w, dw (B,C+1,K)
+    act* r;                         // (B,C,D) the queries of the retrieval
+    stat *r_rstd, *w, *dw;          // w, dw (B,C+1,K)
     int32_t *pick, *start, *entry;  // pick (B,C+1,K); the last two as invert_picks makes them
   };
   // What a row leaves behind for its later slots, when it is read a segment at a time: one row.
   struct StreamState {
-    int64_t slots = 0;          // read so far
-    int64_t capacity = 0;       // chunks of memory
-    std::vector<act*> rings;    // (W,2D) a layer, lower ones first
-    std::vector<int32_t*> pick; // (K) a group: what the last whole chunk picked, which serves the slots that follow
-    std::vector<stat*> w;       // (K) a group: the weights of these
+    int64_t slots = 0;                        // read so far
+    int64_t capacity = 0;                     // chunks of memory
+    std::vector<act*> rings;                  // (W,2D) a layer, lower ones first
+    std::vector<int32_t*> pick;               // (K) a group: what the last whole chunk picked, which serves the slots that follow
+    std::vector<stat*> w;                     // (K) a group: the weights of these
     act *kv = nullptr, *landmarks = nullptr;  // (capacity,S,2D), (capacity,D)
-    act* chunk = nullptr;       // (S,D) lower layers' output for the slots of a chunk that is not yet whole
+    act* chunk = nullptr;                     // (S,D) lower layers' output for the slots of a chunk that is not yet whole
     Arena arena;
   };
   // What one forward pass reads.
@@ -259,8 +271,8 @@ struct DRT {
   master *masters = nullptr, *m = nullptr, *v = nullptr;  // flat buffers, table.size each: weights and Adam's moments
   weight* weights = nullptr;                              // the masters themselves where the backend says so
   grad* gradient = nullptr;
-  StepState* state = nullptr;                             // on the device
-  Recompute recompute = Recompute::none;                  // in training; before plan()
+  StepState* state = nullptr;             // on the device
+  Recompute recompute = Recompute::none;  // in training; before plan()
   // Called in backward order when a stretch of the gradient is final: where ranks reduce.
   std::function<void(int64_t begin, int64_t end)> grads_ready = [](int64_t, int64_t) {};
 
@@ -273,7 +285,10 @@ struct DRT {
   const act* top = nullptr;  // the last layer's output
 
   DRT(Device& device_, const Config& config_, Use use_ = Use::training)
-      : device(device_), config((config_.validate(), config_)), table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))), use(use_) {
+      : device(device_),
+        config((config_.validate(), config_)),
+        table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))),
+        use(use_) {
     model_.want(masters, "weights", table.size);
     if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", table.size);
     if (use == Use::training) {
@@ -306,9 +321,11 @@ struct DRT {
     const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk, V = table.padded_vocab;
     GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found %lld slots", static_cast<long long>(T));
     // More than all numbers below together; so none of their products can pass 63 bits.
-    const double slot = static_cast<double>(c.lower + c.upper() + c.encoder + 4) * (16.0 * static_cast<double>(D) + 4.0 * static_cast<double>(F) + 4.0 * static_cast<double>(c.heads * K));
+    const double slot = static_cast<double>(c.lower + c.upper() + c.encoder + 4) *
+                        (16.0 * static_cast<double>(D) + 4.0 * static_cast<double>(F) + 4.0 * static_cast<double>(c.heads * K));
     if (static_cast<double>(RC) * slot > 0x1p58)
-      throw Error(format("%lld rows of %lld slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones (--chunks) or a smaller model", static_cast<long long>(B), static_cast<long long>(T)));
+      throw Error(format("%lld rows of %lld slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones (--chunks) or a smaller model",
+                         static_cast<long long>(B), static_cast<long long>(T)));
     max_rows_ = R;
     auto want = [&](auto*& pointer, const std::string& name, int64_t count) { activations_.want(pointer, name, count); };
     want(token, "tokens", R), want(target, "targets", R), want(slot_weight, "loss weights", R);
@@ -327,9 +344,9 @@ struct DRT {
         else activations_.want_shared(pointer, layers + what, count);
       };
       part(l.n1, Recompute::norms, " n1", rows * D), part(l.rstd1, Recompute::layers, " rstd1", rows), part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
-      part(l.attended, Recompute::layers, " attention", rows * D), part(l.lse, Recompute::layers, " attention lse", rows * c.heads), part(l.a, Recompute::layers, " a", rows * D);
-      part(l.n2, Recompute::norms, " n2", rows * D), part(l.rstd2, Recompute::layers, " rstd2", rows), part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F);
-      part(l.h, Recompute::norms, " h", rows * F), kept(l.out, " out", rows * D);
+      part(l.attended, Recompute::layers, " attention", rows * D), part(l.lse, Recompute::layers, " attention lse", rows * c.heads);
+      part(l.a, Recompute::layers, " a", rows * D), part(l.n2, Recompute::norms, " n2", rows * D), part(l.rstd2, Recompute::layers, " rstd2", rows);
+      part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F), part(l.h, Recompute::norms, " h", rows * F), kept(l.out, " out", rows * D);
       if (kind != Kind::upper) return;
       part(l.gca_n, Recompute::norms, " gca norm", rows * D), part(l.gca_rstd, Recompute::layers, " gca rstd", rows), kept(l.q, " gca q", rows * D);
       part(l.fetched, Recompute::layers, " gca out", rows * D), part(l.m, Recompute::layers, " m", rows * D);
@@ -353,8 +370,8 @@ struct DRT {
       group.lmk_norm = table.lmk_norms[g];
       want_layers(group.layers, table.upper[g], Kind::upper, R, name + " layer");
       want(group.r, name + " r", B * C * D), want(group.r_rstd, name + " r rstd", B * C);
-      want(group.pick, name + " picks", B * (C + 1) * K), want(group.w, name + " weights", B * (C + 1) * K), want(group.dw, name + " dweights", B * (C + 1) * K);
-      want(group.start, name + " start", B * (C + 1)), want(group.entry, name + " entry", B * C * K);
+      want(group.pick, name + " picks", B * (C + 1) * K), want(group.w, name + " weights", B * (C + 1) * K);
+      want(group.dw, name + " dweights", B * (C + 1) * K), want(group.start, name + " start", B * (C + 1)), want(group.entry, name + " entry", B * C * K);
     }
     logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
     want(final_n, "final norm", R * D), want(final_rstd, "final rstd", R), want(loss, "losses", R), want(logits, "logits", logits_rows_ * V);
@@ -423,7 +440,8 @@ struct DRT {
     for (int64_t first = 0; first < R; first += logits_rows_) {
       const int64_t rows = std::min(logits_rows_, R - first);
       piece_of_logits(first, rows);
-      device.cross_entropy(loss + first, logits, target + first, slot_weights ? slot_weights + first : nullptr, with_gradient ? scale : 0.0, rows, config.vocab, V);
+      device.cross_entropy(loss + first, logits, target + first, slot_weights ? slot_weights + first : nullptr, with_gradient ? scale : 0.0, rows, config.vocab,
+                           V);
       if (!with_gradient) continue;
       device.matmul_backward_weight(gradient + table.embedding, logits, final_n + first * D, rows, D, V);
       device.matmul_backward_input(dn_ + first * D, logits, weights + table.embedding, false, rows, D, V);
@@ -457,7 +475,8 @@ struct DRT {
           if (i) ready(group.layers[i].at.begin);
         }
         // r = Norm_g(x at the landmarks), score = r . L: both ends of the retrieval
-        device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start, group.entry, group.r, enc_out + (S - 1) * D, retrieval);
+        device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start, group.entry, group.r, enc_out + (S - 1) * D,
+                                        retrieval);
         device.rmsnorm_backward(dx_ + (S - 1) * D, gradient + group.lmk_norm, dr_, group_in + (S - 1) * D, group.r_rstd, weights + group.lmk_norm,
                                 dx_ + (S - 1) * D, nullptr, B * C, D, S * D);
         ready(group.lmk_norm);
@@ -502,14 +521,16 @@ struct DRT {
     for (size_t i = 0; i < table.tensors.size(); i++) {
       const Tensor& t = table.tensors[i];
       values.assign(static_cast<size_t>(t.size()), master(1));
-      if (t.columns) pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
-        for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096); j += 2) {  // Box and Muller: two at a time
-          const Philox bits = philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32), static_cast<uint32_t>(i));
-          const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))), angle = 6.283185307179586 * uniform_open(bits.word[1]);
-          values[static_cast<size_t>(j)] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
-          if (j + 1 < t.size()) values[static_cast<size_t>(j + 1)] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
-        }
-      });
+      if (t.columns)
+        pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
+          for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096); j += 2) {  // Box and Muller: two at a time
+            const Philox bits = philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32), static_cast<uint32_t>(i));
+            const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))),
+                         angle = 6.283185307179586 * uniform_open(bits.word[1]);
+            values[static_cast<size_t>(j)] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
+            if (j + 1 < t.size()) values[static_cast<size_t>(j + 1)] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
+          }
+        });
       device.upload(masters + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
     }
     weights_changed();
@@ -531,7 +552,8 @@ struct DRT {
     stream.rings.assign(static_cast<size_t>(config.lower + config.upper()), nullptr);
     for (act*& ring : stream.rings) stream.arena.want(ring, "window", config.window * 2 * D);
     stream.pick.assign(config.groups.size(), nullptr), stream.w.assign(config.groups.size(), nullptr);
-    for (size_t g = 0; g < config.groups.size(); g++) stream.arena.want(stream.pick[g], "picks", config.topk), stream.arena.want(stream.w[g], "weights", config.topk);
+    for (size_t g = 0; g < config.groups.size(); g++)
+      stream.arena.want(stream.pick[g], "picks", config.topk), stream.arena.want(stream.w[g], "weights", config.topk);
     if (!config.groups.empty()) {
       stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
       stream.arena.want(stream.landmarks, "landmarks", chunks * D);
@@ -551,7 +573,8 @@ struct DRT {
   int64_t max_rows_ = 0, logits_rows_ = 0;
   bool has_weights_ = false;
   Input input_{};
-  act *dx_ = nullptr, *dn_ = nullptr, *dattended_ = nullptr, *dqkv_ = nullptr, *dh_ = nullptr, *dgate_up_ = nullptr;  // gradients, each dead after its layer but dx
+  // Gradients, each dead after its layer but dx.
+  act *dx_ = nullptr, *dn_ = nullptr, *dattended_ = nullptr, *dqkv_ = nullptr, *dh_ = nullptr, *dgate_up_ = nullptr;
   act *dm_ = nullptr, *denc_ = nullptr, *dkv_ = nullptr, *dr_ = nullptr;
 
   SlidingShape sliding_shape() const {
@@ -562,8 +585,9 @@ struct DRT {
   }
   GcaShape gca_shape() const {
     const StreamState* stream = input_.stream;
-    return {input_.B, input_.T, static_cast<int>(config.heads), static_cast<int>(config.head_size()), static_cast<int>(config.chunk), static_cast<int>(config.topk),
-            stream ? stream->capacity : input_.T / config.chunk, stream ? stream->slots : 0, config.null_slot};
+    const int H = static_cast<int>(config.heads), d = static_cast<int>(config.head_size()), S = static_cast<int>(config.chunk);
+    const int64_t M = stream ? stream->capacity : input_.T / S, first_slot = stream ? stream->slots : 0;
+    return {input_.B, input_.T, H, d, S, static_cast<int>(config.topk), M, first_slot, config.null_slot};
   }
   RetrievalShape retrieval_shape(int64_t done, int64_t first_slot) const {
     const bool stream = input_.stream != nullptr;

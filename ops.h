@@ -17,26 +17,37 @@ struct GpuLayout {
 
 // Sliding-window attention. qkv is (B,T,3D): q | k | v. The T slots are numbers first_slot.. of their row; the window's earlier
 // slots lie in a ring (B,W,2D) of k | v, slot j at place j mod W (no ring: the row starts here).
-struct SlidingShape { int64_t B, T; int H, d; int64_t W, first_slot = 0; };
+struct SlidingShape {
+  int64_t B, T;
+  int H, d;
+  int64_t W, first_slot = 0;
+};
 
 // The encoder's attention inside each of N chunks. qkv is (N,S,3D).
-struct ChunkShape { int64_t N; int S, H, d; };
+struct ChunkShape {
+  int64_t N;
+  int S, H, d;
+};
 
 // Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; the chunks m < c of the memory are candidates.
 // Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its gradient.
 //
 // The pick table of a group is (B,C+1,K): row c+1 holds what chunk c picked, row c therefore what serves the slots of chunk c.
 // Row 0 comes from before these slots (at the start of a row: no pick). -1 stands where there is no pick; its weight is 0.
-struct RetrievalShape { int64_t B, C; int D, K; int64_t first_chunk, stride, row_stride; };
+struct RetrievalShape {
+  int64_t B, C;
+  int D, K;
+  int64_t first_chunk, stride, row_stride;
+};
 
 enum class Picking { learned, uniform, none, given };  // uniform, none: ablations; given: the table's picks stand, weights are made
 
 struct Selection {
   Picking picking = Picking::learned;
-  bool noise = false;                // add Gumbel noise (training)
+  bool noise = false;                  // add Gumbel noise (training)
   const float* given_noise = nullptr;  // (B,C,C) a group, in the device's memory: this noise instead of drawn one
-  uint64_t seed = 0;                 // noise of (seed, step, group, first_row + b, fetching chunk, fetched chunk)
-  int64_t step = 0, first_row = 0;   // first_row: number of row 0 in the whole batch, micro-batches and ranks together
+  uint64_t seed = 0;                   // noise of (seed, step, group, first_row + b, fetching chunk, fetched chunk)
+  int64_t step = 0, first_row = 0;     // first_row: number of row 0 in the whole batch, micro-batches and ranks together
   int group = 0;
 };
 // Four draws at once: word i belongs to fetched chunk 4*quad + i. The same bits on CPU and GPU.
@@ -57,21 +68,21 @@ struct GcaShape {
   GCA_HD int keys() const { return null_slot ? S : S - 1; }
 };
 // Place of a saved statistic (log-sum-exp, delta), (B,C,K,H,S), of chunk c (of C), pick k, head h.
-GCA_HD inline int64_t gca_stat(const GcaShape& s, int64_t b, int64_t c, int k, int h) {
-  return (((b * s.chunks() + c) * s.K + k) * s.H + h) * s.S;
-}
+GCA_HD inline int64_t gca_stat(const GcaShape& s, int64_t b, int64_t c, int k, int h) { return (((b * s.chunks() + c) * s.K + k) * s.H + h) * s.S; }
 inline constexpr int max_topk = 32;  // K at most
 
 // One upper layer, as the memory's gradient needs it; start and entry come from invert_picks.
 template <class act, class stat>
 struct FetchingLayer {
-  const act *q, *dout;                 // (B,T,D)
-  const stat *lse, *delta;             // (B,C,K,H,S)
-  const stat* w;                       // (B,C+1,K)
-  const int32_t *start, *entry;        // (B,M+1), (B,C*K)
+  const act *q, *dout;           // (B,T,D)
+  const stat *lse, *delta;       // (B,C,K,H,S)
+  const stat* w;                 // (B,C+1,K)
+  const int32_t *start, *entry;  // (B,M+1), (B,C*K)
 };
 
-struct AdamW { double lr, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0, clip = 1; };  // clip 0: none
+struct AdamW {
+  double lr, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0, clip = 1;  // clip 0: none
+};
 
 // The figures of a step, in the device's memory: the optimiser reads them there, the host a step late.
 struct StepState {
@@ -81,10 +92,13 @@ struct StepState {
   double grad_scale;   // what clipping multiplies gradients by
   int64_t adam_steps;  // updates made: Adam's own count, which a skipped step does not advance
   int64_t skipped, skipped_in_a_row;
-  int32_t skip;        // loss or norm of this step is not finite: no weight and no optimiser state changes
+  int32_t skip;  // loss or norm of this step is not finite: no weight and no optimiser state changes
 };
 
 // A stretch of the flat buffer that the optimiser treats alike.
-struct Segment { int64_t offset, size; bool decay; };
+struct Segment {
+  int64_t offset, size;
+  bool decay;
+};
 
 }  // namespace gca

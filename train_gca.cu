@@ -18,7 +18,7 @@
 namespace gca {
 
 // ---- training -----------------------------------------------------------------------------------------------------------------
-std::atomic<int> stop_asked = 0;  // a signal came, to any of the threads: finish the step, save, end
+std::atomic<int> stop_asked = 0;                       // a signal came, to any of the threads: finish the step, save, end
 static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may set it
 void ask_to_stop(int) { stop_asked = 1; }
 
@@ -56,7 +56,8 @@ void log_line(const std::string& run, const Json& line) {
 
 std::string duration(double seconds) {
   const int64_t s = static_cast<int64_t>(seconds + 0.5);
-  return s < 3600 ? format("%lld:%02lld", static_cast<long long>(s / 60), static_cast<long long>(s % 60)) : format("%lldh%02lld", static_cast<long long>(s / 3600), static_cast<long long>(s / 60 % 60));
+  return s < 3600 ? format("%lld:%02lld", static_cast<long long>(s / 60), static_cast<long long>(s % 60))
+                  : format("%lldh%02lld", static_cast<long long>(s / 3600), static_cast<long long>(s / 60 % 60));
 }
 
 template <class Device>
@@ -85,10 +86,8 @@ class Trainer {
     }
     if (run.saved) {
       const JsonField state = run.saved->state();
-      if (task_)
-        haystack_.check_same(state.at("data"));
-      else
-        stream_->check_same(state.at("data"));
+      if (task_) haystack_.check_same(state.at("data"));
+      else stream_->check_same(state.at("data"));
       if (task_) {
         stage_ = state.at("stage").integer(0, s_.stages() - 1);
         for (const Json& rate : state.at("answer_rates").items()) answer_rates_.push_back(JsonField(rate, "answer_rates").number());
@@ -134,8 +133,9 @@ class Trainer {
       if (due) step_began = std::chrono::steady_clock::now();
     }
     const bool saved = step_ == saved_step_ || save();
-    if (stop_asked) printf("stopped after step %lld of %lld%s; go on with: train_gca train --out %s --resume\n", static_cast<long long>(step_), static_cast<long long>(s_.steps),
-                           saved ? ", saved" : "", s_.out.c_str());
+    if (stop_asked)
+      printf("stopped after step %lld of %lld%s; go on with: train_gca train --out %s --resume\n", static_cast<long long>(step_),
+             static_cast<long long>(s_.steps), saved ? ", saved" : "", s_.out.c_str());
     return saved ? 0 : 1;
   }
 
@@ -168,9 +168,10 @@ class Trainer {
     auto line = [](const char* name, const std::string& value) { printf("%-12s %s\n", name, value.c_str()); };
     auto number = [](int64_t n) { return format("%lld", static_cast<long long>(n)); };
     const Config& c = s_.config;
-    line("model", format("D=%lld H=%lld F=%lld, %lld lower + (%s) upper layers, encoder %lld, S=%lld K=%lld W=%lld, V=%lld", static_cast<long long>(c.width), static_cast<long long>(c.heads),
-                         static_cast<long long>(c.ffn), static_cast<long long>(c.lower), comma_list(c.groups).c_str(), static_cast<long long>(c.encoder), static_cast<long long>(c.chunk), static_cast<long long>(c.topk),
-                         static_cast<long long>(c.window), static_cast<long long>(c.vocab)));
+    line("model", format("D=%lld H=%lld F=%lld, %lld lower + (%s) upper layers, encoder %lld, S=%lld K=%lld W=%lld, V=%lld", static_cast<long long>(c.width),
+                         static_cast<long long>(c.heads), static_cast<long long>(c.ffn), static_cast<long long>(c.lower), comma_list(c.groups).c_str(),
+                         static_cast<long long>(c.encoder), static_cast<long long>(c.chunk), static_cast<long long>(c.topk), static_cast<long long>(c.window),
+                         static_cast<long long>(c.vocab)));
     line("parameters", number(model_.table.parameters()));
     line("tokenizer", run_.tokenizer.description());
     if (task_) {
@@ -186,8 +187,10 @@ class Trainer {
     line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps), static_cast<long long>(batch_rows()),
                          static_cast<long long>(micro_rows()), static_cast<long long>(step_)));
     line("rate", format("%g after %lld steps, then a cosine to %g", s_.lr, static_cast<long long>(s_.warmup_steps()), s_.lr_final));
-    line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " + mebibytes(model_.activation_memory().total_bytes()) + " of activations");
-    line("work", format("%.3g floating-point operations a token", 3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1)));
+    line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " + mebibytes(model_.activation_memory().total_bytes()) +
+                       " of activations");
+    line("work",
+         format("%.3g floating-point operations a token", 3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1)));
     line("seed", number(s_.seed));
     line("device", device_.description());
     line("build", build_description());
@@ -299,7 +302,8 @@ class Trainer {
     if (!val_rows_ || stop_asked) return;
     const Evaluation result = evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), row_slots(), {}, [] { return stop_asked != 0; });
     if (stop_asked || !result.targets) return;
-    printf("validation after step %lld: loss %.4f, perplexity %.2f (%lld rows)\n", static_cast<long long>(step_), result.loss(), std::exp(result.loss()), static_cast<long long>(result.rows));
+    printf("validation after step %lld: loss %.4f, perplexity %.2f (%lld rows)\n", static_cast<long long>(step_), result.loss(), std::exp(result.loss()),
+           static_cast<long long>(result.rows));
     fflush(stdout);
     Json line = Json::object();
     line["step"] = step_;
@@ -328,9 +332,11 @@ class Trainer {
     state["build"] = build_description();
     if constexpr (requires { device_.products(); }) state["products"] = device_.products();
     try {
-      write_checkpoint(s_.out, step_, {{SavedRun::model_file, [&](const std::string& path) { save_weights(path, model_); }},
-                                       {SavedRun::optimizer_file, [&](const std::string& path) { save_optimizer(path, model_); }},
-                                       {SavedRun::tokenizer_file, [&](const std::string& path) { run_.tokenizer.save(path); }}}, state);
+      write_checkpoint(s_.out, step_,
+                       {{SavedRun::model_file, [&](const std::string& path) { save_weights(path, model_); }},
+                        {SavedRun::optimizer_file, [&](const std::string& path) { save_optimizer(path, model_); }},
+                        {SavedRun::tokenizer_file, [&](const std::string& path) { run_.tokenizer.save(path); }}},
+                       state);
       saved_step_ = step_;
       keep_checkpoints(s_.out, s_.keep, best_step_);
       return true;
@@ -342,8 +348,9 @@ class Trainer {
 
   int give_up() {
     fprintf(stderr, "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; %s\n",
-            saved_step_ >= 0 ? ("the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) + ": start anew from it with --init and a lower --lr").c_str()
-                             : "no checkpoint was saved: start anew with a lower --lr");
+            saved_step_ >= 0
+                ? ("the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) + ": start anew from it with --init and a lower --lr").c_str()
+                : "no checkpoint was saved: start anew with a lower --lr");
     return 1;
   }
 
@@ -380,7 +387,8 @@ int train_command(const std::vector<std::string>& arguments) {
   std::unique_ptr<SavedRun> saved;
   std::optional<RunLock> lock;
   std::error_code none;
-  if (std::filesystem::exists(out + "/" + Manifest::file_name, none)) throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out + "'; give the folder that it lies in");
+  if (std::filesystem::exists(out + "/" + Manifest::file_name, none))
+    throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out + "'; give the folder that it lies in");
   if (resume) {
     if (out.empty()) throw UsageError("--resume needs --out RUN: the folder of the run that goes on");
     if (std::filesystem::is_directory(out, none)) lock.emplace(out);  // before its newest checkpoint is looked for
@@ -410,7 +418,9 @@ int train_command(const std::vector<std::string>& arguments) {
   settings.config.validate();
   if (!saved && (settings.steps > 0) == (settings.tokens > 0)) throw UsageError("train needs either --steps or --tokens: how long to train");
   if (settings.tokens > 0) settings.steps = ceil_div(settings.tokens, settings.batch * settings.stage_chunks(0) * (settings.config.chunk - 1));
-  if (settings.micro() > settings.batch) throw UsageError(format("--micro-batch: expected at most --batch, %lld, found %lld", static_cast<long long>(settings.batch), static_cast<long long>(settings.micro())));
+  if (settings.micro() > settings.batch)
+    throw UsageError(
+        format("--micro-batch: expected at most --batch, %lld, found %lld", static_cast<long long>(settings.batch), static_cast<long long>(settings.micro())));
 
   if (!saved) {
     make_folder(settings.out);

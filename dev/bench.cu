@@ -81,7 +81,8 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   std::vector<int32_t> tokens(static_cast<size_t>(B * T)), targets(tokens.size());
   for (size_t i = 0; i < tokens.size(); i++) {
     const Philox random = philox(1, Stream::task, static_cast<uint32_t>(i));
-    tokens[i] = static_cast<int32_t>(random.word[0] % static_cast<uint32_t>(config.vocab)), targets[i] = static_cast<int32_t>(random.word[1] % static_cast<uint32_t>(config.vocab));
+    tokens[i] = static_cast<int32_t>(random.word[0] % static_cast<uint32_t>(config.vocab)),
+    targets[i] = static_cast<int32_t>(random.word[1] % static_cast<uint32_t>(config.vocab));
   }
   std::vector<double> times;
   const int at_once = Device::runs_ahead ? 5 : 1, warm = Device::runs_ahead ? 2 : 0;
@@ -102,9 +103,10 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   }
   std::sort(times.begin(), times.end());
   const double seconds = times[times.size() / 2], slots = static_cast<double>(B * T);
-  printf("width %4lld, %.1fM parameters, B=%lld T=%lld: %7.1f ms a step (%.1f to %.1f), %7.0f slots/s, %3.0f%% of the peak, %.2f GiB\n", static_cast<long long>(config.width),
-         static_cast<double>(model.table.parameters()) * 1e-6, static_cast<long long>(B), static_cast<long long>(T), seconds * 1e3, times.front() * 1e3, times.back() * 1e3, slots / seconds,
-         100 * 3 * forward_flops_per_slot(config) * slots / seconds / peak, static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) / (1 << 30));
+  printf("width %4lld, %.1fM parameters, B=%lld T=%lld: %7.1f ms a step (%.1f to %.1f), %7.0f slots/s, %3.0f%% of the peak, %.2f GiB\n",
+         static_cast<long long>(config.width), static_cast<double>(model.table.parameters()) * 1e-6, static_cast<long long>(B), static_cast<long long>(T),
+         seconds * 1e3, times.front() * 1e3, times.back() * 1e3, slots / seconds, 100 * 3 * forward_flops_per_slot(config) * slots / seconds / peak,
+         static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) / (1 << 30));
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {
@@ -124,7 +126,8 @@ int main() try {
   char* copied = static_cast<char*>(gpu.allocate(int64_t{2} << 30));
   const double seconds = median_seconds(gpu, [&] { gpu.copy(copied, copied + (int64_t{1} << 30), int64_t{1} << 30); });
   gpu.release(copied);
-  printf("%s: a product of 8192 x 8192 x 8192 reaches %.0f TFLOP/s, a copy %.2f TB/s (read and written)\n", gpu.description().c_str(), peak * 1e-12, 2e-12 * (1 << 30) / seconds);
+  printf("%s: a product of 8192 x 8192 x 8192 reaches %.0f TFLOP/s, a copy %.2f TB/s (read and written)\n", gpu.description().c_str(), peak * 1e-12,
+         2e-12 * (1 << 30) / seconds);
   gpu.measure_products("");
   print_head();
   const int64_t rows = 33280, D = 768, F = 2048, V = 50304, piece = gpu.logits_bytes / (2 * V);

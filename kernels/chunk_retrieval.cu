@@ -32,10 +32,8 @@ struct Best {
       const uint64_t entering = __shfl_sync(all, new_rank, from), above = __shfl_up_sync(all, rank, 1);
       const float score_entering = __shfl_sync(all, new_score, from), score_above = __shfl_up_sync(all, score, 1);
       const int place = __popc(__ballot_sync(all, rank > entering));
-      if (lane == place)
-        rank = entering, score = score_entering;
-      else if (lane > place)
-        rank = above, score = score_above;
+      if (lane == place) rank = entering, score = score_entering;
+      else if (lane > place) rank = above, score = score_above;
       better &= better - 1;
       better &= __ballot_sync(all, new_rank > __shfl_sync(all, rank, K - 1));
     }
@@ -110,10 +108,8 @@ __global__ void __launch_bounds__(tile_threads)
     const int query = warp * rows_of_warp + i;
     if (query >= queries) continue;
     const int64_t c = first + query, out = (row * (s.C + 1) + c + 1) * s.K, candidate = ((split * s.B + row) * s.C + c) * s.K + lane;
-    if (splits == 1)
-      write_row(pick + out, w + out, chunk_of(best[i].rank), best[i].score, s.K);
-    else if (lane < s.K)
-      candidates.rank[candidate] = best[i].rank, candidates.score[candidate] = best[i].score;
+    if (splits == 1) write_row(pick + out, w + out, chunk_of(best[i].rank), best[i].score, s.K);
+    else if (lane < s.K) candidates.rank[candidate] = best[i].rank, candidates.score[candidate] = best[i].score;
   }
 }
 

@@ -10,17 +10,13 @@ constexpr int row_threads = 512;
 struct Exponentials {
   float top, sum;
   __device__ void add(float x) {
-    if (x > top)
-      sum = sum * expf(top - x) + 1, top = x;
-    else if (x != -INFINITY)
-      sum += expf(x - top);  // also where x is not a number
+    if (x > top) sum = sum * expf(top - x) + 1, top = x;
+    else if (x != -INFINITY) sum += expf(x - top);  // also where x is not a number
   }
   __device__ void add(Exponentials other) {
     const float both = fmaxf(top, other.top);
-    if (both != -INFINITY)
-      sum = sum * expf(top - both) + other.sum * expf(other.top - both), top = both;
-    else
-      sum += other.sum;
+    if (both != -INFINITY) sum = sum * expf(top - both) + other.sum * expf(other.top - both), top = both;
+    else sum += other.sum;
   }
 };
 

@@ -163,10 +163,8 @@ void Gpu<Act>::copy_rows(Act* dst, int64_t dst_stride, const Act* src, int64_t s
 
 template <class Act>
 void Gpu<Act>::cast_weights(Act* weights, const float* masters, int64_t n) {
-  if constexpr (weights_are_masters)
-    copy(weights, masters, n * static_cast<int64_t>(sizeof(float)));
-  else
-    launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0, weights, masters, n);
+  if constexpr (weights_are_masters) copy(weights, masters, n * static_cast<int64_t>(sizeof(float)));
+  else launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0, weights, masters, n);
 }
 
 // ---- rotary angles ------------------------------------------------------------------------------------------------------------------

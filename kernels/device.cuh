@@ -45,10 +45,8 @@ __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 template <class Act>
 __device__ inline Act from_float(float x) {
-  if constexpr (std::is_same_v<Act, bf16>)
-    return __float2bfloat16(x);
-  else
-    return x;
+  if constexpr (std::is_same_v<Act, bf16>) return __float2bfloat16(x);
+  else return x;
 }
 
 // N neighbours, read and written as one piece of memory. wide<Act> of them are 16 bytes.

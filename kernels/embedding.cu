@@ -32,12 +32,9 @@ __global__ void stretch_kernel(float* dE, float* partial, const Act* dx, SortedR
     for (int64_t i = begin; i < end; i++) {
       sum += to_float(dx[sorted.order[i] * D + j]);
       if (i + 1 < end && sorted.cut(i + 1)) continue;
-      if (first && reaches_in)
-        partial[2 * blockIdx.x * D + j] = sum;
-      else if (i + 1 == end && reaches_out)
-        partial[(2 * blockIdx.x + 1) * D + j] = sum;
-      else
-        dE[sorted(i) * D + j] += sum;
+      if (first && reaches_in) partial[2 * blockIdx.x * D + j] = sum;
+      else if (i + 1 == end && reaches_out) partial[(2 * blockIdx.x + 1) * D + j] = sum;
+      else dE[sorted(i) * D + j] += sum;
       sum = 0, first = false;
     }
   }

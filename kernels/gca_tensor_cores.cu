@@ -8,7 +8,7 @@ namespace {
 // A block has one head of one chunk, a warp 16 * blocks of its 64 rows. What comes through the pick table (or its inverse) goes through a
 // ring of stages in shared memory, copied in the background.
 template <int d>
-constexpr int mma_tile_bytes = tile_size * row_bytes<d>;
+constexpr int mma_tile_bytes = row_bytes<d>* tile_size;
 // What a block is made of, the same for the three kernels: of the forms tried on an H100 with heads of 64 the fastest, or within 2% of it.
 template <int d>
 struct Form {
@@ -300,7 +300,7 @@ struct Fetch {
 constexpr int fetches_at_once = 32;  // whose places are looked up together
 // A stage of the ring: Q, dO, lse, delta of one fetch.
 template <int d>
-constexpr int fetch_bytes = 2 * mma_tile_bytes<d> + 2 * tile_size * static_cast<int>(sizeof(float));
+constexpr int fetch_bytes = 2 * (mma_tile_bytes<d> + static_cast<int>(sizeof(float)) * tile_size);
 
 // A warp's keys of the landmark's row become zero, and both sums go to memory; tile: of this block, free.
 template <int d, int blocks>
@@ -391,10 +391,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
       for (int query = 0; query < tile_size; query += 16) {
         Sum p[blocks][2], ds[blocks][2];
         clear(p), clear(ds);
-        if constexpr (keys_kept)
-          multiply_rows<d>(p, keys, q_tile, query);
-        else
-          multiply_rows<d>(p, key_tile, row, q_tile, query);
+        if constexpr (keys_kept) multiply_rows<d>(p, keys, q_tile, query);
+        else multiply_rows<d>(p, key_tile, row, q_tile, query);
         multiply_rows<d>(ds, value_tile, row, dout_tile, query);
         Operand p_left[blocks], ds_left[blocks];
 #pragma unroll
@@ -491,7 +489,7 @@ void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const F
   plan.shortest_cut = std::max(32, 4 * s.K * n_layers);  // four times the mean
   const int64_t part = int64_t{2} * tile_size * s.H * s.d;
   const int64_t of_a_part = part * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(MemoryItem) + sizeof(CutChunk));
-  const int64_t for_parts = room_bytes - s.B * (s.M + 4) * static_cast<int64_t>(sizeof(MemoryItem));  // 4: the counts, and rounding up
+  const int64_t for_parts = room_bytes - s.B * (s.M + 4) * static_cast<int64_t>(sizeof(MemoryItem));      // 4: the counts, and rounding up
   plan.parts_at_most = static_cast<int>(std::clamp<int64_t>(for_parts / (s.B * of_a_part), 0, s.M / 2));  // M / 2 suffice for the shortest cut
   int64_t used = 0;
   auto take = [&]<class T>(T*& array, int64_t count) {

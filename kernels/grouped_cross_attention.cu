@@ -261,10 +261,8 @@ void check_shape(const GcaShape& s) {
 template <class Body>
 void with_shape(const GcaShape& s, Body&& body) {
   with_fragments(s.d, [&](auto fragments) {
-    if (s.S <= tile_size)
-      body(std::integral_constant<int, 1>{}, fragments);
-    else
-      body(std::integral_constant<int, 2>{}, fragments);
+    if (s.S <= tile_size) body(std::integral_constant<int, 1>{}, fragments);
+    else body(std::integral_constant<int, 2>{}, fragments);
   });
 }
 

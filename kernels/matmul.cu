@@ -109,7 +109,8 @@ struct GpuDevice::Products {
       if (by_time && count > 1) {
         // A result that is also added to is left alone: its product goes elsewhere meanwhile; cuBLASLt's first where there is no room.
         Out* elsewhere = nullptr;
-        if (addend == result && cudaMalloc(reinterpret_cast<void**>(&elsewhere), static_cast<size_t>(m * n) * sizeof(Out)) != cudaSuccess) cudaGetLastError(), count = 1;
+        if (addend == result && cudaMalloc(reinterpret_cast<void**>(&elsewhere), static_cast<size_t>(m * n) * sizeof(Out)) != cudaSuccess)
+          cudaGetLastError(), count = 1;
         if (elsewhere) check(cudaMemsetAsync(elsewhere, 0, static_cast<size_t>(m * n) * sizeof(Out), stream), doing);
         float best_ms = INFINITY;
         for (int i = 0; i < count; i++) {

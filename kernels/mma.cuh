@@ -27,12 +27,9 @@ constexpr bool mma_head(int d) { return d == 32 || d == 64 || d == 128; }
 // body(d) with the head's size a constant, one of the above.
 template <class Body>
 void with_mma_head(int d, Body&& body) {
-  if (d == 32)
-    body(std::integral_constant<int, 32>{});
-  else if (d == 64)
-    body(std::integral_constant<int, 64>{});
-  else
-    body(std::integral_constant<int, 128>{});
+  if (d == 32) body(std::integral_constant<int, 32>{});
+  else if (d == 64) body(std::integral_constant<int, 64>{});
+  else body(std::integral_constant<int, 128>{});
 }
 
 using Sum = float[4];
@@ -90,7 +87,7 @@ __device__ inline void as_left(Operand& left, const Sum& first, const Sum& secon
 
 // ---- tiles ------------------------------------------------------------------------------------------------------------------------
 template <int width>
-constexpr int row_bytes = width * static_cast<int>(sizeof(bf16));
+constexpr int row_bytes = static_cast<int>(sizeof(bf16)) * width;
 // Byte of the 16-byte piece `piece` of a row.
 template <int width>
 __device__ inline uint32_t piece_at(int row, int piece) {

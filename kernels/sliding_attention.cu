@@ -86,10 +86,8 @@ struct WindowRows {
 // become zero.
 template <int d, int rows>
 __device__ inline void copy_rows(uint32_t tile, const bf16* from, int stride, int there) {
-  if (there >= rows)
-    copy_tile_async<d, rows, window_threads>(tile, from, stride);
-  else
-    copy_tile_async<d, rows, window_threads>(tile, from, stride, there);
+  if (there >= rows) copy_tile_async<d, rows, window_threads>(tile, from, stride);
+  else copy_tile_async<d, rows, window_threads>(tile, from, stride, there);
 }
 // The same of a segment's slots from `slot` on: columns `column`.. of q|k|v, before first_slot columns ring_column.. of the ring (-1: none).
 template <int d, int rows>
@@ -99,10 +97,8 @@ __device__ inline void copy_from_ring(uint32_t tile, const Sliding<bf16>& w, int
     const int row = i / (d / 8), piece = i % (d / 8);
     const int64_t j = slot + row;
     const bf16* from = nullptr;
-    if (j >= w.first_slot && j < end)
-      from = w.qkv + (b * w.T + j - w.first_slot) * 3 * D + column;
-    else if (j < w.first_slot && w.ring && ring_column >= 0 && j >= w.first_slot - w.W)
-      from = w.ring + (b * w.W + j % w.W) * 2 * D + ring_column;
+    if (j >= w.first_slot && j < end) from = w.qkv + (b * w.T + j - w.first_slot) * 3 * D + column;
+    else if (j < w.first_slot && w.ring && ring_column >= 0 && j >= w.first_slot - w.W) from = w.ring + (b * w.W + j % w.W) * 2 * D + ring_column;
     copy_async(tile + piece_at<d>(row, piece), from ? from + piece * 8 : w.qkv, from);
   }
 }
@@ -162,10 +158,8 @@ __global__ void __launch_bounds__(window_threads, Plan::residents) window_forwar
     }
     commit_copies();
   };
-  if constexpr (segment)
-    copy_from_ring<d, rows>(q_tile, w, at.b, at.base, column, -1);
-  else
-    copy_rows<d, rows>(q_tile, q_from, 3 * w.H * d, end_row);
+  if constexpr (segment) copy_from_ring<d, rows>(q_tile, w, at.b, at.base, column, -1);
+  else copy_rows<d, rows>(q_tile, q_from, 3 * w.H * d, end_row);
 #pragma unroll
   for (int tile = 0; tile < stages - 1; tile++) copy(tile);
 
@@ -193,10 +187,8 @@ __global__ void __launch_bounds__(window_threads, Plan::residents) window_forwar
       if (key >= my.end() || key + step <= my.warp_row - W) continue;
       Sum p[blocks][step / 8];
       clear(p);
-      if constexpr (Plan::kept)
-        multiply_rows<d>(p, q, k_tile, j);
-      else
-        multiply_rows<d>(p, q_tile, my.warp_row, k_tile, j);
+      if constexpr (Plan::kept) multiply_rows<d>(p, q, k_tile, j);
+      else multiply_rows<d>(p, q_tile, my.warp_row, k_tile, j);
       // p = scale * p + slope * (key - row) - top
       float most = -INFINITY;
 #pragma unroll

@@ -147,10 +147,8 @@ __device__ inline void store_row(Act* row, const float (&value)[4], int columns)
 // Output columns of a head that one block makes: 64 in one fragment, or 128 in two; a wider head takes two blocks.
 template <class Body>
 void with_fragments(int d, Body&& body) {
-  if (d <= tile_size)
-    body(std::integral_constant<int, 1>{});
-  else
-    body(std::integral_constant<int, 2>{});
+  if (d <= tile_size) body(std::integral_constant<int, 1>{});
+  else body(std::integral_constant<int, 2>{});
 }
 inline void check_head(int d) {
   if (d < 2 || d > 256 || d % 2)

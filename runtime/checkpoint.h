@@ -29,15 +29,12 @@ struct Checkpoint {
   // The path of one of its files; an Error if it has none of that name.
   std::string file(const std::string& name) const {
     if (std::find(files.begin(), files.end(), name) == files.end())
-      throw Error("'" + folder + "' has no file '" + name +
-                  "': it was made by another program or for another purpose; choose another checkpoint");
+      throw Error("'" + folder + "' has no file '" + name + "': it was made by another program or for another purpose; choose another checkpoint");
     return folder + "/" + name;
   }
 };
 
-inline std::string checkpoint_folder(const std::string& run, int64_t step) {
-  return run + format("/step_%08lld", static_cast<long long>(step));
-}
+inline std::string checkpoint_folder(const std::string& run, int64_t step) { return run + format("/step_%08lld", static_cast<long long>(step)); }
 
 // The step that a folder's name says; -1: it is not named as a checkpoint.
 inline int64_t step_of(const std::string& folder) {
@@ -74,8 +71,7 @@ struct Manifest {
 
   // Names stay inside the folder, whatever a manifest says.
   static bool is_good_name(const std::string& name) {
-    const bool bad =
-        std::any_of(name.begin(), name.end(), [](char c) { return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
+    const bool bad = std::any_of(name.begin(), name.end(), [](char c) { return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
     return !name.empty() && name.size() <= 200 && !bad && name != "." && name != ".." && name != file_name;
   }
 
@@ -90,11 +86,10 @@ struct Manifest {
     const Json json = parse_json(text, path);
     const JsonField root(json, path);
     if (const std::string name = root.at("format").string(); name != format_name)
-      throw Error(path + ": expected the format \"" + format_name + "\", found " + Json(name).dump() +
-                  ": this is no checkpoint of train_gca; choose another");
+      throw Error(path + ": expected the format \"" + format_name + "\", found " + Json(name).dump() + ": this is no checkpoint of train_gca; choose another");
     if (const int64_t found = root.at("version").integer(1); found > version)
-      throw Error(format("%s: expected version %lld or older, found %lld: a newer train_gca made it; use that one, or another checkpoint",
-                         path.c_str(), static_cast<long long>(version), static_cast<long long>(found)));
+      throw Error(format("%s: expected version %lld or older, found %lld: a newer train_gca made it; use that one, or another checkpoint", path.c_str(),
+                         static_cast<long long>(version), static_cast<long long>(found)));
     Manifest manifest{root.at("step").integer(0), {}};
     const JsonField files = root.at("files");
     for (size_t i = 0; i < files.items().size(); i++) {
@@ -102,8 +97,7 @@ struct Manifest {
       const std::string name = file.at("name").string();
       const bool again = std::any_of(manifest.entries.begin(), manifest.entries.end(), [&](const Entry& e) { return e.name == name; });
       if (!is_good_name(name) || again)
-        throw Error(file.where() + ".name: expected the name of a file in the folder, once, found " + Json(name).dump() +
-                    "; choose another checkpoint");
+        throw Error(file.where() + ".name: expected the name of a file in the folder, once, found " + Json(name).dump() + "; choose another checkpoint");
       const int64_t crc = file.at("crc32c").integer(0, UINT32_MAX);
       manifest.entries.push_back({name, file.at("bytes").integer(0), static_cast<uint32_t>(crc)});
     }
@@ -137,16 +131,14 @@ inline Checkpoint read_checkpoint(const std::string& folder) {
   for (const Manifest::Entry& entry : manifest.entries) {
     const std::string path = folder + "/" + entry.name;
     std::error_code none;
-    if (!std::filesystem::exists(path, none))
-      throw Error("'" + path + "' is missing: it was removed or not copied; use another checkpoint");
+    if (!std::filesystem::exists(path, none)) throw Error("'" + path + "' is missing: it was removed or not copied; use another checkpoint");
     const File file = File::open(path);
     if (const int64_t bytes = file.size_bytes(); bytes != entry.bytes)
-      throw Error(format("'%s' is %s: expected %lld bytes, found %lld; use another checkpoint", path.c_str(),
-                         bytes < entry.bytes ? "cut off" : "too long", static_cast<long long>(entry.bytes), static_cast<long long>(bytes)));
+      throw Error(format("'%s' is %s: expected %lld bytes, found %lld; use another checkpoint", path.c_str(), bytes < entry.bytes ? "cut off" : "too long",
+                         static_cast<long long>(entry.bytes), static_cast<long long>(bytes)));
     if (const uint32_t crc = crc32c(file); crc != entry.crc)
-      throw Error(
-          format("'%s' has changed since it was saved: expected CRC-32C %08x, found %08x; check the disk, and use another checkpoint",
-                 path.c_str(), entry.crc, crc));
+      throw Error(format("'%s' has changed since it was saved: expected CRC-32C %08x, found %08x; check the disk, and use another checkpoint", path.c_str(),
+                         entry.crc, crc));
     checkpoint.files.push_back(entry.name);
   }
   const std::string path = checkpoint.file("state.json");
@@ -174,8 +166,7 @@ inline Checkpoint open_checkpoint(const std::string& path, bool fallback = false
       return checkpoint;
     } catch (const Error& error) {
       if (!fallback)
-        throw Error(error.what() +
-                    (i > 0 ? format(" (--fallback takes an older one: step %lld or before)", static_cast<long long>(steps[i - 1])) : ""));
+        throw Error(error.what() + (i > 0 ? format(" (--fallback takes an older one: step %lld or before)", static_cast<long long>(steps[i - 1])) : ""));
       errors.push_back(error.what());
     }
   }
@@ -222,8 +213,7 @@ inline void write_checkpoint(const std::string& run, int64_t step, const std::ve
   } catch (const std::exception& error) {
     std::error_code none;
     std::filesystem::remove_all(partial, none);
-    throw Error(format("the checkpoint of step %lld was not saved: ", static_cast<long long>(step)) + error.what() +
-                " (older checkpoints are as they were)");
+    throw Error(format("the checkpoint of step %lld was not saved: ", static_cast<long long>(step)) + error.what() + " (older checkpoints are as they were)");
   }
 }
 

@@ -66,22 +66,24 @@ inline void print_bytes(const std::string& bytes) {
 struct Evaluation {
   static constexpr int places = 8;
   int64_t rows = 0, targets = 0;
-  double sum = 0;                                  // of cross entropies, nats
-  double bytes = 0;                                // that the targets stand for
+  double sum = 0;                                           // of cross entropies, nats
+  double bytes = 0;                                         // that the targets stand for
   double place_sum[places] = {}, place_count[places] = {};  // by eighths of the row
   double loss() const { return targets ? sum / static_cast<double>(targets) : 0; }
 };
 
 // Cross entropy over up to max_rows rows, evenly spread over the data, B rows of T slots at once, without noise. stop() ends it early.
 template <class Device, class Stop>
-Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T, const Selection& selection, Stop stop, const Tokenizer* tokenizer = nullptr) {
+Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T, const Selection& selection, Stop stop,
+                    const Tokenizer* tokenizer = nullptr) {
   const int64_t count = std::min(rows.count(), max_rows);
   std::vector<int32_t> tokens(static_cast<size_t>(B * T)), targets(tokens.size());
   std::vector<typename DRT<Device>::stat> losses(tokens.size());
   Evaluation result;
   for (int64_t first = 0; first < count && !stop(); first += B) {
     const int64_t here = std::min(B, count - first);
-    for (int64_t r = 0; r < here; r++) rows.fill_window((first + r) * rows.count() / count, &tokens[static_cast<size_t>(r * T)], &targets[static_cast<size_t>(r * T)]);
+    for (int64_t r = 0; r < here; r++)
+      rows.fill_window((first + r) * rows.count() / count, &tokens[static_cast<size_t>(r * T)], &targets[static_cast<size_t>(r * T)]);
     model.upload(tokens.data(), targets.data(), nullptr, here * T);
     typename DRT<Device>::Input in{here, T, selection};
     in.selection.first_row = first;
@@ -157,16 +159,21 @@ inline int eval_command(const std::vector<std::string>& arguments) {
     allocate_or_explain(model, batch, chunks * config.chunk);
     load_weights(saved.checkpoint.file(SavedRun::model_file), model);
     const auto began = std::chrono::steady_clock::now();
-    const Evaluation result = evaluate(model, rows, max_rows, batch, chunks * config.chunk, selection, [] { return false; }, &saved.tokenizer);
+    const Evaluation result = evaluate(
+        model, rows, max_rows, batch, chunks * config.chunk, selection, [] { return false; }, &saved.tokenizer);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    printf("checkpoint %s, %lld rows of %lld slots (%lld tokens)%s\n", saved.checkpoint.folder.c_str(), static_cast<long long>(result.rows), static_cast<long long>(chunks * config.chunk),
-           static_cast<long long>(chunks * (config.chunk - 1)), no_retrieval ? ", without retrieval" : random_retrieval ? ", random retrieval" : "");
-    printf("loss %.4f  perplexity %.3f  bits per byte %.4f  (%lld targets, %.0f slots/s)\n", result.loss(), std::exp(result.loss()), result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN,
-           static_cast<long long>(result.targets), static_cast<double>(result.rows * chunks * config.chunk) / seconds);
+    printf("checkpoint %s, %lld rows of %lld slots (%lld tokens)%s\n", saved.checkpoint.folder.c_str(), static_cast<long long>(result.rows),
+           static_cast<long long>(chunks * config.chunk), static_cast<long long>(chunks * (config.chunk - 1)),
+           no_retrieval       ? ", without retrieval"
+           : random_retrieval ? ", random retrieval"
+                              : "");
+    printf("loss %.4f  perplexity %.3f  bits per byte %.4f  (%lld targets, %.0f slots/s)\n", result.loss(), std::exp(result.loss()),
+           result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN, static_cast<long long>(result.targets),
+           static_cast<double>(result.rows * chunks * config.chunk) / seconds);
     for (int i = 0; i < Evaluation::places; i++)
       if (result.place_count[i] > 0)
-        printf("  slots %6lld..%-6lld loss %.4f\n", static_cast<long long>(i * chunks * config.chunk / Evaluation::places), static_cast<long long>((i + 1) * chunks * config.chunk / Evaluation::places - 1),
-               result.place_sum[i] / result.place_count[i]);
+        printf("  slots %6lld..%-6lld loss %.4f\n", static_cast<long long>(i * chunks * config.chunk / Evaluation::places),
+               static_cast<long long>((i + 1) * chunks * config.chunk / Evaluation::places - 1), result.place_sum[i] / result.place_count[i]);
     return 0;
   });
 }
@@ -407,7 +414,9 @@ inline int generate_command(const std::vector<std::string>& arguments) {
   const Config& config = saved.settings.config;
   std::vector<int32_t> ids;
   for (const int64_t id : prompt_ids) {
-    if (id >= config.vocab) throw UsageError(format("--prompt-ids: expected ids below %lld, the model's vocabulary, found %lld", static_cast<long long>(config.vocab), static_cast<long long>(id)));
+    if (id >= config.vocab)
+      throw UsageError(format("--prompt-ids: expected ids below %lld, the model's vocabulary, found %lld", static_cast<long long>(config.vocab),
+                              static_cast<long long>(id)));
     ids.push_back(static_cast<int32_t>(id));
   }
   if (prompt_ids.empty()) ids = tokenizer.encode(prompt);
@@ -422,8 +431,12 @@ inline int generate_command(const std::vector<std::string>& arguments) {
   }
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
-    if (const int64_t n_bytes = model.model_memory().total_bytes() + TokenReader<std::remove_reference_t<decltype(device)>>::memory_bytes(model, static_cast<int64_t>(ids.size()) + count), room = device.free_bytes(); n_bytes > room)
-      throw Error(format("%zu tokens and %lld more need %s, %s are free; use a shorter --context or a smaller --count", ids.size(), static_cast<long long>(count), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()));
+    if (const int64_t n_bytes = model.model_memory().total_bytes() +
+                                TokenReader<std::remove_reference_t<decltype(device)>>::memory_bytes(model, static_cast<int64_t>(ids.size()) + count),
+        room = device.free_bytes();
+        n_bytes > room)
+      throw Error(format("%zu tokens and %lld more need %s, %s are free; use a shorter --context or a smaller --count", ids.size(),
+                         static_cast<long long>(count), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()));
     model.allocate();
     load_weights(saved.checkpoint.file(SavedRun::model_file), model);
     TokenReader reader(model, tokenizer.landmark, static_cast<int64_t>(ids.size()) + count);
@@ -460,7 +473,9 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
   if (config.groups.empty()) throw Error("'" + saved.checkpoint.folder + "' is a sliding-window baseline: it fetches nothing; inspect a model with --groups");
   const std::vector<int32_t> ids = saved.tokenizer.encode(read_file(text, size_t{1} << 40));
   const int64_t chunks = static_cast<int64_t>(ids.size()) / (S - 1);
-  if (!chunks) throw Error(format("'%s': expected at least the %lld tokens of one chunk, found %zu; give a longer text", text.c_str(), static_cast<long long>(S - 1), ids.size()));
+  if (!chunks)
+    throw Error(
+        format("'%s': expected at least the %lld tokens of one chunk, found %zu; give a longer text", text.c_str(), static_cast<long long>(S - 1), ids.size()));
   std::vector<int32_t> slots;
   for (int64_t i = 0; i < chunks * (S - 1); i++) {
     slots.push_back(ids[static_cast<size_t>(i)]);
@@ -483,7 +498,8 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
       for (size_t g = 0; g < model.groups.size(); g++)
         for (int64_t k = 0; k < K; k++) {
           const size_t at = static_cast<size_t>((c + 1) * K + k);
-          if (fetched[g].pick[at] >= 0) printf("  group %zu fetches %5d  %.3f  %s\n", g, fetched[g].pick[at], static_cast<double>(fetched[g].w[at]), says(fetched[g].pick[at]).c_str());
+          if (fetched[g].pick[at] >= 0)
+            printf("  group %zu fetches %5d  %.3f  %s\n", g, fetched[g].pick[at], static_cast<double>(fetched[g].w[at]), says(fetched[g].pick[at]).c_str());
         }
     }
     return 0;
@@ -507,12 +523,14 @@ inline int export_command(const std::vector<std::string>& arguments) {
   std::vector<float> values;
   std::vector<SafetensorsEntry> entries;
   for (const SafetensorsTensor& tensor : file.tensors())
-    entries.push_back({tensor.name, dtype == "bf16" ? Dtype::BF16 : Dtype::F32, tensor.shape, [&, bf16 = dtype == "bf16"](void* piece, int64_t first, int64_t count) {
-                         if (!bf16) return file.read(tensor, first, count, static_cast<float*>(piece));
-                         values.resize(static_cast<size_t>(count));
-                         file.read(tensor, first, count, values.data());
-                         for (size_t i = 0; i < values.size(); i++) static_cast<uint16_t*>(piece)[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(round_bf16(values[i])) >> 16);
-                       }});
+    entries.push_back(
+        {tensor.name, dtype == "bf16" ? Dtype::BF16 : Dtype::F32, tensor.shape, [&, bf16 = dtype == "bf16"](void* piece, int64_t first, int64_t count) {
+           if (!bf16) return file.read(tensor, first, count, static_cast<float*>(piece));
+           values.resize(static_cast<size_t>(count));
+           file.read(tensor, first, count, values.data());
+           for (size_t i = 0; i < values.size(); i++)
+             static_cast<uint16_t*>(piece)[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(round_bf16(values[i])) >> 16);
+         }});
   write_safetensors(out, {{"format", "pt"}}, entries);
   printf("'%s': %zu tensors in %s\n", out.c_str(), entries.size(), dtype.c_str());
   return 0;
@@ -575,21 +593,20 @@ inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, i
       strays += std::count_if(ids.begin(), ids.begin() + count, outside);
       place += count;
     }
-    printf("%-40s %14lld %14lld %12lld %18lld\n", printable(shards.at(s).at("name").string()).c_str(), static_cast<long long>(shards.at(s).at("bytes").integer()), static_cast<long long>(tokens),
-           static_cast<long long>(documents), static_cast<long long>(strays));
+    printf("%-40s %14lld %14lld %12lld %18lld\n", printable(shards.at(s).at("name").string()).c_str(),
+           static_cast<long long>(shards.at(s).at("bytes").integer()), static_cast<long long>(tokens), static_cast<long long>(documents),
+           static_cast<long long>(strays));
     all_documents += documents, all_outside += strays;
   }
-  printf("%zu shards, %lld tokens, %lld documents (end-of-text tokens), %lld ids out of vocabulary\n", shards.items().size(), static_cast<long long>(stream.tokens()),
-         static_cast<long long>(all_documents), static_cast<long long>(all_outside));
+  printf("%zu shards, %lld tokens, %lld documents (end-of-text tokens), %lld ids out of vocabulary\n", shards.items().size(),
+         static_cast<long long>(stream.tokens()), static_cast<long long>(all_documents), static_cast<long long>(all_outside));
   printf("tokenizer %s, V = %d, hash %016llx\n", tokenizer.description().c_str(), tokenizer.vocab_size(), static_cast<unsigned long long>(tokenizer.hash()));
   ids.resize(static_cast<size_t>(std::min(first, stream.tokens())));
   stream.read(0, static_cast<int64_t>(ids.size()), ids.data(), true);
   std::string text;
   for (const int32_t id : ids) {
-    if (outside(id))
-      text += format("<|%u, out of vocabulary|>", static_cast<uint32_t>(id));
-    else
-      tokenizer.decode(std::span(&id, 1), text);
+    if (outside(id)) text += format("<|%u, out of vocabulary|>", static_cast<uint32_t>(id));
+    else tokenizer.decode(std::span(&id, 1), text);
   }
   printf("the first %zu tokens: %s\n", ids.size(), printable(text).c_str());
   return all_outside ? 1 : 0;
@@ -610,10 +627,12 @@ void print_model(Device& device, const Config& config, const char* where, int64_
   plan.recompute = recompute;
   plan.plan(batch, chunks * config.chunk);
   printf("%-60s %-16s %12s\n", "tensor", "shape", "parameters");
-  for (const Tensor& t : plan.table.tensors) printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(), static_cast<long long>(t.size()));
+  for (const Tensor& t : plan.table.tensors)
+    printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(), static_cast<long long>(t.size()));
   printf("%zu tensors, %lld parameters\n", plan.table.tensors.size(), static_cast<long long>(plan.table.parameters()));
   const double forward = forward_flops_per_slot(config);
-  printf("a slot: %.4g floating-point operations forward, %.4g in training (6N = %.4g)\n", forward, 3 * forward, 6.0 * static_cast<double>(plan.table.parameters()));
+  printf("a slot: %.4g floating-point operations forward, %.4g in training (6N = %.4g)\n", forward, 3 * forward,
+         6.0 * static_cast<double>(plan.table.parameters()));
   printf("memory of training on %s, %lld rows of %lld slots:\n", where, static_cast<long long>(batch), static_cast<long long>(chunks * config.chunk));
   for (const Arena* arena : {&plan.model_memory(), &plan.activation_memory()})
     for (const Arena::Wish& wish : arena->wishes()) printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
@@ -656,7 +675,8 @@ inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
   std::vector<std::string> texts;
   std::string out;
   int64_t vocab_size = 0, threads = 0;
-  Flags flags("tokenizer-train", "Learns a byte-level BPE from text files, or folders of them (less their val/). Text is read in pieces; what is held are the distinct words\n"
+  Flags flags("tokenizer-train",
+              "Learns a byte-level BPE from text files, or folders of them (less their val/). Text is read in pieces; what is held are the distinct words\n"
               "  and their counts, the rarest forgotten when there are too many: at most about 2 GiB for any amount of text.");
   flags.add_rest(texts, "TEXT...", true);
   flags.add("vocab-size", vocab_size, 0, INT32_MAX, "tokens, the 256 bytes among them; seven special ids come on top");
@@ -666,7 +686,8 @@ inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
   flags.parse(arguments);
   flags.need("out");
   if (!flags.given("vocab-size")) throw UsageError("tokenizer-train needs --vocab-size N: how many tokens to learn, the 256 bytes among them");
-  if (std::error_code none; std::filesystem::exists(out, none)) throw Error("'" + out + "' is there already: remove it or choose another name; shards and checkpoints may belong to it");
+  if (std::error_code none; std::filesystem::exists(out, none))
+    throw Error("'" + out + "' is there already: remove it or choose another name; shards and checkpoints may belong to it");
   if (const std::string folder = parent_folder(out); !folder.empty()) make_folder(folder);
   ThreadPool pool(static_cast<int>(threads));
   TrainReport report;
@@ -674,9 +695,10 @@ inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
   tokenizer.save(out);
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  printf("%lld documents, %lld bytes, %lld distinct words (%lld rare ones forgotten): %lld merges, V = %d with the special ids, %.1f s, %lld MiB of memory\n", static_cast<long long>(report.documents),
-         static_cast<long long>(report.bytes), static_cast<long long>(report.distinct_words), static_cast<long long>(report.forgotten_words), static_cast<long long>(vocab_size - 256),
-         tokenizer.vocab_size(), report.seconds, static_cast<long long>(usage.ru_maxrss / 1024));
+  printf("%lld documents, %lld bytes, %lld distinct words (%lld rare ones forgotten): %lld merges, V = %d with the special ids, %.1f s, %lld MiB of memory\n",
+         static_cast<long long>(report.documents), static_cast<long long>(report.bytes), static_cast<long long>(report.distinct_words),
+         static_cast<long long>(report.forgotten_words), static_cast<long long>(vocab_size - 256), tokenizer.vocab_size(), report.seconds,
+         static_cast<long long>(usage.ru_maxrss / 1024));
   return 0;
 }
 
@@ -701,8 +723,9 @@ inline int tokenize_command(const std::vector<std::string>& arguments) {
   ThreadPool pool(static_cast<int>(threads));
   const TokenizeReport report = tokenize_files(tokenizer, texts, out, options, pool);
   const int64_t tokens = report.train_tokens + report.val_tokens;
-  printf("%lld documents, %lld bytes: %lld tokens to train, %lld to validate, %.3f bytes a token, %.1f MB/s\n", static_cast<long long>(report.documents), static_cast<long long>(report.bytes),
-         static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens), static_cast<double>(report.bytes) / static_cast<double>(std::max<int64_t>(1, tokens)),
+  printf("%lld documents, %lld bytes: %lld tokens to train, %lld to validate, %.3f bytes a token, %.1f MB/s\n", static_cast<long long>(report.documents),
+         static_cast<long long>(report.bytes), static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens),
+         static_cast<double>(report.bytes) / static_cast<double>(std::max<int64_t>(1, tokens)),
          static_cast<double>(report.bytes) / 1e6 / std::max(report.seconds, 1e-9));
   return 0;
 }

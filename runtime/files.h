@@ -83,8 +83,8 @@ class File {
       const ssize_t n = uninterrupted([&] { return ::pread(fd_, static_cast<char*>(out) + done, bytes - done, at); });
       if (n < 0) throw system_error(format("cannot read '%s' at byte %lld", path_.c_str(), static_cast<long long>(at)), errno);
       if (n == 0)
-        throw Error(format("'%s' ends at byte %lld: expected %zu bytes more; it has been cut off: make it anew or fetch it again",
-                           path_.c_str(), static_cast<long long>(at), bytes - done));
+        throw Error(format("'%s' ends at byte %lld: expected %zu bytes more; it has been cut off: make it anew or fetch it again", path_.c_str(),
+                           static_cast<long long>(at), bytes - done));
       done += static_cast<size_t>(n);
     }
   }
@@ -126,8 +126,7 @@ class File {
 inline std::string read_file(const std::string& path, size_t max_bytes) {
   const File file = File::open(path);
   const size_t bytes = static_cast<size_t>(file.size_bytes());
-  if (bytes > max_bytes)
-    throw Error(format("'%s': expected at most %zu bytes, found %zu: is this the right file?", path.c_str(), max_bytes, bytes));
+  if (bytes > max_bytes) throw Error(format("'%s': expected at most %zu bytes, found %zu: is this the right file?", path.c_str(), max_bytes, bytes));
   std::string content(bytes, '\0');
   file.read(content.data(), bytes, 0);
   return content;
@@ -139,8 +138,7 @@ inline void sync_folder(const std::string& path) {
   if (fd < 0) throw system_error("cannot open the folder '" + path + "'", errno);
   const int code = uninterrupted([&] { return ::fsync(fd); }) < 0 ? errno : 0;
   ::close(fd);
-  if (code && code != EINVAL)
-    throw system_error("cannot write the folder '" + path + "' through to the disk", code);  // EINVAL: not needed there
+  if (code && code != EINVAL) throw system_error("cannot write the folder '" + path + "' through to the disk", code);  // EINVAL: not needed there
 }
 
 inline void rename_path(const std::string& from, const std::string& to) {
@@ -312,8 +310,7 @@ class RunLock {
       if (code != EWOULDBLOCK) throw system_error("cannot lock '" + path + "'", code);
       long process = 0;
       std::from_chars(text, text + std::max<ssize_t>(length, 0), process);
-      throw Error(format("'%s' is being written by another run, process %ld: wait for it or stop it, or choose another folder",
-                         folder.c_str(), process));
+      throw Error(format("'%s' is being written by another run, process %ld: wait for it or stop it, or choose another folder", folder.c_str(), process));
     }
     const std::string process = std::to_string(::getpid()) + "\n";  // for that message only
     if (::ftruncate(fd_, 0) < 0 || ::pwrite(fd_, process.data(), process.size(), 0) < 0) {

@@ -30,7 +30,8 @@ inline size_t edit_distance(const std::string& a, const std::string& b) {
 
 // ", did you mean X?" for the nearest of the names, or nothing if none is near.
 inline std::string did_you_mean(const std::string& found, const std::vector<std::string>& names) {
-  const auto nearest = std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) { return edit_distance(found, a) < edit_distance(found, b); });
+  const auto nearest =
+      std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) { return edit_distance(found, a) < edit_distance(found, b); });
   return nearest != names.end() && edit_distance(found, *nearest) <= std::max<size_t>(2, found.size() / 3) ? ", did you mean " + *nearest + "?" : "";
 }
 
@@ -52,31 +53,35 @@ class Flags {
 
   // An integer; K, M, G stand for 2^10, 2^20, 2^30.
   void add(const char* name, int64_t& field, int64_t low, int64_t high, const char* help, Role role = setup) {
-    add_flag({name, "N", help, role, [&field] { return std::to_string(field); }, [this, name, &field, low, high](const std::string& text) { field = size(name, text, low, high); }});
+    add_flag({name, "N", help, role, [&field] { return std::to_string(field); },
+              [this, name, &field, low, high](const std::string& text) { field = size(name, text, low, high); }});
   }
   void add(const char* name, double& field, double low, double high, const char* help, Role role = setup) {
-    add_flag({name, "X", help, role, [&field] { return Json(field).dump(); }, [this, name, &field, low, high](const std::string& text) {
-      char* end = nullptr;
-      const double value = strtod(text.c_str(), &end);
-      if (text.empty() || *end || !(value >= low && value <= high)) throw wrong(name, format("a number from %g to %g", low, high), text);
-      field = value;
-    }});
+    add_flag({name, "X", help, role, [&field] { return Json(field).dump(); },
+              [this, name, &field, low, high](const std::string& text) {
+                char* end = nullptr;
+                const double value = strtod(text.c_str(), &end);
+                if (text.empty() || *end || !(value >= low && value <= high)) throw wrong(name, format("a number from %g to %g", low, high), text);
+                field = value;
+              }});
   }
   void add(const char* name, std::string& field, const char* value, const char* help, Role role = setup) {
     add_flag({name, value, help, role, [&field] { return field; }, [&field](const std::string& text) { field = text; }});
   }
   // One of the words in choices, "a|b|c".
   void add_choice(const char* name, std::string& field, const char* choices, const char* help, Role role = setup) {
-    add_flag({name, choices, help, role, [&field] { return field; }, [this, name, &field, choices](const std::string& text) {
-      if (text.empty() || ("|" + std::string(choices) + "|").find("|" + text + "|") == std::string::npos) throw wrong(name, choices, text);
-      field = text;
-    }});
+    add_flag({name, choices, help, role, [&field] { return field; },
+              [this, name, &field, choices](const std::string& text) {
+                if (text.empty() || ("|" + std::string(choices) + "|").find("|" + text + "|") == std::string::npos) throw wrong(name, choices, text);
+                field = text;
+              }});
   }
   void add_on_off(const char* name, bool& field, const char* help, Role role = setup) {
-    add_flag({name, "on|off", help, role, [&field] { return std::string(field ? "on" : "off"); }, [this, name, &field](const std::string& text) {
-      if (text != "on" && text != "off") throw wrong(name, "on or off", text);
-      field = text == "on";
-    }});
+    add_flag({name, "on|off", help, role, [&field] { return std::string(field ? "on" : "off"); },
+              [this, name, &field](const std::string& text) {
+                if (text != "on" && text != "off") throw wrong(name, "on or off", text);
+                field = text == "on";
+              }});
   }
   // A flag without a value: being there turns it on.
   void add_switch(const char* name, bool& field, const char* help, Role role = setup) {
@@ -122,7 +127,8 @@ class Flags {
         flag.set(arguments[i]);
       }
     }
-    if (rest_ && rest_required_ && rest_->empty()) throw UsageError(format("%s needs %s; see train_gca %s --help", command_.c_str(), rest_name_, command_.c_str()));
+    if (rest_ && rest_required_ && rest_->empty())
+      throw UsageError(format("%s needs %s; see train_gca %s --help", command_.c_str(), rest_name_, command_.c_str()));
   }
   bool given(const std::string& name) { return find(name).given; }
   // The value of a flag in arguments that are not parsed yet; "" if it is not among them.
@@ -158,7 +164,8 @@ class Flags {
   void restore(const JsonField& saved) {
     for (const auto& [name, value] : saved.members()) {
       Flag* flag = look_up(name);
-      if (!flag || flag->role == setup) throw Error(saved.where() + ": the setting \"" + name + "\" is not known: a newer train_gca made this checkpoint; use that one");
+      if (!flag || flag->role == setup)
+        throw Error(saved.where() + ": the setting \"" + name + "\" is not known: a newer train_gca made this checkpoint; use that one");
       try {
         flag->set(saved.at(name).string());
       } catch (const UsageError& error) {
@@ -170,8 +177,8 @@ class Flags {
   void check_unchanged(const JsonField& saved) const {
     for (const Flag& flag : flags_)
       if (flag.role == run && flag.given && saved.has(flag.name) && saved.at(flag.name).string() != flag.get())
-        throw UsageError(format("--%s: the run was started with '%s', found '%s'; leave it out to resume, or start a new run from the weights with --init", flag.name,
-                                saved.at(flag.name).string().c_str(), flag.get().c_str()));
+        throw UsageError(format("--%s: the run was started with '%s', found '%s'; leave it out to resume, or start a new run from the weights with --init",
+                                flag.name, saved.at(flag.name).string().c_str(), flag.get().c_str()));
   }
 
  private:
@@ -202,13 +209,15 @@ class Flags {
     if (Flag* flag = look_up(name)) return *flag;
     std::vector<std::string> names;
     for (const Flag& flag : flags_) names.push_back(std::string("--") + flag.name);
-    throw UsageError(format("%s has no flag --%s%s; see train_gca %s --help", command_.c_str(), name.c_str(), did_you_mean("--" + name, names).c_str(), command_.c_str()));
+    throw UsageError(
+        format("%s has no flag --%s%s; see train_gca %s --help", command_.c_str(), name.c_str(), did_you_mean("--" + name, names).c_str(), command_.c_str()));
   }
   UsageError wrong(const char* name, const std::string& expected, const std::string& found) const {
     return UsageError(format("--%s: expected %s, found '%s'", name, expected.c_str(), found.c_str()));
   }
   int64_t size(const char* name, const std::string& text, int64_t low, int64_t high) const {
-    const std::string expected = format("a whole number from %lld to %lld (K, M, G stand for 2^10, 2^20, 2^30)", static_cast<long long>(low), static_cast<long long>(high));
+    const std::string expected =
+        format("a whole number from %lld to %lld (K, M, G stand for 2^10, 2^20, 2^30)", static_cast<long long>(low), static_cast<long long>(high));
     int64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     int64_t unit = 1;

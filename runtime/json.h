@@ -111,16 +111,11 @@ class Json {
     while (!text.empty()) {
       const unsigned char c = static_cast<unsigned char>(text[0]);
       const size_t length = utf8_length(text);
-      if (length == 0)
-        out += "\xEF\xBF\xBD";
-      else if (c == '"' || c == '\\')
-        (out += '\\') += text[0];
-      else if (c == '\n')
-        out += "\\n";
-      else if (c < 0x20 || c == 0x7F)
-        out += format("\\u%04x", c);
-      else
-        out += text.substr(0, length);
+      if (length == 0) out += "\xEF\xBF\xBD";
+      else if (c == '"' || c == '\\') (out += '\\') += text[0];
+      else if (c == '\n') out += "\\n";
+      else if (c < 0x20 || c == 0x7F) out += format("\\u%04x", c);
+      else out += text.substr(0, length);
       text.remove_prefix(length ? length : 1);
     }
     out += '"';
@@ -194,8 +189,7 @@ class JsonField {
     return JsonField(*member, where_ + (inside_ ? "." : ": ") + printable(name), true);
   }
   JsonField at(size_t i) const {
-    if (i >= items().size())
-      throw Error(format("%s: expected more than %zu items, found %zu; %s", where_.c_str(), i, items().size(), mend()));
+    if (i >= items().size()) throw Error(format("%s: expected more than %zu items, found %zu; %s", where_.c_str(), i, items().size(), mend()));
     return JsonField(items()[i], where_ + (inside_ ? "" : ": ") + format("[%zu]", i), true);
   }
 
@@ -226,12 +220,9 @@ class JsonField {
 
   Error mistyped(const std::string& expected) const {
     std::string found;
-    if (std::holds_alternative<std::vector<Json>>(value_->value_))
-      found = format("an array of %zu", items().size());
-    else if (std::holds_alternative<Json::Object>(value_->value_))
-      found = format("an object of %zu", members().size());
-    else
-      found = shortened(value_->dump());
+    if (std::holds_alternative<std::vector<Json>>(value_->value_)) found = format("an array of %zu", items().size());
+    else if (std::holds_alternative<Json::Object>(value_->value_)) found = format("an object of %zu", members().size());
+    else found = shortened(value_->dump());
     return Error(where_ + ": expected " + expected + ", found " + found + "; " + mend());
   }
 
@@ -265,8 +256,7 @@ class JsonParser {
 
   Json document() {
     if (text_.size() > limits_.max_bytes)
-      throw Error(format("%s: expected at most %zu bytes of JSON, found %zu: is this the right file?", what_.c_str(), limits_.max_bytes,
-                         text_.size()));
+      throw Error(format("%s: expected at most %zu bytes of JSON, found %zu: is this the right file?", what_.c_str(), limits_.max_bytes, text_.size()));
     Json result = value(0);
     if (skip_space() != end) fail("nothing after the end of the value");
     return result;
@@ -289,9 +279,8 @@ class JsonParser {
   [[noreturn]] void fail(const std::string& expected) const {
     const int c = peek();
     const std::string found = c == end ? "the end of the text" : c > 0x20 && c < 0x7F ? format("'%c'", c) : format("byte 0x%02x", c);
-    throw Error(format(
-        "%s is not valid JSON at byte %zu: expected %s, found %s; the file is damaged or of another kind: make it anew or fetch it again",
-        what_.c_str(), at_, expected.c_str(), found.c_str()));
+    throw Error(format("%s is not valid JSON at byte %zu: expected %s, found %s; the file is damaged or of another kind: make it anew or fetch it again",
+                       what_.c_str(), at_, expected.c_str(), found.c_str()));
   }
 
   Json value(int depth) {
@@ -454,8 +443,6 @@ class JsonParser {
 
 // The value that text holds: RFC 8259 to the letter, and stricter: no name twice in an object, no lone surrogate, no number past
 // its type. what: the file's name, for errors, which give the byte too.
-inline Json parse_json(std::string_view text, const std::string& what, const JsonLimits& limits = {}) {
-  return JsonParser(text, what, limits).document();
-}
+inline Json parse_json(std::string_view text, const std::string& what, const JsonLimits& limits = {}) { return JsonParser(text, what, limits).document(); }
 
 }  // namespace gca

@@ -22,7 +22,8 @@ void choose_products(Device& device, const std::string& saved) {
     std::error_code none;
     if (saved.empty() && !path.empty() && std::filesystem::exists(path, none)) known = read_file(path, 1 << 20);
     if (const std::string why = device.measure_products(known); !why.empty())
-      printf("the products' algorithms in %s do not fit: %s; they are measured anew\n", saved.empty() ? ("'" + path + "'").c_str() : "the checkpoint", why.c_str());
+      printf("the products' algorithms in %s do not fit: %s; they are measured anew\n", saved.empty() ? ("'" + path + "'").c_str() : "the checkpoint",
+             why.c_str());
   }
 }
 

@@ -42,9 +42,12 @@ inline void add_model_flags(Flags& flags, std::string& model, Config& c) {
 
 inline void add_recompute_flag(Flags& flags, std::string& recompute) {
   flags.add_choice("recompute", recompute, "none|norms|layers",
-                   "computed anew in backward, to save memory, with the same results: nothing, what norms and SwiGLU give, or nearly all of each layer", Flags::remembered);
+                   "computed anew in backward, to save memory, with the same results: nothing, what norms and SwiGLU give, or nearly all of each layer",
+                   Flags::remembered);
 }
-inline Recompute recompute_named(const std::string& name) { return name == "layers" ? Recompute::layers : name == "norms" ? Recompute::norms : Recompute::none; }
+inline Recompute recompute_named(const std::string& name) {
+  return name == "layers" ? Recompute::layers : name == "norms" ? Recompute::norms : Recompute::none;
+}
 
 struct TrainSettings {
   std::string model = "small", data, val_data, tokenizer = "bytes", out, init, device = "auto", precision = "float", recompute = "none";
@@ -195,14 +198,16 @@ void check_names(const SafetensorsFile& file, const DRT<Device>& model, const st
   int64_t buffers = 0;
   for (const SafetensorsTensor& tensor : file.tensors()) {
     if (known.contains(tensor.name)) continue;
-    if (tensor.name == "lm_head.weight" && is_tied_head(file, tensor)) fprintf(stderr, "'%s': 'lm_head.weight' is the embedding again and is left out\n", file.path().c_str());
+    if (tensor.name == "lm_head.weight" && is_tied_head(file, tensor))
+      fprintf(stderr, "'%s': 'lm_head.weight' is the embedding again and is left out\n", file.path().c_str());
     else if (tensor.name.find(".rotary_emb.") != std::string::npos) buffers++;
     else surplus += "\n  " + tensor.name;
   }
   if (!missing.empty() || !surplus.empty())
     throw Error("'" + file.path() + "' is not of this model; check --model and the sizes." + (missing.empty() ? "" : " Missing:" + missing) +
                 (surplus.empty() ? "" : std::string(missing.empty() ? "" : "\n") + " Without a place in it:" + surplus));
-  if (buffers) fprintf(stderr, "'%s': %lld tables of rotary embeddings are left out: they are computed here\n", file.path().c_str(), static_cast<long long>(buffers));
+  if (buffers)
+    fprintf(stderr, "'%s': %lld tables of rotary embeddings are left out: they are computed here\n", file.path().c_str(), static_cast<long long>(buffers));
 }
 // The embedding of a file whose vocabulary was rounded up, as the released model's: rows that no token has are left out.
 inline bool is_padded(const SafetensorsTensor& found, const Tensor& t) {
@@ -219,7 +224,8 @@ void load_buffer(const SafetensorsFile& file, DRT<Device>& model, typename DRT<D
     if (is_padded(found, t)) file.read(found, 0, t.size(), values.data());
     else file.read(prefix + t.name, tensor_shape(t), values.data());
     if (!std::all_of(values.begin(), values.end(), [](master x) { return std::isfinite(x); }))
-      throw Error("'" + file.path() + "': tensor '" + prefix + t.name + "': expected finite numbers, found one that is not; take an older checkpoint or make the file anew");
+      throw Error("'" + file.path() + "': tensor '" + prefix + t.name +
+                  "': expected finite numbers, found one that is not; take an older checkpoint or make the file anew");
     model.device.upload(buffer + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
   }
 }
@@ -256,9 +262,11 @@ void allocate_or_explain(DRT<Device>& model, int64_t B, int64_t T) {
       const int64_t middle = fits + (too_many - fits) / 2;
       (needed(middle) > room ? too_many : fits) = middle;
     }
-    throw Error(format("the model and %lld rows of %lld slots need %s, %s are free; ", static_cast<long long>(B), static_cast<long long>(T), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()) +
-                (fits ? format("--micro-batch %lld fits", static_cast<long long>(fits)) : std::string("not even one row fits: use fewer --chunks or a smaller model")) +
-                (model.recompute == Recompute::layers ? "" : "; in training --recompute layers needs less"));
+    throw Error(
+        format("the model and %lld rows of %lld slots need %s, %s are free; ", static_cast<long long>(B), static_cast<long long>(T), mebibytes(n_bytes).c_str(),
+               mebibytes(room).c_str()) +
+        (fits ? format("--micro-batch %lld fits", static_cast<long long>(fits)) : std::string("not even one row fits: use fewer --chunks or a smaller model")) +
+        (model.recompute == Recompute::layers ? "" : "; in training --recompute layers needs less"));
   }
   model.allocate();
   model.commit_activations();

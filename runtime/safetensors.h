@@ -49,8 +49,7 @@ inline int64_t element_count(const Shape& shape, Dtype dtype, const std::string&
   bool fits = true;
   for (const int64_t size : shape) fits = fits && size >= 0 && !__builtin_mul_overflow(count, size, &count);
   if (!fits || __builtin_mul_overflow(count, dtype.bytes(), &bytes))
-    throw Error(where + ": expected a shape of fewer than 2^63 bytes, found " + shape_text(shape) +
-                "; the file is damaged: make it anew or fetch it again");
+    throw Error(where + ": expected a shape of fewer than 2^63 bytes, found " + shape_text(shape) + "; the file is damaged: make it anew or fetch it again");
   return count;
 }
 
@@ -102,8 +101,8 @@ class SafetensorsFile {
   const SafetensorsTensor& at(const std::string& name, const Shape& shape) const {
     const SafetensorsTensor& tensor = at(name);
     if (tensor.shape != shape)
-      throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " +
-                  shape_text(tensor.shape) + "; is this a file of the same model?");
+      throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " + shape_text(tensor.shape) +
+                  "; is this a file of the same model?");
     return tensor;
   }
 
@@ -117,10 +116,8 @@ class SafetensorsFile {
     if constexpr (std::is_floating_point_v<T>) {
       if (tensor.dtype == Dtype::F64) return convert<double>(start, count, out, [](double x) { return static_cast<T>(x); });
       if (tensor.dtype == Dtype::F32) return convert<float>(start, count, out, [](float x) { return static_cast<T>(x); });
-      if (tensor.dtype == Dtype::F16)
-        return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
-      if (tensor.dtype == Dtype::BF16)
-        return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
+      if (tensor.dtype == Dtype::F16) return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
+      if (tensor.dtype == Dtype::BF16) return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
     }
     throw Error(format("'%s': tensor '%s': expected %s, found %s; is this a file of the same kind?", path().c_str(), tensor.name.c_str(),
                        std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(), tensor.dtype.name()));
@@ -148,10 +145,9 @@ class SafetensorsFile {
     uint64_t header_bytes = 0;
     if (file_bytes >= 8) file_.read(&header_bytes, 8, 0);
     if (file_bytes < 8 || header_bytes > static_cast<uint64_t>(file_bytes - 8) || header_bytes > max_header_bytes)
-      throw Error(format(
-          "'%s' is cut off or no safetensors file: expected a header of at most %llu bytes in a file of %lld, found %llu; make it anew",
-          path().c_str(), static_cast<unsigned long long>(max_header_bytes), static_cast<long long>(file_bytes),
-          static_cast<unsigned long long>(header_bytes)));
+      throw Error(format("'%s' is cut off or no safetensors file: expected a header of at most %llu bytes in a file of %lld, found %llu; make it anew",
+                         path().c_str(), static_cast<unsigned long long>(max_header_bytes), static_cast<long long>(file_bytes),
+                         static_cast<unsigned long long>(header_bytes)));
     std::string header(header_bytes, '\0');
     file_.read(header.data(), header.size(), 8);
     const std::string what = "'" + path() + "' (header)";
@@ -170,9 +166,8 @@ class SafetensorsFile {
     }
 
     const auto end = [](const SafetensorsTensor& t) { return t.offset_bytes + t.count * t.dtype.bytes(); };
-    std::sort(tensors_.begin(), tensors_.end(), [&](const SafetensorsTensor& a, const SafetensorsTensor& b) {
-      return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b));
-    });
+    std::sort(tensors_.begin(), tensors_.end(),
+              [&](const SafetensorsTensor& a, const SafetensorsTensor& b) { return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b)); });
     int64_t next = data_start;
     for (const SafetensorsTensor& t : tensors_) {
       if (t.offset_bytes != next) misplaced("the tensor '" + t.name + "'", next, t.offset_bytes);
@@ -185,24 +180,22 @@ class SafetensorsFile {
   SafetensorsTensor tensor(const std::string& name, const JsonField& field, int64_t data_start, int64_t data_bytes) const {
     const std::string type = field.at("dtype").string();
     const auto kind = std::find_if(std::begin(Dtype::all), std::end(Dtype::all), [&](Dtype d) { return type == d.name(); });
-    if (kind == std::end(Dtype::all))
-      throw Error(field.where() + ": the dtype " + Json(type).dump() + " is not known here; convert the file to F32 or BF16");
+    if (kind == std::end(Dtype::all)) throw Error(field.where() + ": the dtype " + Json(type).dump() + " is not known here; convert the file to F32 or BF16");
     SafetensorsTensor t{name, *kind, {}, 0, 0};
     const JsonField sizes = field.at("shape"), offsets = field.at("data_offsets");
     for (size_t i = 0; i < sizes.items().size(); i++) t.shape.push_back(sizes.at(i).integer(0, INT64_MAX));
     t.count = element_count(t.shape, t.dtype, field.where());
     const int64_t begin = offsets.at(0).integer(0, data_bytes), end = offsets.at(1).integer(begin, data_bytes);
     if (offsets.items().size() != 2 || end - begin != t.count * t.dtype.bytes())
-      throw Error(format("%s: expected %lld bytes for %s %s, found data_offsets %s; the file is damaged: make it anew or fetch it again",
-                         field.where().c_str(), static_cast<long long>(t.count * t.dtype.bytes()), t.dtype.name(),
-                         shape_text(t.shape).c_str(), offsets.json().dump().c_str()));
+      throw Error(format("%s: expected %lld bytes for %s %s, found data_offsets %s; the file is damaged: make it anew or fetch it again", field.where().c_str(),
+                         static_cast<long long>(t.count * t.dtype.bytes()), t.dtype.name(), shape_text(t.shape).c_str(), offsets.json().dump().c_str()));
     t.offset_bytes = data_start + begin;
     return t;
   }
 
   [[noreturn]] void misplaced(const std::string& what, int64_t expected, int64_t found) const {
-    throw Error(format("'%s': expected %s at byte %lld, found it at %lld; the file is damaged or cut off: make it anew or fetch it again",
-                       path().c_str(), what.c_str(), static_cast<long long>(expected), static_cast<long long>(found)));
+    throw Error(format("'%s': expected %s at byte %lld, found it at %lld; the file is damaged or cut off: make it anew or fetch it again", path().c_str(),
+                       what.c_str(), static_cast<long long>(expected), static_cast<long long>(found)));
   }
 
   // out = f of count numbers of type Stored, from byte `start` of the file, a piece at a time.
@@ -237,13 +230,11 @@ struct SafetensorsEntry {
 // An entry that writes the elements at data, which must stay until it is written.
 template <class T>
 SafetensorsEntry safetensors_entry(const std::string& name, const Shape& shape, const T* data) {
-  return {name, Dtype::of<T>(), shape,
-          [data](void* out, int64_t first, int64_t count) { memcpy(out, data + first, static_cast<size_t>(count) * sizeof(T)); }};
+  return {name, Dtype::of<T>(), shape, [data](void* out, int64_t first, int64_t count) { memcpy(out, data + first, static_cast<size_t>(count) * sizeof(T)); }};
 }
 
 // Writes the tensors, packed, in the given order. The file appears whole or not at all, and is durable when this returns.
-inline void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
-                              const std::vector<SafetensorsEntry>& entries) {
+inline void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata, const std::vector<SafetensorsEntry>& entries) {
   Json header = Json::object();
   for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
   int64_t end = 0;

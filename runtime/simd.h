@@ -28,7 +28,8 @@ inline Isa isa() {
       if (!strcmp(asked, "portable")) return Isa::portable;
       if (!strcmp(asked, "avx2") && best >= Isa::avx2) return Isa::avx2;
       if (strcmp(asked, "avx512") || best < Isa::avx512)
-        throw UsageError(format("GCA_ISA: expected portable, avx2 or avx512, and one that this processor has (its best: %s), found '%s'", isa_name(best), asked));
+        throw UsageError(
+            format("GCA_ISA: expected portable, avx2 or avx512, and one that this processor has (its best: %s), found '%s'", isa_name(best), asked));
     }
     return best;
   }();
@@ -38,8 +39,14 @@ inline Isa isa() {
 #ifdef __x86_64__
 #define GCA_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define GCA_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")))
-template <class Body> GCA_TARGET_AVX2 void run_avx2(Body& body) { body(); }
-template <class Body> GCA_TARGET_AVX512 void run_avx512(Body& body) { body(); }
+template <class Body>
+GCA_TARGET_AVX2 void run_avx2(Body& body) {
+  body();
+}
+template <class Body>
+GCA_TARGET_AVX512 void run_avx512(Body& body) {
+  body();
+}
 #endif
 
 // Runs body(), compiled for the chosen instruction set. body: a lambda marked GCA_INLINE, so that it is inlined into (and

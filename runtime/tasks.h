@@ -140,10 +140,8 @@ class Task {
     close_ = word(tokenizer.END, "|");
     ask_ = word(tokenizer.ASK, two_hop_ ? "|After " : "|The passkey of ");
     comma_ = word(tokenizer.COMMA, ", ");
-    if (two_hop_)
-      middle_ = word(tokenizer.ARROW, " comes ");
-    else if (!ids)
-      middle_ = tokenizer.encode(" is: ");
+    if (two_hop_) middle_ = word(tokenizer.ARROW, " comes ");
+    else if (!ids) middle_ = tokenizer.encode(" is: ");
     const bool letters = s_.values == "letters";
     for (int32_t id = 0; id < tokenizer.vocab_size(); id++) {
       const std::string_view bytes = tokenizer.bytes_of(id);

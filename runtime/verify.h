@@ -55,7 +55,8 @@ class Verifier {
     for (int64_t g = 0; g < G; g++) file_.at(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_});
     model.plan(B_, T);
     if (const int64_t n_bytes = model.model_memory().total_bytes() + model.activation_memory().total_bytes(), room = device.free_bytes(); n_bytes > room)
-      throw Error(format("'%s' needs %.1f MiB, %.1f MiB are free; run it on a larger machine", file_.path().c_str(), static_cast<double>(n_bytes) / (1 << 20), static_cast<double>(room) / (1 << 20)));
+      throw Error(format("'%s' needs %.1f MiB, %.1f MiB are free; run it on a larger machine", file_.path().c_str(), static_cast<double>(n_bytes) / (1 << 20),
+                         static_cast<double>(room) / (1 << 20)));
     model.allocate();
     model.commit_activations();
     std::vector<typename Model::master> values;
@@ -72,14 +73,16 @@ class Verifier {
     int64_t N = 0;
     for (size_t i = 0; i < tokens.size(); i++) {
       if (tokens[i] < 0 || tokens[i] >= config_.vocab || targets[i] >= config_.vocab)
-        throw Error(format("'%s': tokens, targets: expected ids below vocab %lld, found %d and %d at slot %zu", file_.path().c_str(), static_cast<long long>(config_.vocab), tokens[i], targets[i], i));
+        throw Error(format("'%s': tokens, targets: expected ids below vocab %lld, found %d and %d at slot %zu", file_.path().c_str(),
+                           static_cast<long long>(config_.vocab), tokens[i], targets[i], i));
       N += targets[i] >= 0;
     }
     if (!N) throw Error("'" + file_.path() + "': targets: expected at least one slot with a target");
     noise_.resize(static_cast<size_t>(G * B_ * C_ * C_));
     for (int64_t g = 0; g < G; g++) file_.read(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_}, noise_.data() + g * B_ * C_ * C_);
     const auto release = [&](float* memory) { device.release(memory); };
-    const std::unique_ptr<float, decltype(release)> device_noise(static_cast<float*>(device.allocate(static_cast<int64_t>(noise_.size() * sizeof(float)))), release);
+    const std::unique_ptr<float, decltype(release)> device_noise(static_cast<float*>(device.allocate(static_cast<int64_t>(noise_.size() * sizeof(float)))),
+                                                                 release);
     if (G) device.upload(device_noise.get(), noise_.data(), static_cast<int64_t>(noise_.size() * sizeof(float)));
     model.upload(tokens.data(), targets.data(), nullptr, R);
 
@@ -102,7 +105,9 @@ class Verifier {
     for (int64_t g = 0; g < G; g++) compare_weights(model, device, g);
     compare_stage(device, "stage.lower_out", model.lower.empty() ? model.embedded : model.lower.back().out, R * config_.width);
     if (G) compare_stage(device, "stage.encoder_out", model.enc_out, R * config_.width);
-    for (int64_t g = 0; g < G; g++) compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)), model.groups[static_cast<size_t>(g)].layers.back().out, R * config_.width);
+    for (int64_t g = 0; g < G; g++)
+      compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)), model.groups[static_cast<size_t>(g)].layers.back().out,
+                    R * config_.width);
     compare("logits", logits(model, device, R));
     model.head(1.0 / static_cast<double>(N), true);
     model.backward();
@@ -127,8 +132,8 @@ class Verifier {
     compare("train.losses", losses, expected);
 
     const bool good = worst_ <= options_.tolerance && !picks_differ_;
-    printf("%s %s: %d tensors, worst %s %.3g (tolerance %.3g)%s%s\n", good ? "ok  " : "FAIL", file_.path().c_str(), compared_, worst_name_.c_str(), worst_, options_.tolerance,
-           picks_differ_ ? ", picks differ" : "", held ? ", picks of the file held: only the first loss" : "");
+    printf("%s %s: %d tensors, worst %s %.3g (tolerance %.3g)%s%s\n", good ? "ok  " : "FAIL", file_.path().c_str(), compared_, worst_name_.c_str(), worst_,
+           options_.tolerance, picks_differ_ ? ", picks differ" : "", held ? ", picks of the file held: only the first loss" : "");
     return good;
   }
 
@@ -196,7 +201,8 @@ class Verifier {
     const double error = largest > 0 ? difference / largest : difference;
     const bool good = error <= options_.tolerance;
     if (!options_.quiet || !good)
-      printf("  %-60s %10.3g largest  %10.3g rms%s\n", name.c_str(), error, reference > 0 ? std::sqrt(squares / reference) : std::sqrt(squares), good ? "" : "   PAST THE TOLERANCE");
+      printf("  %-60s %10.3g largest  %10.3g rms%s\n", name.c_str(), error, reference > 0 ? std::sqrt(squares / reference) : std::sqrt(squares),
+             good ? "" : "   PAST THE TOLERANCE");
     if (!(error <= worst_)) worst_ = std::isnan(error) ? HUGE_VAL : error, worst_name_ = name;
     compared_++;
   }
@@ -231,7 +237,9 @@ class Verifier {
           for (int64_t k = 0; k < columns(); k++) {
             const size_t from = static_cast<size_t>((b * C_ + c) * columns() + k);
             if (weights[from] == 0) continue;
-            if (picks[from] < 0 || picks[from] >= c) throw Error(format("'%s': group%zu.topk_index: chunk %lld expected to fetch an earlier chunk, found %d", file_.path().c_str(), g, static_cast<long long>(c), picks[from]));
+            if (picks[from] < 0 || picks[from] >= c)
+              throw Error(format("'%s': group%zu.topk_index: chunk %lld expected to fetch an earlier chunk, found %d", file_.path().c_str(), g,
+                                 static_cast<long long>(c), picks[from]));
             table[static_cast<size_t>((b * (C_ + 1) + c + 1) * K + k)] = picks[from];
           }
       device.upload(model.groups[g].pick, table.data(), static_cast<int64_t>(table.size() * sizeof(int32_t)));
@@ -244,7 +252,8 @@ class Verifier {
     const int64_t D = config_.width, K = config_.topk, S = config_.chunk;
     const auto& group = model.groups[static_cast<size_t>(g)];
     const std::vector<int32_t> found = download<int32_t>(device, group.pick, B_ * (C_ + 1) * K), expected = file_picks(g);
-    const std::vector<double> weights = file_weights(g), r = download<double>(device, group.r, B_ * C_ * D), h = download<double>(device, model.enc_out, B_ * C_ * S * D);
+    const std::vector<double> weights = file_weights(g), r = download<double>(device, group.r, B_ * C_ * D),
+                              h = download<double>(device, model.enc_out, B_ * C_ * S * D);
     int64_t differ = 0, near = 0;
     double nearest = HUGE_VAL;
     for (int64_t b = 0; b < B_; b++)
@@ -268,12 +277,14 @@ class Verifier {
           near += k == static_cast<size_t>(K) && score[k - 1] - score[k] < near_tie;
         }
       }
-    if (near) printf("  group %lld: near tie: the K-th and the next score are closer than %g in %lld chunks\n", static_cast<long long>(g), near_tie, static_cast<long long>(near));
+    if (near)
+      printf("  group %lld: near tie: the K-th and the next score are closer than %g in %lld chunks\n", static_cast<long long>(g), near_tie,
+             static_cast<long long>(near));
     near_tie_ |= near > 0 || nearest < near_tie;
     picks_differ_ |= differ > 0;
     if (!options_.quiet || differ)
-      printf("  group%lld.topk_index %*s %s (%lld of %lld differ; nearest scores %.3g apart)\n", static_cast<long long>(g), 42, "", differ ? "DIFFER" : "equal", static_cast<long long>(differ),
-             static_cast<long long>(expected.size()), nearest);
+      printf("  group%lld.topk_index %*s %s (%lld of %lld differ; nearest scores %.3g apart)\n", static_cast<long long>(g), 42, "", differ ? "DIFFER" : "equal",
+             static_cast<long long>(differ), static_cast<long long>(expected.size()), nearest);
   }
   static constexpr double near_tie = 1e-3;
 

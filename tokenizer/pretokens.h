@@ -71,7 +71,11 @@ class WordScanner {
 
   // What a first byte says: how long its character is, in [low, low + span] of what the second byte must be, and the class where it is
   // not: of ASCII's characters, which are followed by none such, and of bytes that are no part of valid UTF-8.
-  struct Lead { uint16_t low; uint8_t span, length; unicode::Class alone; };
+  struct Lead {
+    uint16_t low;
+    uint8_t span, length;
+    unicode::Class alone;
+  };
   static constexpr auto leads = [] {
     std::array<Lead, 256> table{};
     for (uint32_t byte = 0; byte < 256; byte++) {

@@ -67,18 +67,14 @@ inline std::vector<TextFile> text_files(const std::vector<std::string>& paths) {
     for (const std::string& name : list_folder(folder)) {
       const std::string path = folder + "/" + name;
       if (name[0] == '.' || (depth == 0 && name == "val")) continue;
-      if (std::filesystem::is_directory(path))
-        walk(path, val, depth + 1);
-      else
-        add(path, val);
+      if (std::filesystem::is_directory(path)) walk(path, val, depth + 1);
+      else add(path, val);
     }
     if (depth == 0 && std::filesystem::is_directory(folder + "/val")) walk(folder + "/val", true, 1);
   };
   for (const std::string& path : paths) {
-    if (std::error_code none; std::filesystem::is_directory(path, none))
-      walk(path, false, 0);
-    else
-      add(path, false);
+    if (std::error_code none; std::filesystem::is_directory(path, none)) walk(path, false, 0);
+    else add(path, false);
   }
   std::stable_partition(files.begin(), files.end(), [](const TextFile& file) { return !file.val; });
   return files;
@@ -184,9 +180,9 @@ class TextPieces {
 };
 
 struct TokenizeOptions {
-  double val_fraction = 0.01;            // of the text's bytes, from its end; unless a folder has its own val/
+  double val_fraction = 0.01;  // of the text's bytes, from its end; unless a folder has its own val/
   int64_t shard_tokens = 100'000'000;
-  bool marked = false;                   // <|endoftext|> in a text begins the next document; else it is text like any other
+  bool marked = false;  // <|endoftext|> in a text begins the next document; else it is text like any other
 };
 struct TokenizeReport {
   int64_t bytes = 0, documents = 0, train_tokens = 0, val_tokens = 0;
@@ -244,10 +240,10 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
   report.train_tokens = train.tokens();
   report.val_tokens = val.tokens();
   if (report.train_tokens == 0 || (report.val_tokens == 0 && (has_val || options.val_fraction > 0)))
-    throw Error(format("%lld bytes of text are too short to keep a part (%g) for validation: %lld tokens would be left to train on, "
-                       "%lld to validate; give more text, another part, or 0 for no validation",
-                       static_cast<long long>(total), options.val_fraction, static_cast<long long>(report.train_tokens),
-                       static_cast<long long>(report.val_tokens)));
+    throw Error(
+        format("%lld bytes of text are too short to keep a part (%g) for validation: %lld tokens would be left to train on, "
+               "%lld to validate; give more text, another part, or 0 for no validation",
+               static_cast<long long>(total), options.val_fraction, static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens)));
   train.commit();
   val.commit();
   return report;
@@ -300,8 +296,8 @@ inline void decode_stream(const Tokenizer& tokenizer, FILE* in, FILE* out) {
     int32_t id = 0;
     const char* end = word + strlen(word);
     if (const auto [stop, error] = std::from_chars(word, end, id); error != std::errc() || stop != end)
-      throw Error(format("input, number %lld: expected a token id, found '%s'; ids are decimal numbers with spaces between them",
-                         static_cast<long long>(count), printable(word).c_str()));
+      throw Error(format("input, number %lld: expected a token id, found '%s'; ids are decimal numbers with spaces between them", static_cast<long long>(count),
+                         printable(word).c_str()));
     tokenizer.decode(std::span(&id, 1), text);
   }
   if (fflush(out)) throw system_error("cannot write the output", errno);

@@ -29,16 +29,11 @@ inline std::string printable(std::string_view text, bool keep_lines = false) {
     const unsigned char c = static_cast<unsigned char>(text[0]);
     const size_t length = utf8_length(text);
     const bool c1 = length == 2 && c == 0xC2 && static_cast<unsigned char>(text[1]) < 0xA0;  // control characters too
-    if (keep_lines && (c == '\n' || c == '\t'))
-      out += text[0];
-    else if (c == '\n' || c == '\t' || c == '\r')
-      out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\r";
-    else if (length == 0 || c < 0x20 || c == 0x7F)
-      out += format("\\x%02x", c);
-    else if (c1)
-      out += format("\\xc2\\x%02x", static_cast<unsigned char>(text[1]));
-    else
-      out += text.substr(0, length);
+    if (keep_lines && (c == '\n' || c == '\t')) out += text[0];
+    else if (c == '\n' || c == '\t' || c == '\r') out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\r";
+    else if (length == 0 || c < 0x20 || c == 0x7F) out += format("\\x%02x", c);
+    else if (c1) out += format("\\xc2\\x%02x", static_cast<unsigned char>(text[1]));
+    else out += text.substr(0, length);
     text.remove_prefix(length ? length : 1);
   }
   return out;
@@ -46,12 +41,14 @@ inline std::string printable(std::string_view text, bool keep_lines = false) {
 
 class Tokenizer {
  public:
-  struct Merge { uint32_t left, right; };  // ids
+  struct Merge {
+    uint32_t left, right;  // ids
+  };
 
   // Limits on every vocabulary, whether learned or read.
-  static constexpr size_t max_vocabulary = size_t{1} << 20;      // without the special ids; a packed pair has 21 bits an id
+  static constexpr size_t max_vocabulary = size_t{1} << 20;  // without the special ids; a packed pair has 21 bits an id
   static constexpr size_t max_token_bytes = 1024;
-  static constexpr size_t max_all_bytes = size_t{256} << 20;     // all tokens' bytes together
+  static constexpr size_t max_all_bytes = size_t{256} << 20;  // all tokens' bytes together
 
   // The special ids. They come from nowhere but their numbers: no text encodes to them.
   int32_t end_of_text, landmark, KEY, END, ASK, ARROW, COMMA;
@@ -93,12 +90,10 @@ class Tokenizer {
   void decode(std::span<const int32_t> ids, std::string& out) const {
     for (const int32_t id : ids) {
       if (id < 0 || id >= vocab_size())
-        throw Error(format("token id %d: expected 0 to %d, the vocabulary of %s; these ids were made with another tokenizer", id,
-                           vocab_size() - 1, description().c_str()));
-      if (is_special(id))
-        out += name_of(id);
-      else
-        out += bytes_of(id);
+        throw Error(format("token id %d: expected 0 to %d, the vocabulary of %s; these ids were made with another tokenizer", id, vocab_size() - 1,
+                           description().c_str()));
+      if (is_special(id)) out += name_of(id);
+      else out += bytes_of(id);
     }
   }
   std::string decode(std::span<const int32_t> ids) const {
@@ -137,15 +132,15 @@ class Tokenizer {
 
   Layout layout_;
   std::vector<Merge> merges_;
-  std::vector<std::string> names_;      // of the special ids, from names_at_ on
+  std::vector<std::string> names_;  // of the special ids, from names_at_ on
   size_t names_at_;
-  std::string bytes_;                   // all tokens' bytes in the order of ids
-  std::vector<uint32_t> starts_;        // where each begins, and the end
+  std::string bytes_;             // all tokens' bytes in the order of ids
+  std::vector<uint32_t> starts_;  // where each begins, and the end
   uint32_t byte_ids_[256];
-  std::vector<uint64_t> pairs_;         // hash table, open addressing: left << 42 | right << 21 | merged + 1; 0 is free
+  std::vector<uint64_t> pairs_;  // hash table, open addressing: left << 42 | right << 21 | merged + 1; 0 is free
   int pairs_shift_;
-  std::vector<uint64_t> filter_;        // 2^19 bits, of each pair's hash one: most pairs that are asked for merge to nothing
-  std::vector<uint32_t> byte_pairs_;    // [256 first + second] what two bytes merge to: the pairs that every new word asks for
+  std::vector<uint64_t> filter_;      // 2^19 bits, of each pair's hash one: most pairs that are asked for merge to nothing
+  std::vector<uint32_t> byte_pairs_;  // [256 first + second] what two bytes merge to: the pairs that every new word asks for
   uint64_t hash_;
 };
 
@@ -182,8 +177,7 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     const uint32_t left = merges_[r].left, right = merges_[r].right;
     const size_t id = 256 + r;
     const auto bad = [&](const char* expected) {
-      return Error(format("%s: merge %zu: expected %s, found ids %u and %u; the file is damaged: make it anew", what.c_str(), r, expected,
-                          left, right));
+      return Error(format("%s: merge %zu: expected %s, found ids %u and %u; the file is damaged: make it anew", what.c_str(), r, expected, left, right));
     };
     if (left >= id || right >= id) throw bad("two ids that bytes or earlier merges have");
     if (merged(left, right) != none) throw bad("a pair that no earlier merge has");
@@ -227,8 +221,9 @@ inline Tokenizer Tokenizer::parse(std::string_view content, const std::string& w
   if (content.substr(0, 8) == std::string_view(magic, 8)) return parse_own(content, what);
   const size_t first = content.find_first_not_of(" \t\r\n");
   if (first != content.npos && content[first] == '{') return parse_gpt2(content, what, gpt2_merges);
-  throw Error(what + ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), found something "
-                     "else; check the path");
+  throw Error(what +
+              ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), found something "
+              "else; check the path");
 }
 
 inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::string& what) {
@@ -236,14 +231,13 @@ inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::strin
   if (content.size() >= header_bytes) memcpy(words, content.data() + 8, sizeof words);
   const auto [file_version, layout, count] = words;
   if (content.size() >= header_bytes && file_version != version)
-    throw Error(format("%s: expected version %u of the format, found %u; another release wrote it: use that one, or make the file anew",
-                       what.c_str(), version, file_version));
+    throw Error(format("%s: expected version %u of the format, found %u; another release wrote it: use that one, or make the file anew", what.c_str(), version,
+                       file_version));
   const uint64_t expected_bytes = header_bytes + uint64_t{count} * sizeof(Merge) + 8;
   if (content.size() != expected_bytes)
     throw Error(format("%s: expected %llu bytes for %u merges, found %zu; the file is cut off or damaged: make it anew", what.c_str(),
                        static_cast<unsigned long long>(expected_bytes), count, content.size()));
-  if (layout > 1)
-    throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew", what.c_str(), layout));
+  if (layout > 1) throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew", what.c_str(), layout));
   std::vector<Merge> merges(count);
   if (count) memcpy(merges.data(), content.data() + header_bytes, count * sizeof(Merge));
   Tokenizer tokenizer(static_cast<Layout>(layout), std::move(merges), what);
@@ -260,11 +254,13 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
   const JsonField model = JsonField(json, what).at("model");
   const auto expect = [](const JsonField& field, bool holds, const std::string& expected) {
     if (!holds)
-      throw Error(field.where() + ": expected " + expected + ", as GPT-2's vocabulary has, found something else; no other tokenizer.json is "
-                                  "read here: learn one with tokenizer-train");
+      throw Error(field.where() + ": expected " + expected +
+                  ", as GPT-2's vocabulary has, found something else; no other tokenizer.json is "
+                  "read here: learn one with tokenizer-train");
   };
   const JsonField vocab = model.at("vocab"), merge_list = model.at("merges");
-  expect(vocab, vocab.members().size() >= 256 + merge_count + 1, format("%zu entries or more", 256 + merge_count + 1));  // what follows is special, and ours to name
+  expect(vocab, vocab.members().size() >= 256 + merge_count + 1,
+         format("%zu entries or more", 256 + merge_count + 1));  // what follows is special, and ours to name
   expect(merge_list, merge_list.items().size() == merge_count, format("%zu merges", merge_count));
   const auto id_is = [&](const std::string& token, size_t id) {
     const Json* entry = vocab.json().find(token);
@@ -276,8 +272,8 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
     for (int byte = 0; byte < 256; byte++)
       if (gpt2_prints(byte) == first) {
         const size_t code = first ? static_cast<size_t>(byte) : moved++;
-        const std::string token = code < 0x80 ? std::string(1, static_cast<char>(code))
-                                              : std::string{static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
+        const std::string token =
+            code < 0x80 ? std::string(1, static_cast<char>(code)) : std::string{static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
         expect(vocab, id_is(token, next), format("id %zu for byte %d", next, byte));
         next++;
       }
@@ -311,7 +307,12 @@ class Encoder {
 
   // Appends the ids of text, which is one whole text or the next piece of one that WordScanner::next_cut cut.
   void append(std::string_view text, std::vector<int32_t>& out) {
-    struct Word { const char* begin; size_t length; Entry* entry; uint64_t low, high; } words[32];
+    struct Word {
+      const char* begin;
+      size_t length;
+      Entry* entry;
+      uint64_t low, high;
+    } words[32];
     int32_t block[4096];  // ids on their way to out
     size_t filled = 0;
     for (const char *p = text.data(), *end = p + text.size(); p < end;) {
@@ -359,7 +360,9 @@ class Encoder {
  private:
   // A word and its ids. low, high: its bytes, and its length in the highest byte, so that a free entry (0) is no word.
   // ids: three of 20 bits in each, their number on top of the first.
-  struct Entry { uint64_t low, high, ids[2]; };
+  struct Entry {
+    uint64_t low, high, ids[2];
+  };
   static constexpr size_t max_cached_bytes = 15, max_cached_ids = 6;
   static_assert(Tokenizer::max_vocabulary <= size_t{1} << 20, "ids of the cache have 20 bits");
   static constexpr int cache_bits = 16;
@@ -369,10 +372,8 @@ class Encoder {
     uint64_t word[2] = {};
     if (end - p >= 16) {
       memcpy(word, p, 16);  // of constant size: one load
-      if (length <= 8)
-        word[0] = word[0] << (64 - 8 * length) >> (64 - 8 * length), word[1] = 0;
-      else
-        word[1] = word[1] << (128 - 8 * length) >> (128 - 8 * length);
+      if (length <= 8) word[0] = word[0] << (64 - 8 * length) >> (64 - 8 * length), word[1] = 0;
+      else word[1] = word[1] << (128 - 8 * length) >> (128 - 8 * length);
     } else {
       memcpy(word, p, length);
     }
@@ -477,7 +478,10 @@ class Encoder {
   const Tokenizer& tokenizer_;
   WordScanner scanner_;
   std::unique_ptr<Entry, void (*)(void*)> cache_;
-  struct Link { uint32_t made, before, after; };  // of an id: what it and the next one merge to, and where its neighbours are
+  // Of an id: what it and the next one merge to, and where its neighbours are.
+  struct Link {
+    uint32_t made, before, after;
+  };
   static constexpr uint32_t shortest_window = 24;
   std::vector<uint32_t> ids_ = std::vector<uint32_t>(shortest_window + 1);  // what merge made
   std::vector<Link> links_;                                                 // of merge_long, with the merges that are possible
@@ -496,8 +500,7 @@ inline void Encoder::append_long(const char* p, size_t length, std::vector<int32
     before = at;
     if (seam != Tokenizer::none && ids_[0] != seam) {
       failed = std::max(failed, at);
-      for (const size_t back_to = at - std::min(at, window); at > back_to; out.pop_back())
-        at -= tokenizer_.length_of(seam = static_cast<uint32_t>(out.back()));
+      for (const size_t back_to = at - std::min(at, window); at > back_to; out.pop_back()) at -= tokenizer_.length_of(seam = static_cast<uint32_t>(out.back()));
       if (out.size() == start) seam = Tokenizer::none;
       window *= 4;
       continue;

@@ -93,8 +93,15 @@ class MergeLearner {
   }
 
  private:
-  struct Word { size_t start; uint32_t length; int64_t count; };
-  struct Pair { int64_t count = 0; std::vector<uint32_t> words; };  // words: all that hold it, and some that did
+  struct Word {
+    size_t start;
+    uint32_t length;
+    int64_t count;
+  };
+  struct Pair {
+    int64_t count = 0;
+    std::vector<uint32_t> words;  // all that hold it, and some that did
+  };
   struct Candidate {
     int64_t count;
     uint64_t pair;  // left << 32 | right
@@ -157,11 +164,9 @@ struct TrainReport {
 // Learns vocabulary_size - 256 merges (the special ids come on top) from texts, files or folders as text_files takes them; what
 // folders keep for validation is not read. Needs at most about 2 GiB for any amount of text. The result depends on the text and its
 // order alone, not on the number of threads.
-inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool,
-                                 TrainReport* report = nullptr) {
+inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool, TrainReport* report = nullptr) {
   if (vocabulary_size < 256 || vocabulary_size > static_cast<int64_t>(Tokenizer::max_vocabulary))
-    throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary,
-                            static_cast<long long>(vocabulary_size)));
+    throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary, static_cast<long long>(vocabulary_size)));
   std::vector<TextFile> files = text_files(texts);
   std::erase_if(files, [](const TextFile& file) { return file.val || file.bytes == 0; });
   const int64_t documents = static_cast<int64_t>(files.size());
@@ -191,8 +196,10 @@ inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t 
   Progress progress("learning merges", static_cast<int64_t>(wanted), "merges", 1);
   std::vector<Tokenizer::Merge> merges = MergeLearner(words).learn(wanted, progress);
   if (merges.size() < wanted)
-    throw Error(format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask for less or "
-                       "give more text", 256 + merges.size(), static_cast<long long>(vocabulary_size)));
+    throw Error(
+        format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask for less or "
+               "give more text",
+               256 + merges.size(), static_cast<long long>(vocabulary_size)));
   result.seconds += progress.seconds();
   if (report) *report = result;
   return Tokenizer(std::move(merges));

@@ -13,9 +13,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const Manifest manifest = Manifest::parse(text, "the input");
     std::set<std::string> names;
     for (const Manifest::Entry& entry : manifest.entries)
-      if (entry.name.find('/') != std::string::npos || entry.name == ".." || entry.name == "." || entry.name.empty() || entry.bytes < 0 || !names.insert(entry.name).second) __builtin_trap();
+      if (entry.name.find('/') != std::string::npos || entry.name == ".." || entry.name == "." || entry.name.empty() || entry.bytes < 0 ||
+          !names.insert(entry.name).second)
+        __builtin_trap();
     if (manifest.step < 0) __builtin_trap();
-  } catch (const Error&) {
-  }
+  } catch (const Error&) {}
   return 0;
 }

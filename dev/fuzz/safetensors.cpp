@@ -18,8 +18,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       if (file.find(t.name) != &t) __builtin_trap();
     }
     if (bytes > static_cast<int64_t>(size)) __builtin_trap();
-  } catch (const Error&) {
-  }
+  } catch (const Error&) {}
   ::close(fd);
   return 0;
 }

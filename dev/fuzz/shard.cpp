@@ -24,10 +24,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         int32_t tokens[8], targets[8];
         rows.fill_window(w, tokens, targets);
         for (int i = 0; i < 8; i++)
-          if (tokens[i] < 0 || tokens[i] >= tokenizer.vocab_size() || targets[i] >= tokenizer.vocab_size() || (targets[i] < 0 && targets[i] != no_target)) __builtin_trap();
+          if (tokens[i] < 0 || tokens[i] >= tokenizer.vocab_size() || targets[i] >= tokenizer.vocab_size() || (targets[i] < 0 && targets[i] != no_target))
+            __builtin_trap();
       }
     }
-  } catch (const Error&) {
-  }
+  } catch (const Error&) {}
   return 0;
 }

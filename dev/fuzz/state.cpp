@@ -36,7 +36,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (const int64_t step : {int64_t{0}, settings.steps / 2, settings.steps})
       if (const double lr = settings.learning_rate(step); !(lr >= 0 && lr <= 10)) __builtin_trap();
     stream.check_same(state.at("data"));
-  } catch (const Error&) {
-  }
+  } catch (const Error&) {}
   return 0;
 }

@@ -26,7 +26,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const Tokenizer tokenizer = Tokenizer::parse(file, "the input", 3);
     if (Tokenizer::parse(tokenizer.serialize(), "its copy").hash() != tokenizer.hash()) __builtin_trap();
-  } catch (const Error&) {
-  }
+  } catch (const Error&) {}
   return 0;
 }

@@ -25,10 +25,8 @@ inline double number(int32_t x) { return x; }
 inline double number(bf16 x) { return __bfloat162float(x); }
 template <class T>
 T from_number(double x) {
-  if constexpr (std::is_same_v<T, bf16>)
-    return __float2bfloat16(static_cast<float>(x));
-  else
-    return static_cast<T>(x);
+  if constexpr (std::is_same_v<T, bf16>) return __float2bfloat16(static_cast<float>(x));
+  else return static_cast<T>(x);
 }
 // Inputs that every type in question holds exactly.
 inline Vec exact_in(bool in_bf16, Vec values) {

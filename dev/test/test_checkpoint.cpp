@@ -118,9 +118,8 @@ TEST_CASE("checkpoint: all is on the disk before it is named, so a power cut is 
   const auto written = [&](const std::string& name) {
     return "fsync " + name + format(".%ld.partial\nrename to ", static_cast<long>(getpid())) + name + "\n" + folder;
   };
-  const std::string expected = written("model.safetensors") + "fsync model.safetensors\nfsync tokenizer.json\n" + written("state.json") +
-                               "fsync state.json\n" + written("manifest.json") + "rename to step_00000001\nfsync " +
-                               std::filesystem::path(run.path).filename().string() + "\n";
+  const std::string expected = written("model.safetensors") + "fsync model.safetensors\nfsync tokenizer.json\n" + written("state.json") + "fsync state.json\n" +
+                               written("manifest.json") + "rename to step_00000001\nfsync " + std::filesystem::path(run.path).filename().string() + "\n";
   CHECK(made == expected);
 }
 
@@ -132,7 +131,8 @@ TEST_CASE("checkpoint: an old one is deleted when the newer one's name is on the
   calls = &made;
   keep_checkpoints(run.path, 1, -1);
   calls = nullptr;
-  CHECK(made == "fsync " + std::filesystem::path(run.path).filename().string() + "\ndelete model.safetensors\ndelete tokenizer.json\ndelete state.json\ndelete manifest.json\n");
+  CHECK(made == "fsync " + std::filesystem::path(run.path).filename().string() +
+                    "\ndelete model.safetensors\ndelete tokenizer.json\ndelete state.json\ndelete manifest.json\n");
   CHECK(list_folder(run.path) == std::vector<std::string>{"step_00000002"});
 }
 
@@ -172,8 +172,7 @@ TEST_CASE("checkpoint: every kind of damage is named, and the fallback takes the
     const char* message;
   };
   const Case cases[] = {
-      {[&] { std::filesystem::resize_file(folder + "/model.safetensors", 99999); },
-       "model.safetensors' is cut off: expected 100019 bytes, found 99999"},
+      {[&] { std::filesystem::resize_file(folder + "/model.safetensors", 99999); }, "model.safetensors' is cut off: expected 100019 bytes, found 99999"},
       {[&] { std::filesystem::resize_file(folder + "/state.json", 1000); }, "state.json' is too long"},
       {[&] { flip(folder + "/model.safetensors", 70000); }, "model.safetensors' has changed since it was saved"},
       {[&] { flip(folder + "/tokenizer.json", 0); }, "tokenizer.json' has changed since it was saved"},
@@ -183,8 +182,7 @@ TEST_CASE("checkpoint: every kind of damage is named, and the fallback takes the
       {[&] { replace("\"version\": 1", "\"version\": 2"); }, "a newer train_gca made it"},
       {[&] { replace("train_gca checkpoint", "something else"); }, "found \"something else\""},
       {[&] { replace("\"step\": 12", "\"step\": 13"); }, "holds step 13"},
-      {[&] { replace("\"model.safetensors\"", "\"../step_00000007/model.safetensors\""); },
-       "files[0].name: expected the name of a file in the folder"},
+      {[&] { replace("\"model.safetensors\"", "\"../step_00000007/model.safetensors\""); }, "files[0].name: expected the name of a file in the folder"},
       {[&] { replace("\"tokenizer.json\"", "\"model.safetensors\""); }, "files[1].name: expected the name of a file in the folder, once"},
       {[&] { replace("\"state.json\"", "\"manifest.json\""); }, "files[2].name"},
       {[&] { replace("\"bytes\": 6", "\"bytes\": -6"); }, "files[1].bytes: expected an integer from 0"},
@@ -296,8 +294,7 @@ TEST_CASE("files: CRC-32C") {
   CHECK(crc32c(ones.data(), 32) == 0x62a8ab43u);
   std::string text;
   for (int i = 0; i < 1000; i++) text += static_cast<char>(i * 7);
-  for (size_t cut = 0; cut <= 40; cut++)
-    CHECK(crc32c(text.data() + cut, text.size() - cut, crc32c(text.data(), cut)) == crc32c(text.data(), text.size()));
+  for (size_t cut = 0; cut <= 40; cut++) CHECK(crc32c(text.data() + cut, text.size() - cut, crc32c(text.data(), cut)) == crc32c(text.data(), text.size()));
 }
 
 TEST_CASE("files: one run a folder") {

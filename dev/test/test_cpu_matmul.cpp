@@ -15,7 +15,9 @@ using namespace gca;
 constexpr double inf = std::numeric_limits<double>::infinity();
 
 template <class real>
-bool same_bits(real a, real b) { return std::isnan(a) ? std::isnan(b) : memcmp(&a, &b, sizeof a) == 0; }
+bool same_bits(real a, real b) {
+  return std::isnan(a) ? std::isnan(b) : memcmp(&a, &b, sizeof a) == 0;
+}
 
 // A matrix of numbers in (-1, 1), each (row, column) its own, in one of the layouts that a View can name.
 enum class Layout { rows, transposed, spread };
@@ -28,8 +30,7 @@ struct Matrix {
     data.assign(static_cast<size_t>(last + 1), std::numeric_limits<real>::quiet_NaN());
     view = {data.data(), row, col};
     for (int64_t i = 0; i < rows; i++)
-      for (int64_t j = 0; j < columns; j++)
-        at(i, j) = 2 * static_cast<real>(uniform_open(philox(5, Stream::init, key, uint32_t(i), uint32_t(j)).word[0])) - 1;
+      for (int64_t j = 0; j < columns; j++) at(i, j) = 2 * static_cast<real>(uniform_open(philox(5, Stream::init, key, uint32_t(i), uint32_t(j)).word[0])) - 1;
   }
   real& at(int64_t i, int64_t j) { return data[static_cast<size_t>(i * view.row + j * view.col)]; }
   std::vector<real> data;
@@ -41,26 +42,31 @@ template <class real>
 real expected(Matrix<real>& A, Matrix<real>& B, int64_t i, int64_t j, int64_t K, real start, bool fused) {
   for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += matmul_detail::depth) {
     real sum = 0;
-    for (int64_t k = k0; k < std::min(K, k0 + matmul_detail::depth); k++)
-      sum = fused ? std::fma(A.at(i, k), B.at(k, j), sum) : A.at(i, k) * B.at(k, j) + sum;
+    for (int64_t k = k0; k < std::min(K, k0 + matmul_detail::depth); k++) sum = fused ? std::fma(A.at(i, k), B.at(k, j), sum) : A.at(i, k) * B.at(k, j) + sum;
     start += sum;
   }
   return start;
 }
 
-struct Shape { int64_t M, N, K; };
+struct Shape {
+  int64_t M, N, K;
+};
 
 template <class real>
 void check_multiply(Isa which, Shape s, Layout a, Layout b, bool with_base) {
-  CAPTURE(s.M); CAPTURE(s.N); CAPTURE(s.K); CAPTURE(static_cast<int>(a)); CAPTURE(static_cast<int>(b)); CAPTURE(isa_name(which));
+  CAPTURE(s.M);
+  CAPTURE(s.N);
+  CAPTURE(s.K);
+  CAPTURE(static_cast<int>(a));
+  CAPTURE(static_cast<int>(b));
+  CAPTURE(isa_name(which));
   Matrix<real> A(s.M, s.K, a, 1), B(s.K, s.N, b, 2), C(s.M, s.N, Layout::rows, 3), base(s.M, s.N, Layout::rows, 4);
   base.view.row = C.view.row;
-  matmul_detail::multiply(matmul_detail::kernels<real>(which), C.data.data(), C.view.row, A.view, B.view, s.M, s.N, s.K,
-                          with_base ? base.data.data() : nullptr, base.view.row);
+  matmul_detail::multiply(matmul_detail::kernels<real>(which), C.data.data(), C.view.row, A.view, B.view, s.M, s.N, s.K, with_base ? base.data.data() : nullptr,
+                          base.view.row);
   int64_t wrong = 0;
   for (int64_t i = 0; i < s.M; i++)
-    for (int64_t j = 0; j < s.N; j++)
-      wrong += !same_bits(C.at(i, j), expected(A, B, i, j, s.K, with_base ? base.at(i, j) : real(0), which != Isa::portable));
+    for (int64_t j = 0; j < s.N; j++) wrong += !same_bits(C.at(i, j), expected(A, B, i, j, s.K, with_base ? base.at(i, j) : real(0), which != Isa::portable));
   CHECK(wrong == 0);
   for (int64_t i = 0; i + 1 < s.M; i++)
     for (int64_t j = s.N; j < C.view.row; j++) wrong += !std::isnan(C.data[static_cast<size_t>(i * C.view.row + j)]);
@@ -71,14 +77,12 @@ template <class real>
 void check_all_kernels() {
   // One of each path: single elements, whole panels, edges of both kinds, many panels over a transposed A, B packed for many rows, several
   // blocks of terms and of columns.
-  const Shape shapes[] = {{1, 1, 1}, {7, 113, 3}, {8, 32, 16}, {64, 64, 64}, {15, 203, 257}, {270, 37, 21}, {13, 300, 270}, {2, 260, 513},
-                          {11, 3, 100}};
+  const Shape shapes[] = {{1, 1, 1}, {7, 113, 3}, {8, 32, 16}, {64, 64, 64}, {15, 203, 257}, {270, 37, 21}, {13, 300, 270}, {2, 260, 513}, {11, 3, 100}};
   for (Isa which : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (which > isa()) continue;
     for (Shape s : shapes)
       for (Layout a : {Layout::rows, Layout::transposed, Layout::spread})
-        for (Layout b : {Layout::rows, Layout::transposed, Layout::spread})
-          check_multiply<real>(which, s, a, b, (s.M + static_cast<int>(a)) % 2 == 0);
+        for (Layout b : {Layout::rows, Layout::transposed, Layout::spread}) check_multiply<real>(which, s, a, b, (s.M + static_cast<int>(a)) % 2 == 0);
   }
 }
 

@@ -533,10 +533,8 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
             for (int64_t j = 0; j < D; j++) score += r[at((b * C + c) * D + j)] * landmark[at(b * s.row_stride + m * s.stride + j)];
             score /= std::sqrt(static_cast<double>(D));
             double noise = 0;
-            if (selection.given_noise)
-              noise = given_noise[at((b * C + c) * C + m)];
-            else if (selection.noise)
-              noise = gumbel(selection_draw(selection, b, c, m / 4).word[m % 4]);
+            if (selection.given_noise) noise = given_noise[at((b * C + c) * C + m)];
+            else if (selection.noise) noise = gumbel(selection_draw(selection, b, c, m / 4).word[m % 4]);
             past.push_back({score + noise, score, static_cast<int32_t>(m)});
           }
           std::stable_sort(past.begin(), past.end(), [](const Candidate& x, const Candidate& y) { return x.key > y.key; });
@@ -815,10 +813,8 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
       cpu.gca_backward_memory(dkv.data(), fetching.data(), 2, kv.data(), s);
       for (Layer& l : layers) {
         // One real key and no null slot: the softmax is constant, q and k have no gradient.
-        if (S == 2 && !null_slot)
-          CHECK(std::all_of(l.dq.begin(), l.dq.end(), [](double x) { return std::fabs(x) < 1e-12; }));
-        else
-          CHECK(slope_error(l.q, l.dq, loss) < slope_tolerance);
+        if (S == 2 && !null_slot) CHECK(std::all_of(l.dq.begin(), l.dq.end(), [](double x) { return std::fabs(x) < 1e-12; }));
+        else CHECK(slope_error(l.q, l.dq, loss) < slope_tolerance);
         CHECK(slope_error(
                   l.table.w.data(), l.dw.data(),
                   [&] {

@@ -71,13 +71,19 @@ TEST_CASE("damage: no file of a checkpoint is read otherwise than it was written
     state["settings"] = train_flags(settings).values();
     state["adam_steps"] = step;
     const float weights[4] = {1.5f, -2, 3, static_cast<float>(step)};
-    write_checkpoint(run.path, step, {{SavedRun::model_file, [&](const std::string& path) { write_safetensors(path, {}, {safetensors_entry("w", {2, 2}, weights)}); }},
-                                      {SavedRun::tokenizer_file, [&](const std::string& path) { tokenizer.save(path); }}}, state);
+    write_checkpoint(run.path, step,
+                     {{SavedRun::model_file,
+                       [&](const std::string& path) {
+                         write_safetensors(path, {}, {safetensors_entry("w", {2, 2}, weights)});
+                       }},
+                      {SavedRun::tokenizer_file, [&](const std::string& path) { tokenizer.save(path); }}},
+                     state);
   }
   const std::string folder = checkpoint_folder(run.path, 2);
   const auto read = [&] {
     const SavedRun saved = SavedRun::open(run.path);
-    std::string all = format("%lld %s %016llx", static_cast<long long>(saved.checkpoint.step), saved.checkpoint.state.dump().c_str(), static_cast<unsigned long long>(saved.tokenizer.hash()));
+    std::string all = format("%lld %s %016llx", static_cast<long long>(saved.checkpoint.step), saved.checkpoint.state.dump().c_str(),
+                             static_cast<unsigned long long>(saved.tokenizer.hash()));
     for (const float w : SafetensorsFile::open(saved.checkpoint.file(SavedRun::model_file)).values<float>("w")) all += format(" %a", static_cast<double>(w));
     return all;
   };
@@ -120,16 +126,24 @@ TEST_CASE("damage: manifests that are foreign, nested, too long, double or linke
   };
   CHECK(error(good) == "");
   CHECK(has(error(""), "manifest.json is not valid JSON at byte 0"));
-  CHECK(has(error("\x7f" "ELF"), "manifest.json is not valid JSON at byte 0"));
+  CHECK(has(error("\x7f"
+                  "ELF"),
+            "manifest.json is not valid JSON at byte 0"));
   CHECK(has(error("[]"), "expected an object"));
   CHECK(has(error("{}"), "the field \"format\" is missing"));
   CHECK(has(error(std::string(100000, '[')), "at most 64 levels of nesting"));
   CHECK(has(error(std::string((1 << 20) + 1, ' ')), "manifest.json': expected at most 1048576 bytes"));
   CHECK(has(error("{\"format\": 1, \"format\": 2}"), "each field once, not \"format\" again"));
   for (const char* name : {"", ".", "..", "../state.json", "/etc/passwd", "a/b", "manifest.json", "a\\u0000b"})
-    CHECK(has(error(format("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"%s\", \"bytes\": 1, \"crc32c\": 1}]}", name)), "files[0].name: expected the name of a file in the folder, once"));
-  CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", \"bytes\": 9223372036854775808, \"crc32c\": 1}]}"), "an integer that fits 64 bits"));
-  CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", \"bytes\": 1, \"crc32c\": 4294967296}]}"), "crc32c: expected an integer from 0 to 4294967295"));
+    CHECK(has(error(format("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"%s\", \"bytes\": 1, \"crc32c\": 1}]}",
+                           name)),
+              "files[0].name: expected the name of a file in the folder, once"));
+  CHECK(has(
+      error(
+          "{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", \"bytes\": 9223372036854775808, \"crc32c\": 1}]}"),
+      "an integer that fits 64 bits"));
+  CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", \"bytes\": 1, \"crc32c\": 4294967296}]}"),
+            "crc32c: expected an integer from 0 to 4294967295"));
   CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": []}"), "has no file 'state.json'"));
   remove_tree(manifest);
   std::filesystem::create_symlink("manifest.json", manifest);  // to itself
@@ -167,13 +181,14 @@ TEST_CASE("damage: a shard gives ids of the vocabulary or an Error, whatever is 
   // But a run that goes on does notice.
   const Json state = TokenStream(path, tokenizer).state();
   CHECK(damage_everywhere(path, [&] {
-    TokenStream(path, tokenizer).check_same(JsonField(state, "state.json"));
-    return std::string();
-  }) == 0);
+          TokenStream(path, tokenizer).check_same(JsonField(state, "state.json"));
+          return std::string();
+        }) == 0);
   std::string content = read_file(path, 1 << 20);
   content[1024 + 5] = static_cast<char>(content[1024 + 5] ^ 1);
   write_file(path, content);
-  CHECK(has(error_of([&] { TokenStream(path, tokenizer).check_same(JsonField(state, "state.json: data")); }), "is not what state.json: data was written with: expected the shard"));
+  CHECK(has(error_of([&] { TokenStream(path, tokenizer).check_same(JsonField(state, "state.json: data")); }),
+            "is not what state.json: data was written with: expected the shard"));
 }
 
 TEST_CASE("damage: a tokenizer's file has a hash of all its bytes") {
@@ -183,10 +198,10 @@ TEST_CASE("damage: a tokenizer's file has a hash of all its bytes") {
   int accepted = 0;
   const std::string content = read_file(path, 1 << 20);
   CHECK(damage_everywhere(path, [&] {
-    accepted++;
-    const Tokenizer tokenizer = Tokenizer::load(path);
-    return format("%d %016llx", tokenizer.vocab_size(), static_cast<unsigned long long>(tokenizer.hash()));
-  }) == 0);
+          accepted++;
+          const Tokenizer tokenizer = Tokenizer::load(path);
+          return format("%d %016llx", tokenizer.vocab_size(), static_cast<unsigned long long>(tokenizer.hash()));
+        }) == 0);
   CHECK(accepted == 2 + 3 * static_cast<int>(content.size()));  // each was tried
 }
 
@@ -212,11 +227,13 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
   REQUIRE(verified() == "good");
   // Its sizes, in the metadata, one digit after another; then the rest of the header thinly, and cut off.
   int tried = 0, refused = 0;
-  for (const char* name : {"vocab", "width", "heads", "ffn", "lower", "groups", "encoder", "chunk", "topk", "window", "null_slot", "eps", "landmark_id", "batch", "chunks"}) {
+  for (const char* name :
+       {"vocab", "width", "heads", "ffn", "lower", "groups", "encoder", "chunk", "topk", "window", "null_slot", "eps", "landmark_id", "batch", "chunks"}) {
     const size_t at = content.find("\"" + std::string(name) + "\"");
     REQUIRE(at < header_bytes);
     const size_t begin = content.find('"', content.find(':', at)) + 1, end = content.find('"', begin);
-    for (const std::string& value : {std::string("0"), std::string("7"), std::string("-1"), std::string("99999999999999999999"), std::string("1000000"), std::string("x"), std::string("")}) {
+    for (const std::string& value : {std::string("0"), std::string("7"), std::string("-1"), std::string("99999999999999999999"), std::string("1000000"),
+                                     std::string("x"), std::string("")}) {
       CAPTURE(name);
       CAPTURE(value);
       std::string header = content.substr(8, begin - 8) + value + content.substr(end, 8 + header_bytes - end);

@@ -98,7 +98,8 @@ TEST_CASE("data: foreign, damaged and wrong shards") {
   std::vector<int32_t> out(6);
   const TokenStream stream(folder.path + "/*.bin", bytes);
   CHECK_NOTHROW(stream.read(0, 4, out.data()));
-  CHECK(has(error_of([&] { stream.read(0, 6, out.data()); }), "b.bin': expected token ids below 263, the size of the vocabulary, found 263 among tokens 0 to 2"));
+  CHECK(
+      has(error_of([&] { stream.read(0, 6, out.data()); }), "b.bin': expected token ids below 263, the size of the vocabulary, found 263 among tokens 0 to 2"));
   write_foreign<uint32_t>(b, {0xFFFFFFFFu});
   CHECK(has(error_of([&] { all_of(b, bytes); }), "found 4294967295"));
 
@@ -224,11 +225,8 @@ TEST_CASE("data: rows of one document each") {
   const Rows rows(stream, bytes, 2, 3, 0, false);  // windows of 5 tokens
   const int32_t E = 256, L = 257, N = no_target;
   const std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> want = {
-      {{E, 1, L, 2, 3, L}, {1, 2, N, 3, 4, N}},
-      {{4, 5, L, 6, 7, L}, {5, 6, N, 7, E, N}},
-      {{E, 8, L, 9, E, L}, {8, 9, N, E, N, N}},
-      {{E, E, L, E, E, L}, {E, N, N, N, N, N}},
-      {{E, 10, L, E, E, L}, {10, N, N, N, N, N}},
+      {{E, 1, L, 2, 3, L}, {1, 2, N, 3, 4, N}}, {{4, 5, L, 6, 7, L}, {5, 6, N, 7, E, N}},   {{E, 8, L, 9, E, L}, {8, 9, N, E, N, N}},
+      {{E, E, L, E, E, L}, {E, N, N, N, N, N}}, {{E, 10, L, E, E, L}, {10, N, N, N, N, N}},
   };
   REQUIRE(rows.count() == static_cast<int64_t>(want.size()));
   for (size_t w = 0; w < want.size(); w++) {
@@ -247,9 +245,7 @@ TEST_CASE("data: a checkpoint knows its data again") {
   write_foreign<uint16_t>(folder.path + "/a.bin", tokens);
   write_foreign<uint16_t>(folder.path + "/b.bin", {1, 2});
   const Json saved = parse_json(TokenStream(folder.path + "/*.bin", bytes).state().dump(), "x");
-  const auto check = [&](const std::string& pattern) {
-    return error_of([&] { TokenStream(pattern, bytes).check_same(JsonField(saved, "state.json")); });
-  };
+  const auto check = [&](const std::string& pattern) { return error_of([&] { TokenStream(pattern, bytes).check_same(JsonField(saved, "state.json")); }); };
   CHECK(check(folder.path + "/*.bin") == "");
   CHECK(has(check(folder.path + "/a.bin"), "expected 2 shards, found 1"));
   tokens.back()++;
@@ -274,7 +270,9 @@ TEST_CASE("data: text files to shards") {
   write_file(texts + "/sub/c.txt", "third<|endoftext|>fourth<|endoftext|>");
   write_file(texts + "/.hidden", "hidden");
   write_file(texts + "/val/v.txt", "kept");
-  const auto text_of = [&](const std::string& prefix, const std::string& split) { return bytes.decode(all_of(folder.path + "/" + prefix + "_" + split + "_*.bin", bytes)); };
+  const auto text_of = [&](const std::string& prefix, const std::string& split) {
+    return bytes.decode(all_of(folder.path + "/" + prefix + "_" + split + "_*.bin", bytes));
+  };
   ThreadPool pool(2);
   TokenizeReport report = tokenize_files(bytes, {texts}, folder.path + "/x", {}, pool);
   const std::string E = "<|endoftext|>";

@@ -10,7 +10,8 @@ namespace {
 
 struct ExchangeShop : Workshop {
   std::string tiny(const std::string& out, const std::string& more) const {
-    return "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --chunks 2 --batch 2 --steps 1 --data '" + path + "/shards/t_train_*' --out " + path + "/" + out + " " + more;
+    return "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --chunks 2 --batch 2 --steps 1 --data '" + path +
+           "/shards/t_train_*' --out " + path + "/" + out + " " + more;
   }
   std::string model_of(const std::string& run) const { return path + "/" + run + "/step_00000001/model.safetensors"; }
 };
@@ -35,7 +36,8 @@ std::string seen_here(const std::string& path) {
   const std::string bytes = read_file(path, size_t{1} << 24);
   for (const SafetensorsTensor& t : file.tensors()) {
     const int64_t size = t.count * t.dtype.bytes();
-    tensors[t.name] = t.name + " " + t.dtype.name() + " " + shape_text(t.shape) + format(" %lld\n", static_cast<long long>(size)) + bytes.substr(static_cast<size_t>(t.offset_bytes), static_cast<size_t>(size));
+    tensors[t.name] = t.name + " " + t.dtype.name() + " " + shape_text(t.shape) + format(" %lld\n", static_cast<long long>(size)) +
+                      bytes.substr(static_cast<size_t>(t.offset_bytes), static_cast<size_t>(size));
   }
   std::string all;
   for (const auto& [name, text] : tensors) all += text;
@@ -155,7 +157,8 @@ TEST_CASE("exchange: weights of another model are refused, every missing and sur
     CHECK_MESSAGE(says(result, "tensor 'model.norm.weight': expected finite numbers"), result.out);
   }
   // Sizes that are not the file's.
-  const Workshop::Result from_run = shop.run("train --steps 1 --ffn 10 --init " + shop.path + "/run --data '" + shop.path + "/shards/t_train_*' --out " + shop.path + "/wider");
+  const Workshop::Result from_run =
+      shop.run("train --steps 1 --ffn 10 --init " + shop.path + "/run --data '" + shop.path + "/shards/t_train_*' --out " + shop.path + "/wider");
   CHECK(from_run.exit == 1);
   CHECK_MESSAGE(says(from_run, "gate_proj.weight': expected the shape [10,8], found [8,8]"), from_run.out);
 }

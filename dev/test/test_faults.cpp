@@ -18,10 +18,15 @@ namespace {
 
 // A workshop whose runs are small and quick: in memory where it can be, so that fsync, whose place is tested, costs nothing.
 struct FaultShop : Workshop {
-  FaultShop() : Workshop(getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca", std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path().string()) {}
+  FaultShop()
+      : Workshop(getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca",
+                 std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path().string()) {}
   std::string tiny(const std::string& out, const std::string& more, int batch = 2, int chunks = 2) const {
-    return format("train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --batch %d --chunks %d --seed 7 --data '%s/shards/t_train_*' --out %s/%s ", batch, chunks, path.c_str(),
-                  path.c_str(), out.c_str()) + more;
+    return format(
+               "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --batch %d --chunks %d --seed 7 --data "
+               "'%s/shards/t_train_*' --out %s/%s ",
+               batch, chunks, path.c_str(), path.c_str(), out.c_str()) +
+           more;
   }
   std::string folder(const std::string& run, int64_t step) const { return checkpoint_folder(path + "/" + run, step); }
   std::string file(const std::string& run, int64_t step, const char* name) const { return read_file(folder(run, step) + "/" + name, size_t{1} << 24); }
@@ -42,7 +47,8 @@ struct FaultShop : Workshop {
   }
   // Both runs ended after the same step with the same losses on the way, the same weights and the same optimiser.
   bool same(const std::string& a, const std::string& b, int64_t step) const {
-    return losses(a) == losses(b) && file(a, step, "model.safetensors") == file(b, step, "model.safetensors") && file(a, step, "optimizer.safetensors") == file(b, step, "optimizer.safetensors");
+    return losses(a) == losses(b) && file(a, step, "model.safetensors") == file(b, step, "model.safetensors") &&
+           file(a, step, "optimizer.safetensors") == file(b, step, "optimizer.safetensors");
   }
   // The run `from` as it was after that step.
   void cut(const std::string& from, const std::string& to, int64_t step) const {
@@ -56,7 +62,9 @@ struct FaultShop : Workshop {
     for (std::string line; std::getline(log, line) && number < step; number++) lines += line + "\n";
     write_file(path + "/" + to + "/log.jsonl", lines);
   }
-  std::string resume(const std::string& run, int threads) const { return "train --resume --keep 1 --threads " + std::to_string(threads) + " --out " + path + "/" + run; }
+  std::string resume(const std::string& run, int threads) const {
+    return "train --resume --keep 1 --threads " + std::to_string(threads) + " --out " + path + "/" + run;
+  }
   // An open file for what a process prints, and what it has printed.
   int output(const char* name = "output") const { return ::open((path + "/" + name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600); }
   std::string printed(const char* name = "output") const { return read_file(path + "/" + name, size_t{1} << 26); }
@@ -219,7 +227,9 @@ namespace {
 void check_stopped(const FaultShop& shop, Process& process, const std::string& run, int64_t last_step) {
   CHECK(process.wait() == 0);
   const std::string out = shop.printed();
-  CHECK_MESSAGE(has(out, format("stopped after step %lld of 1000000, saved; go on with: train_gca train --out %s/%s --resume", static_cast<long long>(last_step), shop.path.c_str(), run.c_str())), out.substr(out.size() > 500 ? out.size() - 500 : 0));
+  CHECK_MESSAGE(has(out, format("stopped after step %lld of 1000000, saved; go on with: train_gca train --out %s/%s --resume",
+                                static_cast<long long>(last_step), shop.path.c_str(), run.c_str())),
+                out.substr(out.size() > 500 ? out.size() - 500 : 0));
   CHECK(open_checkpoint(shop.path + "/" + run).step == last_step);
   for (const std::string& name : list_folder(shop.path + "/" + run)) CHECK_FALSE(has(name, "partial"));
 }
@@ -248,7 +258,8 @@ TEST_CASE("signals: in a validation, which is given up, and in a save, which is 
   const FaultShop shop;
   for (const int number : {SIGTERM, SIGINT, SIGHUP}) {
     remove_tree(shop.path + "/run");
-    Process process(shop.program, shop.tiny("run", "--steps 1000000 --eval-every 1 --eval-rows 1000000 --val-data '" + shop.path + "/shards/t_train_*'", 2, 20), shop.output());
+    Process process(shop.program, shop.tiny("run", "--steps 1000000 --eval-every 1 --eval-rows 1000000 --val-data '" + shop.path + "/shards/t_train_*'", 2, 20),
+                    shop.output());
     REQUIRE(shop.logged("run", 1));  // a step's line comes before its validation, which takes long
     usleep(20000);
     kill(process.id, number);
@@ -310,7 +321,8 @@ TEST_CASE("disk: full, read-only or gone for a while: training says so, goes on,
   };
   const Outage outages[] = {
       // In the middle of the log's next line, and far below a checkpoint's files.
-      {"full", [&](pid_t id) { limit(id, std::filesystem::file_size(run + "/log.jsonl") + 10); }, [&](pid_t id) { limit(id, RLIM_INFINITY); }, "File too large; raise the limit on a file's size", true},
+      {"full", [&](pid_t id) { limit(id, std::filesystem::file_size(run + "/log.jsonl") + 10); }, [&](pid_t id) { limit(id, RLIM_INFINITY); },
+       "File too large; raise the limit on a file's size", true},
       {"read-only", [&](pid_t) { chmod(run.c_str(), 0555); }, [&](pid_t) { chmod(run.c_str(), 0755); }, "Permission denied; check the permissions", false},
       {"gone", [&](pid_t) { rename_path(run, run + ".moved"); }, [&](pid_t) { rename_path(run + ".moved", run); }, "cannot list the folder", true},
   };
@@ -413,12 +425,16 @@ TEST_CASE("disk: of two runs on one folder the second is refused") {
 TEST_CASE("not finite: a run whose loss overflows changes no weight and no optimiser any more, and ends after ten steps") {
   const FaultShop shop;
   // The decay of lr 10 and weight decay 10 multiplies matrices by -99 a step, until attention overflows.
-  const Workshop::Result result = shop.run(shop.tiny("run", "--steps 1000 --save-every 1 --keep 1000 --lr 10 --lr-final 10 --weight-decay 10 --warmup 0 --eval-every 12 --val-data '" + shop.path + "/shards/t_val_*'"));
+  const Workshop::Result result =
+      shop.run(shop.tiny("run", "--steps 1000 --save-every 1 --keep 1000 --lr 10 --lr-final 10 --weight-decay 10 --warmup 0 --eval-every 12 --val-data '" +
+                                    shop.path + "/shards/t_val_*'"));
   CHECK(result.exit == 1);
   CHECK(says(result, "SKIPPED: not finite (10 in a row)"));
   CHECK_FALSE(says(result, "(11 in a row)"));
   const int64_t last = shop.newest("run");
-  CHECK_MESSAGE(says(result, "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; the last good checkpoint is " + shop.folder("run", last)), result.out);
+  CHECK_MESSAGE(says(result, "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; the last good checkpoint is " +
+                                 shop.folder("run", last)),
+                result.out);
   REQUIRE(last > 9);
   const int64_t good = last - 9;  // nine skipped steps were saved after it
   for (int64_t step = good + 1; step <= last; step++)
@@ -469,7 +485,7 @@ TEST_CASE("data: ids outside the vocabulary, in shards that do not say whose the
   const FaultShop shop;
   const std::string shard = shop.path + "/shards/t_train_000000.bin";
   std::string bytes = read_file(shard, 1 << 24);
-  memset(&bytes[12], 0, 8);                                    // the tokenizer's hash: unknown
+  memset(&bytes[12], 0, 8);                                                                      // the tokenizer's hash: unknown
   for (size_t i = 1024; i + 1 < bytes.size(); i += 2) bytes[i] = '\x08', bytes[i + 1] = '\x01';  // 264; V = 263
   write_file(shard, bytes);
   const Workshop::Result result = shop.run(shop.tiny("run", "--steps 3"));
@@ -532,7 +548,8 @@ TEST_CASE("state: without a field, with a wrong one or from the future it is ref
 
 TEST_CASE("command line: what is wrong is said with the flag's name, before anything is made") {
   const FaultShop shop;
-  const std::string data = " --data '" + shop.path + "/shards/t_train_*'", model = "--width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2", out = " --out " + shop.path + "/new ";
+  const std::string data = " --data '" + shop.path + "/shards/t_train_*'",
+                    model = "--width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2", out = " --out " + shop.path + "/new ";
   REQUIRE(shop.run(shop.tiny("run", "--steps 2")).exit == 0);
   const std::vector<std::string> before = list_folder(shop.path);
   const auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
@@ -548,7 +565,8 @@ TEST_CASE("command line: what is wrong is said with the flag's name, before anyt
   fails("train --steps", 2, "--steps needs a value: N");
   fails("train --resume=yes", 2, "--resume takes no value, found 'yes'");
   fails("train stray", 2, "train takes flags only, found 'stray'");
-  for (const char* bad : {"12x", "1.5", "", "-3", "1e3", "0x10", "99999999999999999999", "8T", "K"}) fails(format("train --steps '%s'", bad), 2, "--steps: expected a whole number from 0 to 2147483648");
+  for (const char* bad : {"12x", "1.5", "", "-3", "1e3", "0x10", "99999999999999999999", "8T", "K"})
+    fails(format("train --steps '%s'", bad), 2, "--steps: expected a whole number from 0 to 2147483648");
   for (const char* bad : {"x", "", "nan", "inf", "-1", "11", "1,5"}) fails(format("train --lr '%s'", bad), 2, "--lr: expected a number from 0 to 10");
   for (const char* bad : {"1", "1.0", "2"}) fails(format("train --beta2 %s", bad), 2, "--beta2: expected a number from 0 to 0.999999");
   for (const char* bad : {"1,,2", "1,", ",", "1;2"}) fails(format("train --groups '%s'", bad), 2, "--groups: expected a whole number from 1 to 1024");

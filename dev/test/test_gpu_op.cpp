@@ -11,11 +11,24 @@
 namespace gca::test {
 namespace {
 
-const char* const op_names[] = {"gca_forward", "gca_backward_query", "gca_backward_memory", "sliding_attention_forward", "sliding_attention_backward",
-                                "chunk_attention_forward", "chunk_attention_backward", "chunk_retrieval_forward", "rmsnorm_forward", "rmsnorm_backward",
-                                "swiglu_forward", "swiglu_backward", "matmul_forward", "cross_entropy"};
+const char* const op_names[] = {"gca_forward",
+                                "gca_backward_query",
+                                "gca_backward_memory",
+                                "sliding_attention_forward",
+                                "sliding_attention_backward",
+                                "chunk_attention_forward",
+                                "chunk_attention_backward",
+                                "chunk_retrieval_forward",
+                                "rmsnorm_forward",
+                                "rmsnorm_backward",
+                                "swiglu_forward",
+                                "swiglu_backward",
+                                "matmul_forward",
+                                "cross_entropy"};
 
-struct OpShape { int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304, layers = 1; };
+struct OpShape {
+  int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304, layers = 1;
+};
 
 // The op on a backend: call() runs it once on inputs that do not change; its results go into bench.outputs.
 template <class Device>
@@ -45,7 +58,8 @@ struct Op {
       const int32_t* pick = bench.put(random_picks(B, C, k, 1, true));
       const stat* w = bench.template put<stat>(randoms(in_bf16, table, 2, 0.05, 0.125));
       act *q = input(R * D, 3), *kv = input(R * 2 * D, 4), *dout = input(R * D, 5), *out = output(R * D), *dq = output(R * D), *dkv = output(R * 2 * D);
-      stat *lse = bench.template put<stat>(Vec{0.0}, stats), *delta = bench.template put<stat>(Vec{0.0}, stats), *dw = bench.template put<stat>(Vec{0.0}, table);
+      stat *lse = bench.template put<stat>(Vec{0.0}, stats), *delta = bench.template put<stat>(Vec{0.0}, stats),
+           *dw = bench.template put<stat>(Vec{0.0}, table);
       int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
       device.zero_landmarks(kv, B * C, S, D);
       device.invert_picks(start, entry, pick, B, C, k);
@@ -72,7 +86,9 @@ struct Op {
       const ChunkShape chunks{B * C, slots, h, d};
       act *qkv = input(R * 3 * D, 1), *dout = input(R * D, 2), *out = output(R * D), *dqkv = output(R * 3 * D);
       stat* lse = bench.template make<stat>(R * H);
-      const auto forward = [=, &device] { sliding ? device.sliding_attention_forward(out, lse, qkv, nullptr, window) : device.chunk_attention_forward(out, lse, qkv, chunks); };
+      const auto forward = [=, &device] {
+        sliding ? device.sliding_attention_forward(out, lse, qkv, nullptr, window) : device.chunk_attention_forward(out, lse, qkv, chunks);
+      };
       forward();
       const double pairs = sliding ? static_cast<double>(R) * static_cast<double>(std::min(s.W + 1, T)) : static_cast<double>(R * S);
       if (name.ends_with("_forward")) {
@@ -80,7 +96,9 @@ struct Op {
         results = [=, this] { bench.result("out", out, R * D), bench.result("lse", lse, R * H); };
       } else if (name.ends_with("_backward")) {
         work = 10 * pairs * static_cast<double>(D);
-        call = [=, &device] { sliding ? device.sliding_attention_backward(dqkv, dout, qkv, out, lse, window) : device.chunk_attention_backward(dqkv, dout, qkv, out, lse, chunks); };
+        call = [=, &device] {
+          sliding ? device.sliding_attention_backward(dqkv, dout, qkv, out, lse, window) : device.chunk_attention_backward(dqkv, dout, qkv, out, lse, chunks);
+        };
         results = [=, this] { bench.result("dqkv", dqkv, R * 3 * D); };
       }
     } else if (name == "chunk_retrieval_forward") {
@@ -99,7 +117,9 @@ struct Op {
       device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5);
       const bool forward = name == "rmsnorm_forward";
       bytes = static_cast<double>((forward ? 2 : 3) * R * D) * sizeof(act);
-      call = [=, &device] { forward ? device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5) : device.rmsnorm_backward(out, dgain, dn, x, rstd, gain, nullptr, nullptr, R, D, D); };
+      call = [=, &device] {
+        forward ? device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5) : device.rmsnorm_backward(out, dgain, dn, x, rstd, gain, nullptr, nullptr, R, D, D);
+      };
       results = [=, this] { bench.result(forward ? "out" : "dx", out, R * D); };
     } else if (name == "swiglu_forward" || name == "swiglu_backward") {
       act *gate_up = input(R * 2 * F, 1), *dh = input(R * F, 2), *out = output(R * 2 * F);

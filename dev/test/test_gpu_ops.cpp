@@ -257,7 +257,8 @@ TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
 
 TEST_CASE("GPU: chunk attention") {
   if (no_gpu()) return;
-  for (const ChunkShape& s : {ChunkShape{1, 2, 1, 2}, {3, 7, 3, 6}, {2, 64, 2, 64}, {1, 113, 1, 96}, {1, 203, 2, 10}, {1, 65, 1, 256}, {3, 64, 1, 32}, {2, 64, 3, 128}})
+  for (const ChunkShape& s :
+       {ChunkShape{1, 2, 1, 2}, {3, 7, 3, 6}, {2, 64, 2, 64}, {1, 113, 1, 96}, {1, 203, 2, 10}, {1, 65, 1, 256}, {3, 64, 1, 32}, {2, 64, 3, 128}})
     compare(format("chunk attention, S %d, d %d", s.S, s.d), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const int64_t D = s.H * s.d, n = s.N * s.S;
@@ -622,7 +623,8 @@ template <class Device>
 void draw_weights(DRT<Device>& net, bool in_bf16, uint64_t draw) {
   for (size_t i = 0; i < net.table.tensors.size(); i++) {
     const Tensor& t = net.table.tensors[i];
-    const Vec values = randoms(in_bf16, t.size(), 100 + i + 1000 * draw, t.columns ? 1 / std::sqrt(static_cast<double>(net.config.width)) : 0.3, t.columns ? 0 : 1);
+    const Vec values =
+        randoms(in_bf16, t.size(), 100 + i + 1000 * draw, t.columns ? 1 / std::sqrt(static_cast<double>(net.config.width)) : 0.3, t.columns ? 0 : 1);
     const std::vector<typename Device::master> masters(values.begin(), values.end());
     net.device.upload(net.masters + t.offset, masters.data(), t.size() * static_cast<int64_t>(sizeof(typename Device::master)));
   }
@@ -698,31 +700,29 @@ TEST_CASE("GPU: the whole model picks by itself what Cpu<double> picks") {
 TEST_CASE("GPU: a row read by segments is the row read whole") {
   if (no_gpu()) return;
   for (const ModelCase& c : model_cases)
-    compare_in<float>(
-        c.name,
-        [&](auto& bench) {
-          using Device = std::remove_reference_t<decltype(bench.device)>;
-          DRT<Device> net(bench.device, c.config, Use::inference);
-          net.allocate();
-          net.plan(1, c.slots());
-          net.commit_activations();
-          draw_weights(net, false, 0);
-          const Ids tokens = c.tokens(0);
-          const int64_t D = c.config.width, S = c.config.chunk;
-          net.upload(tokens.data(), nullptr, nullptr, c.slots());
-          net.forward({1, c.slots(), {}});
-          bench.result("whole", net.final_n, c.slots() * D);
-          typename DRT<Device>::StreamState stream;
-          net.open(stream, c.C);
-          int64_t done = 0;
-          for (const int64_t count : {3 * S, int64_t{1}, S - 2, int64_t{1}, (c.C - 4) * S}) {
-            net.upload(tokens.data() + done, nullptr, nullptr, count);
-            net.forward({1, count, {}, &stream});
-            bench.result(format("slots from %lld on", static_cast<long long>(done)), net.final_n, count * D);
-            done += count;
-          }
-          net.close(stream);
-        });
+    compare_in<float>(c.name, [&](auto& bench) {
+      using Device = std::remove_reference_t<decltype(bench.device)>;
+      DRT<Device> net(bench.device, c.config, Use::inference);
+      net.allocate();
+      net.plan(1, c.slots());
+      net.commit_activations();
+      draw_weights(net, false, 0);
+      const Ids tokens = c.tokens(0);
+      const int64_t D = c.config.width, S = c.config.chunk;
+      net.upload(tokens.data(), nullptr, nullptr, c.slots());
+      net.forward({1, c.slots(), {}});
+      bench.result("whole", net.final_n, c.slots() * D);
+      typename DRT<Device>::StreamState stream;
+      net.open(stream, c.C);
+      int64_t done = 0;
+      for (const int64_t count : {3 * S, int64_t{1}, S - 2, int64_t{1}, (c.C - 4) * S}) {
+        net.upload(tokens.data() + done, nullptr, nullptr, count);
+        net.forward({1, count, {}, &stream});
+        bench.result(format("slots from %lld on", static_cast<long long>(done)), net.final_n, count * D);
+        done += count;
+      }
+      net.close(stream);
+    });
 }
 
 // ---- the device ---------------------------------------------------------------------------------------------------------------------------

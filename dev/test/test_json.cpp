@@ -107,12 +107,10 @@ TEST_CASE("json: a field that is missing, mistyped or out of range is named") {
   CHECK_FALSE(config.has("rl"));
   const auto begins = [](const std::string& error, const std::string& start) { CHECK_MESSAGE(error.starts_with(start), error); };
   begins(error_of([&] { config.at("heads"); }), "RUN/state.json: config: the field \"heads\" is missing; ");
-  begins(error_of([&] { config.at("width").integer(1, 767); }),
-         "RUN/state.json: config.width: expected an integer from 1 to 767, found 768; ");
+  begins(error_of([&] { config.at("width").integer(1, 767); }), "RUN/state.json: config.width: expected an integer from 1 to 767, found 768; ");
   begins(error_of([&] { config.at("lr").integer(0, 1); }), "RUN/state.json: config.lr: expected an integer from 0 to 1, found 0.002; ");
   begins(error_of([&] { config.at("width").string(); }), "RUN/state.json: config.width: expected a string, found 768; ");
-  begins(error_of([&] { config.at("names").at(1).at("b").number(); }),
-         "RUN/state.json: config.names[1].b: expected a number, found null; ");
+  begins(error_of([&] { config.at("names").at(1).at("b").number(); }), "RUN/state.json: config.names[1].b: expected a number, found null; ");
   begins(error_of([&] { config.at("names").at(2); }), "RUN/state.json: config.names: expected more than 2 items, found 2; ");
   begins(error_of([&] { config.at("names").at("b"); }), "RUN/state.json: config.names: expected an object, found an array of 2; ");
   begins(error_of([&] { config.items(); }), "RUN/state.json: config: expected an array, found an object of 4; ");
@@ -150,10 +148,8 @@ TEST_CASE("json: an object of many fields is not slow, and damaged text never ge
     std::string damaged = whole;
     for (unsigned edits = 1 + random() % 3; edits > 0 && !damaged.empty(); edits--) {
       const size_t at = random() % damaged.size();
-      if (random() % 3 == 0)
-        damaged.erase(at, 1 + random() % 4);
-      else
-        damaged[at] = static_cast<char>(random());
+      if (random() % 3 == 0) damaged.erase(at, 1 + random() % 4);
+      else damaged[at] = static_cast<char>(random());
     }
     try {
       const Json json = parse_json(damaged, "x.json");

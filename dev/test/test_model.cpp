@@ -148,8 +148,7 @@ struct ByHand {
       for (int pass = 0; pass < 2; pass++)
         for (size_t j = begin; j < end; j++) {
           const double p = std::exp(dot(&q[static_cast<size_t>(h * d)], &k[j][static_cast<size_t>(h * d)], d) / std::sqrt(static_cast<double>(d)) + bias(h, j));
-          if (pass == 0)
-            denominator += p;
+          if (pass == 0) denominator += p;
           else
             for (int64_t e = h * d; e < (h + 1) * d; e++) out[static_cast<size_t>(e)] += p / denominator * v[j][static_cast<size_t>(e)];
         }

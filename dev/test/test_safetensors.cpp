@@ -29,10 +29,9 @@ TEST_CASE("safetensors: what is written is read back, in the order given") {
   const std::vector<int32_t> c{INT32_MIN, 7};
   const std::vector<int64_t> d{INT64_MAX};
   const std::vector<uint8_t> e{255, 0, 1};
-  write_safetensors(
-      path, {{"lower", "6"}, {"groups", ""}},
-      {safetensors_entry("z.weight", {2, 3}, a.data()), safetensors_entry("b", {2}, b.data()), safetensors_entry("none", {0, 5}, a.data()),
-       safetensors_entry("c", {2, 1}, c.data()), safetensors_entry("d", {}, d.data()), safetensors_entry("e", {3}, e.data())});
+  write_safetensors(path, {{"lower", "6"}, {"groups", ""}},
+                    {safetensors_entry("z.weight", {2, 3}, a.data()), safetensors_entry("b", {2}, b.data()), safetensors_entry("none", {0, 5}, a.data()),
+                     safetensors_entry("c", {2, 1}, c.data()), safetensors_entry("d", {}, d.data()), safetensors_entry("e", {3}, e.data())});
   const SafetensorsFile file = SafetensorsFile::open(path);
   CHECK(file.metadata() == std::map<std::string, std::string>{{"groups", ""}, {"lower", "6"}});
   std::string names;
@@ -69,8 +68,7 @@ TEST_CASE("safetensors: half precision is exact") {
   const SafetensorsFile file = SafetensorsFile::open(path);
   // The value from its definition, sign, exponent of e bits, fraction of f bits.
   const auto value = [](unsigned x, int e, int f) {
-    const int exponent = static_cast<int>(x >> f) & ((1 << e) - 1), bias = (1 << (e - 1)) - 1,
-              fraction = static_cast<int>(x) & ((1 << f) - 1);
+    const int exponent = static_cast<int>(x >> f) & ((1 << e) - 1), bias = (1 << (e - 1)) - 1, fraction = static_cast<int>(x) & ((1 << f) - 1);
     const double size = exponent == (1 << e) - 1 ? (fraction ? NAN : INFINITY)
                         : exponent == 0          ? std::ldexp(fraction, 1 - bias - f)
                                                  : std::ldexp(fraction + (1 << f), exponent - bias - f);
@@ -81,8 +79,7 @@ TEST_CASE("safetensors: half precision is exact") {
   const auto same = [](double x, double y) { return std::isnan(x) ? std::isnan(y) : x == y && std::signbit(x) == std::signbit(y); };
   int wrong = 0;
   for (unsigned x = 0; x < 65536; x++)
-    wrong += !same(value(x, 5, 10), f16[x]) + !same(value(x, 5, 10), f16_wide[x]) + !same(value(x, 8, 7), bf16[x]) +
-             !same(value(x, 8, 7), bf16_wide[x]);
+    wrong += !same(value(x, 5, 10), f16[x]) + !same(value(x, 5, 10), f16_wide[x]) + !same(value(x, 8, 7), bf16[x]) + !same(value(x, 8, 7), bf16_wide[x]);
   CHECK(wrong == 0);
 }
 
@@ -180,8 +177,7 @@ TEST_CASE("safetensors: files that lie are refused") {
     damaged[at] = static_cast<char>(damaged[at] ^ 1);
     if (error(damaged) != "") continue;
     const SafetensorsFile file = SafetensorsFile::open(path);
-    for (const SafetensorsTensor& t : file.tensors())
-      CHECK(t.offset_bytes + t.count * t.dtype.bytes() <= static_cast<int64_t>(whole.size()));
+    for (const SafetensorsTensor& t : file.tensors()) CHECK(t.offset_bytes + t.count * t.dtype.bytes() <= static_cast<int64_t>(whole.size()));
   }
 }
 

@@ -62,10 +62,8 @@ void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
   for (int64_t c = 0; c < C; c++)
     for (int64_t j = 0; j < S; j++) {
       const int32_t target = row.targets[static_cast<size_t>(c * S + j)];
-      if (j == S - 1)
-        CHECK(target == no_target);
-      else if (c * (S - 1) + j + 1 < std::ssize(text))
-        CHECK(target == text[static_cast<size_t>(c * (S - 1) + j + 1)]);
+      if (j == S - 1) CHECK(target == no_target);
+      else if (c * (S - 1) + j + 1 < std::ssize(text)) CHECK(target == text[static_cast<size_t>(c * (S - 1) + j + 1)]);
     }
   // Each needle whole in its chunk, where nothing else is; each value where it was put and nowhere else.
   std::vector<int> owner(text.size());

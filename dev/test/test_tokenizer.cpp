@@ -25,9 +25,13 @@ std::string random_bytes(std::mt19937& random, size_t length, const std::string&
 
 // Text that goes through every branch of the scanner: characters of every class and length, spaces, apostrophes, broken UTF-8.
 std::string random_text(std::mt19937& random, size_t characters) {
-  static const std::vector<std::string> pool = {"a", "b", "Z", "@", "[", "`", "{", "t", "s", "re", "ve", "ll", "d", "m", "1", "23", " ", " ", " ", "  ", "\n", "\t", "\r\n", "'", "'", "'s",
-                                                ".", "!?", "_", "\xC3\xA9", "\xD0\x96", "\xE4\xBD\xA0", "\xF0\x9F\x98\x80", "\xC2\xA0", "\xE3\x80\x80", "\xE2\x80\xA8", "\xC2\x85",
-                                                "\xC2\xBD", "\xE2\x85\xA7", "\xEF\xBB\xBF", "\xCC\x81", "\xF0\x9D\x90\x80", "\x80", "\xFF", "\xE3\x80", "\xC2", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xC0\xAF", std::string(1, '\0')};
+  // clang-format off
+  static const std::vector<std::string> pool = {
+      "a", "b", "Z", "@", "[", "`", "{", "t", "s", "re", "ve", "ll", "d", "m", "1", "23", " ", " ", " ", "  ", "\n", "\t", "\r\n", "'", "'", "'s",
+      ".", "!?", "_", "\xC3\xA9", "\xD0\x96", "\xE4\xBD\xA0", "\xF0\x9F\x98\x80", "\xC2\xA0", "\xE3\x80\x80", "\xE2\x80\xA8", "\xC2\x85", "\xC2\xBD",
+      "\xE2\x85\xA7", "\xEF\xBB\xBF", "\xCC\x81", "\xF0\x9D\x90\x80", "\x80", "\xFF", "\xE3\x80", "\xC2", "\xED\xA0\x80", "\xF4\x90\x80\x80",
+      "\xC0\xAF", std::string(1, '\0')};
+  // clang-format on
   std::string text;
   for (size_t i = 0; i < characters; i++) text += pool[random() % pool.size()];
   return text;
@@ -97,7 +101,8 @@ std::vector<int32_t> bpe_by_definition(const std::vector<Tokenizer::Merge>& merg
   std::vector<int32_t> ids;
   for (const char byte : word) ids.push_back(static_cast<unsigned char>(byte));
   std::map<std::pair<int32_t, int32_t>, int32_t> made;
-  for (size_t r = 0; r < merges.size(); r++) made[{static_cast<int32_t>(merges[r].left), static_cast<int32_t>(merges[r].right)}] = static_cast<int32_t>(256 + r);
+  for (size_t r = 0; r < merges.size(); r++)
+    made[{static_cast<int32_t>(merges[r].left), static_cast<int32_t>(merges[r].right)}] = static_cast<int32_t>(256 + r);
   for (;;) {
     int32_t best = INT32_MAX;
     size_t place = 0;
@@ -146,7 +151,8 @@ TEST_CASE("tokenizer: cutting where next_cut says changes no word") {
     const char *begin = text.data(), *end = begin + text.size(), *cut = scanner.next_cut(begin, begin + random() % text.size(), end);
     cuts += cut < end;
     std::vector<size_t> words = words_by_scanner(text.substr(0, static_cast<size_t>(cut - begin)));
-    for (const size_t word_end : words_by_scanner(std::string_view(text).substr(static_cast<size_t>(cut - begin)))) words.push_back(static_cast<size_t>(cut - begin) + word_end);
+    for (const size_t word_end : words_by_scanner(std::string_view(text).substr(static_cast<size_t>(cut - begin))))
+      words.push_back(static_cast<size_t>(cut - begin) + word_end);
     CAPTURE(printable(text));
     REQUIRE(words == words_by_scanner(text));
   }
@@ -329,7 +335,8 @@ TEST_CASE("tokenizer: files, and what is said of damaged ones") {
   }
   CHECK(has(error_of([&] { gpt2(tokens, R"("a b")"); }), "'x': model.merges: expected 2 merges"));
   CHECK(has(error_of([&] { gpt2(tokens, R"("a b","a b")"); }), "model.merges[1]: expected two tokens of the vocabulary that make token 257"));
-  CHECK(has(error_of([&] { gpt2("\"ab\":257,\"abc\":256", R"("a b","ab c")"); }), "model.merges[0]: expected two tokens of the vocabulary that make token 256"));
+  CHECK(
+      has(error_of([&] { gpt2("\"ab\":257,\"abc\":256", R"("a b","ab c")"); }), "model.merges[0]: expected two tokens of the vocabulary that make token 256"));
   CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {\"vocab\": [", "'x'"); }), "'x' is not valid JSON at byte"));
   CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {}}", "'x'"); }), "\"vocab\" is missing"));
 }

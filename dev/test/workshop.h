@@ -21,13 +21,13 @@ namespace gca::test {
 class Process {
  public:
   // output: an open file that gets what it prints; closed here. before_exec: called in the child.
-  Process(const std::string& program, const std::string& arguments, int output, const std::function<void()>& before_exec = [] {}) : id(fork()) {
+  Process(const std::string& program, const std::string& arguments, int output, const std::function<void()>& before_exec = nullptr) : id(fork()) {
     if (id != 0) ::close(output);
     REQUIRE(id >= 0);
     if (id > 0) return;
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) signal(number, SIG_DFL);  // whoever runs the tests may ignore some
     dup2(output, STDOUT_FILENO), dup2(output, STDERR_FILENO);
-    before_exec();
+    if (before_exec) before_exec();
     execl("/bin/sh", "sh", "-c", ("exec " + program + " " + arguments).c_str(), static_cast<char*>(nullptr));
     _exit(127);
   }
@@ -72,15 +72,20 @@ class Process {
 struct Workshop : TempFolder {
   std::string program;
   // program_: TRAIN_GCA, or the CPU's. parent: the folder to make this one in.
-  explicit Workshop(const std::string& program_ = getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca", const std::string& parent = std::filesystem::temp_directory_path().string())
+  explicit Workshop(const std::string& program_ = getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca",
+                    const std::string& parent = std::filesystem::temp_directory_path().string())
       : TempFolder(parent), program(program_) {
     std::string text;  // words in a pattern that a tiny model can learn something of
-    for (uint32_t i = 0; i < 6000; i++) text += format("%s %u; ", philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship", philox(3, Stream::task, i).word[1] % 10);
+    for (uint32_t i = 0; i < 6000; i++)
+      text += format("%s %u; ", philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship", philox(3, Stream::task, i).word[1] % 10);
     write_file(path + "/text.txt", text);
     REQUIRE(run("tokenize --out " + path + "/shards/t --val 0.1 " + path + "/text.txt").exit == 0);
   }
 
-  struct Result { int exit; std::string out; };
+  struct Result {
+    int exit;
+    std::string out;
+  };
   // Runs the program; out: what it printed, errors too.
   Result run(const std::string& arguments) const {
     const std::string log = path + "/log";
@@ -97,10 +102,12 @@ struct Workshop : TempFolder {
     CHECK(result.out.find(words) != std::string::npos);
   }
   std::string training(const std::string& out, const std::string& chunks = "6") const {
-    return "train --width 16 --heads 2 --ffn 24 --lower 1 --groups 1,1 --chunk 8 --window 12 --topk 2 --chunks " + chunks + " --batch 3 --lr 3e-3 --eval-every 5 --data '" + path +
-           "/shards/t_train_*' --val-data '" + path + "/shards/t_val_*' --out " + path + "/" + out;
+    return "train --width 16 --heads 2 --ffn 24 --lower 1 --groups 1,1 --chunk 8 --window 12 --topk 2 --chunks " + chunks +
+           " --batch 3 --lr 3e-3 --eval-every 5 --data '" + path + "/shards/t_train_*' --val-data '" + path + "/shards/t_val_*' --out " + path + "/" + out;
   }
-  std::string weights(const std::string& run, const char* step) const { return read_file(path + "/" + run + "/step_" + step + "/model.safetensors", size_t{1} << 24); }
+  std::string weights(const std::string& run, const char* step) const {
+    return read_file(path + "/" + run + "/step_" + step + "/model.safetensors", size_t{1} << 24);
+  }
   // Waits, a minute at most, until the run's log has that many lines.
   bool logged(const std::string& run, int lines) const {
     for (int i = 0; i < 6000; i++) {
