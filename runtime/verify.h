@@ -13,7 +13,7 @@
 namespace gca {
 
 struct VerifyOptions {
-  double tolerance = 0;    // largest difference over largest entry, for each tensor
+  double tolerance;        // largest difference over largest entry, for each tensor
   bool use_picks = false;  // take the file's picks; the nine losses after the first update, whose picks the file lacks, are left out
   bool quiet = false;      // only the worst tensor of each file
 };

@@ -12,12 +12,7 @@
 namespace gca::test {
 
 using bf16 = __nv_bfloat16;
-using Vec = std::vector<double>;
 using Ids = std::vector<int32_t>;
-template <class T>
-size_t at(T i) {
-  return static_cast<size_t>(i);
-}
 
 inline double number(float x) { return x; }
 inline double number(double x) { return x; }

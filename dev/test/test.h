@@ -11,6 +11,12 @@
 
 namespace gca::test {
 
+using Vec = std::vector<double>;
+template <class T>
+size_t at(T i) {
+  return static_cast<size_t>(i);
+}
+
 // ---- skipping -----------------------------------------------------------------------------------------------------------------
 inline bool case_skipped = false;  // read by the main after each test case
 

@@ -55,7 +55,8 @@ struct Op {
     if (name.starts_with("gca_")) {
       const GcaShape shape{B, T, h, d, slots, k, C};
       const int64_t table = B * (C + 1) * K, stats = B * C * K * H * S;
-      const int32_t* pick = bench.put(random_picks(B, C, k, 1, true));
+      const Ids fetched = random_picks(B, C, k, 1, true);
+      const int32_t* pick = bench.put(fetched);
       const stat* w = bench.template put<stat>(randoms(in_bf16, table, 2, 0.05, 0.125));
       act *q = input(R * D, 3), *kv = input(R * 2 * D, 4), *dout = input(R * D, 5), *out = output(R * D), *dq = output(R * D), *dkv = output(R * 2 * D);
       stat *lse = bench.template put<stat>(Vec{0.0}, stats), *delta = bench.template put<stat>(Vec{0.0}, stats),
@@ -66,7 +67,7 @@ struct Op {
       device.gca_forward(out, lse, q, kv, pick, w, shape);
       device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape);
       double picks = 0;
-      for (const int32_t p : random_picks(B, C, k, 1, true)) picks += p >= 0;
+      for (const int32_t p : fetched) picks += p >= 0;
       const double product = picks * static_cast<double>(2 * S * S * D);  // one product of queries and keys, all picks and heads
       if (name == "gca_forward") {
         work = 2 * product, call = [=, &device] { device.gca_forward(out, lse, q, kv, pick, w, shape); };
