@@ -16,7 +16,7 @@
 
 namespace gca {
 
-// ---- errors -----------------------------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------------------------
 // Error: what was asked failed (exit 1). UsageError: the command line is wrong (exit 2). Both carry a whole sentence for a
 // person: which file or field, expected, found, what to do.
 struct Error : std::runtime_error {
@@ -43,11 +43,11 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* patt
     if (!(condition)) throw ::gca::Error(::gca::format("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition) + ::gca::format(__VA_ARGS__)); \
   } while (0)
 
-// ---- sizes ------------------------------------------------------------------------------------------------------------
+// ---- sizes --------------------------------------------------------------------------------------------------------
 GCA_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GCA_HD constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// ---- bf16 -------------------------------------------------------------------------------------------------------------
+// ---- bf16 ---------------------------------------------------------------------------------------------------------
 // x rounded to the nearest bfloat16 (ties to even), kept in a float: what a GPU stores, for the naive bf16 twin.
 GCA_HD inline float round_bf16(float x) {
   uint32_t bits;
@@ -57,7 +57,7 @@ GCA_HD inline float round_bf16(float x) {
   return x;
 }
 
-// ---- random numbers ---------------------------------------------------------------------------------------------------
+// ---- random numbers -----------------------------------------------------------------------------------------------
 // Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words from a 64-bit key and a 128-bit counter. No state to store or to
 // hand on: a resumed run, a recomputed layer and any number of ranks draw the same numbers from the same (seed, stream, index).
 struct Philox {

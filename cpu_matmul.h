@@ -30,7 +30,7 @@ constexpr int64_t depth = 256;          // terms of a sum that are taken at once
 constexpr int64_t block_columns = 256;  // columns of B packed at once: with depth, they stay in the second-level cache
 constexpr int64_t max_rows = 8, max_lanes = 16;
 
-// ---- the kernel -------------------------------------------------------------------------------------------------------
+// ---- the kernel ---------------------------------------------------------------------------------------------------
 // c (rows, vecs*lanes; rows ldc apart) = [base, ldbase apart, if not null] + a (rows, K) b (K, vecs*lanes), the sums held in registers.
 // a[i*row + k*col], b[k*ldb + j]. c may be base.
 template <class real>
@@ -129,7 +129,7 @@ const Kernels<real>& kernels([[maybe_unused]] Isa which) {
   return portable;
 }
 
-// ---- blocking ---------------------------------------------------------------------------------------------------------
+// ---- blocking -----------------------------------------------------------------------------------------------------
 // to (K, width) = B (K, columns), then zeros.
 template <class real>
 void pack(real* to, View<real> B, int64_t K, int64_t columns, int64_t width) {
@@ -211,7 +211,7 @@ void multiply(const Kernels<real>& set, real* C, int64_t ldc, View<real> A, View
 
 }  // namespace matmul_detail
 
-// ---- the products -----------------------------------------------------------------------------------------------------
+// ---- the products -------------------------------------------------------------------------------------------------
 // C (M,N), rows ldc apart, = [C if accumulate] + A (M,K) B (K,N), on the calling thread, nothing allocated: the small products of attention,
 // also inside a pool's task. C must not overlap A or B.
 template <class real>

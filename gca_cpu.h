@@ -24,7 +24,7 @@
 
 namespace gca {
 
-// ---- the backend --------------------------------------------------------------------------------------------------------------
+// ---- the backend --------------------------------------------------------------------------------------------------
 template <class real, bool bf16 = false>
 class Cpu {
  public:
@@ -41,7 +41,7 @@ class Cpu {
   explicit Cpu(int threads = 0) : pool_(threads), scratch_(static_cast<size_t>(pool_.size())) {}
   ThreadPool& pool() { return pool_; }
 
-  // ---- memory -----------------------------------------------------------------------------------------------------------------
+  // ---- memory -----------------------------------------------------------------------------------------------------
   void* allocate(int64_t n_bytes) {
     void* memory = std::aligned_alloc(alignment_bytes, static_cast<size_t>(round_up(std::max<int64_t>(n_bytes, 1), alignment_bytes)));
     if (!memory)
@@ -85,7 +85,7 @@ class Cpu {
     });
   }
 
-  // ---- embedding: x[r] = E[token[r]] --------------------------------------------------------------------------------------------
+  // ---- embedding: x[r] = E[token[r]] ------------------------------------------------------------------------------
   // x (rows,D), token (rows), E (V,D)
   void embedding_forward(act* x, const int32_t* token, const weight* E, int64_t rows, int64_t D) {
     over(rows, D, [=](int64_t begin, int64_t end) {
@@ -101,7 +101,7 @@ class Cpu {
     });
   }
 
-  // ---- RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps) ----------------------------------------------------------
+  // ---- RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps) -------------------------------------------
   // out (rows,D) packed, rstd (rows), gain (D); the rows of x are stride apart (D: packed)
   void rmsnorm_forward(act* out, stat* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride, double eps) {
     over(rows, D, [=](int64_t begin, int64_t end) {
@@ -140,7 +140,7 @@ class Cpu {
     });
   }
 
-  // ---- matrix products: y = x W^T (+ residual) ------------------------------------------------------------------------------------
+  // ---- matrix products: y = x W^T (+ residual) --------------------------------------------------------------------
   // y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null
   void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in, int64_t out) {
     matmul(pool_, y, out, View<real>{x, in, 1}, View<real>{W, 1, in}, rows, out, in, false, residual, out);
@@ -156,7 +156,7 @@ class Cpu {
     matmul(pool_, dW, in, View<real>{dy, 1, out}, View<real>{x, in, 1}, out, in, rows, true);
   }
 
-  // ---- SwiGLU: h = silu(gate) * up, silu(z) = z / (1 + e^-z) ------------------------------------------------------------------------
+  // ---- SwiGLU: h = silu(gate) * up, silu(z) = z / (1 + e^-z) ------------------------------------------------------
   // h (rows,F), gate_up (rows,2F): gate | up
   void swiglu_forward(act* h, const act* gate_up, int64_t rows, int64_t F) {
     over(rows, F, [=](int64_t begin, int64_t end) {
@@ -187,7 +187,7 @@ class Cpu {
     });
   }
 
-  // ---- sliding-window attention with ALiBi (drt.md SWA) ------------------------------------------------------------------------------
+  // ---- sliding-window attention with ALiBi (drt.md SWA) -----------------------------------------------------------
   // o[i] = sum_j p[i,j] v[j],  p = softmax over 0 <= i-j <= W of q[i].k[j]/sqrt(d) - 2^(-8(h+1)/H) (i-j)
   // out (B,T,D), lse (B,H,T), qkv (B,T,3D), ring (B,W,2D) or null
   void sliding_attention_forward(act* out, stat* lse, const act* qkv, const act* ring, const SlidingShape& s) {
@@ -267,7 +267,7 @@ class Cpu {
         memcpy(ring + (b * s.W + (s.first_slot + t) % s.W) * 2 * D, qkv + (b * s.T + t) * 3 * D + D, static_cast<size_t>(2 * D) * sizeof(act));
   }
 
-  // ---- chunk attention: bidirectional inside a chunk, rotary embedding on q and k (drt.md, chunk encoder) ------------------------------
+  // ---- chunk attention: bidirectional inside a chunk, rotary embedding on q and k (drt.md, chunk encoder) ---------
   // out (N,S,D), lse (N,H,S), qkv (N,S,3D)
   void chunk_attention_forward(act* out, stat* lse, const act* qkv, const ChunkShape& s) {
     const int64_t D = s.H * s.d, S = s.S;
@@ -321,7 +321,7 @@ class Cpu {
     });
   }
 
-  // ---- causal chunk retrieval (drt.md, retrieval) ---------------------------------------------------------------------------------------
+  // ---- causal chunk retrieval (drt.md, retrieval) -----------------------------------------------------------------
   // Row 0 of each table: the chunk before a row's first has picked nothing. pick, w (B,C+1,K)
   void no_pick(int32_t* pick, stat* w, int64_t B, int64_t C, int K) {
     for (int64_t b = 0; b < B; b++)
@@ -421,7 +421,7 @@ class Cpu {
     });
   }
 
-  // ---- grouped cross attention (drt.md, upper layer) ---------------------------------------------------------------------------------------
+  // ---- grouped cross attention (drt.md, upper layer) --------------------------------------------------------------
   // The landmark slot's keys and values become zero. kv (N,S,2D), N chunks
   void zero_landmarks(act* kv, int64_t N, int64_t S, int64_t D) {
     for (int64_t n = 0; n < N; n++) std::fill_n(kv + (n * S + S - 1) * 2 * D, 2 * D, real(0));
@@ -526,7 +526,7 @@ class Cpu {
     });
   }
 
-  // ---- cross entropy, a piece of logits at a time ----------------------------------------------------------------------------------------
+  // ---- cross entropy, a piece of logits at a time -----------------------------------------------------------------
   // loss[r] = logsumexp(logits[r]) - logits[r,target[r]], 0 where target[r] is -1 or less.
   // scale != 0: logits become their gradient, scale * weight[r] * (softmax - onehot).
   // loss, target, weight (rows; null: 1), logits (rows,V) rows stride apart
@@ -560,7 +560,7 @@ class Cpu {
     }
   }
 
-  // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------------------------------
+  // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------
   void begin_step(StepState* state) { state->loss = state->plain_loss = 0; }
   // The norm of all n gradients, the factor that clips it, and whether the step may change anything.
   void end_gradient(StepState* state, const grad* gradient, int64_t n, double clip) {

@@ -24,7 +24,7 @@ namespace gca {
 // GPUs that answer; 0 where there is no driver, no card, or only cards hidden from this process. Never throws.
 int gpu_count() noexcept;
 
-// ---- what does not depend on the type of activations -----------------------------------------------------------------------------
+// ---- what does not depend on the type of activations --------------------------------------------------------------
 class GpuDevice : public GpuLayout {
  public:
   // Takes the GPU of that number. An Error says what to do where there is none, its driver or the card is too old, or its memory is full.
@@ -115,7 +115,7 @@ class GpuDevice : public GpuLayout {
   void close() noexcept;  // gives everything back
 };
 
-// ---- the backend -----------------------------------------------------------------------------------------------------------------
+// ---- the backend --------------------------------------------------------------------------------------------------
 template <class Act>
 class Gpu : public GpuDevice {
  public:

@@ -13,7 +13,7 @@
 
 namespace gca {
 
-// ---- sizes --------------------------------------------------------------------------------------------------------------------
+// ---- sizes --------------------------------------------------------------------------------------------------------
 struct Config {
   int64_t vocab = 0, width = 768, heads = 12, ffn = 2048;
   int64_t lower = 6;            // layers below the retrieval
@@ -69,7 +69,7 @@ inline const std::array<Preset, 6>& presets() {
   return all;
 }
 
-// ---- the table of tensors -----------------------------------------------------------------------------------------------------
+// ---- the table of tensors -----------------------------------------------------------------------------------------
 // One line here makes a weight: it is then counted, initialised, decayed, saved, loaded and checked like the others.
 struct Tensor {
   std::string name;       // the released model's
@@ -170,7 +170,7 @@ inline double forward_flops_per_slot(const Config& c) {
   return sum;
 }
 
-// ---- one allocation from a list of wishes ---------------------------------------------------------------------------------------
+// ---- one allocation from a list of wishes -------------------------------------------------------------------------
 class Arena {
  public:
   struct Wish {
@@ -217,7 +217,7 @@ class Arena {
   char* memory_ = nullptr;
 };
 
-// ---- the model ----------------------------------------------------------------------------------------------------------------
+// ---- the model ----------------------------------------------------------------------------------------------------
 enum class Use { training, inference };  // inference keeps nothing for backward
 // What backward computes anew instead of keeping it, with the same bits: nothing; what comes out of norms and SwiGLU; all of a layer but
 // its output and what gca_backward_memory reads.
@@ -384,7 +384,7 @@ struct DRT {
   }
   void commit_activations() { activations_.commit(device); }
 
-  // ---- forward ----------------------------------------------------------------------------------------------------------------
+  // ---- forward ----------------------------------------------------------------------------------------------------
   // Tokens, targets (negative: none) and loss weights (null: all 1) of rows*slots, host to device; targets may be null.
   void upload(const int32_t* tokens, const int32_t* targets, const float* loss_weights, int64_t count) {
     GCA_CHECK(count <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_), static_cast<long long>(count));
@@ -449,7 +449,7 @@ struct DRT {
     device.add_loss(state, loss, slot_weights, scale, R);
   }
 
-  // ---- backward ---------------------------------------------------------------------------------------------------------------
+  // ---- backward ---------------------------------------------------------------------------------------------------
   // After forward() and head(scale, true): the gradients of all weights, +=.
   void backward() {
     const Config& c = config;
@@ -499,7 +499,7 @@ struct DRT {
     ready(0);
   }
 
-  // ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update -------------------------------
+  // ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update ---------------
   void begin_step() {
     device.zero(gradient, table.size * static_cast<int64_t>(sizeof(grad)));
     device.begin_step(state);
@@ -514,7 +514,7 @@ struct DRT {
     return copy;
   }
 
-  // ---- weights in and out -------------------------------------------------------------------------------------------------------
+  // ---- weights in and out -----------------------------------------------------------------------------------------
   // Matrices normal(0, 0.02), gains 1, the same for any backend.
   void initialise(uint64_t seed, ThreadPool& pool) {
     std::vector<master> values;

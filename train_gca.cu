@@ -17,7 +17,7 @@
 
 namespace gca {
 
-// ---- training -----------------------------------------------------------------------------------------------------------------
+// ---- training -----------------------------------------------------------------------------------------------------
 std::atomic<int> stop_asked = 0;                       // a signal came, to any of the threads: finish the step, save, end
 static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may set it
 void ask_to_stop(int) { stop_asked = 1; }
@@ -433,7 +433,7 @@ int train_command(const std::vector<std::string>& arguments) {
   return with_device(settings.device, settings.precision, settings.threads, [&](auto& device) { return Trainer(device, run).train(); });
 }
 
-// ---- commands -------------------------------------------------------------------------------------------------------------------
+// ---- commands -----------------------------------------------------------------------------------------------------
 struct Command {
   const char *name, *does;
   int (*run)(const std::vector<std::string>& arguments);

@@ -57,7 +57,7 @@ __global__ void turn_back_kernel(Act* dqkv, const float* rotation, int64_t N, in
   u[half] = from_float<Act>(second * angle[0] - first * angle[half]);
 }
 
-// ---- bf16 on tensor cores: chunks of 64 slots, heads of 32, 64 or 128 columns -------------------------------------------------------
+// ---- bf16 on tensor cores: chunks of 64 slots, heads of 32, 64 or 128 columns -------------------------------------
 // A block of 4 warps takes one head of one chunk, each warp 16 of its slots; everything lies in shared memory, q and k turned. What
 // bounds it is the memory's rate: every number is read once and written once.
 constexpr int chunk_slots = 64, chunk_threads = 128;

@@ -99,7 +99,7 @@ int64_t GpuDevice::free_bytes() const {
 
 void GpuDevice::synchronize() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
 
-// ---- memory -----------------------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------------------------
 void* GpuDevice::allocate(int64_t n_bytes) {
   void* memory = nullptr;
   const size_t size = static_cast<size_t>(std::max<int64_t>(n_bytes, 1));
@@ -167,7 +167,7 @@ void Gpu<Act>::cast_weights(Act* weights, const float* masters, int64_t n) {
   else launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0, weights, masters, n);
 }
 
-// ---- rotary angles ------------------------------------------------------------------------------------------------------------------
+// ---- rotary angles ------------------------------------------------------------------------------------------------
 const float* GpuDevice::rotation(int S, int d) {
   if (S == rotation_S_ && d == rotation_d_) return rotation_;
   const int64_t count = static_cast<int64_t>(S) * d;

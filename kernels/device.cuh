@@ -12,7 +12,7 @@ namespace gca {
 
 using bf16 = __nv_bfloat16;
 
-// ---- calls and launches ---------------------------------------------------------------------------------------------------------
+// ---- calls and launches -------------------------------------------------------------------------------------------
 // What is being done, and where in the source: made from the words at the place of the call.
 struct Doing {
   const char* what;
@@ -40,7 +40,7 @@ void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters..
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), doing);
 }
 
-// ---- numbers --------------------------------------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------------------------
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 template <class Act>
@@ -81,7 +81,7 @@ __device__ inline T* shared() {
   return reinterpret_cast<T*>(shared_memory);
 }
 
-// ---- sums, in a fixed order -------------------------------------------------------------------------------------------------------
+// ---- sums, in a fixed order ---------------------------------------------------------------------------------------
 // Over the lanes of a warp, or of each aligned part of `lanes` of it; all lanes get the result.
 template <int lanes = 32, class T>
 __device__ inline T warp_sum(T x) {

@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
     }
 }
 
-// ---- the ops ------------------------------------------------------------------------------------------------------------------------
+// ---- the ops ------------------------------------------------------------------------------------------------------
 void check_shape(const GcaShape& s) {
   check_head(s.d);
   if (s.S < 2 || s.S > 2 * tile_size) throw Error(format("the GPU fetches chunks of 2 to 128 slots, found %d: use a smaller --chunk, or --device cpu", s.S));

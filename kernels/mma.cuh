@@ -35,7 +35,7 @@ void with_mma_head(int d, Body&& body) {
 using Sum = float[4];
 using Operand = uint32_t[4];
 
-// ---- instructions -----------------------------------------------------------------------------------------------------------------
+// ---- instructions -------------------------------------------------------------------------------------------------
 __device__ inline uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
 // sum += left * right, right being half of an Operand
 __device__ inline void mma(Sum& sum, const Operand& left, uint32_t right0, uint32_t right1) {
@@ -85,7 +85,7 @@ __device__ inline void as_left(Operand& left, const Sum& first, const Sum& secon
   left[3] = pack_pair(second[2], second[3]);
 }
 
-// ---- tiles ------------------------------------------------------------------------------------------------------------------------
+// ---- tiles --------------------------------------------------------------------------------------------------------
 template <int width>
 constexpr int row_bytes = static_cast<int>(sizeof(bf16)) * width;
 // Byte of the 16-byte piece `piece` of a row.
@@ -151,7 +151,7 @@ __device__ inline void copy_tile_async(uint32_t tile, const bf16* from, int64_t 
                                         [=](uint32_t to, const bf16* at, int row) { copy_async(to, row < there ? at : from, row < there); });
 }
 
-// ---- products of a warp: 16 * blocks rows -------------------------------------------------------------------------------------------
+// ---- products of a warp: 16 * blocks rows -------------------------------------------------------------------------
 template <int blocks, int columns>
 __device__ inline void clear(Sum (&sum)[blocks][columns]) {
 #pragma unroll

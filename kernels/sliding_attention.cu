@@ -34,7 +34,7 @@ struct Sliding {
   __device__ int64_t end_query(int64_t j0) const { return min(T, j0 + tile_size + W); }
 };
 
-// ---- bf16 on tensor cores: heads of 32, 64 or 128 columns -------------------------------------------------------------------------
+// ---- bf16 on tensor cores: heads of 32, 64 or 128 columns ---------------------------------------------------------
 // A block of 4 warps owns `rows` slots of one head, each warp 16 * blocks of them as the rows of its products, and streams the other side
 // through a ring of `stages` pairs of tiles of 64 slots. Inside a tile a warp works on `step` slots at a time and leaves out steps that
 // none of its rows sees. Slots are counted from the block's first, `base`. Logits are in units of log2.

@@ -20,7 +20,7 @@
 
 namespace gca {
 
-// ---- what all commands need -------------------------------------------------------------------------------------------------------
+// ---- what all commands need ---------------------------------------------------------------------------------------
 inline std::string build_description() {
 #ifdef GCA_CUDA
   return std::string("CPU and CUDA, ") + __VERSION__;
@@ -62,7 +62,7 @@ inline void print_bytes(const std::string& bytes) {
   if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0) throw system_error("cannot write standard output", errno);
 }
 
-// ---- evaluation -------------------------------------------------------------------------------------------------------------------
+// ---- evaluation ---------------------------------------------------------------------------------------------------
 struct Evaluation {
   static constexpr int places = 8;
   int64_t rows = 0, targets = 0;
@@ -178,7 +178,7 @@ inline int eval_command(const std::vector<std::string>& arguments) {
   });
 }
 
-// ---- passkey ----------------------------------------------------------------------------------------------------------------------
+// ---- passkey ------------------------------------------------------------------------------------------------------
 // The likeliest tokens at the answer's slots of row b of the last forward pass, the landmark left out.
 template <class Device>
 std::vector<int32_t> likeliest(DRT<Device>& model, int64_t first_row, int64_t count, int32_t landmark) {
@@ -389,7 +389,7 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
   });
 }
 
-// ---- generate ---------------------------------------------------------------------------------------------------------------------
+// ---- generate -----------------------------------------------------------------------------------------------------
 inline int generate_command(const std::vector<std::string>& arguments) {
   ModelSource source;
   std::string prompt, context;
@@ -455,7 +455,7 @@ inline int generate_command(const std::vector<std::string>& arguments) {
   });
 }
 
-// ---- inspect ----------------------------------------------------------------------------------------------------------------------
+// ---- inspect ------------------------------------------------------------------------------------------------------
 inline int inspect_command(const std::vector<std::string>& arguments) {
   ModelSource source;
   std::string text;
@@ -506,7 +506,7 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
   });
 }
 
-// ---- export ---------------------------------------------------------------------------------------------------------------------
+// ---- export -------------------------------------------------------------------------------------------------------
 inline int export_command(const std::vector<std::string>& arguments) {
   std::string checkpoint, out, dtype = "bf16";
   bool fallback = false;
@@ -536,7 +536,7 @@ inline int export_command(const std::vector<std::string>& arguments) {
   return 0;
 }
 
-// ---- verify -----------------------------------------------------------------------------------------------------------------------
+// ---- verify -------------------------------------------------------------------------------------------------------
 inline int verify_command(const std::vector<std::string>& arguments) {
   std::vector<std::string> files;
   std::string precision = "double", device = "cpu";
@@ -576,7 +576,7 @@ inline int verify_command(const std::vector<std::string>& arguments) {
   return with_device(device, precision, threads, run);
 }
 
-// ---- info -------------------------------------------------------------------------------------------------------------------------
+// ---- info ---------------------------------------------------------------------------------------------------------
 // info --data: what shards hold. 1 if an id is outside the vocabulary.
 inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, int64_t first) {
   const TokenStream stream(pattern, tokenizer);
@@ -674,7 +674,7 @@ inline int info_command(const std::vector<std::string>& arguments) {
   return 0;
 }
 
-// ---- text and tokens ----------------------------------------------------------------------------------------------------------------
+// ---- text and tokens ----------------------------------------------------------------------------------------------
 inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
   std::vector<std::string> texts;
   std::string out;

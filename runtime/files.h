@@ -209,7 +209,7 @@ inline void append_line(const std::string& path, const std::string& line) {
   if (code) throw system_error("cannot write '" + path + "'", code);
 }
 
-// ---- checksums --------------------------------------------------------------------------------------------------------
+// ---- checksums ----------------------------------------------------------------------------------------------------
 // CRC-32C (Castagnoli, reflected polynomial 0x82f63b78) of bytes that follow bytes of the given CRC; 0 begins.
 inline uint32_t crc32c(const void* data, size_t bytes, uint32_t crc = 0) {
   // table[k][b]: what byte b does to the remainder when k more bytes follow it; so eight bytes take eight independent look-ups.
@@ -249,7 +249,7 @@ inline uint32_t crc32c(const File& file) {
   return crc;
 }
 
-// ---- folders ----------------------------------------------------------------------------------------------------------
+// ---- folders ------------------------------------------------------------------------------------------------------
 // Makes the folder and those above it; nothing to do if it is there.
 inline void make_folder(const std::string& path) {
   std::error_code error;
@@ -293,7 +293,7 @@ inline std::vector<std::string> glob_files(const std::string& pattern) {
   return paths;
 }
 
-// ---- the lock of a run ------------------------------------------------------------------------------------------------
+// ---- the lock of a run --------------------------------------------------------------------------------------------
 // Held while a run writes its folder: a second one gets an Error that names the first one's process. Goes with the process,
 // however it ends; the file FOLDER/lock stays and means nothing by itself.
 class RunLock {

@@ -14,7 +14,7 @@
 
 namespace gca {
 
-// ---- settings -------------------------------------------------------------------------------------------------------------------
+// ---- settings -----------------------------------------------------------------------------------------------------
 inline const Preset& preset(const std::string& name) {
   std::vector<std::string> names;
   for (const Preset& p : presets()) {
@@ -121,7 +121,7 @@ inline Flags train_flags(TrainSettings& s) {
   return flags;
 }
 
-// ---- checkpoints ------------------------------------------------------------------------------------------------------------------
+// ---- checkpoints --------------------------------------------------------------------------------------------------
 struct SavedRun {
   Checkpoint checkpoint;
   TrainSettings settings;
@@ -245,7 +245,7 @@ void load_optimizer(const std::string& path, DRT<Device>& model) {
   load_buffer(file, model, model.v, "v.");
 }
 
-// ---- memory -------------------------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------------------------
 inline std::string mebibytes(int64_t n_bytes) { return format("%.1f MiB", static_cast<double>(n_bytes) / (1 << 20)); }
 
 // Plans and allocates activations for B rows of T slots. Where they and the model do not fit, an Error that says which B would.

@@ -22,7 +22,7 @@
 
 namespace gca {
 
-// ---- settings -------------------------------------------------------------------------------------------------------------------
+// ---- settings -----------------------------------------------------------------------------------------------------
 struct TaskSettings {
   std::string task = "none", haystack, style = "ids", values = "letters";
   int64_t value_tokens = 5, name_tokens = 1, gap = 0;
@@ -41,7 +41,7 @@ inline void add_task_flags(Flags& flags, TaskSettings& s, Flags::Role role) {
   flags.add("gap", s.gap, 0, 1 << 20, "chunks of text between a question's chunk and its answer's", role);
 }
 
-// ---- random choices ---------------------------------------------------------------------------------------------------------------
+// ---- random choices -----------------------------------------------------------------------------------------------
 // The random numbers of one row, in the order they are asked for.
 class Draws {
  public:
@@ -70,7 +70,7 @@ class Draws {
   Philox words_{};
 };
 
-// ---- the haystack -----------------------------------------------------------------------------------------------------------------
+// ---- the haystack -------------------------------------------------------------------------------------------------
 // Text files as tokens, end-of-text before each. A file that holds words of the text style is left out.
 struct Haystack {
   std::vector<int32_t> tokens;
@@ -113,7 +113,7 @@ struct Haystack {
   }
 };
 
-// ---- rows -------------------------------------------------------------------------------------------------------------------------
+// ---- rows ---------------------------------------------------------------------------------------------------------
 struct Question {
   int64_t chunk, first_slot;  // the question's chunk; slot 0 of the answer's: slots first_slot + i predict answer[i]
   std::vector<int32_t> answer;
@@ -358,7 +358,7 @@ class Task {
   Text open_, middle_, close_, ask_, comma_, names_, values_;
 };
 
-// ---- figures ----------------------------------------------------------------------------------------------------------------------
+// ---- figures ------------------------------------------------------------------------------------------------------
 // What trials of one length came to. A question's answer counts as found if every token is right.
 struct Score {
   int64_t trials = 0, exact = 0, first = 0, hits = 0, tokens = 0, tokens_right = 0;

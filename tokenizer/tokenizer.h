@@ -144,7 +144,7 @@ class Tokenizer {
   uint64_t hash_;
 };
 
-// ---- the vocabulary ---------------------------------------------------------------------------------------------------
+// ---- the vocabulary -----------------------------------------------------------------------------------------------
 
 inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what) : layout_(layout), merges_(std::move(merges)) {
   const size_t ordinary = 256 + merges_.size();
@@ -293,7 +293,7 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
   return Tokenizer(Layout::gpt2, std::move(merges), what);
 }
 
-// ---- encoding ---------------------------------------------------------------------------------------------------------
+// ---- encoding -----------------------------------------------------------------------------------------------------
 
 // Encodes text after text, with a cache of words that it keeps between calls: one for each thread. The cache is a table of fixed
 // size in which a word replaces whatever had its place, so it is bounded, and exact: a word is found by all of its bytes.

@@ -23,7 +23,7 @@ inline Vec direction_in(int64_t n, int64_t width, int64_t begin, int64_t end) {
   return direction;
 }
 
-// ---- pick tables --------------------------------------------------------------------------------------------------------------
+// ---- pick tables --------------------------------------------------------------------------------------------------
 struct Table {
   std::vector<int32_t> pick;  // (B,C+1,K)
   Vec w;

@@ -29,7 +29,7 @@ inline Vec exact_in(bool in_bf16, Vec values) {
   return values;
 }
 
-// ---- one op, or several in a row, on any backend ----------------------------------------------------------------------------------
+// ---- one op, or several in a row, on any backend ------------------------------------------------------------------
 // What came out, by name: the numbers, where each draw of the inputs ends, the type's eps, and the bits.
 struct Output {
   Vec values;

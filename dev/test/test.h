@@ -17,7 +17,7 @@ size_t at(T i) {
   return static_cast<size_t>(i);
 }
 
-// ---- skipping -----------------------------------------------------------------------------------------------------------------
+// ---- skipping -----------------------------------------------------------------------------------------------------
 inline bool case_skipped = false;  // read by the main after each test case
 
 // The test that calls this counts as skipped unless a check fails: if (...) return skip("no GPU answers");
@@ -26,7 +26,7 @@ inline void skip(const std::string& reason) {
   printf("skipped: %s: %s\n", doctest::getContextOptions()->currentTest->m_name, reason.c_str());
 }
 
-// ---- files and errors -----------------------------------------------------------------------------------------------------------
+// ---- files and errors ---------------------------------------------------------------------------------------------
 // A fresh folder that goes with the test.
 struct TempFolder {
   std::string path;
@@ -52,7 +52,7 @@ std::string error_of(Call&& call) {
 }
 inline bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
-// ---- numbers ------------------------------------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------------------------
 // n numbers, uniform, of the given mean and standard deviation. Each is a float whatever real is, so that backends of any precision
 // get the same ones.
 template <class real>
@@ -73,7 +73,7 @@ inline std::vector<int32_t> random_ids(int64_t n, uint64_t seed, int64_t limit) 
   return ids;
 }
 
-// ---- errors -------------------------------------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------------------------
 // Largest |got - want| over largest |want|, of n numbers; not a number where one of them is not. No want but zeros: 0, or infinite.
 template <class Got, class Want>
 double relative_error(const Got* got, const Want* want, int64_t n) {

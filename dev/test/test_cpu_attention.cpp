@@ -11,7 +11,7 @@ using namespace gca::test;
 
 namespace {
 
-// ---- the formulas, written out ------------------------------------------------------------------------------------------------
+// ---- the formulas, written out ------------------------------------------------------------------------------------
 
 // One query against n keys, step apart from each other, of d numbers: softmax(logits) V, where extra is added to the denominator.
 struct Attended {
@@ -104,7 +104,7 @@ Vec gca_by_hand(const Vec& q, const Vec& kv, const std::vector<int32_t>& pick, c
 
 }  // namespace
 
-// ---- attention ------------------------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------------------------
 
 TEST_CASE("sliding attention: formula and gradients") {
   Double cpu(1);
@@ -183,7 +183,7 @@ TEST_CASE("chunk attention: formula and gradients") {
   }
 }
 
-// ---- retrieval ------------------------------------------------------------------------------------------------------------------
+// ---- retrieval ----------------------------------------------------------------------------------------------------
 namespace {
 
 struct Retrieved {
@@ -415,7 +415,7 @@ TEST_CASE("inverted pick table: every fetch once, in order") {
   }
 }
 
-// ---- grouped cross attention ----------------------------------------------------------------------------------------------------
+// ---- grouped cross attention --------------------------------------------------------------------------------------
 
 TEST_CASE("zero_landmarks: the last slot of every chunk, nothing else") {
   Double cpu(1);

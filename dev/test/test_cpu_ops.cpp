@@ -9,7 +9,7 @@
 using namespace gca;
 using namespace gca::test;
 
-// ---- numbers ------------------------------------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------------------------
 
 TEST_CASE("philox: the published vectors") {
   // The stream is folded into the key, so a key of the vectors is reached by a seed that undoes it.
@@ -100,7 +100,7 @@ TEST_CASE("Gumbel noise: mean, variance, and independence of its coordinates") {
   CHECK(!differ(with([](Selection& o) { o.first_row = 8; }), 0, 9, 1));  // row 0 of a micro-batch that starts at row 8
 }
 
-// ---- simple ops -----------------------------------------------------------------------------------------------------------------
+// ---- simple ops ---------------------------------------------------------------------------------------------------
 
 TEST_CASE("embedding: rows of E, and their gradients summed") {
   Double cpu(1);
@@ -242,7 +242,7 @@ TEST_CASE("swiglu: formula and gradients") {
   CHECK(dgate_up[1] == 2);
 }
 
-// ---- cross entropy and the optimiser --------------------------------------------------------------------------------------------
+// ---- cross entropy and the optimiser ------------------------------------------------------------------------------
 
 TEST_CASE("cross entropy: losses, sums and gradient, with weights, missing targets and padding") {
   Double cpu(1);
@@ -382,7 +382,7 @@ TEST_CASE("AdamW: a step that is not finite changes nothing and is counted") {
   CHECK(std::all_of(w.begin(), w.end(), [](double x) { return std::isfinite(x); }));
 }
 
-// ---- all ops at once: threads, float, bf16 ----------------------------------------------------------------------------------------
+// ---- all ops at once: threads, float, bf16 ------------------------------------------------------------------------
 namespace {
 
 struct Output {

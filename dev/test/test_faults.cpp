@@ -129,7 +129,7 @@ bool run_to_call_of_save(Process& process, int n, bool& traced, const std::funct
 
 }  // namespace
 
-// ---- kill -----------------------------------------------------------------------------------------------------------------------
+// ---- kill ---------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -219,7 +219,7 @@ TEST_CASE("kill: without the seed or the step the run would not go on bit for bi
   CHECK_FALSE(remade("wrong_step", 1, ""));
 }
 
-// ---- signals --------------------------------------------------------------------------------------------------------------------
+// ---- signals ------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -304,7 +304,7 @@ TEST_CASE("signals: an ignored SIGHUP stays ignored (nohup), and output that nob
   CHECK(open_checkpoint(shop.path + "/piped").step >= more);
 }
 
-// ---- disk -----------------------------------------------------------------------------------------------------------------------
+// ---- disk ---------------------------------------------------------------------------------------------------------
 
 TEST_CASE("disk: full, read-only or gone for a while: training says so, goes on, and saves again when it can") {
   const FaultShop shop;
@@ -420,7 +420,7 @@ TEST_CASE("disk: of two runs on one folder the second is refused") {
   CHECK(has(shop.printed("inside"), "expected a run's folder, found one of its checkpoints"));
 }
 
-// ---- numbers that are not finite ------------------------------------------------------------------------------------------------
+// ---- numbers that are not finite ----------------------------------------------------------------------------------
 
 TEST_CASE("not finite: a run whose loss overflows changes no weight and no optimiser any more, and ends after ten steps") {
   const FaultShop shop;
@@ -465,7 +465,7 @@ TEST_CASE("not finite: a validation whose loss is not finite is no best one") {
   CHECK(JsonField(open_checkpoint(shop.folder("huge", 3)).state, "state").at("best_step").integer(-1) == -1);
 }
 
-// ---- data and state -------------------------------------------------------------------------------------------------------------
+// ---- data and state -----------------------------------------------------------------------------------------------
 
 TEST_CASE("data: a shard that fails in the middle of a run costs no step: what was made is saved first") {
   const FaultShop shop;
@@ -544,7 +544,7 @@ TEST_CASE("state: without a field, with a wrong one or from the future it is ref
   CHECK_MESSAGE(says(wider, "model.safetensors': tensor 'model.lower_layers.0.mlp.gate_proj.weight': expected the shape [16,8], found [8,8]"), wider.out);
 }
 
-// ---- command line ---------------------------------------------------------------------------------------------------------------
+// ---- command line -------------------------------------------------------------------------------------------------
 
 TEST_CASE("command line: what is wrong is said with the flag's name, before anything is made") {
   const FaultShop shop;

@@ -11,7 +11,7 @@ using namespace gca::test;
 
 namespace {
 
-// ---- the model, written out -------------------------------------------------------------------------------------------------------
+// ---- the model, written out ---------------------------------------------------------------------------------------
 // One row, in double, a vector a slot, nothing shared with the ops.
 struct ByHand {
   using Slots = std::vector<Vec>;
@@ -226,7 +226,7 @@ void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool w
 
 }  // namespace
 
-// ---- the table --------------------------------------------------------------------------------------------------------------------
+// ---- the table ----------------------------------------------------------------------------------------------------
 
 TEST_CASE("tensor table: the parameters of the paper's models") {
   const auto parameters = [](const char* name, int64_t vocab) {
@@ -330,7 +330,7 @@ TEST_CASE("config: every wrong size is refused by the name of its flag") {
   CHECK(names(complaint([](Config& c) { c.window = -1; }), "window"));
 }
 
-// ---- the wiring ---------------------------------------------------------------------------------------------------------------------
+// ---- the wiring ---------------------------------------------------------------------------------------------------
 
 TEST_CASE("model: forward as written by hand, gradients as finite differences see them") {
   Config baseline = small({});

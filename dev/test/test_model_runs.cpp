@@ -7,7 +7,7 @@
 using namespace gca;
 using namespace gca::test;
 
-// ---- streams ------------------------------------------------------------------------------------------------------------------------
+// ---- streams ------------------------------------------------------------------------------------------------------
 
 TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
   const int64_t C = 9;
@@ -118,7 +118,7 @@ TEST_CASE("recompute: the same bits in less memory") {
   }
 }
 
-// ---- steps ----------------------------------------------------------------------------------------------------------------------------
+// ---- steps --------------------------------------------------------------------------------------------------------
 
 TEST_CASE("model: a few steps lower the loss") {
   const Config c = small({1, 1});
@@ -190,7 +190,7 @@ TEST_CASE("model: a weight that is no number stops the step, wherever it sits") 
   CHECK(net.step_state().adam_steps == 0);
 }
 
-// ---- ablations, bf16 --------------------------------------------------------------------------------------------------------------------
+// ---- ablations, bf16 ----------------------------------------------------------------------------------------------
 
 TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other chunks of the past") {
   const Config c = small({1, 1});
@@ -261,7 +261,7 @@ TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same
   CHECK(follows);
 }
 
-// ---- initial weights --------------------------------------------------------------------------------------------------------------------
+// ---- initial weights ----------------------------------------------------------------------------------------------
 
 TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision and number of threads") {
   Config c = small({1});
