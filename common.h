@@ -17,8 +17,8 @@
 namespace gca {
 
 // ---- errors -------------------------------------------------------------------------------------------------------
-// Error: what was asked failed (exit 1). UsageError: the command line is wrong (exit 2). Both carry a whole sentence for a
-// person: which file or field, expected, found, what to do.
+// Error: what was asked failed (exit 1). UsageError: the command line is wrong (exit 2). Both carry a whole sentence
+// for a person: which file or field, expected, found, what to do.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -38,9 +38,11 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* patt
 }
 
 // A broken promise between functions of this program (never bad input): says where and what.
-#define GCA_CHECK(condition, ...)                                                                                                                  \
-  do {                                                                                                                                             \
-    if (!(condition)) throw ::gca::Error(::gca::format("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition) + ::gca::format(__VA_ARGS__)); \
+#define GCA_CHECK(condition, ...)                                                                     \
+  do {                                                                                                \
+    if (!(condition))                                                                                 \
+      throw ::gca::Error(::gca::format("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition) + \
+                         ::gca::format(__VA_ARGS__));                                                 \
   } while (0)
 
 // ---- sizes --------------------------------------------------------------------------------------------------------
@@ -58,16 +60,26 @@ GCA_HD inline float round_bf16(float x) {
 }
 
 // ---- random numbers -----------------------------------------------------------------------------------------------
-// Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words from a 64-bit key and a 128-bit counter. No state to store or to
-// hand on: a resumed run, a recomputed layer and any number of ranks draw the same numbers from the same (seed, stream, index).
+// Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words from a 64-bit key and a 128-bit counter. No state to store
+// or to hand on: a resumed run, a recomputed layer and any number of ranks draw the same numbers from the same (seed,
+// stream, index).
 struct Philox {
   uint32_t word[4];
 };
 
-enum class Stream : uint32_t { init = 1, rows, gumbel, uniform_pick, sample, task };  // one a purpose: never the same numbers twice
+enum class Stream : uint32_t {
+  init = 1,
+  rows,
+  gumbel,
+  uniform_pick,
+  sample,
+  task
+};  // one a purpose: never the same numbers twice
 
-GCA_HD inline Philox philox(uint64_t seed, Stream stream, uint32_t c0, uint32_t c1 = 0, uint32_t c2 = 0, uint32_t c3 = 0) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32) + static_cast<uint32_t>(stream) * 0x632BE5ABu;
+GCA_HD inline Philox philox(uint64_t seed, Stream stream, uint32_t c0, uint32_t c1 = 0, uint32_t c2 = 0,
+                            uint32_t c3 = 0) {
+  uint32_t k0 = static_cast<uint32_t>(seed),
+           k1 = static_cast<uint32_t>(seed >> 32) + static_cast<uint32_t>(stream) * 0x632BE5ABu;
   for (int round = 0; round < 10; round++) {
     uint64_t a = uint64_t{0xD2511F53u} * c0, b = uint64_t{0xCD9E8D57u} * c2;
     uint32_t n0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0, n2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
@@ -84,8 +96,9 @@ GCA_HD inline Philox philox(uint64_t seed, Stream stream, uint32_t c0, uint32_t 
 // 23 random bits as a float strictly between 0 and 1.
 GCA_HD inline float uniform_open(uint32_t word) { return (static_cast<float>(word >> 9) + 0.5f) * 1.1920929e-7f; }
 
-// ln x for a positive normal float, the same bits wherever it runs: only correctly rounded operations, and every product that
-// a compiler might contract with a sum is an explicit fma. x = 2^e m, m in [sqrt(1/2), sqrt 2); ln m = 2 artanh((m-1)/(m+1)).
+// ln x for a positive normal float, the same bits wherever it runs: only correctly rounded operations, and every
+// product that a compiler might contract with a sum is an explicit fma. x = 2^e m, m in [sqrt(1/2), sqrt 2); ln m = 2
+// artanh((m-1)/(m+1)).
 GCA_HD inline float exact_log(float x) {
   int32_t bits;
   memcpy(&bits, &x, 4);

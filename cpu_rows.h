@@ -1,4 +1,5 @@
-// The CPU's loops over a row, which simd() (runtime/simd.h) compiles for each instruction set: sums, e^x, softmax and the like.
+// The CPU's loops over a row, which simd() (runtime/simd.h) compiles for each instruction set: sums, e^x, softmax and
+// the like.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -18,7 +19,8 @@ GCA_INLINE inline real dot(const real* a, const real* b, int64_t n) {
   return sum;
 }
 
-// e^x. float: 2^n e^r with |r| <= ln2/2 and a Taylor polynomial, relative error 2e-7; 0 below -87, where float loses precision.
+// e^x. float: 2^n e^r with |r| <= ln2/2 and a Taylor polynomial, relative error 2e-7; 0 below -87, where float loses
+// precision.
 GCA_INLINE inline double exponential(double x) { return std::exp(x); }
 GCA_INLINE inline float exponential(float x) {
   const float y = x > 88 ? 88 : x;
@@ -71,11 +73,12 @@ struct CpuRows {
 #pragma omp simd
     for (int64_t j = 0; j < D; j++) sum[j] += dn[j] * x[j] * rstd;
   }
-  GCA_INLINE static void norm_gradient_row(real* dx, const real* dn, const real* gain, const real* x, real rstd, real mean, const real* residual,
-                                           const real* residual2, int64_t D) {
+  GCA_INLINE static void norm_gradient_row(real* dx, const real* dn, const real* gain, const real* x, real rstd,
+                                           real mean, const real* residual, const real* residual2, int64_t D) {
 #pragma omp simd
     for (int64_t j = 0; j < D; j++)
-      dx[j] = rounded((residual ? residual[j] : 0) + (residual2 ? residual2[j] : 0) + rstd * (dn[j] * gain[j] - x[j] * rstd * mean));
+      dx[j] = rounded((residual ? residual[j] : 0) + (residual2 ? residual2[j] : 0) +
+                      rstd * (dn[j] * gain[j] - x[j] * rstd * mean));
   }
   // p = factor * e^(p - lse) on [begin, end), 0 on the rest of its n
   GCA_INLINE static void softmax_row(real* p, int64_t begin, int64_t end, int64_t n, real lse, real factor) {
@@ -84,12 +87,15 @@ struct CpuRows {
 #pragma omp simd
     for (int64_t j = begin; j < end; j++) p[j] = rounded(factor * exponential(p[j] - lse));
   }
-  // P from raw products and a saved log-sum-exp, unrounded: e^(scale * p + slope * (j - position) - lse) on [begin, end), 0 on the rest
-  GCA_INLINE static void probabilities_row(real* p, int64_t begin, int64_t end, int64_t n, real scale, real slope, int64_t position, real lse) {
+  // P from raw products and a saved log-sum-exp, unrounded: e^(scale * p + slope * (j - position) - lse) on [begin,
+  // end), 0 on the rest
+  GCA_INLINE static void probabilities_row(real* p, int64_t begin, int64_t end, int64_t n, real scale, real slope,
+                                           int64_t position, real lse) {
     for (int64_t j = 0; j < begin; j++) p[j] = 0;
     for (int64_t j = end; j < n; j++) p[j] = 0;
 #pragma omp simd
-    for (int64_t j = begin; j < end; j++) p[j] = exponential(scale * p[j] + slope * static_cast<real>(j - position) - lse);
+    for (int64_t j = begin; j < end; j++)
+      p[j] = exponential(scale * p[j] + slope * static_cast<real>(j - position) - lse);
   }
   // ds holds dP: dS = factor * P (dP - delta)
   GCA_INLINE static void ds_row_from_dp(real* ds, const real* p, real delta, real factor, int64_t n) {

@@ -1,9 +1,9 @@
-// Tokens from disk to rows: shards in llm.c's format (written and read), the stream that they make together, and the rows of
-// training and evaluation, in an order that is computed, never stored.
+// Tokens from disk to rows: shards in llm.c's format (written and read), the stream that they make together, and the
+// rows of training and evaluation, in an order that is computed, never stored.
 //
-// A shard: 256 int32 words [magic, version, tokens, hash low, hash high, 0...], then the tokens. Magic 20240520, version 1: uint16
-// tokens. Magic 20240801, version 7: uint32, for vocabularies over 65,536. Words 3 and 4 are spare in llm.c's format: ours hold
-// the hash of the tokenizer; 0 means unknown. A document begins with the end-of-text token.
+// A shard: 256 int32 words [magic, version, tokens, hash low, hash high, 0...], then the tokens. Magic 20240520,
+// version 1: uint16 tokens. Magic 20240801, version 7: uint32, for vocabularies over 65,536. Words 3 and 4 are spare in
+// llm.c's format: ours hold the hash of the tokenizer; 0 means unknown. A document begins with the end-of-text token.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -29,24 +29,29 @@ struct ShardHeader {
   int32_t words[256] = {};
 };
 
-// Writes the stream of one split into shards PREFIX_000000.bin, PREFIX_000001.bin ... Each holds shard_tokens (the last one less)
-// and is kept in memory until it is full. All get their names in commit(), or none if it is not reached.
+// Writes the stream of one split into shards PREFIX_000000.bin, PREFIX_000001.bin ... Each holds shard_tokens (the last
+// one less) and is kept in memory until it is full. All get their names in commit(), or none if it is not reached.
 class ShardWriter {
  public:
   ShardWriter(std::string prefix, const Tokenizer& tokenizer, int64_t shard_tokens)
-      : prefix_(std::move(prefix)), hash_(tokenizer.hash()), wide_(tokenizer.vocab_size() > 65536), shard_tokens_(static_cast<size_t>(shard_tokens)) {
+      : prefix_(std::move(prefix)),
+        hash_(tokenizer.hash()),
+        wide_(tokenizer.vocab_size() > 65536),
+        shard_tokens_(static_cast<size_t>(shard_tokens)) {
     if (shard_tokens < 1 || shard_tokens > ShardHeader::max_tokens)
-      throw Error(format("the size of a shard: expected 1 to %lld tokens, found %lld", static_cast<long long>(ShardHeader::max_tokens),
-                         static_cast<long long>(shard_tokens)));
+      throw Error(format("the size of a shard: expected 1 to %lld tokens, found %lld",
+                         static_cast<long long>(ShardHeader::max_tokens), static_cast<long long>(shard_tokens)));
     const std::string first = name(0);
     if (std::error_code none; std::filesystem::exists(first, none))
-      throw Error("'" + first + "' is there already: remove the old shards or choose another name, so that two sets are never mixed");
+      throw Error("'" + first +
+                  "' is there already: remove the old shards or choose another name, so that two sets are never mixed");
   }
 
   void append(std::span<const int32_t> ids) {
     tokens_ += static_cast<int64_t>(ids.size());
     while (!ids.empty()) {
-      const size_t width = wide_ ? 4 : 2, held = shard_.size() / width, count = std::min(ids.size(), shard_tokens_ - held);
+      const size_t width = wide_ ? 4 : 2, held = shard_.size() / width,
+                   count = std::min(ids.size(), shard_tokens_ - held);
       shard_.resize((held + count) * width);
       if (wide_) {
         memcpy(shard_.data() + held * width, ids.data(), count * width);
@@ -95,11 +100,14 @@ class ShardWriter {
   std::vector<std::unique_ptr<AtomicFile>> files_;  // whole, but still under their temporary names
 };
 
-// All shards that a pattern matches, in sorted order, as one stream of tokens. Reading is for any number of threads at once.
+// All shards that a pattern matches, in sorted order, as one stream of tokens. Reading is for any number of threads at
+// once.
 class TokenStream {
  public:
-  // Opens every shard and checks header and size. A shard of another tokenizer is an Error; of an unknown one, see notes().
-  TokenStream(const std::string& pattern, const Tokenizer& tokenizer) : vocab_size_(tokenizer.vocab_size()), pattern_(pattern) {
+  // Opens every shard and checks header and size. A shard of another tokenizer is an Error; of an unknown one, see
+  // notes().
+  TokenStream(const std::string& pattern, const Tokenizer& tokenizer)
+      : vocab_size_(tokenizer.vocab_size()), pattern_(pattern) {
     size_t unknown = 0;
     for (const std::string& path : glob_files(pattern)) {
       Shard shard{File::open(path), tokens_, 0, 2, 0};
@@ -109,14 +117,16 @@ class TokenStream {
       const auto is = [&](const int32_t* kind) { return header.words[0] == kind[0] && header.words[1] == kind[1]; };
       if (!is(ShardHeader::narrow) && !is(ShardHeader::wide))
         throw Error(
-            format("'%s': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic %d version %d in "
+            format("'%s': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic %d "
+                   "version %d in "
                    "a file of %lld bytes; make shards with tokenize",
                    path.c_str(), header.words[0], header.words[1], static_cast<long long>(size)));
       shard.width = is(ShardHeader::wide) ? 4 : 2;
       shard.tokens = header.words[2];
       if (shard.tokens < 0 || size != ShardHeader::bytes + shard.tokens * shard.width)
         throw Error(
-            format("'%s': the header says %lld tokens of %d bytes, found a file of %lld bytes; it is cut off or damaged: make it "
+            format("'%s': the header says %lld tokens of %d bytes, found a file of %lld bytes; it is cut off or "
+                   "damaged: make it "
                    "anew or fetch it again",
                    path.c_str(), static_cast<long long>(shard.tokens), shard.width, static_cast<long long>(size)));
       uint64_t hash;
@@ -124,16 +134,18 @@ class TokenStream {
       if (hash == 0) unknown++;
       if (hash != 0 && hash != tokenizer.hash())
         throw Error(
-            format("'%s' was made with another tokenizer: expected the hash %016llx of %s, found %016llx; tokenize the text again "
+            format("'%s' was made with another tokenizer: expected the hash %016llx of %s, found %016llx; tokenize the "
+                   "text again "
                    "with this one, or use the other",
-                   path.c_str(), static_cast<unsigned long long>(tokenizer.hash()), tokenizer.description().c_str(), static_cast<unsigned long long>(hash)));
+                   path.c_str(), static_cast<unsigned long long>(tokenizer.hash()), tokenizer.description().c_str(),
+                   static_cast<unsigned long long>(hash)));
       shard.header_crc = crc32c(&header, sizeof header);
       tokens_ += shard.tokens;
       shards_.push_back(std::move(shard));
     }
     if (unknown)
-      notes_ = format("'%s': %zu of %zu shards do not say which tokenizer made them; taken to be %s", pattern.c_str(), unknown, shards_.size(),
-                      tokenizer.description().c_str());
+      notes_ = format("'%s': %zu of %zu shards do not say which tokenizer made them; taken to be %s", pattern.c_str(),
+                      unknown, shards_.size(), tokenizer.description().c_str());
   }
 
   int64_t tokens() const { return tokens_; }
@@ -141,12 +153,15 @@ class TokenStream {
   // What the user should be told once; empty if nothing.
   const std::string& notes() const { return notes_; }
 
-  // out (count) = the tokens from place `first` on. first + count must be at most tokens(). A file that has shrunk, or an id outside
-  // the vocabulary, is an Error; with any_id such an id is given as it is (negative if it is above INT32_MAX).
+  // out (count) = the tokens from place `first` on. first + count must be at most tokens(). A file that has shrunk, or
+  // an id outside the vocabulary, is an Error; with any_id such an id is given as it is (negative if it is above
+  // INT32_MAX).
   void read(int64_t first, int64_t count, int32_t* out, bool any_id = false) const {
-    GCA_CHECK(first >= 0 && count >= 0 && count <= tokens_ - first, "tokens %lld + %lld of %lld", static_cast<long long>(first), static_cast<long long>(count),
-              static_cast<long long>(tokens_));
-    auto shard = std::upper_bound(shards_.begin(), shards_.end(), first, [](int64_t place, const Shard& s) { return place < s.first; }) - 1;
+    GCA_CHECK(first >= 0 && count >= 0 && count <= tokens_ - first, "tokens %lld + %lld of %lld",
+              static_cast<long long>(first), static_cast<long long>(count), static_cast<long long>(tokens_));
+    auto shard = std::upper_bound(shards_.begin(), shards_.end(), first,
+                                  [](int64_t place, const Shard& s) { return place < s.first; }) -
+                 1;
     for (; count > 0; shard++) {
       const int64_t at = first - shard->first, here = std::min(count, shard->tokens - at);
       const size_t bytes = static_cast<size_t>(here) * static_cast<size_t>(shard->width);
@@ -162,14 +177,17 @@ class TokenStream {
       }
       if (!any_id && largest >= static_cast<uint32_t>(vocab_size_))
         throw Error(
-            format("'%s': expected token ids below %d, the size of the vocabulary, found %u among tokens %lld to %lld; it was made "
+            format("'%s': expected token ids below %d, the size of the vocabulary, found %u among tokens %lld to %lld; "
+                   "it was made "
                    "with another tokenizer or is damaged",
-                   shard->file.path().c_str(), vocab_size_, largest, static_cast<long long>(at), static_cast<long long>(at + here - 1)));
+                   shard->file.path().c_str(), vocab_size_, largest, static_cast<long long>(at),
+                   static_cast<long long>(at + here - 1)));
       first += here, count -= here, out += here;
     }
   }
 
-  // What a checkpoint keeps of the data: for each shard its name, size, tokens, and checksums of the header and of samples.
+  // What a checkpoint keeps of the data: for each shard its name, size, tokens, and checksums of the header and of
+  // samples.
   Json state() const {
     Json shards = Json::array();
     for (const Shard& shard : shards_) {
@@ -212,7 +230,9 @@ class TokenStream {
     uint32_t header_crc;
   };
 
-  static std::string name_of(const Shard& shard) { return std::filesystem::path(shard.file.path()).filename().string(); }
+  static std::string name_of(const Shard& shard) {
+    return std::filesystem::path(shard.file.path()).filename().string();
+  }
 
   // CRC-32C of 16 pieces of 4 KiB, evenly spread, the last one at the end.
   static uint32_t sample_crc(const File& file) {
@@ -233,8 +253,8 @@ class TokenStream {
   int64_t tokens_ = 0;
 };
 
-// Place of `index` in a random order of [0, count), from (seed, epoch) alone: a Feistel network on the next even power of two,
-// walked until it falls inside.
+// Place of `index` in a random order of [0, count), from (seed, epoch) alone: a Feistel network on the next even power
+// of two, walked until it falls inside.
 inline int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t epoch) {
   const int half = (std::bit_width(static_cast<uint64_t>(count - 1)) + 1) / 2;
   const uint64_t mask = (uint64_t{1} << half) - 1;
@@ -242,7 +262,8 @@ inline int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t ep
   do {
     uint64_t left = place >> half, right = place & mask;
     for (uint32_t round = 0; round < 8; round++) {
-      const Philox random = philox(seed, Stream::rows, static_cast<uint32_t>(right), round, static_cast<uint32_t>(epoch), static_cast<uint32_t>(epoch >> 32));
+      const Philox random = philox(seed, Stream::rows, static_cast<uint32_t>(right), round,
+                                   static_cast<uint32_t>(epoch), static_cast<uint32_t>(epoch >> 32));
       left = std::exchange(right, left ^ (random.word[0] & mask));
     }
     place = left << half | right;
@@ -251,8 +272,8 @@ inline int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t ep
 }
 
 // tokens (C*S; it begins with C*(S-1)+1 tokens, packed) = the same in chunks of S slots, the last of
-// them the landmark, without target; every other target is the next token, as far as the first `real` tokens go. From the back, so that nothing is
-// overwritten before it has moved: token c*(S-1)+j goes to slot c*S+j.
+// them the landmark, without target; every other target is the next token, as far as the first `real` tokens go. From
+// the back, so that nothing is overwritten before it has moved: token c*(S-1)+j goes to slot c*S+j.
 inline void spread_chunks(int32_t* tokens, int32_t* targets, int64_t real, int64_t C, int64_t S, int32_t landmark) {
   for (int64_t c = C - 1; c >= 0; c--) {
     for (int64_t j = S - 2; j >= 0; j--) {
@@ -265,29 +286,38 @@ inline void spread_chunks(int32_t* tokens, int32_t* targets, int64_t real, int64
   }
 }
 
-// Rows of C chunks of S slots. A window is C (S-1) + 1 tokens: one more than a row shows, so that its last token has a target;
-// neighbours share that one. Windows follow one another through the stream; with cross = false each is one document's.
+// Rows of C chunks of S slots. A window is C (S-1) + 1 tokens: one more than a row shows, so that its last token has a
+// target; neighbours share that one. Windows follow one another through the stream; with cross = false each is one
+// document's.
 class Rows {
  public:
   // stream must outlive this. Less than one window is an Error.
-  Rows(const TokenStream& stream, const Tokenizer& tokenizer, int64_t chunks, int64_t slots, uint64_t seed, bool cross = true)
-      : stream_(stream), end_of_text_(tokenizer.end_of_text), landmark_(tokenizer.landmark), chunks_(chunks), slots_(slots), seed_(seed) {
-    GCA_CHECK(chunks >= 1 && slots >= 2 && chunks <= INT64_MAX / 8 / slots, "%lld chunks of %lld slots", static_cast<long long>(chunks),
-              static_cast<long long>(slots));
+  Rows(const TokenStream& stream, const Tokenizer& tokenizer, int64_t chunks, int64_t slots, uint64_t seed,
+       bool cross = true)
+      : stream_(stream),
+        end_of_text_(tokenizer.end_of_text),
+        landmark_(tokenizer.landmark),
+        chunks_(chunks),
+        slots_(slots),
+        seed_(seed) {
+    GCA_CHECK(chunks >= 1 && slots >= 2 && chunks <= INT64_MAX / 8 / slots, "%lld chunks of %lld slots",
+              static_cast<long long>(chunks), static_cast<long long>(slots));
     const int64_t step = chunks * (slots - 1);
     if (cross) {
       count_ = std::max<int64_t>(0, (stream.tokens() - 1) / step);
       const int64_t tail = stream.tokens() - 1 - count_ * step;
       if (count_ > 0 && tail > 0)
-        notes_ = format("'%s': the last %lld of %lld tokens fill no row and are left out", stream.pattern().c_str(), static_cast<long long>(tail),
-                        static_cast<long long>(stream.tokens()));
+        notes_ = format("'%s': the last %lld of %lld tokens fill no row and are left out", stream.pattern().c_str(),
+                        static_cast<long long>(tail), static_cast<long long>(stream.tokens()));
     } else {
       find_documents();
     }
     if (count_ == 0)
-      throw Error(format("'%s': expected at least the %lld tokens of one row of %lld chunks, found %lld; give more text or fewer chunks",
-                         stream.pattern().c_str(), static_cast<long long>(cross ? step + 1 : 2), static_cast<long long>(chunks),
-                         static_cast<long long>(stream.tokens())));
+      throw Error(
+          format("'%s': expected at least the %lld tokens of one row of %lld chunks, found %lld; give more text or "
+                 "fewer chunks",
+                 stream.pattern().c_str(), static_cast<long long>(cross ? step + 1 : 2), static_cast<long long>(chunks),
+                 static_cast<long long>(stream.tokens())));
   }
 
   int64_t count() const { return count_; }             // windows, and rows of an epoch
@@ -295,11 +325,12 @@ class Rows {
 
   // tokens, targets (C*S) = row r of the whole training: window p(r mod count) of epoch r / count.
   void fill_row(int64_t global_row, int32_t* tokens, int32_t* targets) const {
-    fill_window(permuted(global_row % count_, count_, seed_, static_cast<uint64_t>(global_row / count_)), tokens, targets);
+    fill_window(permuted(global_row % count_, count_, seed_, static_cast<uint64_t>(global_row / count_)), tokens,
+                targets);
   }
 
-  // tokens, targets (C*S) = window w, in the order of the stream. Slot S-1 of every chunk is the landmark, without target; every
-  // other target is the next real token. Slots past a document's end hold end-of-text without target.
+  // tokens, targets (C*S) = window w, in the order of the stream. Slot S-1 of every chunk is the landmark, without
+  // target; every other target is the next real token. Slots past a document's end hold end-of-text without target.
   void fill_window(int64_t window, int32_t* tokens, int32_t* targets) const {
     const auto [first, real] = extent(window);
     stream_.read(first, real, tokens);  // packed at first: C*S is room for C*(S-1)+1
@@ -330,7 +361,8 @@ class Rows {
 
   // Where the window begins in the stream, and how many tokens it has there.
   std::pair<int64_t, int64_t> extent(int64_t window) const {
-    GCA_CHECK(window >= 0 && window < count_, "window %lld of %lld", static_cast<long long>(window), static_cast<long long>(count_));
+    GCA_CHECK(window >= 0 && window < count_, "window %lld of %lld", static_cast<long long>(window),
+              static_cast<long long>(count_));
     const int64_t step = chunks_ * (slots_ - 1);
     if (starts_.empty()) return {window * step, step + 1};
     const auto after = std::upper_bound(first_windows_.begin(), first_windows_.end(), window);
@@ -346,7 +378,8 @@ class Rows {
   uint64_t seed_;
   int64_t count_ = 0;
   std::string notes_;
-  std::vector<int64_t> starts_, first_windows_;  // of each document, in the stream and among the windows; empty when rows cross
+  std::vector<int64_t> starts_,
+      first_windows_;  // of each document, in the stream and among the windows; empty when rows cross
 };
 
 }  // namespace gca

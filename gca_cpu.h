@@ -1,13 +1,13 @@
-// Backend Cpu: every layer as plain loops, forward beside backward. The specification in code: the GPU's kernels are checked
-// against Cpu<double>, and Cpu<double> against an independent oracle and finite differences.
+// Backend Cpu: every layer as plain loops, forward beside backward. The specification in code: the GPU's kernels are
+// checked against Cpu<double>, and Cpu<double> against an independent oracle and finite differences.
 //
-// Cpu<real> computes in real (float or double). Cpu<float, true> rounds what a GPU stores or feeds to tensor cores in bf16 (every
-// op's output and every product's operand) and is otherwise Cpu<float>: the naive bf16 twin.
+// Cpu<real> computes in real (float or double). Cpu<float, true> rounds what a GPU stores or feeds to tensor cores in
+// bf16 (every op's output and every product's operand) and is otherwise Cpu<float>: the naive bf16 twin.
 //
 // Every op: outputs, what is saved for backward, inputs, weights, sizes. A backward has the same list with d prefixes.
-// Written (=): everything, but these, which are added to (+=): gradients of weights (dgain, dW, dE), dw of the picks, dlandmark,
-// the sums in StepState, and dx of matmul_backward_input when it says so.
-// The same bits for any number of threads: a task owns what it writes, and sums over tasks are made in index order.
+// Written (=): everything, but these, which are added to (+=): gradients of weights (dgain, dW, dE), dw of the picks,
+// dlandmark, the sums in StepState, and dx of matmul_backward_input when it says so. The same bits for any number of
+// threads: a task owns what it writes, and sums over tasks are made in index order.
 #pragma once
 #include <algorithm>
 #include <cinttypes>
@@ -43,9 +43,11 @@ class Cpu {
 
   // ---- memory -----------------------------------------------------------------------------------------------------
   void* allocate(int64_t n_bytes) {
-    void* memory = std::aligned_alloc(alignment_bytes, static_cast<size_t>(round_up(std::max<int64_t>(n_bytes, 1), alignment_bytes)));
+    void* memory = std::aligned_alloc(alignment_bytes,
+                                      static_cast<size_t>(round_up(std::max<int64_t>(n_bytes, 1), alignment_bytes)));
     if (!memory)
-      throw Error(format("out of memory: %.1f MiB asked for; use a smaller --batch, --micro-batch or --chunks", static_cast<double>(n_bytes) / (1 << 20)));
+      throw Error(format("out of memory: %.1f MiB asked for; use a smaller --batch, --micro-batch or --chunks",
+                         static_cast<double>(n_bytes) / (1 << 20)));
     return memory;
   }
   void release(void* memory) { free(memory); }
@@ -62,7 +64,9 @@ class Cpu {
   void upload(void* device, const void* host, int64_t n_bytes) { memcpy(device, host, static_cast<size_t>(n_bytes)); }
   void download(void* host, const void* device, int64_t n_bytes) { memcpy(host, device, static_cast<size_t>(n_bytes)); }
 
-  void copy(void* to, const void* from, int64_t n_bytes) { memcpy(to, from, static_cast<size_t>(n_bytes)); }  // inside the device
+  void copy(void* to, const void* from, int64_t n_bytes) {
+    memcpy(to, from, static_cast<size_t>(n_bytes));
+  }  // inside the device
   // The step's figures for the host, without a wait until they are read: a GPU runs ahead meanwhile.
   struct Snapshot {
     StepState value;
@@ -72,11 +76,15 @@ class Cpu {
   StepState read(const Snapshot& snapshot) { return snapshot.value; }
   double peak_flops() { return measured_peak_flops<real>(pool_); }
   std::string description() const {
-    return format("CPU, %d threads, %s, %s", pool_.size(), isa_name(isa()), bf16 ? "bf16 by rounding" : sizeof(real) == 4 ? "float" : "double");
+    return format("CPU, %d threads, %s, %s", pool_.size(), isa_name(isa()),
+                  bf16                ? "bf16 by rounding"
+                  : sizeof(real) == 4 ? "float"
+                                      : "double");
   }
   // rows x D from src, rows src_stride apart, to dst, rows dst_stride apart.
   void copy_rows(act* dst, int64_t dst_stride, const act* src, int64_t src_stride, int64_t rows, int64_t D) {
-    for (int64_t r = 0; r < rows; r++) memcpy(dst + r * dst_stride, src + r * src_stride, static_cast<size_t>(D) * sizeof(act));
+    for (int64_t r = 0; r < rows; r++)
+      memcpy(dst + r * dst_stride, src + r * src_stride, static_cast<size_t>(D) * sizeof(act));
   }
   // Working weights from masters, n of each.
   void cast_weights(weight* weights, const master* masters, int64_t n) {
@@ -103,7 +111,8 @@ class Cpu {
 
   // ---- RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps) -------------------------------------------
   // out (rows,D) packed, rstd (rows), gain (D); the rows of x are stride apart (D: packed)
-  void rmsnorm_forward(act* out, stat* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride, double eps) {
+  void rmsnorm_forward(act* out, stat* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride,
+                       double eps) {
     over(rows, D, [=](int64_t begin, int64_t end) {
       simd([=]() GCA_INLINE {
         for (int64_t r = begin; r < end; r++) {
@@ -114,10 +123,11 @@ class Cpu {
       });
     });
   }
-  // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn * xhat.
-  // dn (rows,D) packed (dx may be dn); the rows of dx, x and the residuals (each may be null, or dx itself) are stride apart.
-  void rmsnorm_backward(act* dx, grad* dgain, const act* dn, const act* x, const stat* rstd, const weight* gain, const act* residual, const act* residual2,
-                        int64_t rows, int64_t D, int64_t stride) {
+  // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain +=
+  // sum of dn * xhat. dn (rows,D) packed (dx may be dn); the rows of dx, x and the residuals (each may be null, or dx
+  // itself) are stride apart.
+  void rmsnorm_backward(act* dx, grad* dgain, const act* dn, const act* x, const stat* rstd, const weight* gain,
+                        const act* residual, const act* residual2, int64_t rows, int64_t D, int64_t stride) {
     const int64_t block = 64, blocks = ceil_div(rows, block);
     grow(partial_, blocks * D);
     real* partial = partial_.data();  // (blocks,D): each block's share of dgain, so that the order of the sum is fixed
@@ -129,7 +139,8 @@ class Cpu {
           const real* row = x + r * stride;
           const real mean = Row::dot3(dn + r * D, gain, row, D) * rstd[r] / static_cast<real>(D);
           Row::accumulate_gain(sum, dn + r * D, row, rstd[r], D);
-          Row::norm_gradient_row(dx + r * stride, dn + r * D, gain, row, rstd[r], mean, residual ? residual + r * stride : nullptr,
+          Row::norm_gradient_row(dx + r * stride, dn + r * D, gain, row, rstd[r], mean,
+                                 residual ? residual + r * stride : nullptr,
                                  residual2 ? residual2 + r * stride : nullptr, D);
         }
       });
@@ -142,12 +153,14 @@ class Cpu {
 
   // ---- matrix products: y = x W^T (+ residual) --------------------------------------------------------------------
   // y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null
-  void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in, int64_t out) {
+  void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in,
+                      int64_t out) {
     matmul(pool_, y, out, View<real>{x, in, 1}, View<real>{W, 1, in}, rows, out, in, false, residual, out);
     round_all(y, rows * out);
   }
   // dx = dy W, or dx += dy W
-  void matmul_backward_input(act* dx, const act* dy, const weight* W, bool accumulate, int64_t rows, int64_t in, int64_t out) {
+  void matmul_backward_input(act* dx, const act* dy, const weight* W, bool accumulate, int64_t rows, int64_t in,
+                             int64_t out) {
     matmul(pool_, dx, in, View<real>{dy, out, 1}, View<real>{W, in, 1}, rows, in, out, accumulate);
     round_all(dx, rows * in);
   }
@@ -195,12 +208,15 @@ class Cpu {
     const int64_t blocks = ceil_div(end_slot, query_block) - first_block;
     pool_.run(s.B * blocks * s.H, [&, D](int64_t task, int worker) {
       const int64_t h = task % s.H, block = first_block + task / s.H % blocks, b = task / s.H / blocks;
-      // Blocks and keys are cut at absolute slot numbers, so that a row and any segment of it are summed in the same order.
-      const int64_t i0 = std::max(block * query_block, s.first_slot), i1 = std::min((block + 1) * query_block, end_slot);
+      // Blocks and keys are cut at absolute slot numbers, so that a row and any segment of it are summed in the same
+      // order.
+      const int64_t i0 = std::max(block * query_block, s.first_slot),
+                    i1 = std::min((block + 1) * query_block, end_slot);
       const int64_t j0 = std::max<int64_t>(0, block * query_block - s.W), keys = i1 - j0, rows = i1 - i0;
       const bool from_ring = ring && j0 < s.first_slot;
       real* p = scratch(worker, rows * keys + (from_ring ? 2 * keys * s.d : 0));
-      const real *q = qkv + (b * s.T + i0 - s.first_slot) * 3 * D + h * s.d, *k = qkv + (b * s.T + j0 - s.first_slot) * 3 * D + D + h * s.d, *v = k + D;
+      const real *q = qkv + (b * s.T + i0 - s.first_slot) * 3 * D + h * s.d,
+                 *k = qkv + (b * s.T + j0 - s.first_slot) * 3 * D + D + h * s.d, *v = k + D;
       int64_t stride = 3 * D;
       if (from_ring) {
         real* copy = p + rows * keys;
@@ -208,7 +224,8 @@ class Cpu {
           const real* from = j >= s.first_slot         ? qkv + (b * s.T + j - s.first_slot) * 3 * D + D + h * s.d
                              : j >= s.first_slot - s.W ? ring + (b * s.W + j % s.W) * 2 * D + h * s.d
                                                        : nullptr;  // out of every window
-          for (int64_t e = 0; e < s.d; e++) copy[(j - j0) * s.d + e] = from ? from[e] : 0, copy[(keys + j - j0) * s.d + e] = from ? from[D + e] : 0;
+          for (int64_t e = 0; e < s.d; e++)
+            copy[(j - j0) * s.d + e] = from ? from[e] : 0, copy[(keys + j - j0) * s.d + e] = from ? from[D + e] : 0;
         }
         k = copy, v = copy + keys * s.d, stride = s.d;
       }
@@ -227,34 +244,44 @@ class Cpu {
       round_tile(o, D, rows, s.d);
     });
   }
-  // dP = dO V^T, dS = P (dP - delta), delta = rowsum(dO O);  dQ = dS K, dK = dS^T Q (both / sqrt(d)), dV = P^T dO.  Whole rows only.
-  void sliding_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const stat* lse, const SlidingShape& s) {
+  // dP = dO V^T, dS = P (dP - delta), delta = rowsum(dO O);  dQ = dS K, dK = dS^T Q (both / sqrt(d)), dV = P^T dO.
+  // Whole rows only.
+  void sliding_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const stat* lse,
+                                  const SlidingShape& s) {
     const int64_t D = s.H * s.d;
     pool_.run(s.B * s.H, [&, D](int64_t task, int worker) {
       const int64_t h = task % s.H, b = task / s.H, first = b * s.T;
       const int64_t most_keys = std::min(s.T, s.W + query_block);
       real *p = scratch(worker, 2 * query_block * most_keys), *ds = p + query_block * most_keys;
       real *dq = dqkv + first * 3 * D + h * s.d, *dk = dq + D, *dv = dk + D;
-      const real *q = qkv + first * 3 * D + h * s.d, *k = q + D, *v = k + D, *o = out + first * D + h * s.d, *d_o = dout + first * D + h * s.d;
+      const real *q = qkv + first * 3 * D + h * s.d, *k = q + D, *v = k + D, *o = out + first * D + h * s.d,
+                 *d_o = dout + first * D + h * s.d;
       const real* row_lse = lse + task * s.T;
       for (int64_t i = 0; i < s.T; i++)
         for (int64_t e = 0; e < s.d; e++) dk[i * 3 * D + e] = dv[i * 3 * D + e] = 0;
       for (int64_t i0 = 0; i0 < s.T; i0 += query_block) {
-        const int64_t i1 = std::min(i0 + query_block, s.T), j0 = std::max<int64_t>(0, i0 - s.W), keys = i1 - j0, rows = i1 - i0;
-        matmul_tile(p, keys, View<real>{q + i0 * 3 * D, 3 * D, 1}, View<real>{k + j0 * 3 * D, 1, 3 * D}, rows, keys, s.d, false);
-        matmul_tile(ds, keys, View<real>{d_o + i0 * D, D, 1}, View<real>{v + j0 * 3 * D, 1, 3 * D}, rows, keys, s.d, false);
+        const int64_t i1 = std::min(i0 + query_block, s.T), j0 = std::max<int64_t>(0, i0 - s.W), keys = i1 - j0,
+                      rows = i1 - i0;
+        matmul_tile(p, keys, View<real>{q + i0 * 3 * D, 3 * D, 1}, View<real>{k + j0 * 3 * D, 1, 3 * D}, rows, keys,
+                    s.d, false);
+        matmul_tile(ds, keys, View<real>{d_o + i0 * D, D, 1}, View<real>{v + j0 * 3 * D, 1, 3 * D}, rows, keys, s.d,
+                    false);
         simd([=]() GCA_INLINE {
           for (int64_t i = i0; i < i1; i++) {
             real *row = p + (i - i0) * keys, *ds_row = ds + (i - i0) * keys;
             const int64_t begin = std::max<int64_t>(0, i - s.W - j0), end = i + 1 - j0;
-            Row::probabilities_row(row, begin, end, keys, attention_scale(s.d), alibi_slope(h, s.H), i - j0, row_lse[i]);
+            Row::probabilities_row(row, begin, end, keys, attention_scale(s.d), alibi_slope(h, s.H), i - j0,
+                                   row_lse[i]);
             Row::ds_row_from_dp(ds_row, row, dot(d_o + i * D, o + i * D, s.d), attention_scale(s.d), keys);
           }
         });
         round_tile(p, keys, rows, keys);
-        matmul_tile(dq + i0 * 3 * D, 3 * D, View<real>{ds, keys, 1}, View<real>{k + j0 * 3 * D, 3 * D, 1}, rows, s.d, keys, false);
-        matmul_tile(dk + j0 * 3 * D, 3 * D, View<real>{ds, 1, keys}, View<real>{q + i0 * 3 * D, 3 * D, 1}, keys, s.d, rows, true);
-        matmul_tile(dv + j0 * 3 * D, 3 * D, View<real>{p, 1, keys}, View<real>{d_o + i0 * D, D, 1}, keys, s.d, rows, true);
+        matmul_tile(dq + i0 * 3 * D, 3 * D, View<real>{ds, keys, 1}, View<real>{k + j0 * 3 * D, 3 * D, 1}, rows, s.d,
+                    keys, false);
+        matmul_tile(dk + j0 * 3 * D, 3 * D, View<real>{ds, 1, keys}, View<real>{q + i0 * 3 * D, 3 * D, 1}, keys, s.d,
+                    rows, true);
+        matmul_tile(dv + j0 * 3 * D, 3 * D, View<real>{p, 1, keys}, View<real>{d_o + i0 * D, D, 1}, keys, s.d, rows,
+                    true);
       }
       for (real* tile : {dq, dk, dv}) round_tile(tile, 3 * D, s.T, s.d);
     });
@@ -264,7 +291,8 @@ class Cpu {
     const int64_t D = s.H * s.d;
     for (int64_t b = 0; b < s.B; b++)
       for (int64_t t = std::max<int64_t>(0, s.T - s.W); t < s.T; t++)
-        memcpy(ring + (b * s.W + (s.first_slot + t) % s.W) * 2 * D, qkv + (b * s.T + t) * 3 * D + D, static_cast<size_t>(2 * D) * sizeof(act));
+        memcpy(ring + (b * s.W + (s.first_slot + t) % s.W) * 2 * D, qkv + (b * s.T + t) * 3 * D + D,
+               static_cast<size_t>(2 * D) * sizeof(act));
   }
 
   // ---- chunk attention: bidirectional inside a chunk, rotary embedding on q and k (drt.md, chunk encoder) ---------
@@ -292,13 +320,16 @@ class Cpu {
     });
   }
   // As in sliding_attention_backward; dq and dk are turned back by the transposed rotation.
-  void chunk_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const stat* lse, const ChunkShape& s) {
+  void chunk_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const stat* lse,
+                                const ChunkShape& s) {
     const int64_t D = s.H * s.d, S = s.S;
     prepare_rotation(s);
     pool_.run(s.N * s.H, [&, D, S](int64_t task, int worker) {
       const int64_t h = task % s.H, n = task / s.H;
-      real *p = scratch(worker, 2 * S * S + 3 * S * s.d), *ds = p + S * S, *q = ds + S * S, *k = q + S * s.d, *turned = k + S * s.d;
-      const real *from = qkv + n * S * 3 * D + h * s.d, *o = out + n * S * D + h * s.d, *d_o = dout + n * S * D + h * s.d;
+      real *p = scratch(worker, 2 * S * S + 3 * S * s.d), *ds = p + S * S, *q = ds + S * S, *k = q + S * s.d,
+           *turned = k + S * s.d;
+      const real *from = qkv + n * S * 3 * D + h * s.d, *o = out + n * S * D + h * s.d,
+                 *d_o = dout + n * S * D + h * s.d;
       real* to = dqkv + n * S * 3 * D + h * s.d;
       rotate(q, s.d, from, 3 * D, s, 1);
       rotate(k, s.d, from + D, 3 * D, s, 1);
@@ -330,7 +361,8 @@ class Cpu {
   // score[c,m] = r_c . L_m / sqrt(D), m < c;  pick = K largest of score + noise, the lower chunk first among equals;
   // w = softmax over the raw scores of the picks.
   // pick, w (B,C+1,K): rows 1..C are written; r (B,C,D)
-  void chunk_retrieval_forward(int32_t* pick, stat* w, const act* r, const act* landmark, const RetrievalShape& s, const Selection& selection) {
+  void chunk_retrieval_forward(int32_t* pick, stat* w, const act* r, const act* landmark, const RetrievalShape& s,
+                               const Selection& selection) {
     pool_.run(s.B * s.C, [&](int64_t task, int worker) {
       const int64_t c = task % s.C, b = task / s.C, past = s.first_chunk + c, row = b * (s.C + 1) + c + 1;
       int32_t* picks = pick + row * s.K;
@@ -340,7 +372,8 @@ class Cpu {
       if (selection.picking == Picking::given) {
         for (int k = 0; k < s.K; k++) {
           if (picks[k] >= past)
-            throw Error(format("given picks: chunk %lld fetches chunk %d, which is not in its past", static_cast<long long>(past), picks[k]));
+            throw Error(format("given picks: chunk %lld fetches chunk %d, which is not in its past",
+                               static_cast<long long>(past), picks[k]));
           if (picks[k] >= 0) score_row(raw + k, query, landmarks + picks[k] * s.stride, 1, s);
         }
       } else {
@@ -366,15 +399,19 @@ class Cpu {
       real top = -std::numeric_limits<real>::infinity(), sum = 0;
       for (int k = 0; k < s.K; k++)
         if (picks[k] >= 0 && !(raw[k] <= top)) top = raw[k];
-      // No finite score: every weight is 0. A score that is not a number makes every weight so: the step will be skipped.
-      for (int k = 0; k < s.K; k++) sum += weights[k] = picks[k] >= 0 && top != -std::numeric_limits<real>::infinity() ? std::exp(raw[k] - top) : 0;
+      // No finite score: every weight is 0. A score that is not a number makes every weight so: the step will be
+      // skipped.
+      for (int k = 0; k < s.K; k++)
+        sum += weights[k] = picks[k] >= 0 && top != -std::numeric_limits<real>::infinity() ? std::exp(raw[k] - top) : 0;
       for (int k = 0; k < s.K; k++) weights[k] = sum == 0 ? 0 : weights[k] / sum;
     });
   }
-  // dscore_k = w_k (dw_k - sum w dw) / sqrt(D);  dr_c = sum_k dscore_k L_pick;  dL_m += sum over the (c,k) that fetched m of dscore r_c.
-  // dw (B,C+1,K) is overwritten with dscore; dr (B,C,D) is =; dlandmark is +=; start and entry as invert_picks makes them
-  void chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick, const int32_t* start, const int32_t* entry, const act* r,
-                                const act* landmark, const RetrievalShape& s) {
+  // dscore_k = w_k (dw_k - sum w dw) / sqrt(D);  dr_c = sum_k dscore_k L_pick;  dL_m += sum over the (c,k) that fetched
+  // m of dscore r_c. dw (B,C+1,K) is overwritten with dscore; dr (B,C,D) is =; dlandmark is +=; start and entry as
+  // invert_picks makes them
+  void chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick,
+                                const int32_t* start, const int32_t* entry, const act* r, const act* landmark,
+                                const RetrievalShape& s) {
     const int64_t table = (s.C + 1) * s.K;
     over(s.B * s.C, s.D * s.K, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
@@ -404,8 +441,8 @@ class Cpu {
       }
     });
   }
-  // The pick table turned round: entry[start[m] .. start[m+1]) lists, in order, row * K + k of each pick of chunk m in the table's
-  // rows 0..C-1, those that serve a chunk. start (B,C+1), entry (B,C*K), pick (B,C+1,K)
+  // The pick table turned round: entry[start[m] .. start[m+1]) lists, in order, row * K + k of each pick of chunk m in
+  // the table's rows 0..C-1, those that serve a chunk. start (B,C+1), entry (B,C*K), pick (B,C+1,K)
   void invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K) {
     pool_.run(B, [=](int64_t b, int) {
       int32_t *at = start + b * (C + 1), *list = entry + b * C * K;
@@ -426,9 +463,10 @@ class Cpu {
   void zero_landmarks(act* kv, int64_t N, int64_t S, int64_t D) {
     for (int64_t n = 0; n < N; n++) std::fill_n(kv + (n * S + S - 1) * 2 * D, 2 * D, real(0));
   }
-  // o[slots of chunk c] = sum_k w[c,k] Attend(q, CK[pick[c,k]], CV[pick[c,k]]),  Attend: softmax over the slots of that one chunk
-  // out (B,T,D), lse (B,C,K,H,S) or null, q (B,T,D), kv (B,M,S,2D), pick, w (B,C+1,K)
-  void gca_forward(act* out, stat* lse, const act* q, const act* kv, const int32_t* pick, const stat* w, const GcaShape& s) {
+  // o[slots of chunk c] = sum_k w[c,k] Attend(q, CK[pick[c,k]], CV[pick[c,k]]),  Attend: softmax over the slots of that
+  // one chunk out (B,T,D), lse (B,C,K,H,S) or null, q (B,T,D), kv (B,M,S,2D), pick, w (B,C+1,K)
+  void gca_forward(act* out, stat* lse, const act* q, const act* kv, const int32_t* pick, const stat* w,
+                   const GcaShape& s) {
     const int64_t D = s.H * s.d, C = s.chunks();
     pool_.run(s.B * C * s.H, [&, D, C](int64_t task, int worker) {
       const int64_t h = task % s.H, c = task / s.H % C, b = task / s.H / C;
@@ -446,17 +484,19 @@ class Cpu {
         matmul_tile(sum, s.d, View<real>{p, s.S, 1}, View<real>{value, 2 * D, 1}, t.count, s.d, s.keys(), true);
       }
       for (int64_t i = 0; i < t.count; i++)
-        for (int64_t e = 0; e < s.d; e++) out[(b * s.T + t.first + i) * D + h * s.d + e] = Row::rounded(sum[i * s.d + e]);
+        for (int64_t e = 0; e < s.d; e++)
+          out[(b * s.T + t.first + i) * D + h * s.d + e] = Row::rounded(sum[i * s.d + e]);
     });
   }
-  // By query, a layer at a time, whole rows: with P the softmax in one fetched chunk, dP = dO V^T, delta = rowsum(P dP),
-  // dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d), dw += sum over heads and slots of delta.
-  // dq (B,T,D), dw (B,C+1,K) +=, delta (B,C,K,H,S)
-  void gca_backward_query(act* dq, stat* dw, stat* delta, const act* dout, const act* q, const act* kv, const stat* lse, const int32_t* pick, const stat* w,
-                          const GcaShape& s) {
+  // By query, a layer at a time, whole rows: with P the softmax in one fetched chunk, dP = dO V^T, delta = rowsum(P
+  // dP), dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d), dw += sum over heads and slots of delta. dq (B,T,D), dw
+  // (B,C+1,K) +=, delta (B,C,K,H,S)
+  void gca_backward_query(act* dq, stat* dw, stat* delta, const act* dout, const act* q, const act* kv, const stat* lse,
+                          const int32_t* pick, const stat* w, const GcaShape& s) {
     const int64_t D = s.H * s.d, C = s.chunks();
     pool_.run(s.B * C * s.H, [&, D, C](int64_t task, int worker) {
-      const int64_t h = task % s.H, c = task / s.H % C, b = task / s.H / C, first = (b * s.T + c * s.S) * D + h * s.d, S = s.S;
+      const int64_t h = task % s.H, c = task / s.H % C, b = task / s.H / C, first = (b * s.T + c * s.S) * D + h * s.d,
+                    S = s.S;
       real *p = scratch(worker, 2 * S * S + S * s.d), *ds = p + S * S, *sum = ds + S * S;
       std::fill_n(sum, S * s.d, real(0));
       for (int k = 0; k < s.K; k++) {
@@ -488,9 +528,11 @@ class Cpu {
       }
     });
   }
-  // For the memory, once, over all layers of all groups: dK = sum of dS^T Q / sqrt(d), dV = sum of (w P)^T dO, over every (layer, chunk,
-  // pick) that fetched the chunk, layers in the given order. dkv (B,M,S,2D), its landmark rows zero; layers: a host array of n
-  void gca_backward_memory(act* dkv, const FetchingLayer<act, stat>* layers, int n_layers, const act* kv, const GcaShape& s) {
+  // For the memory, once, over all layers of all groups: dK = sum of dS^T Q / sqrt(d), dV = sum of (w P)^T dO, over
+  // every (layer, chunk, pick) that fetched the chunk, layers in the given order. dkv (B,M,S,2D), its landmark rows
+  // zero; layers: a host array of n
+  void gca_backward_memory(act* dkv, const FetchingLayer<act, stat>* layers, int n_layers, const act* kv,
+                           const GcaShape& s) {
     const int64_t D = s.H * s.d, C = s.chunks();
     pool_.run(s.B * s.M * s.H, [&, D, C](int64_t task, int worker) {
       const int64_t h = task % s.H, m = task / s.H % s.M, b = task / s.H / s.M, S = s.S;
@@ -501,8 +543,10 @@ class Cpu {
         const FetchingLayer<act, stat>& layer = layers[l];
         for (int32_t e = layer.start[b * (s.M + 1) + m]; e < layer.start[b * (s.M + 1) + m + 1]; e++) {
           const int64_t at = layer.entry[b * C * s.K + e], c = at / s.K;
-          const int64_t first = (b * s.T + c * S) * D + h * s.d, saved = gca_stat(s, b, c, static_cast<int>(at % s.K), static_cast<int>(h));
-          const real *q = layer.q + first, *d_o = layer.dout + first, *row_lse = layer.lse + saved, *row_delta = layer.delta + saved;
+          const int64_t first = (b * s.T + c * S) * D + h * s.d,
+                        saved = gca_stat(s, b, c, static_cast<int>(at % s.K), static_cast<int>(h));
+          const real *q = layer.q + first, *d_o = layer.dout + first, *row_lse = layer.lse + saved,
+                     *row_delta = layer.delta + saved;
           const real weight_k = layer.w[b * (C + 1) * s.K + at];
           matmul_tile(p, S, View<real>{q, D, 1}, View<real>{key, 1, 2 * D}, S, s.keys(), s.d, false);
           matmul_tile(ds, S, View<real>{d_o, D, 1}, View<real>{value, 1, 2 * D}, S, s.keys(), s.d, false);
@@ -530,7 +574,8 @@ class Cpu {
   // loss[r] = logsumexp(logits[r]) - logits[r,target[r]], 0 where target[r] is -1 or less.
   // scale != 0: logits become their gradient, scale * weight[r] * (softmax - onehot).
   // loss, target, weight (rows; null: 1), logits (rows,V) rows stride apart
-  void cross_entropy(stat* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows, int64_t V, int64_t stride) {
+  void cross_entropy(stat* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows,
+                     int64_t V, int64_t stride) {
     over(rows, V, [=](int64_t begin, int64_t end) {
       simd([=]() GCA_INLINE {
         for (int64_t r = begin; r < end; r++) {
@@ -579,15 +624,17 @@ class Cpu {
     state->skipped_in_a_row = state->skip ? state->skipped_in_a_row + 1 : 0;
     state->adam_steps += !state->skip;
   }
-  // w *= 1 - lr decay (matrices), m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w -= lr mhat / (sqrt(vhat) + eps). A skipped step: nothing.
-  // masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or rounded from them)
-  void adamw(master* masters, weight* weights, master* m, master* v, const grad* gradient, const Segment* segments, int64_t n_segments, const StepState* state,
-             const AdamW& hyper) {
+  // w *= 1 - lr decay (matrices), m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w -= lr mhat / (sqrt(vhat) + eps). A
+  // skipped step: nothing. masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or
+  // rounded from them)
+  void adamw(master* masters, weight* weights, master* m, master* v, const grad* gradient, const Segment* segments,
+             int64_t n_segments, const StepState* state, const AdamW& hyper) {
     if (state->skip) return;
     const double t = static_cast<double>(state->adam_steps);
-    const real b1 = static_cast<real>(hyper.beta1), b2 = static_cast<real>(hyper.beta2), eps = static_cast<real>(hyper.eps),
-               scale = static_cast<real>(state->grad_scale);
-    const real rate = static_cast<real>(hyper.lr / (1 - std::pow(hyper.beta1, t))), correction2 = static_cast<real>(1 / (1 - std::pow(hyper.beta2, t)));
+    const real b1 = static_cast<real>(hyper.beta1), b2 = static_cast<real>(hyper.beta2),
+               eps = static_cast<real>(hyper.eps), scale = static_cast<real>(state->grad_scale);
+    const real rate = static_cast<real>(hyper.lr / (1 - std::pow(hyper.beta1, t))),
+               correction2 = static_cast<real>(1 / (1 - std::pow(hyper.beta2, t)));
     const real a1 = static_cast<real>(1 - hyper.beta1), a2 = static_cast<real>(1 - hyper.beta2);
     for (int64_t i = 0; i < n_segments; i++) {
       const Segment segment = segments[i];
@@ -612,12 +659,15 @@ class Cpu {
   static constexpr int64_t query_block = 64;  // slots that one attention task answers
 
   GCA_INLINE static real attention_scale(int d) { return real(1) / std::sqrt(static_cast<real>(d)); }
-  static real alibi_slope(int64_t h, int H) { return static_cast<real>(std::exp2(-8.0 * static_cast<double>(h + 1) / H)); }
+  static real alibi_slope(int64_t h, int H) {
+    return static_cast<real>(std::exp2(-8.0 * static_cast<double>(h + 1) / H));
+  }
 
   // Scores of one query against n landmarks: each by itself, so that they do not depend on what else is computed.
   static void score_row(real* scores, const real* query, const real* landmark, int64_t n, const RetrievalShape& s) {
     simd([=]() GCA_INLINE {
-      for (int64_t m = 0; m < n; m++) scores[m] = dot(query, landmark + m * s.stride, s.D) / std::sqrt(static_cast<real>(s.D));
+      for (int64_t m = 0; m < n; m++)
+        scores[m] = dot(query, landmark + m * s.stride, s.D) / std::sqrt(static_cast<real>(s.D));
     });
   }
   // p (rows,S) of raw products becomes w * softmax over the keys of one fetched chunk
@@ -636,7 +686,8 @@ class Cpu {
   };
   // The slots of this call that lie in the c-th chunk that it touches.
   static Slots slots_of(int64_t c, const GcaShape& s) {
-    const int64_t chunk = s.first_chunk() + c, first = std::max(chunk * s.S, s.first_slot), end = std::min((chunk + 1) * s.S, s.first_slot + s.T);
+    const int64_t chunk = s.first_chunk() + c, first = std::max(chunk * s.S, s.first_slot),
+                  end = std::min((chunk + 1) * s.S, s.first_slot + s.T);
     return {first - s.first_slot, end - first};
   }
 
@@ -652,10 +703,12 @@ class Cpu {
       }
     rotation_S_ = s.S, rotation_d_ = s.d;
   }
-  void rotate(real* to, int64_t to_stride, const real* from, int64_t from_stride, const ChunkShape& s, real sign) const {
+  void rotate(real* to, int64_t to_stride, const real* from, int64_t from_stride, const ChunkShape& s,
+              real sign) const {
     const int half = s.d / 2;
     for (int p = 0; p < s.S; p++) {
-      const real *u = from + p * from_stride, *v = u + half, *cosine = rotation_.data() + static_cast<int64_t>(p) * s.d, *sine = cosine + half;
+      const real *u = from + p * from_stride, *v = u + half, *cosine = rotation_.data() + static_cast<int64_t>(p) * s.d,
+                 *sine = cosine + half;
       for (int t = 0; t < half; t++) {
         to[p * to_stride + t] = Row::rounded(u[t] * cosine[t] - sign * v[t] * sine[t]);
         to[p * to_stride + half + t] = Row::rounded(v[t] * cosine[t] + sign * u[t] * sine[t]);

@@ -1,14 +1,15 @@
-// Backend Gpu: the ops of Cpu (gca_cpu.h) on an NVIDIA GPU: same names, same arguments, same meaning. Declared here with shapes, for any
-// C++ compiler; implemented in kernels/*.cu, one file a layer.
+// Backend Gpu: the ops of Cpu (gca_cpu.h) on an NVIDIA GPU: same names, same arguments, same meaning. Declared here
+// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer.
 //
-// Gpu<float> computes in float throughout. Gpu<__nv_bfloat16> keeps activations and working weights in bf16 and computes in float:
-// masters, gradients of weights, statistics and sums are float in both. Attention in bf16 takes tensor cores where the shape is theirs (heads
-// of 32, 64 or 128 columns, fetched chunks of 64 slots), plain kernels elsewhere, and everywhere with GCA_PLAIN_ATTENTION=1 in the environment.
+// Gpu<float> computes in float throughout. Gpu<__nv_bfloat16> keeps activations and working weights in bf16 and
+// computes in float: masters, gradients of weights, statistics and sums are float in both. Attention in bf16 takes
+// tensor cores where the shape is theirs (heads of 32, 64 or 128 columns, fetched chunks of 64 slots), plain kernels
+// elsewhere, and everywhere with GCA_PLAIN_ATTENTION=1 in the environment.
 //
-// Every op is put on one stream and returns at once: nothing in it waits for the GPU or allocates. The same bits on every run.
-// Written (=): everything, but these, which are added to (+=): gradients of weights (dgain, dW, dE), dw of the picks, dlandmark,
-// the sums in StepState, and dx of matmul_backward_input when it says so.
-// Letters: see ops.h. Limits: heads of up to 256 columns, an even number; chunks of up to 128 slots where they are fetched.
+// Every op is put on one stream and returns at once: nothing in it waits for the GPU or allocates. The same bits on
+// every run. Written (=): everything, but these, which are added to (+=): gradients of weights (dgain, dW, dE), dw of
+// the picks, dlandmark, the sums in StepState, and dx of matmul_backward_input when it says so. Letters: see ops.h.
+// Limits: heads of up to 256 columns, an even number; chunks of up to 128 slots where they are fetched.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
@@ -27,7 +28,8 @@ int gpu_count() noexcept;
 // ---- what does not depend on the type of activations --------------------------------------------------------------
 class GpuDevice : public GpuLayout {
  public:
-  // Takes the GPU of that number. An Error says what to do where there is none, its driver or the card is too old, or its memory is full.
+  // Takes the GPU of that number. An Error says what to do where there is none, its driver or the card is too old, or
+  // its memory is full.
   explicit GpuDevice(int ordinal = 0);
   ~GpuDevice();
   GpuDevice(const GpuDevice&) = delete;
@@ -42,7 +44,8 @@ class GpuDevice : public GpuLayout {
   void* allocate(int64_t n_bytes);  // a multiple of 256 as address; undefined content
   void release(void* memory);
   void zero(void* memory, int64_t n_bytes);
-  void upload(void* device, const void* host, int64_t n_bytes);    // host may change on return; earlier work goes on meanwhile
+  void upload(void* device, const void* host,
+              int64_t n_bytes);  // host may change on return; earlier work goes on meanwhile
   void download(void* host, const void* device, int64_t n_bytes);  // waits: host holds the data on return
   void copy(void* to, const void* from, int64_t n_bytes);          // inside the device
   // The step's figures for the host, without a wait until they are read: the GPU runs ahead meanwhile.
@@ -63,8 +66,9 @@ class GpuDevice : public GpuLayout {
   StepState read(const Snapshot& snapshot);
 
   // ---- algorithms of the products ----
-  // From now on each new shape's algorithm is the fastest, timed when the shape first comes, or the known one: text of products(), from
-  // an earlier run, or empty. Returns why that text is not used (another card, driver or library; damaged), else nothing.
+  // From now on each new shape's algorithm is the fastest, timed when the shape first comes, or the known one: text of
+  // products(), from an earlier run, or empty. Returns why that text is not used (another card, driver or library;
+  // damaged), else nothing.
   std::string measure_products(const std::string& known);
   std::string products() const;   // library, driver and card, then a line a shape
   int products_measured() const;  // shapes timed so far
@@ -72,7 +76,8 @@ class GpuDevice : public GpuLayout {
   // ---- retrieval's tables ----
   // Row 0 of each table: no pick, weight 0. pick, w (B,C+1,K)
   void no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K);
-  // entry[start[m] .. start[m+1]): in order, row * K + k of each pick of chunk m in rows 0..C-1. start (B,C+1), entry (B,C*K), pick (B,C+1,K)
+  // entry[start[m] .. start[m+1]): in order, row * K + k of each pick of chunk m in rows 0..C-1. start (B,C+1), entry
+  // (B,C*K), pick (B,C+1,K)
   void invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K);
 
   // ---- the step's figures (drt.md, optimiser) ----
@@ -88,7 +93,8 @@ class GpuDevice : public GpuLayout {
   template <class T>
   T* scratch(int64_t count, int64_t first_byte = 0) const {
     const int64_t end = first_byte + count * static_cast<int64_t>(sizeof(T));
-    GCA_CHECK(end <= scratch_bytes, "an op's working memory is %lld bytes, this shape needs %lld; use a smaller --micro-batch or --chunks",
+    GCA_CHECK(end <= scratch_bytes,
+              "an op's working memory is %lld bytes, this shape needs %lld; use a smaller --micro-batch or --chunks",
               static_cast<long long>(scratch_bytes), static_cast<long long>(end));
     return reinterpret_cast<T*>(static_cast<char*>(scratch_) + first_byte);
   }
@@ -138,16 +144,22 @@ class Gpu : public GpuDevice {
 
   // ---- RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps) ----
   // out (rows,D) packed, rstd (rows), gain (D); the rows of x are stride apart (D: packed)
-  void rmsnorm_forward(act* out, float* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride, double eps);
-  // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn * xhat.
-  // dn (rows,D) packed (dx may be dn where stride is D); the rows of dx, x and the residuals (each may be null, or dx itself) are stride apart.
-  void rmsnorm_backward(act* dx, float* dgain, const act* dn, const act* x, const float* rstd, const weight* gain, const act* residual, const act* residual2,
-                        int64_t rows, int64_t D, int64_t stride);
+  void rmsnorm_forward(act* out, float* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride,
+                       double eps);
+  // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain +=
+  // sum of dn * xhat. dn (rows,D) packed (dx may be dn where stride is D); the rows of dx, x and the residuals (each
+  // may be null, or dx itself) are stride apart.
+  void rmsnorm_backward(act* dx, float* dgain, const act* dn, const act* x, const float* rstd, const weight* gain,
+                        const act* residual, const act* residual2, int64_t rows, int64_t D, int64_t stride);
 
-  // ---- matrix products: y = x W^T (+ residual). y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null, not y ----
-  void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in, int64_t out);
-  void matmul_backward_input(act* dx, const act* dy, const weight* W, bool accumulate, int64_t rows, int64_t in, int64_t out);  // dx (+)= dy W
-  void matmul_backward_weight(float* dW, const act* dy, const act* x, int64_t rows, int64_t in, int64_t out);                   // dW += dy^T x
+  // ---- matrix products: y = x W^T (+ residual). y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null,
+  // not y ----
+  void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in,
+                      int64_t out);
+  void matmul_backward_input(act* dx, const act* dy, const weight* W, bool accumulate, int64_t rows, int64_t in,
+                             int64_t out);  // dx (+)= dy W
+  void matmul_backward_weight(float* dW, const act* dy, const act* x, int64_t rows, int64_t in,
+                              int64_t out);  // dW += dy^T x
 
   // ---- SwiGLU: h = silu(gate) * up. h (rows,F), gate_up (rows,2F): gate | up ----
   void swiglu_forward(act* h, const act* gate_up, int64_t rows, int64_t F);
@@ -156,40 +168,53 @@ class Gpu : public GpuDevice {
   // ---- sliding-window attention with ALiBi (drt.md SWA) ----
   // out (B,T,D), lse (B,H,T), qkv (B,T,3D), ring (B,W,2D) or null
   void sliding_attention_forward(act* out, float* lse, const act* qkv, const act* ring, const SlidingShape& s);
-  void sliding_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const float* lse, const SlidingShape& s);  // whole rows
-  void ring_append(act* ring, const act* qkv, const SlidingShape& s);  // keys and values of these slots, for later segments
+  void sliding_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const float* lse,
+                                  const SlidingShape& s);  // whole rows
+  void ring_append(act* ring, const act* qkv,
+                   const SlidingShape& s);  // keys and values of these slots, for later segments
 
-  // ---- chunk attention: bidirectional inside a chunk, rotary embedding on q and k. out (N,S,D), lse (N,H,S), qkv (N,S,3D) ----
+  // ---- chunk attention: bidirectional inside a chunk, rotary embedding on q and k. out (N,S,D), lse (N,H,S), qkv
+  // (N,S,3D) ----
   void chunk_attention_forward(act* out, float* lse, const act* qkv, const ChunkShape& s);
-  void chunk_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const float* lse, const ChunkShape& s);
+  void chunk_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const float* lse,
+                                const ChunkShape& s);
 
   // ---- causal chunk retrieval. pick, w (B,C+1,K): rows 1..C are written; r (B,C,D); landmark: see RetrievalShape ----
-  // A given pick that is not in the past becomes chunk 0 with a weight that is not a number, so that the step is seen and skipped.
-  void chunk_retrieval_forward(int32_t* pick, float* w, const act* r, const act* landmark, const RetrievalShape& s, const Selection& selection);
+  // A given pick that is not in the past becomes chunk 0 with a weight that is not a number, so that the step is seen
+  // and skipped.
+  void chunk_retrieval_forward(int32_t* pick, float* w, const act* r, const act* landmark, const RetrievalShape& s,
+                               const Selection& selection);
   // dw (B,C+1,K) is overwritten with the gradient of the scores / sqrt(D); dr (B,C,D) is =; dlandmark is +=
-  void chunk_retrieval_backward(act* dr, act* dlandmark, float* dw, const float* w, const int32_t* pick, const int32_t* start, const int32_t* entry,
-                                const act* r, const act* landmark, const RetrievalShape& s);
+  void chunk_retrieval_backward(act* dr, act* dlandmark, float* dw, const float* w, const int32_t* pick,
+                                const int32_t* start, const int32_t* entry, const act* r, const act* landmark,
+                                const RetrievalShape& s);
 
   // ---- grouped cross attention ----
   // The landmark slot's keys and values become zero. kv (N,S,2D), N chunks
   void zero_landmarks(act* kv, int64_t N, int64_t S, int64_t D);
   // out (B,T,D), lse (B,C,K,H,S) or null, q (B,T,D), kv (B,M,S,2D), pick, w (B,C+1,K)
-  void gca_forward(act* out, float* lse, const act* q, const act* kv, const int32_t* pick, const float* w, const GcaShape& s);
+  void gca_forward(act* out, float* lse, const act* q, const act* kv, const int32_t* pick, const float* w,
+                   const GcaShape& s);
   // By query, a layer at a time, whole rows: dq (B,T,D), dw (B,C+1,K) +=, delta (B,C,K,H,S)
-  void gca_backward_query(act* dq, float* dw, float* delta, const act* dout, const act* q, const act* kv, const float* lse, const int32_t* pick, const float* w,
-                          const GcaShape& s);
-  // For the memory, once, over all layers of all groups. dkv (B,M,S,2D), its landmark rows zero; layers: a host array of n
-  void gca_backward_memory(act* dkv, const FetchingLayer<act, float>* layers, int n_layers, const act* kv, const GcaShape& s);
+  void gca_backward_query(act* dq, float* dw, float* delta, const act* dout, const act* q, const act* kv,
+                          const float* lse, const int32_t* pick, const float* w, const GcaShape& s);
+  // For the memory, once, over all layers of all groups. dkv (B,M,S,2D), its landmark rows zero; layers: a host array
+  // of n
+  void gca_backward_memory(act* dkv, const FetchingLayer<act, float>* layers, int n_layers, const act* kv,
+                           const GcaShape& s);
 
   // ---- cross entropy, a piece of logits at a time ----
-  // loss[r] = logsumexp(logits[r]) - logits[r,target[r]], 0 where target[r] is negative. scale != 0: logits become their gradient,
-  // scale * weight[r] * (softmax - onehot). loss, target, weight (rows; null: 1), logits (rows,V) rows stride apart
-  void cross_entropy(float* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows, int64_t V, int64_t stride);
+  // loss[r] = logsumexp(logits[r]) - logits[r,target[r]], 0 where target[r] is negative. scale != 0: logits become
+  // their gradient, scale * weight[r] * (softmax - onehot). loss, target, weight (rows; null: 1), logits (rows,V) rows
+  // stride apart
+  void cross_entropy(float* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows,
+                     int64_t V, int64_t stride);
 
   // ---- optimiser ----
-  // masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or rounded from them); segments: a host array
-  void adamw(float* masters, weight* weights, float* m, float* v, const float* gradient, const Segment* segments, int64_t n_segments, const StepState* state,
-             const AdamW& hyper);
+  // masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or rounded from them);
+  // segments: a host array
+  void adamw(float* masters, weight* weights, float* m, float* v, const float* gradient, const Segment* segments,
+             int64_t n_segments, const StepState* state, const AdamW& hyper);
 };
 
 }  // namespace gca

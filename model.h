@@ -1,5 +1,5 @@
-// What a DRT is (drt.md; Hu et al., ICML 2025): its sizes, its one table of tensors, its flat buffers, and forward and backward
-// written once over a backend: Cpu (gca_cpu.h) or Gpu (gca_kernels.cuh), which have the same ops.
+// What a DRT is (drt.md; Hu et al., ICML 2025): its sizes, its one table of tensors, its flat buffers, and forward and
+// backward written once over a backend: Cpu (gca_cpu.h) or Gpu (gca_kernels.cuh), which have the same ops.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -35,7 +35,8 @@ struct Config {
   // Throws a UsageError that names the flag.
   void validate() const {
     auto need = [](bool good, const char* flag, const char* expected, int64_t found) {
-      if (!good) throw UsageError(format("--%s: expected %s, found %lld", flag, expected, static_cast<long long>(found)));
+      if (!good)
+        throw UsageError(format("--%s: expected %s, found %lld", flag, expected, static_cast<long long>(found)));
     };
     need(vocab >= 2 && vocab <= (int64_t{1} << 24), "vocab", "2 to 16777216 ids", vocab);
     need(width >= 1 && width <= 65536, "width", "1 to 65536", width);
@@ -44,7 +45,8 @@ struct Config {
     need(ffn >= 1 && ffn <= (1 << 20), "ffn", "1 to 1048576", ffn);
     need(groups.size() <= 255, "groups", "at most 255 groups", static_cast<int64_t>(groups.size()));
     for (int64_t n : groups) need(n >= 1 && n <= 1024, "groups", "1 to 1024 layers in each group", n);
-    need(lower >= 0 && lower <= 1024 && lower + upper() >= 1 && lower + upper() <= 1024, "lower", "1 to 1024 layers, lower and upper together", lower);
+    need(lower >= 0 && lower <= 1024 && lower + upper() >= 1 && lower + upper() <= 1024, "lower",
+         "1 to 1024 layers, lower and upper together", lower);
     need(encoder >= 0 && encoder <= 1024, "encoder", "0 to 1024 layers", encoder);
     need(chunk >= 2 && chunk <= 4096, "chunk", "2 to 4096 slots", chunk);
     need(topk >= 1 && topk <= max_topk, "topk", "1 to 32 chunks", topk);
@@ -62,9 +64,15 @@ inline const std::array<Preset, 6>& presets() {
       {"drt", "the paper's model, one retrieval", {.groups = {6}}},
       {"drt-x2", "the paper's model, two retrievals", {.groups = {3, 3}}},
       {"swa", "sliding-window baseline, 12 layers", {.lower = 12, .groups = {}, .encoder = 0}},
-      {"swa-14", "sliding-window baseline with the DRT's compute, 14 layers", {.lower = 14, .groups = {}, .encoder = 0}},
-      {"small", "for a CPU: width 256", {.width = 256, .heads = 4, .ffn = 688, .lower = 3, .groups = {3}, .encoder = 1, .window = 128}},
-      {"tiny", "for a CPU: width 64", {.width = 64, .heads = 4, .ffn = 176, .lower = 3, .groups = {3}, .encoder = 1, .window = 128}},
+      {"swa-14",
+       "sliding-window baseline with the DRT's compute, 14 layers",
+       {.lower = 14, .groups = {}, .encoder = 0}},
+      {"small",
+       "for a CPU: width 256",
+       {.width = 256, .heads = 4, .ffn = 688, .lower = 3, .groups = {3}, .encoder = 1, .window = 128}},
+      {"tiny",
+       "for a CPU: width 64",
+       {.width = 64, .heads = 4, .ffn = 176, .lower = 3, .groups = {3}, .encoder = 1, .window = 128}},
   }};
   return all;
 }
@@ -102,10 +110,12 @@ struct TensorTable {
     embedding = add("model.embed_tokens", c.vocab, D);
     size += (padded_vocab - c.vocab) * D;
     segments.back().size += (padded_vocab - c.vocab) * D;
-    for (int64_t i = 0; i < c.lower; i++) lower.push_back(add_layer(format("model.lower_layers.%lld.", static_cast<long long>(i)), c, false));
+    for (int64_t i = 0; i < c.lower; i++)
+      lower.push_back(add_layer(format("model.lower_layers.%lld.", static_cast<long long>(i)), c, false));
     if (!c.groups.empty()) {
       enc_prenorm = add("model.enc_prenorm", D, 0);
-      for (int64_t i = 0; i < c.encoder; i++) encoder.push_back(add_layer(format("model.encoder.layers.%lld.", static_cast<long long>(i)), c, false));
+      for (int64_t i = 0; i < c.encoder; i++)
+        encoder.push_back(add_layer(format("model.encoder.layers.%lld.", static_cast<long long>(i)), c, false));
       enc_norm = add("model.encoder.norm", D, 0);
       chunk_kv = add("model.chunk_k_proj", D, D);
       add("model.chunk_v_proj", D, D, true);
@@ -114,7 +124,8 @@ struct TensorTable {
       lmk_norms.push_back(add(format("model.lmk_norms.%zu", g), D, 0));
       upper.emplace_back();
       for (int64_t i = 0; i < c.groups[g]; i++)
-        upper.back().push_back(add_layer(format("model.upper_layers.%zu.%lld.", g, static_cast<long long>(i)), c, true));
+        upper.back().push_back(
+            add_layer(format("model.upper_layers.%zu.%lld.", g, static_cast<long long>(i)), c, true));
     }
     norm = add("model.norm", D, 0);
     size = round_up(size, alignment_);
@@ -158,10 +169,11 @@ struct TensorTable {
   int64_t alignment_ = 1;
 };
 
-// Floating-point operations a slot needs, forward only, a multiplication and an addition counted each; training costs three times as
-// much. Attention over the slots that are seen, GCA over K chunks, no masked work.
+// Floating-point operations a slot needs, forward only, a multiplication and an addition counted each; training costs
+// three times as much. Attention over the slots that are seen, GCA over K chunks, no masked work.
 inline double forward_flops_per_slot(const Config& c) {
-  const double D = static_cast<double>(c.width), F = static_cast<double>(c.ffn), V = static_cast<double>(c.vocab), S = static_cast<double>(c.chunk);
+  const double D = static_cast<double>(c.width), F = static_cast<double>(c.ffn), V = static_cast<double>(c.vocab),
+               S = static_cast<double>(c.chunk);
   const double layer = 8 * D * D + 6 * D * F, window = 4 * D * static_cast<double>(c.window + 1);
   double sum = static_cast<double>(c.lower + c.upper()) * (layer + window) + 2 * V * D;
   if (!c.groups.empty())
@@ -181,7 +193,8 @@ class Arena {
   // After commit(), pointer points at count elements; until then nothing is allocated.
   template <class T>
   void want(T*& pointer, const std::string& name, int64_t count) {
-    wishes_.push_back({name, round_up(count * static_cast<int64_t>(sizeof(T)), 256), {reinterpret_cast<void**>(&pointer)}});
+    wishes_.push_back(
+        {name, round_up(count * static_cast<int64_t>(sizeof(T)), 256), {reinterpret_cast<void**>(&pointer)}});
     total_bytes_ += wishes_.back().n_bytes;
   }
   // All that want the same name here share the memory of the largest.
@@ -189,7 +202,8 @@ class Arena {
   void want_shared(T*& pointer, const std::string& name, int64_t count) {
     const auto wish = std::find_if(wishes_.begin(), wishes_.end(), [&](const Wish& w) { return w.name == name; });
     if (wish == wishes_.end()) return want(pointer, name, count);
-    const int64_t more_bytes = std::max<int64_t>(0, round_up(count * static_cast<int64_t>(sizeof(T)), 256) - wish->n_bytes);
+    const int64_t more_bytes =
+        std::max<int64_t>(0, round_up(count * static_cast<int64_t>(sizeof(T)), 256) - wish->n_bytes);
     wish->n_bytes += more_bytes, total_bytes_ += more_bytes;
     wish->pointers.push_back(reinterpret_cast<void**>(&pointer));
   }
@@ -219,8 +233,8 @@ class Arena {
 
 // ---- the model ----------------------------------------------------------------------------------------------------
 enum class Use { training, inference };  // inference keeps nothing for backward
-// What backward computes anew instead of keeping it, with the same bits: nothing; what comes out of norms and SwiGLU; all of a layer but
-// its output and what gca_backward_memory reads.
+// What backward computes anew instead of keeping it, with the same bits: nothing; what comes out of norms and SwiGLU;
+// all of a layer but its output and what gca_backward_memory reads.
 enum class Recompute { none, norms, layers };
 
 template <class Device>
@@ -235,7 +249,8 @@ struct DRT {
   // A layer: where its weights lie, and its activations.
   struct Layer {
     LayerTensors at;
-    act *n1, *qkv, *attended, *a, *n2, *gate_up, *h, *out;  // n1, n2: after the norms; a: after attention; out: after the MLP
+    act *n1, *qkv, *attended, *a, *n2, *gate_up, *h,
+        *out;  // n1, n2: after the norms; a: after attention; out: after the MLP
     stat *rstd1, *lse, *rstd2;
     act *gca_n, *q, *fetched, *m, *dfetched;  // upper kind: m = a + Wo' fetched, the MLP's input before its norm
     stat *gca_rstd, *gca_lse, *delta;
@@ -249,13 +264,13 @@ struct DRT {
   };
   // What a row leaves behind for its later slots, when it is read a segment at a time: one row.
   struct StreamState {
-    int64_t slots = 0;                        // read so far
-    int64_t capacity = 0;                     // chunks of memory
-    std::vector<act*> rings;                  // (W,2D) a layer, lower ones first
-    std::vector<int32_t*> pick;               // (K) a group: what the last whole chunk picked, which serves the slots that follow
-    std::vector<stat*> w;                     // (K) a group: the weights of these
+    int64_t slots = 0;           // read so far
+    int64_t capacity = 0;        // chunks of memory
+    std::vector<act*> rings;     // (W,2D) a layer, lower ones first
+    std::vector<int32_t*> pick;  // (K) a group: what the last whole chunk picked, which serves the slots that follow
+    std::vector<stat*> w;        // (K) a group: the weights of these
     act *kv = nullptr, *landmarks = nullptr;  // (capacity,S,2D), (capacity,D)
-    act* chunk = nullptr;                     // (S,D) lower layers' output for the slots of a chunk that is not yet whole
+    act* chunk = nullptr;  // (S,D) lower layers' output for the slots of a chunk that is not yet whole
     Arena arena;
   };
   // What one forward pass reads.
@@ -318,19 +333,27 @@ struct DRT {
   void plan(int64_t B, int64_t T) {
     activations_.release(device);
     const Config& c = config;
-    const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk, V = table.padded_vocab;
-    GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found %lld slots", static_cast<long long>(T));
+    const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk,
+                  V = table.padded_vocab;
+    GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found %lld slots",
+              static_cast<long long>(T));
     // More than all numbers below together; so none of their products can pass 63 bits.
-    const double slot = static_cast<double>(c.lower + c.upper() + c.encoder + 4) *
-                        (16.0 * static_cast<double>(D) + 4.0 * static_cast<double>(F) + 4.0 * static_cast<double>(c.heads * K));
+    const double slot =
+        static_cast<double>(c.lower + c.upper() + c.encoder + 4) *
+        (16.0 * static_cast<double>(D) + 4.0 * static_cast<double>(F) + 4.0 * static_cast<double>(c.heads * K));
     if (static_cast<double>(RC) * slot > 0x1p58)
-      throw Error(format("%lld rows of %lld slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones (--chunks) or a smaller model",
-                         static_cast<long long>(B), static_cast<long long>(T)));
+      throw Error(
+          format("%lld rows of %lld slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones "
+                 "(--chunks) or a smaller model",
+                 static_cast<long long>(B), static_cast<long long>(T)));
     max_rows_ = R;
-    auto want = [&](auto*& pointer, const std::string& name, int64_t count) { activations_.want(pointer, name, count); };
+    auto want = [&](auto*& pointer, const std::string& name, int64_t count) {
+      activations_.want(pointer, name, count);
+    };
     want(token, "tokens", R), want(target, "targets", R), want(slot_weight, "loss weights", R);
     want(embedded, "embedding", R * D);
-    auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& layers, size_t i) {
+    auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& layers,
+                          size_t i) {
       l = {};
       l.at = at;
       const std::string name = format("%s %zu", layers.c_str(), i);
@@ -343,17 +366,24 @@ struct DRT {
         if (use == Use::training) want(pointer, name + what, count);
         else activations_.want_shared(pointer, layers + what, count);
       };
-      part(l.n1, Recompute::norms, " n1", rows * D), part(l.rstd1, Recompute::layers, " rstd1", rows), part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
-      part(l.attended, Recompute::layers, " attention", rows * D), part(l.lse, Recompute::layers, " attention lse", rows * c.heads);
-      part(l.a, Recompute::layers, " a", rows * D), part(l.n2, Recompute::norms, " n2", rows * D), part(l.rstd2, Recompute::layers, " rstd2", rows);
-      part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F), part(l.h, Recompute::norms, " h", rows * F), kept(l.out, " out", rows * D);
+      part(l.n1, Recompute::norms, " n1", rows * D), part(l.rstd1, Recompute::layers, " rstd1", rows),
+          part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
+      part(l.attended, Recompute::layers, " attention", rows * D),
+          part(l.lse, Recompute::layers, " attention lse", rows * c.heads);
+      part(l.a, Recompute::layers, " a", rows * D), part(l.n2, Recompute::norms, " n2", rows * D),
+          part(l.rstd2, Recompute::layers, " rstd2", rows);
+      part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F), part(l.h, Recompute::norms, " h", rows * F),
+          kept(l.out, " out", rows * D);
       if (kind != Kind::upper) return;
-      part(l.gca_n, Recompute::norms, " gca norm", rows * D), part(l.gca_rstd, Recompute::layers, " gca rstd", rows), kept(l.q, " gca q", rows * D);
+      part(l.gca_n, Recompute::norms, " gca norm", rows * D), part(l.gca_rstd, Recompute::layers, " gca rstd", rows),
+          kept(l.q, " gca q", rows * D);
       part(l.fetched, Recompute::layers, " gca out", rows * D), part(l.m, Recompute::layers, " m", rows * D);
       if (use == Use::inference) return;
-      kept(l.gca_lse, " gca lse", RC * c.heads * K), kept(l.delta, " gca delta", RC * c.heads * K), kept(l.dfetched, " gca dout", rows * D);
+      kept(l.gca_lse, " gca lse", RC * c.heads * K), kept(l.delta, " gca delta", RC * c.heads * K),
+          kept(l.dfetched, " gca dout", rows * D);
     };
-    auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows, const std::string& name) {
+    auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows,
+                           const std::string& name) {
       layers.resize(at.size());
       for (size_t i = 0; i < at.size(); i++) want_layer(layers[i], at[i], kind, rows, name, i);
     };
@@ -371,23 +401,28 @@ struct DRT {
       want_layers(group.layers, table.upper[g], Kind::upper, R, name + " layer");
       want(group.r, name + " r", B * C * D), want(group.r_rstd, name + " r rstd", B * C);
       want(group.pick, name + " picks", B * (C + 1) * K), want(group.w, name + " weights", B * (C + 1) * K);
-      want(group.dw, name + " dweights", B * (C + 1) * K), want(group.start, name + " start", B * (C + 1)), want(group.entry, name + " entry", B * C * K);
+      want(group.dw, name + " dweights", B * (C + 1) * K), want(group.start, name + " start", B * (C + 1)),
+          want(group.entry, name + " entry", B * C * K);
     }
     logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
-    want(final_n, "final norm", R * D), want(final_rstd, "final rstd", R), want(loss, "losses", R), want(logits, "logits", logits_rows_ * V);
+    want(final_n, "final norm", R * D), want(final_rstd, "final rstd", R), want(loss, "losses", R),
+        want(logits, "logits", logits_rows_ * V);
     if (use == Use::inference) return;
     const int64_t rows = groups.empty() ? R : RC;
-    want(dx_, "dx", rows * D), want(dn_, "dn", rows * D), want(dattended_, "dattention", rows * D), want(dqkv_, "dq|dk|dv", rows * 3 * D);
+    want(dx_, "dx", rows * D), want(dn_, "dn", rows * D), want(dattended_, "dattention", rows * D),
+        want(dqkv_, "dq|dk|dv", rows * 3 * D);
     want(dh_, "dh", rows * F), want(dgate_up_, "dgate|dup", rows * 2 * F);
     if (groups.empty()) return;
-    want(dm_, "dm", rows * D), want(denc_, "dencoder", rows * D), want(dkv_, "dck|dcv", rows * 2 * D), want(dr_, "dr", B * C * D);
+    want(dm_, "dm", rows * D), want(denc_, "dencoder", rows * D), want(dkv_, "dck|dcv", rows * 2 * D),
+        want(dr_, "dr", B * C * D);
   }
   void commit_activations() { activations_.commit(device); }
 
   // ---- forward ----------------------------------------------------------------------------------------------------
   // Tokens, targets (negative: none) and loss weights (null: all 1) of rows*slots, host to device; targets may be null.
   void upload(const int32_t* tokens, const int32_t* targets, const float* loss_weights, int64_t count) {
-    GCA_CHECK(count <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_), static_cast<long long>(count));
+    GCA_CHECK(count <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_),
+              static_cast<long long>(count));
     device.upload(token, tokens, count * 4);
     if (targets) device.upload(target, targets, count * 4);
     has_weights_ = loss_weights != nullptr;
@@ -398,7 +433,8 @@ struct DRT {
   void forward(const Input& in) {
     const Config& c = config;
     const int64_t D = c.width, S = c.chunk, R = in.B * in.T, first_slot = in.stream ? in.stream->slots : 0;
-    GCA_CHECK(R <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_), static_cast<long long>(R));
+    GCA_CHECK(R <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_),
+              static_cast<long long>(R));
     GCA_CHECK(in.stream ? in.B == 1 : in.T % S == 0, "rows are whole chunks, or one row is read in segments");
     input_ = in;
     size_t ring = 0;
@@ -407,7 +443,8 @@ struct DRT {
     for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, ring++, nullptr);
 
     if (!groups.empty()) {
-      // Landmarks among these slots: the chunks that they complete. The memory gets those chunks before anybody retrieves.
+      // Landmarks among these slots: the chunks that they complete. The memory gets those chunks before anybody
+      // retrieves.
       const int64_t done = (first_slot + in.T) / S - first_slot / S;
       encode(x, done, first_slot);
       for (Group& group : groups) {
@@ -428,20 +465,21 @@ struct DRT {
   // Logits of rows first .. first + count - 1 into the piece `logits`, rows padded_vocab apart: logits = E Norm(x).
   void piece_of_logits(int64_t first, int64_t count) {
     GCA_CHECK(count <= logits_rows_, "a piece holds %lld rows", static_cast<long long>(logits_rows_));
-    device.matmul_forward(logits, final_n + first * config.width, weights + table.embedding, nullptr, count, config.width, table.padded_vocab);
+    device.matmul_forward(logits, final_n + first * config.width, weights + table.embedding, nullptr, count,
+                          config.width, table.padded_vocab);
   }
   int64_t logits_rows() const { return logits_rows_; }
 
-  // Loss of each slot into `loss`, and the sums scale * (weight) * loss into the step state; scale is 1/N, N the number of slots with a
-  // target in the whole batch. with_gradient: also dE += and the gradient that backward() starts from.
+  // Loss of each slot into `loss`, and the sums scale * (weight) * loss into the step state; scale is 1/N, N the number
+  // of slots with a target in the whole batch. with_gradient: also dE += and the gradient that backward() starts from.
   void head(double scale, bool with_gradient) {
     const int64_t D = config.width, V = table.padded_vocab, R = input_.B * input_.T;
     const float* slot_weights = has_weights_ ? slot_weight : nullptr;
     for (int64_t first = 0; first < R; first += logits_rows_) {
       const int64_t rows = std::min(logits_rows_, R - first);
       piece_of_logits(first, rows);
-      device.cross_entropy(loss + first, logits, target + first, slot_weights ? slot_weights + first : nullptr, with_gradient ? scale : 0.0, rows, config.vocab,
-                           V);
+      device.cross_entropy(loss + first, logits, target + first, slot_weights ? slot_weights + first : nullptr,
+                           with_gradient ? scale : 0.0, rows, config.vocab, V);
       if (!with_gradient) continue;
       device.matmul_backward_weight(gradient + table.embedding, logits, final_n + first * D, rows, D, V);
       device.matmul_backward_input(dn_ + first * D, logits, weights + table.embedding, false, rows, D, V);
@@ -456,7 +494,8 @@ struct DRT {
     const int64_t B = input_.B, D = c.width, S = c.chunk, R = B * input_.T, C = input_.T / S;
     int64_t end = table.size;
     auto ready = [&](int64_t begin) { grads_ready(begin, end), end = begin; };
-    device.rmsnorm_backward(dx_, gradient + table.norm, dn_, top, final_rstd, weights + table.norm, nullptr, nullptr, R, D, D);
+    device.rmsnorm_backward(dx_, gradient + table.norm, dn_, top, final_rstd, weights + table.norm, nullptr, nullptr, R,
+                            D, D);
     ready(table.norm);
 
     if (!groups.empty()) {
@@ -471,14 +510,15 @@ struct DRT {
         device.zero(group.dw, B * (C + 1) * c.topk * static_cast<int64_t>(sizeof(stat)));
         for (size_t i = group.layers.size(); i-- > 0;) {
           layer_backward(group.layers[i], Kind::upper, i ? group.layers[i - 1].out : group_in, dx_, R, &group);
-          fetching.push_back({group.layers[i].q, group.layers[i].dfetched, group.layers[i].gca_lse, group.layers[i].delta, group.w, group.start, group.entry});
+          fetching.push_back({group.layers[i].q, group.layers[i].dfetched, group.layers[i].gca_lse,
+                              group.layers[i].delta, group.w, group.start, group.entry});
           if (i) ready(group.layers[i].at.begin);
         }
         // r = Norm_g(x at the landmarks), score = r . L: both ends of the retrieval
-        device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start, group.entry, group.r, enc_out + (S - 1) * D,
-                                        retrieval);
-        device.rmsnorm_backward(dx_ + (S - 1) * D, gradient + group.lmk_norm, dr_, group_in + (S - 1) * D, group.r_rstd, weights + group.lmk_norm,
-                                dx_ + (S - 1) * D, nullptr, B * C, D, S * D);
+        device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start,
+                                        group.entry, group.r, enc_out + (S - 1) * D, retrieval);
+        device.rmsnorm_backward(dx_ + (S - 1) * D, gradient + group.lmk_norm, dr_, group_in + (S - 1) * D, group.r_rstd,
+                                weights + group.lmk_norm, dx_ + (S - 1) * D, nullptr, B * C, D, S * D);
         ready(group.lmk_norm);
       }
       // CK | CV = Wkv h, L = h at the landmark: their gradients meet in the encoder's output
@@ -486,9 +526,12 @@ struct DRT {
       device.matmul_backward_weight(gradient + table.chunk_kv, dkv_, enc_out, R, D, 2 * D);
       device.matmul_backward_input(denc_, dkv_, weights + table.chunk_kv, true, R, D, 2 * D);
       const act* enc_top = encoder.empty() ? enc_in : encoder.back().out;
-      device.rmsnorm_backward(denc_, gradient + table.enc_norm, denc_, enc_top, enc_out_rstd, weights + table.enc_norm, nullptr, nullptr, R, D, D);
-      for (size_t i = encoder.size(); i-- > 0;) layer_backward(encoder[i], Kind::encoder, i ? encoder[i - 1].out : enc_in, denc_, R, nullptr);
-      device.rmsnorm_backward(dx_, gradient + table.enc_prenorm, denc_, lower_out, enc_in_rstd, weights + table.enc_prenorm, dx_, nullptr, R, D, D);
+      device.rmsnorm_backward(denc_, gradient + table.enc_norm, denc_, enc_top, enc_out_rstd, weights + table.enc_norm,
+                              nullptr, nullptr, R, D, D);
+      for (size_t i = encoder.size(); i-- > 0;)
+        layer_backward(encoder[i], Kind::encoder, i ? encoder[i - 1].out : enc_in, denc_, R, nullptr);
+      device.rmsnorm_backward(dx_, gradient + table.enc_prenorm, denc_, lower_out, enc_in_rstd,
+                              weights + table.enc_prenorm, dx_, nullptr, R, D, D);
       ready(table.enc_prenorm);
     }
     for (size_t i = lower.size(); i-- > 0;) {
@@ -506,7 +549,8 @@ struct DRT {
   }
   void update(const AdamW& hyper) {
     device.end_gradient(state, gradient, table.size, hyper.clip);
-    device.adamw(masters, weights, m, v, gradient, table.segments.data(), static_cast<int64_t>(table.segments.size()), state, hyper);
+    device.adamw(masters, weights, m, v, gradient, table.segments.data(), static_cast<int64_t>(table.segments.size()),
+                 state, hyper);
   }
   StepState step_state() const {
     StepState copy;
@@ -523,12 +567,15 @@ struct DRT {
       values.assign(static_cast<size_t>(t.size()), master(1));
       if (t.columns)
         pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
-          for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096); j += 2) {  // Box and Muller: two at a time
-            const Philox bits = philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32), static_cast<uint32_t>(i));
+          for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096);
+               j += 2) {  // Box and Muller: two at a time
+            const Philox bits = philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32),
+                                       static_cast<uint32_t>(i));
             const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))),
                          angle = 6.283185307179586 * uniform_open(bits.word[1]);
             values[static_cast<size_t>(j)] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
-            if (j + 1 < t.size()) values[static_cast<size_t>(j + 1)] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
+            if (j + 1 < t.size())
+              values[static_cast<size_t>(j + 1)] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
           }
         });
       device.upload(masters + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
@@ -563,7 +610,8 @@ struct DRT {
   // Begins a new row: the chunk before it has picked nothing.
   void rewind(StreamState& stream) {
     stream.slots = 0;
-    for (size_t g = 0; g < stream.pick.size(); g++) device.no_pick(stream.pick[g], stream.w[g], 1, 0, static_cast<int>(config.topk));
+    for (size_t g = 0; g < stream.pick.size(); g++)
+      device.no_pick(stream.pick[g], stream.w[g], 1, 0, static_cast<int>(config.topk));
   }
   void close(StreamState& stream) { stream.arena.release(device); }
 
@@ -578,21 +626,34 @@ struct DRT {
   act *dm_ = nullptr, *denc_ = nullptr, *dkv_ = nullptr, *dr_ = nullptr;
 
   SlidingShape sliding_shape() const {
-    return {input_.B, input_.T, static_cast<int>(config.heads), static_cast<int>(config.head_size()), config.window, input_.stream ? input_.stream->slots : 0};
+    return {input_.B,
+            input_.T,
+            static_cast<int>(config.heads),
+            static_cast<int>(config.head_size()),
+            config.window,
+            input_.stream ? input_.stream->slots : 0};
   }
   ChunkShape chunk_shape(int64_t rows) const {
-    return {rows / config.chunk, static_cast<int>(config.chunk), static_cast<int>(config.heads), static_cast<int>(config.head_size())};
+    return {rows / config.chunk, static_cast<int>(config.chunk), static_cast<int>(config.heads),
+            static_cast<int>(config.head_size())};
   }
   GcaShape gca_shape() const {
     const StreamState* stream = input_.stream;
-    const int H = static_cast<int>(config.heads), d = static_cast<int>(config.head_size()), S = static_cast<int>(config.chunk);
+    const int H = static_cast<int>(config.heads), d = static_cast<int>(config.head_size()),
+              S = static_cast<int>(config.chunk);
     const int64_t M = stream ? stream->capacity : input_.T / S, first_slot = stream ? stream->slots : 0;
     return {input_.B, input_.T, H, d, S, static_cast<int>(config.topk), M, first_slot, config.null_slot};
   }
   RetrievalShape retrieval_shape(int64_t done, int64_t first_slot) const {
     const bool stream = input_.stream != nullptr;
     const int64_t D = config.width, S = config.chunk;
-    return {input_.B, done, static_cast<int>(D), static_cast<int>(config.topk), first_slot / S, stream ? D : S * D, stream ? 0 : input_.T * D};
+    return {input_.B,
+            done,
+            static_cast<int>(D),
+            static_cast<int>(config.topk),
+            first_slot / S,
+            stream ? D : S * D,
+            stream ? 0 : input_.T * D};
   }
 
   double eps_of(Kind kind) const { return kind == Kind::encoder ? Config::encoder_eps : config.eps; }
@@ -623,7 +684,8 @@ struct DRT {
     if (kind == Kind::upper) {
       device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps);
       device.matmul_forward(l.q, l.gca_n, w + l.at.gca_q, nullptr, rows, D, D);
-      device.gca_forward(l.fetched, l.gca_lse, l.q, input_.stream ? input_.stream->kv : kv, group->pick, group->w, gca_shape());
+      device.gca_forward(l.fetched, l.gca_lse, l.q, input_.stream ? input_.stream->kv : kv, group->pick, group->w,
+                         gca_shape());
       device.matmul_forward(l.m, l.fetched, w + l.at.gca_o, l.a, rows, D, D);
       m = l.m;
     }
@@ -639,7 +701,8 @@ struct DRT {
     const int64_t D = config.width;
     const weight* w = weights;
     device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps_of(kind));
-    if (kind == Kind::upper) device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps_of(kind));
+    if (kind == Kind::upper)
+      device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps_of(kind));
     device.rmsnorm_forward(l.n2, l.rstd2, kind == Kind::upper ? l.m : l.a, w + l.at.norm2, rows, D, D, eps_of(kind));
     device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
   }
@@ -662,7 +725,8 @@ struct DRT {
       device.rmsnorm_backward(dm_, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, nullptr, nullptr, rows, D, D);
       device.matmul_backward_weight(g + l.at.gca_o, dm_, l.fetched, rows, D, D);
       device.matmul_backward_input(l.dfetched, dm_, w + l.at.gca_o, false, rows, D, D);
-      device.gca_backward_query(dattended_, group->dw, l.delta, l.dfetched, l.q, kv, l.gca_lse, group->pick, group->w, gca_shape());
+      device.gca_backward_query(dattended_, group->dw, l.delta, l.dfetched, l.q, kv, l.gca_lse, group->pick, group->w,
+                                gca_shape());
       device.matmul_backward_weight(g + l.at.gca_q, dattended_, l.gca_n, rows, D, D);
       device.matmul_backward_input(dn_, dattended_, w + l.at.gca_q, false, rows, D, D);
       device.rmsnorm_backward(dx, g + l.at.gca_norm, dn_, l.a, l.gca_rstd, w + l.at.gca_norm, dx, dm_, rows, D, D);
@@ -672,7 +736,8 @@ struct DRT {
     // a = x + Wo Attention(Wqkv Norm(x))
     device.matmul_backward_weight(g + l.at.o, dx, l.attended, rows, D, D);
     device.matmul_backward_input(dattended_, dx, w + l.at.o, false, rows, D, D);
-    if (kind == Kind::encoder) device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
+    if (kind == Kind::encoder)
+      device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
     else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
     device.matmul_backward_weight(g + l.at.qkv, dqkv_, l.n1, rows, D, 3 * D);
     device.matmul_backward_input(dn_, dqkv_, w + l.at.qkv, false, rows, D, 3 * D);
@@ -691,7 +756,9 @@ struct DRT {
     }
     const int64_t N = input_.B * done, rows = N * S;
     if (!N) return;
-    if (stream) GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds %lld chunks", static_cast<long long>(stream->capacity));
+    if (stream)
+      GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds %lld chunks",
+                static_cast<long long>(stream->capacity));
     device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
     const act* h = enc_in;
     for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, 0, nullptr);
@@ -713,12 +780,14 @@ struct DRT {
       device.no_pick(group.pick, group.w, input_.B, done, static_cast<int>(config.topk));
     }
     if (!done) return;
-    device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - first_slot % S) * D, weights + group.lmk_norm, input_.B * done, D, S * D, config.eps);
+    device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - first_slot % S) * D, weights + group.lmk_norm,
+                           input_.B * done, D, S * D, config.eps);
     Selection selection = input_.selection;
     selection.group = static_cast<int>(g);
     if (selection.given_noise) selection.given_noise += selection.group * input_.B * done * done;
     const act* landmarks = input_.stream ? input_.stream->landmarks : enc_out + (S - 1) * D;
-    device.chunk_retrieval_forward(group.pick, group.w, group.r, landmarks, retrieval_shape(done, first_slot), selection);
+    device.chunk_retrieval_forward(group.pick, group.w, group.r, landmarks, retrieval_shape(done, first_slot),
+                                   selection);
   }
 };
 

@@ -1,6 +1,6 @@
-// The arguments that a backend's ops share, so that Cpu (gca_cpu.h) and Gpu (gca_kernels.cuh) are called alike by model.h.
-// Letters as in the paper: B rows, C chunks, S slots a chunk, T = C*S slots, D width, H heads, d = D/H, F feed-forward width,
-// K chunks fetched, M chunks of memory, V vocabulary. Row-major, last index fastest.
+// The arguments that a backend's ops share, so that Cpu (gca_cpu.h) and Gpu (gca_kernels.cuh) are called alike by
+// model.h. Letters as in the paper: B rows, C chunks, S slots a chunk, T = C*S slots, D width, H heads, d = D/H, F
+// feed-forward width, K chunks fetched, M chunks of memory, V vocabulary. Row-major, last index fastest.
 #pragma once
 #include "common.h"
 
@@ -11,12 +11,12 @@ struct GpuLayout {
   using grad = float;  // gradients of weights
   using stat = float;  // softmax and norm statistics, weights of picks, losses
   static constexpr int64_t alignment_bytes = 256;
-  static constexpr int64_t vocab_multiple = 128;      // V is rounded up to it in memory: whole tiles of the head's product
+  static constexpr int64_t vocab_multiple = 128;  // V is rounded up to it in memory: whole tiles of the head's product
   static constexpr int64_t logits_bytes = 512 << 20;  // of a piece of logits
 };
 
-// Sliding-window attention. qkv is (B,T,3D): q | k | v. The T slots are numbers first_slot.. of their row; the window's earlier
-// slots lie in a ring (B,W,2D) of k | v, slot j at place j mod W (no ring: the row starts here).
+// Sliding-window attention. qkv is (B,T,3D): q | k | v. The T slots are numbers first_slot.. of their row; the window's
+// earlier slots lie in a ring (B,W,2D) of k | v, slot j at place j mod W (no ring: the row starts here).
 struct SlidingShape {
   int64_t B, T;
   int H, d;
@@ -29,46 +29,58 @@ struct ChunkShape {
   int S, H, d;
 };
 
-// Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; the chunks m < c of the memory are candidates.
-// Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its gradient.
+// Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; the chunks m < c of the memory are
+// candidates. Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its gradient.
 //
-// The pick table of a group is (B,C+1,K): row c+1 holds what chunk c picked, row c therefore what serves the slots of chunk c.
-// Row 0 comes from before these slots (at the start of a row: no pick). -1 stands where there is no pick; its weight is 0.
+// The pick table of a group is (B,C+1,K): row c+1 holds what chunk c picked, row c therefore what serves the slots of
+// chunk c. Row 0 comes from before these slots (at the start of a row: no pick). -1 stands where there is no pick; its
+// weight is 0.
 struct RetrievalShape {
   int64_t B, C;
   int D, K;
   int64_t first_chunk, stride, row_stride;
 };
 
-enum class Picking { learned, uniform, none, given };  // uniform, none: ablations; given: the table's picks stand, weights are made
+enum class Picking {
+  learned,
+  uniform,
+  none,
+  given
+};  // uniform, none: ablations; given: the table's picks stand, weights are made
 
 struct Selection {
   Picking picking = Picking::learned;
   bool noise = false;                  // add Gumbel noise (training)
   const float* given_noise = nullptr;  // (B,C,C) a group, in the device's memory: this noise instead of drawn one
   uint64_t seed = 0;                   // noise of (seed, step, group, first_row + b, fetching chunk, fetched chunk)
-  int64_t step = 0, first_row = 0;     // first_row: number of row 0 in the whole batch, micro-batches and ranks together
+  int64_t step = 0, first_row = 0;  // first_row: number of row 0 in the whole batch, micro-batches and ranks together
   int group = 0;
 };
 // Four draws at once: word i belongs to fetched chunk 4*quad + i. The same bits on CPU and GPU.
 GCA_HD inline Philox selection_draw(const Selection& s, int64_t b, int64_t chunk, int64_t quad) {
-  return philox(s.seed, s.picking == Picking::uniform ? Stream::uniform_pick : Stream::gumbel, static_cast<uint32_t>(quad),
-                static_cast<uint32_t>(chunk) | static_cast<uint32_t>(s.group) << 24, static_cast<uint32_t>(s.first_row + b), static_cast<uint32_t>(s.step));
+  return philox(s.seed, s.picking == Picking::uniform ? Stream::uniform_pick : Stream::gumbel,
+                static_cast<uint32_t>(quad), static_cast<uint32_t>(chunk) | static_cast<uint32_t>(s.group) << 24,
+                static_cast<uint32_t>(s.first_row + b), static_cast<uint32_t>(s.step));
 }
 
-// Grouped cross attention. q is (B,T,D); the memory is (B,M,S,2D): CK | CV, its landmark slots zero (see zero_landmarks).
-// T slots from first_slot on (whole chunks in training; any slots of one chunk in decoding); table rows as in RetrievalShape.
+// Grouped cross attention. q is (B,T,D); the memory is (B,M,S,2D): CK | CV, its landmark slots zero (see
+// zero_landmarks). T slots from first_slot on (whole chunks in training; any slots of one chunk in decoding); table
+// rows as in RetrievalShape.
 struct GcaShape {
   int64_t B, T;
   int H, d, S, K;
   int64_t M, first_slot = 0;
   bool null_slot = true;  // the zero row takes part in the softmax; otherwise it is left out
   GCA_HD int64_t first_chunk() const { return first_slot / S; }
-  GCA_HD int64_t chunks() const { return (first_slot + T - 1) / S - first_slot / S + 1; }  // chunks that the slots touch
+  GCA_HD int64_t chunks() const {
+    return (first_slot + T - 1) / S - first_slot / S + 1;
+  }  // chunks that the slots touch
   GCA_HD int keys() const { return null_slot ? S : S - 1; }
 };
 // Place of a saved statistic (log-sum-exp, delta), (B,C,K,H,S), of chunk c (of C), pick k, head h.
-GCA_HD inline int64_t gca_stat(const GcaShape& s, int64_t b, int64_t c, int k, int h) { return (((b * s.chunks() + c) * s.K + k) * s.H + h) * s.S; }
+GCA_HD inline int64_t gca_stat(const GcaShape& s, int64_t b, int64_t c, int k, int h) {
+  return (((b * s.chunks() + c) * s.K + k) * s.H + h) * s.S;
+}
 inline constexpr int max_topk = 32;  // K at most
 
 // One upper layer, as the memory's gradient needs it; start and entry come from invert_picks.

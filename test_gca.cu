@@ -1,6 +1,7 @@
-// The tests' one main. The tests themselves are dev/test/test_*.cpp, linked with it; doctest's options are its own (--help).
-// `test_gca --op NAME ...` (with the GPU's tests linked) checks and times one op instead: dev/test/test_gpu_op.cpp.
-// The last line counts test cases: "N passed, N failed, N skipped". A skipped one has printed its reason (see skip() in dev/test/test.h).
+// The tests' one main. The tests themselves are dev/test/test_*.cpp, linked with it; doctest's options are its own
+// (--help). `test_gca --op NAME ...` (with the GPU's tests linked) checks and times one op instead:
+// dev/test/test_gpu_op.cpp. The last line counts test cases: "N passed, N failed, N skipped". A skipped one has printed
+// its reason (see skip() in dev/test/test.h).
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "dev/test/test.h"
 

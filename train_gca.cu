@@ -1,5 +1,5 @@
-// train_gca: the one program. Here: the table of commands, and the training loop. Built with nvcc's libraries it runs on a GPU too
-// (GCA_CUDA); without, it is plain C++.
+// train_gca: the one program. Here: the table of commands, and the training loop. Built with nvcc's libraries it runs
+// on a GPU too (GCA_CUDA); without, it is plain C++.
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -18,7 +18,7 @@
 namespace gca {
 
 // ---- training -----------------------------------------------------------------------------------------------------
-std::atomic<int> stop_asked = 0;                       // a signal came, to any of the threads: finish the step, save, end
+std::atomic<int> stop_asked = 0;  // a signal came, to any of the threads: finish the step, save, end
 static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may set it
 void ask_to_stop(int) { stop_asked = 1; }
 
@@ -32,7 +32,8 @@ void stop_on_signals() {
     action.sa_flags = SA_RESTART;
     sigaction(number, &action, nullptr);
   }
-  signal(SIGPIPE, SIG_IGN);  // whoever read the output is gone, with the terminal perhaps: no reason to die before the save
+  signal(SIGPIPE,
+         SIG_IGN);  // whoever read the output is gone, with the terminal perhaps: no reason to die before the save
 }
 
 // Everything of a run but its numbers on the device: settings, data, where it writes.
@@ -66,7 +67,8 @@ class Trainer {
   Trainer(Device& device, Run& run) : device_(device), run_(run), s_(run.settings), model_(device, s_.config) {
     if (!s_.task.any()) {
       stream_ = std::make_unique<TokenStream>(s_.data, run.tokenizer);
-      rows_ = std::make_unique<Rows>(*stream_, run.tokenizer, s_.chunks, s_.config.chunk, static_cast<uint64_t>(s_.seed), !s_.no_cross);
+      rows_ = std::make_unique<Rows>(*stream_, run.tokenizer, s_.chunks, s_.config.chunk,
+                                     static_cast<uint64_t>(s_.seed), !s_.no_cross);
       for (const std::string& note : {stream_->notes(), rows_->notes()})
         if (!note.empty()) printf("%s\n", note.c_str());
     } else {
@@ -76,7 +78,8 @@ class Trainer {
         task_->check_names(s_.of_stage(s_.needles, stage));
         if (s_.stage_chunks(stage) < task_->fewest_chunks())
           throw UsageError(format("--%s: expected at least %lld chunks, for needle, question and answer, found %lld",
-                                  s_.curriculum.empty() ? "chunks" : "curriculum", static_cast<long long>(task_->fewest_chunks()),
+                                  s_.curriculum.empty() ? "chunks" : "curriculum",
+                                  static_cast<long long>(task_->fewest_chunks()),
                                   static_cast<long long>(s_.stage_chunks(stage))));
       }
     }
@@ -90,7 +93,8 @@ class Trainer {
       else stream_->check_same(state.at("data"));
       if (task_) {
         stage_ = state.at("stage").integer(0, s_.stages() - 1);
-        for (const Json& rate : state.at("answer_rates").items()) answer_rates_.push_back(JsonField(rate, "answer_rates").number());
+        for (const Json& rate : state.at("answer_rates").items())
+          answer_rates_.push_back(JsonField(rate, "answer_rates").number());
       }
     }
     model_.recompute = recompute_named(s_.recompute);
@@ -100,7 +104,8 @@ class Trainer {
   int train() {
     start();
     print_table();
-    choose_products(device_, run_.saved && run_.saved->state().has("products") ? run_.saved->state().at("products").string() : "");
+    choose_products(
+        device_, run_.saved && run_.saved->state().has("products") ? run_.saved->state().at("products").string() : "");
     typename Device::Snapshot snapshots[2];
     const auto began = std::chrono::steady_clock::now();
     auto step_began = began;
@@ -109,7 +114,8 @@ class Trainer {
     auto report = [&](int64_t step) {
       const StepState state = device_.read(snapshots[step % 2]);
       const auto now = std::chrono::steady_clock::now();
-      const double seconds = std::chrono::duration<double>(now - step_began).count(), all = std::chrono::duration<double>(now - began).count();
+      const double seconds = std::chrono::duration<double>(now - step_began).count(),
+                   all = std::chrono::duration<double>(now - began).count();
       step_began = now;
       report_step(step, state, seconds, all / static_cast<double>(step - first_step + 1));
       return state;
@@ -126,7 +132,8 @@ class Trainer {
       if (step_ == first_step) keep_products(device_);
       step_++;
       const bool due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || step_ == s_.steps;
-      for (const int64_t until = Device::runs_ahead && !due && !stop_asked ? step_ - 1 : step_; reported < until; reported++)
+      for (const int64_t until = Device::runs_ahead && !due && !stop_asked ? step_ - 1 : step_; reported < until;
+           reported++)
         if (report(reported).skipped_in_a_row >= 10) return give_up();
       if (step_ % s_.eval_every == 0 || step_ == s_.steps) validate();
       if (step_ % s_.save_every == 0 && step_ < s_.steps && !stop_asked) save();
@@ -134,8 +141,8 @@ class Trainer {
     }
     const bool saved = step_ == saved_step_ || save();
     if (stop_asked)
-      printf("stopped after step %lld of %lld%s; go on with: train_gca train --out %s --resume\n", static_cast<long long>(step_),
-             static_cast<long long>(s_.steps), saved ? ", saved" : "", s_.out.c_str());
+      printf("stopped after step %lld of %lld%s; go on with: train_gca train --out %s --resume\n",
+             static_cast<long long>(step_), static_cast<long long>(s_.steps), saved ? ", saved" : "", s_.out.c_str());
     return saved ? 0 : 1;
   }
 
@@ -157,7 +164,10 @@ class Trainer {
       if (best_step_ >= 0) best_loss_ = state.at("best_val_loss").number();
     } else if (!s_.init.empty()) {
       std::error_code none;
-      load_weights(std::filesystem::is_directory(s_.init, none) ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file) : s_.init, model_);
+      load_weights(std::filesystem::is_directory(s_.init, none)
+                       ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file)
+                       : s_.init,
+                   model_);
     } else {
       ThreadPool pool(static_cast<int>(s_.threads));
       model_.initialise(static_cast<uint64_t>(s_.seed), pool);
@@ -168,29 +178,38 @@ class Trainer {
     auto line = [](const char* name, const std::string& value) { printf("%-12s %s\n", name, value.c_str()); };
     auto number = [](int64_t n) { return format("%lld", static_cast<long long>(n)); };
     const Config& c = s_.config;
-    line("model", format("D=%lld H=%lld F=%lld, %lld lower + (%s) upper layers, encoder %lld, S=%lld K=%lld W=%lld, V=%lld", static_cast<long long>(c.width),
-                         static_cast<long long>(c.heads), static_cast<long long>(c.ffn), static_cast<long long>(c.lower), comma_list(c.groups).c_str(),
-                         static_cast<long long>(c.encoder), static_cast<long long>(c.chunk), static_cast<long long>(c.topk), static_cast<long long>(c.window),
-                         static_cast<long long>(c.vocab)));
+    line("model",
+         format("D=%lld H=%lld F=%lld, %lld lower + (%s) upper layers, encoder %lld, S=%lld K=%lld W=%lld, V=%lld",
+                static_cast<long long>(c.width), static_cast<long long>(c.heads), static_cast<long long>(c.ffn),
+                static_cast<long long>(c.lower), comma_list(c.groups).c_str(), static_cast<long long>(c.encoder),
+                static_cast<long long>(c.chunk), static_cast<long long>(c.topk), static_cast<long long>(c.window),
+                static_cast<long long>(c.vocab)));
     line("parameters", number(model_.table.parameters()));
     line("tokenizer", run_.tokenizer.description());
     if (task_) {
-      line("task", format("%s, in %zu tokens of %lld files (%lld left out); rows of %s chunks, %s needles, %s questions at most", s_.task.task.c_str(),
-                          haystack_.tokens.size(), static_cast<long long>(haystack_.files), static_cast<long long>(haystack_.left_out),
-                          s_.curriculum.empty() ? number(s_.chunks).c_str() : comma_list(s_.curriculum).c_str(), comma_list(s_.needles).c_str(),
-                          comma_list(s_.questions).c_str()));
+      line(
+          "task",
+          format("%s, in %zu tokens of %lld files (%lld left out); rows of %s chunks, %s needles, %s questions at most",
+                 s_.task.task.c_str(), haystack_.tokens.size(), static_cast<long long>(haystack_.files),
+                 static_cast<long long>(haystack_.left_out),
+                 s_.curriculum.empty() ? number(s_.chunks).c_str() : comma_list(s_.curriculum).c_str(),
+                 comma_list(s_.needles).c_str(), comma_list(s_.questions).c_str()));
     } else {
-      line("data", format("%lld tokens, %lld rows of %lld slots (%lld tokens); this run reads %.2f times as many", static_cast<long long>(stream_->tokens()),
-                          static_cast<long long>(rows_->count()), static_cast<long long>(row_slots()), static_cast<long long>(row_tokens()),
+      line("data", format("%lld tokens, %lld rows of %lld slots (%lld tokens); this run reads %.2f times as many",
+                          static_cast<long long>(stream_->tokens()), static_cast<long long>(rows_->count()),
+                          static_cast<long long>(row_slots()), static_cast<long long>(row_tokens()),
                           static_cast<double>(s_.steps * s_.batch) / static_cast<double>(rows_->count())));
     }
-    line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps), static_cast<long long>(batch_rows()),
-                         static_cast<long long>(micro_rows()), static_cast<long long>(step_)));
-    line("rate", format("%g after %lld steps, then a cosine to %g", s_.lr, static_cast<long long>(s_.warmup_steps()), s_.lr_final));
-    line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " + mebibytes(model_.activation_memory().total_bytes()) +
-                       " of activations");
+    line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps),
+                         static_cast<long long>(batch_rows()), static_cast<long long>(micro_rows()),
+                         static_cast<long long>(step_)));
+    line("rate", format("%g after %lld steps, then a cosine to %g", s_.lr, static_cast<long long>(s_.warmup_steps()),
+                        s_.lr_final));
+    line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " +
+                       mebibytes(model_.activation_memory().total_bytes()) + " of activations");
     line("work",
-         format("%.3g floating-point operations a token", 3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1)));
+         format("%.3g floating-point operations a token",
+                3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1)));
     line("seed", number(s_.seed));
     line("device", device_.description());
     line("build", build_description());
@@ -209,12 +228,14 @@ class Trainer {
     targets_.resize(tokens_.size());
     answer_slots_.clear();
     for (int64_t row = 0; row < rows; row++) fill_row(step_ * s_.batch + row, row * T);
-    const int64_t N = static_cast<int64_t>(std::count_if(targets_.begin(), targets_.end(), [](int32_t target) { return target >= 0; }));
+    const int64_t N = static_cast<int64_t>(
+        std::count_if(targets_.begin(), targets_.end(), [](int32_t target) { return target >= 0; }));
     const double scale = N ? 1.0 / static_cast<double>(N) : 0;
     if (task_) {
       weights_.assign(tokens_.size(), 1);
       for (const int64_t slot : answer_slots_)
-        weights_[static_cast<size_t>(slot)] = static_cast<float>(1 + s_.answer_weight * static_cast<double>(N) / static_cast<double>(answer_slots_.size()));
+        weights_[static_cast<size_t>(slot)] = static_cast<float>(1 + s_.answer_weight * static_cast<double>(N) /
+                                                                         static_cast<double>(answer_slots_.size()));
       losses_.resize(tokens_.size());
     }
     model_.begin_step();
@@ -232,7 +253,12 @@ class Trainer {
       if (task_) device_.download(&losses_[first], model_.loss, B * T * static_cast<int64_t>(sizeof(losses_[0])));
       model_.backward();
     }
-    model_.update({.lr = s_.learning_rate(step_), .beta1 = s_.beta1, .beta2 = s_.beta2, .eps = 1e-8, .weight_decay = s_.weight_decay, .clip = s_.clip});
+    model_.update({.lr = s_.learning_rate(step_),
+                   .beta1 = s_.beta1,
+                   .beta2 = s_.beta2,
+                   .eps = 1e-8,
+                   .weight_decay = s_.weight_decay,
+                   .clip = s_.clip});
     done_[step_ % 2] = {rows * T, s_.stage_chunks(stage_), 0, 0};
     if (task_) end_of_task_step();
   }
@@ -241,15 +267,17 @@ class Trainer {
   void fill_row(int64_t r, int64_t at) {
     const size_t to = static_cast<size_t>(at);
     if (!task_) return rows_->fill_row(r, &tokens_[to], &targets_[to]);
-    const TaskRow row = task_->training_row(static_cast<uint64_t>(s_.seed), r, s_.stage_chunks(stage_), s_.of_stage(s_.needles, stage_),
-                                            s_.task.task == "single" ? 1 : s_.of_stage(s_.questions, stage_));
+    const TaskRow row =
+        task_->training_row(static_cast<uint64_t>(s_.seed), r, s_.stage_chunks(stage_), s_.of_stage(s_.needles, stage_),
+                            s_.task.task == "single" ? 1 : s_.of_stage(s_.questions, stage_));
     std::copy(row.tokens.begin(), row.tokens.end(), tokens_.begin() + at);
     std::copy(row.targets.begin(), row.targets.end(), targets_.begin() + at);
     for (const Question& question : row.questions)
       for (int64_t i = 0; i < std::ssize(question.answer); i++) answer_slots_.push_back(at + question.first_slot + i);
   }
 
-  // How many answer tokens had more than half of the probability, and were therefore the likeliest; and whether that ends a stage.
+  // How many answer tokens had more than half of the probability, and were therefore the likeliest; and whether that
+  // ends a stage.
   void end_of_task_step() {
     constexpr size_t steps = 20;
     int64_t right = 0;
@@ -263,27 +291,34 @@ class Trainer {
     answer_rates_.push_back(static_cast<double>(right) / count);
     if (answer_rates_.size() > steps) answer_rates_.erase(answer_rates_.begin());
     if (answer_rates_.size() < steps || stage_ + 1 >= s_.stages()) return;
-    if (std::accumulate(answer_rates_.begin(), answer_rates_.end(), 0.0) < s_.promote * static_cast<double>(steps)) return;
+    if (std::accumulate(answer_rates_.begin(), answer_rates_.end(), 0.0) < s_.promote * static_cast<double>(steps))
+      return;
     stage_++;
     answer_rates_.clear();
-    printf("step %lld: %.0f%% of the answers are right; on to rows of %lld chunks\n", static_cast<long long>(step_ + 1), s_.promote * 100,
-           static_cast<long long>(s_.stage_chunks(stage_)));
+    printf("step %lld: %.0f%% of the answers are right; on to rows of %lld chunks\n", static_cast<long long>(step_ + 1),
+           s_.promote * 100, static_cast<long long>(s_.stage_chunks(stage_)));
     model_.plan(micro_rows(), row_slots());
     model_.commit_activations();
   }
 
   void report_step(int64_t step, const StepState& state, double seconds, double mean_seconds) {
     const Done& done = done_[step % 2];
-    const double slots = static_cast<double>(done.slots), tokens = slots / static_cast<double>(s_.config.chunk) * static_cast<double>(s_.config.chunk - 1);
+    const double slots = static_cast<double>(done.slots),
+                 tokens = slots / static_cast<double>(s_.config.chunk) * static_cast<double>(s_.config.chunk - 1);
     const double used = 3 * forward_flops_per_slot(s_.config) * slots / seconds / peak_;
     if ((step + 1) % s_.print_every == 0 || step + 1 == s_.steps || state.skip)
-      printf("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s%s\n", static_cast<long long>(step + 1),
-             static_cast<long long>(s_.steps), state.loss, state.grad_norm, s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100,
-             duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
-             task_
-                 ? format("  %lld chunks, answers %.0f%% (loss %.3f)", static_cast<long long>(done.chunks), done.answers_right * 100, done.answer_loss).c_str()
-                 : "",
-             state.skip ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str() : "");
+      printf(
+          "step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s%s\n",
+          static_cast<long long>(step + 1), static_cast<long long>(s_.steps), state.loss, state.grad_norm,
+          s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100,
+          duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
+          task_ ? format("  %lld chunks, answers %.0f%% (loss %.3f)", static_cast<long long>(done.chunks),
+                         done.answers_right * 100, done.answer_loss)
+                      .c_str()
+                : "",
+          state.skip
+              ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str()
+              : "");
     fflush(stdout);
     Json line = Json::object();
     line["step"] = step + 1;
@@ -293,17 +328,19 @@ class Trainer {
     line["lr"] = s_.learning_rate(step);
     line["ms"] = seconds * 1e3;
     line["tokens_per_second"] = tokens / seconds;
-    if (task_) line["chunks"] = done.chunks, line["answers_right"] = done.answers_right, line["answer_loss"] = done.answer_loss;
+    if (task_)
+      line["chunks"] = done.chunks, line["answers_right"] = done.answers_right, line["answer_loss"] = done.answer_loss;
     if (state.skip) line["skipped"] = true;
     log_line(s_.out, line);
   }
 
   void validate() {
     if (!val_rows_ || stop_asked) return;
-    const Evaluation result = evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), row_slots(), {}, [] { return stop_asked != 0; });
+    const Evaluation result =
+        evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), row_slots(), {}, [] { return stop_asked != 0; });
     if (stop_asked || !result.targets) return;
-    printf("validation after step %lld: loss %.4f, perplexity %.2f (%lld rows)\n", static_cast<long long>(step_), result.loss(), std::exp(result.loss()),
-           static_cast<long long>(result.rows));
+    printf("validation after step %lld: loss %.4f, perplexity %.2f (%lld rows)\n", static_cast<long long>(step_),
+           result.loss(), std::exp(result.loss()), static_cast<long long>(result.rows));
     fflush(stdout);
     Json line = Json::object();
     line["step"] = step_;
@@ -348,9 +385,10 @@ class Trainer {
 
   int give_up() {
     fprintf(stderr, "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; %s\n",
-            saved_step_ >= 0
-                ? ("the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) + ": start anew from it with --init and a lower --lr").c_str()
-                : "no checkpoint was saved: start anew with a lower --lr");
+            saved_step_ >= 0 ? ("the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) +
+                                ": start anew from it with --init and a lower --lr")
+                                   .c_str()
+                             : "no checkpoint was saved: start anew with a lower --lr");
     return 1;
   }
 
@@ -380,15 +418,18 @@ int train_command(const std::vector<std::string>& arguments) {
   TrainSettings settings;
   Flags flags = train_flags(settings);
   if (wants_help(arguments, flags)) return 0;
-  // Before the flags: what they start from. A preset's sizes, the settings of the weights' run, or of the run that goes on.
-  const std::string out = Flags::peek(arguments, "out"), init = Flags::peek(arguments, "init"), name = Flags::peek(arguments, "model");
+  // Before the flags: what they start from. A preset's sizes, the settings of the weights' run, or of the run that goes
+  // on.
+  const std::string out = Flags::peek(arguments, "out"), init = Flags::peek(arguments, "init"),
+                    name = Flags::peek(arguments, "model");
   const bool resume = std::find(arguments.begin(), arguments.end(), "--resume") != arguments.end();
   const bool fallback = std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end();
   std::unique_ptr<SavedRun> saved;
   std::optional<RunLock> lock;
   std::error_code none;
   if (std::filesystem::exists(out + "/" + Manifest::file_name, none))
-    throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out + "'; give the folder that it lies in");
+    throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out +
+                     "'; give the folder that it lies in");
   if (resume) {
     if (out.empty()) throw UsageError("--resume needs --out RUN: the folder of the run that goes on");
     if (std::filesystem::is_directory(out, none)) lock.emplace(out);  // before its newest checkpoint is looked for
@@ -406,21 +447,25 @@ int train_command(const std::vector<std::string>& arguments) {
   const bool task = settings.task.any();
   flags.need(task ? "haystack" : "data");
   if (task && flags.given("data")) throw UsageError("--task learns from --haystack: leave --data out");
-  if (task && flags.given("val-data")) throw UsageError("--task has no validation text: leave --val-data out, and measure with passkey");
+  if (task && flags.given("val-data"))
+    throw UsageError("--task has no validation text: leave --val-data out, and measure with passkey");
   if (!task)
-    for (const char* name :
-         {"haystack", "curriculum", "promote", "needles", "questions", "answer-weight", "style", "values", "value-tokens", "name-tokens", "gap"})
-      if (flags.given(name)) throw UsageError(format("--%s is of a task: give --task recall, single or two-hop too", name));
+    for (const char* name : {"haystack", "curriculum", "promote", "needles", "questions", "answer-weight", "style",
+                             "values", "value-tokens", "name-tokens", "gap"})
+      if (flags.given(name))
+        throw UsageError(format("--%s is of a task: give --task recall, single or two-hop too", name));
   for (const std::vector<int64_t>* list : {&settings.needles, &settings.questions})
     if (list->empty()) throw UsageError("--needles and --questions: expected one number at least, found none");
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
   settings.config.vocab = tokenizer.vocab_size();
   settings.config.validate();
-  if (!saved && (settings.steps > 0) == (settings.tokens > 0)) throw UsageError("train needs either --steps or --tokens: how long to train");
-  if (settings.tokens > 0) settings.steps = ceil_div(settings.tokens, settings.batch * settings.stage_chunks(0) * (settings.config.chunk - 1));
+  if (!saved && (settings.steps > 0) == (settings.tokens > 0))
+    throw UsageError("train needs either --steps or --tokens: how long to train");
+  if (settings.tokens > 0)
+    settings.steps = ceil_div(settings.tokens, settings.batch * settings.stage_chunks(0) * (settings.config.chunk - 1));
   if (settings.micro() > settings.batch)
-    throw UsageError(
-        format("--micro-batch: expected at most --batch, %lld, found %lld", static_cast<long long>(settings.batch), static_cast<long long>(settings.micro())));
+    throw UsageError(format("--micro-batch: expected at most --batch, %lld, found %lld",
+                            static_cast<long long>(settings.batch), static_cast<long long>(settings.micro())));
 
   if (!saved) {
     make_folder(settings.out);
@@ -430,7 +475,8 @@ int train_command(const std::vector<std::string>& arguments) {
   }
   stop_on_signals();
   Run run{settings, flags, std::move(tokenizer), saved.get()};
-  return with_device(settings.device, settings.precision, settings.threads, [&](auto& device) { return Trainer(device, run).train(); });
+  return with_device(settings.device, settings.precision, settings.threads,
+                     [&](auto& device) { return Trainer(device, run).train(); });
 }
 
 // ---- commands -----------------------------------------------------------------------------------------------------
@@ -464,7 +510,8 @@ int run_program(const std::vector<std::string>& arguments) {
     if (arguments[0] == command.name) return command.run({arguments.begin() + 1, arguments.end()});
     names.push_back(command.name);
   }
-  throw UsageError("train_gca has no command '" + arguments[0] + "'" + did_you_mean(arguments[0], names) + "; train_gca help lists them");
+  throw UsageError("train_gca has no command '" + arguments[0] + "'" + did_you_mean(arguments[0], names) +
+                   "; train_gca help lists them");
 }
 
 }  // namespace gca

@@ -1,5 +1,5 @@
-// Timings of a backend: the peak, the products of a training step alone, and the step. For the CPU, or, built with GCA_CUDA, for the GPU in
-// bf16 (the GPU's other ops: test_gca --op all).
+// Timings of a backend: the peak, the products of a training step alone, and the step. For the CPU, or, built with
+// GCA_CUDA, for the GPU in bf16 (the GPU's other ops: test_gca --op all).
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -44,14 +44,17 @@ double median_seconds(Device& device, Call call) {
 template <class T, class Device>
 T* random_numbers(Device& device, int64_t n) {
   std::vector<T> some(static_cast<size_t>(std::min<int64_t>(n, 1 << 20)));
-  for (size_t i = 0; i < some.size(); i++) some[i] = static_cast<T>(uniform_open(philox(1, Stream::task, static_cast<uint32_t>(i)).word[0]) - 0.5f);
+  for (size_t i = 0; i < some.size(); i++)
+    some[i] = static_cast<T>(uniform_open(philox(1, Stream::task, static_cast<uint32_t>(i)).word[0]) - 0.5f);
   T* numbers = static_cast<T*>(device.allocate(n * static_cast<int64_t>(sizeof(T))));
   for (int64_t done = 0; done < n; done += static_cast<int64_t>(some.size()))
-    device.upload(numbers + done, some.data(), std::min<int64_t>(n - done, static_cast<int64_t>(some.size())) * static_cast<int64_t>(sizeof(T)));
+    device.upload(numbers + done, some.data(),
+                  std::min<int64_t>(n - done, static_cast<int64_t>(some.size())) * static_cast<int64_t>(sizeof(T)));
   return numbers;
 }
 
-// The three products of y = x W^T at `rows` rows, in floating-point operations a second and as a share of the peak. Returns their milliseconds.
+// The three products of y = x W^T at `rows` rows, in floating-point operations a second and as a share of the peak.
+// Returns their milliseconds.
 template <class Device>
 double bench_products(Device& device, double peak, int64_t rows, int64_t in, int64_t out) {
   auto* x = random_numbers<typename Device::act>(device, rows * in);
@@ -59,13 +62,17 @@ double bench_products(Device& device, double peak, int64_t rows, int64_t in, int
   auto* W = random_numbers<typename Device::weight>(device, out * in);
   auto* dW = random_numbers<typename Device::grad>(device, out * in);
   const double work = 2.0 * static_cast<double>(rows) * static_cast<double>(in) * static_cast<double>(out);
-  const double seconds[3] = {median_seconds(device, [&] { device.matmul_forward(y, x, W, nullptr, rows, in, out); }),
-                             median_seconds(device, [&] { device.matmul_backward_input(x, y, W, false, rows, in, out); }),
-                             median_seconds(device, [&] { device.matmul_backward_weight(dW, y, x, rows, in, out); })};
-  printf("%6lld x %4lld -> %5lld", static_cast<long long>(rows), static_cast<long long>(in), static_cast<long long>(out));
-  for (const double s : seconds) printf("   %8.3f ms %8.1f GFLOP/s %3.0f%%", s * 1e3, work / s * 1e-9, 100 * work / s / peak);
+  const double seconds[3] = {
+      median_seconds(device, [&] { device.matmul_forward(y, x, W, nullptr, rows, in, out); }),
+      median_seconds(device, [&] { device.matmul_backward_input(x, y, W, false, rows, in, out); }),
+      median_seconds(device, [&] { device.matmul_backward_weight(dW, y, x, rows, in, out); })};
+  printf("%6lld x %4lld -> %5lld", static_cast<long long>(rows), static_cast<long long>(in),
+         static_cast<long long>(out));
+  for (const double s : seconds)
+    printf("   %8.3f ms %8.1f GFLOP/s %3.0f%%", s * 1e3, work / s * 1e-9, 100 * work / s / peak);
   printf("\n");
-  for (void* memory : {static_cast<void*>(x), static_cast<void*>(y), static_cast<void*>(W), static_cast<void*>(dW)}) device.release(memory);
+  for (void* memory : {static_cast<void*>(x), static_cast<void*>(y), static_cast<void*>(W), static_cast<void*>(dW)})
+    device.release(memory);
   return 1e3 * (seconds[0] + seconds[1] + seconds[2]);
 }
 
@@ -103,10 +110,13 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   }
   std::sort(times.begin(), times.end());
   const double seconds = times[times.size() / 2], slots = static_cast<double>(B * T);
-  printf("width %4lld, %.1fM parameters, B=%lld T=%lld: %7.1f ms a step (%.1f to %.1f), %7.0f slots/s, %3.0f%% of the peak, %.2f GiB\n",
-         static_cast<long long>(config.width), static_cast<double>(model.table.parameters()) * 1e-6, static_cast<long long>(B), static_cast<long long>(T),
-         seconds * 1e3, times.front() * 1e3, times.back() * 1e3, slots / seconds, 100 * 3 * forward_flops_per_slot(config) * slots / seconds / peak,
-         static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) / (1 << 30));
+  printf(
+      "width %4lld, %.1fM parameters, B=%lld T=%lld: %7.1f ms a step (%.1f to %.1f), %7.0f slots/s, %3.0f%% of the "
+      "peak, %.2f GiB\n",
+      static_cast<long long>(config.width), static_cast<double>(model.table.parameters()) * 1e-6,
+      static_cast<long long>(B), static_cast<long long>(T), seconds * 1e3, times.front() * 1e3, times.back() * 1e3,
+      slots / seconds, 100 * 3 * forward_flops_per_slot(config) * slots / seconds / peak,
+      static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) / (1 << 30));
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {
@@ -115,7 +125,9 @@ Config preset_with(const std::string& name, int64_t vocab) {
   return config;
 }
 
-void print_head() { printf("%-23s   %-34s   %-34s   %-34s\n", "rows x in -> out", "y = x W^T", "dx = dy W", "dW += dy^T x"); }
+void print_head() {
+  printf("%-23s   %-34s   %-34s   %-34s\n", "rows x in -> out", "y = x W^T", "dx = dy W", "dW += dy^T x");
+}
 
 }  // namespace
 
@@ -126,13 +138,15 @@ int main() try {
   char* copied = static_cast<char*>(gpu.allocate(int64_t{2} << 30));
   const double seconds = median_seconds(gpu, [&] { gpu.copy(copied, copied + (int64_t{1} << 30), int64_t{1} << 30); });
   gpu.release(copied);
-  printf("%s: a product of 8192 x 8192 x 8192 reaches %.0f TFLOP/s, a copy %.2f TB/s (read and written)\n", gpu.description().c_str(), peak * 1e-12,
-         2e-12 * (1 << 30) / seconds);
+  printf("%s: a product of 8192 x 8192 x 8192 reaches %.0f TFLOP/s, a copy %.2f TB/s (read and written)\n",
+         gpu.description().c_str(), peak * 1e-12, 2e-12 * (1 << 30) / seconds);
   gpu.measure_products("");
   print_head();
   const int64_t rows = 33280, D = 768, F = 2048, V = 50304, piece = gpu.logits_bytes / (2 * V);
-  // A step of the 146M preset: 12 layers of q|k|v, o, gate|up and down, two more in the encoder, CK|CV, six of GCA's q and o, the head in pieces.
-  double ms = 14 * (bench_products(gpu, peak, rows, D, 3 * D) + bench_products(gpu, peak, rows, D, 2 * F) + bench_products(gpu, peak, rows, F, D));
+  // A step of the 146M preset: 12 layers of q|k|v, o, gate|up and down, two more in the encoder, CK|CV, six of GCA's q
+  // and o, the head in pieces.
+  double ms = 14 * (bench_products(gpu, peak, rows, D, 3 * D) + bench_products(gpu, peak, rows, D, 2 * F) +
+                    bench_products(gpu, peak, rows, F, D));
   ms += 26 * bench_products(gpu, peak, rows, D, D) + bench_products(gpu, peak, rows, D, 2 * D);
   ms += static_cast<double>(rows) / static_cast<double>(piece) * bench_products(gpu, peak, piece, D, V);
   printf("all products of a step of B=2, T=16640: %.1f ms\n", ms);

@@ -1,4 +1,5 @@
-// The optimiser (drt.md): the norm of all gradients, the flag that makes a step change nothing, and AdamW with decoupled decay.
+// The optimiser (drt.md): the norm of all gradients, the flag that makes a step change nothing, and AdamW with
+// decoupled decay.
 #include "device.cuh"
 
 namespace gca {
@@ -46,8 +47,9 @@ struct Adam {
 
 // m = b1 m + (1-b1) g,  v = b2 v + (1-b2) g^2,  w = w (1 - lr decay) - lr mhat / (sqrt(vhat) + eps)
 template <class Act>
-__global__ void __launch_bounds__(adamw_threads) adamw_kernel(float* masters, Act* weights, float* m, float* v, const float* gradient,
-                                                              const SomeSegments segments, const StepState* state, const Adam adam) {
+__global__ void __launch_bounds__(adamw_threads)
+    adamw_kernel(float* masters, Act* weights, float* m, float* v, const float* gradient, const SomeSegments segments,
+                 const StepState* state, const Adam adam) {
   __shared__ float rate, correction2;
   if (state->skip) return;
   if (threadIdx.x == 0) {
@@ -64,7 +66,8 @@ __global__ void __launch_bounds__(adamw_threads) adamw_kernel(float* masters, Ac
   const float keep = segments.at[i].decay ? adam.keep : 1.0f;
   for (int64_t j = begin + threadIdx.x; j < end; j += adamw_threads) {
     const float g = gradient[j] * scale;
-    const float first = adam.beta1 * m[j] + adam.one_minus_beta1 * g, second = adam.beta2 * v[j] + adam.one_minus_beta2 * g * g;
+    const float first = adam.beta1 * m[j] + adam.one_minus_beta1 * g,
+                second = adam.beta2 * v[j] + adam.one_minus_beta2 * g * g;
     const float w = masters[j] * keep - rate * first / (sqrtf(second * correction2) + adam.eps);
     m[j] = first, v[j] = second, masters[j] = w;
     if constexpr (!std::is_same_v<Act, float>) weights[j] = from_float<Act>(w);
@@ -78,12 +81,13 @@ void GpuDevice::begin_step(StepState* state) { launch("begin of a step", stream_
 void GpuDevice::end_gradient(StepState* state, const float* gradient, int64_t n, double clip) {
   double* partial = scratch<double>(norm_blocks);  // sums of squares
   launch("norm of the gradient", stream_, squares_kernel, norm_blocks, 256, 0, partial, gradient, n);
-  launch("norm of the gradient, total", stream_, end_gradient_kernel, 1, static_cast<int>(norm_blocks), 0, state, partial, clip);
+  launch("norm of the gradient, total", stream_, end_gradient_kernel, 1, static_cast<int>(norm_blocks), 0, state,
+         partial, clip);
 }
 
 template <class Act>
-void Gpu<Act>::adamw(float* masters, Act* weights, float* m, float* v, const float* gradient, const Segment* segments, int64_t n_segments,
-                     const StepState* state, const AdamW& hyper) {
+void Gpu<Act>::adamw(float* masters, Act* weights, float* m, float* v, const float* gradient, const Segment* segments,
+                     int64_t n_segments, const StepState* state, const AdamW& hyper) {
   const Adam adam{static_cast<float>(hyper.beta1),
                   static_cast<float>(hyper.beta2),
                   static_cast<float>(1 - hyper.beta1),
@@ -102,11 +106,14 @@ void Gpu<Act>::adamw(float* masters, Act* weights, float* m, float* v, const flo
       some.at[i] = {segment.offset, segment.size, static_cast<int32_t>(blocks), segment.decay};
       blocks += ceil_div(segment.size, block_size);
     }
-    launch("AdamW", stream_, adamw_kernel<Act>, blocks, adamw_threads, 0, masters, weights, m, v, gradient, some, state, adam);
+    launch("AdamW", stream_, adamw_kernel<Act>, blocks, adamw_threads, 0, masters, weights, m, v, gradient, some, state,
+           adam);
   }
 }
 
-template void Gpu<float>::adamw(float*, float*, float*, float*, const float*, const Segment*, int64_t, const StepState*, const AdamW&);
-template void Gpu<bf16>::adamw(float*, bf16*, float*, float*, const float*, const Segment*, int64_t, const StepState*, const AdamW&);
+template void Gpu<float>::adamw(float*, float*, float*, float*, const float*, const Segment*, int64_t, const StepState*,
+                                const AdamW&);
+template void Gpu<bf16>::adamw(float*, bf16*, float*, float*, const float*, const Segment*, int64_t, const StepState*,
+                               const AdamW&);
 
 }  // namespace gca

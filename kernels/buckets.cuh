@@ -4,7 +4,8 @@
 
 namespace gca {
 
-// Place i of n has the key (key[from[i]] >> shift) & mask, from null: the identity; keys past the buckets (-1) belong to none.
+// Place i of n has the key (key[from[i]] >> shift) & mask, from null: the identity; keys past the buckets (-1) belong
+// to none.
 struct BucketKeys {
   const int32_t *key, *from;
   int shift;
@@ -14,10 +15,12 @@ struct BucketKeys {
   __device__ uint32_t operator()(int64_t i) const { return static_cast<uint32_t>(key[source(i)]) >> shift & mask; }
 };
 
-// For each row of keys, `buckets` blocks: block d writes start[d] = number of keys below d, and order[start[d] ..] = source(i) of the
-// places i with key d, in order. start (rows,buckets) or null, order (rows,n), the rows of keys key_stride apart.
+// For each row of keys, `buckets` blocks: block d writes start[d] = number of keys below d, and order[start[d] ..] =
+// source(i) of the places i with key d, in order. start (rows,buckets) or null, order (rows,n), the rows of keys
+// key_stride apart.
 constexpr int bucket_threads = 256;
-static __global__ void fill_buckets_kernel(int32_t* start, int32_t* order, BucketKeys keys, int64_t buckets, int64_t key_stride) {
+static __global__ void fill_buckets_kernel(int32_t* start, int32_t* order, BucketKeys keys, int64_t buckets,
+                                           int64_t key_stride) {
   __shared__ int found_by_warp[bucket_threads / 32];
   const int64_t row = blockIdx.x / buckets;
   const uint32_t bucket = static_cast<uint32_t>(blockIdx.x % buckets);

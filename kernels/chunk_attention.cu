@@ -1,5 +1,6 @@
-// The encoder's attention: bidirectional inside a chunk, with rotary embedding on q and k (drt.md, chunk encoder): pair (t, t + d/2) of
-// slot p turns by p * 10000^(-2t/d). q and k are turned as they are loaded; their gradients, made in the turned frame, are turned back.
+// The encoder's attention: bidirectional inside a chunk, with rotary embedding on q and k (drt.md, chunk encoder): pair
+// (t, t + d/2) of slot p turns by p * 10000^(-2t/d). q and k are turned as they are loaded; their gradients, made in
+// the turned frame, are turned back.
 #include "mma.cuh"
 #include "self_attention.cuh"
 
@@ -29,8 +30,12 @@ struct InChunk {
       tile[r][c] = value;
     }
   }
-  __device__ void load_q(Tile& tile, int64_t b, int h, int64_t slot, int t) const { load_turned(tile, b, slot, t, h * d); }
-  __device__ void load_k(Tile& tile, int64_t b, int h, int64_t slot, int t) const { load_turned(tile, b, slot, t, static_cast<int64_t>(H + h) * d); }
+  __device__ void load_q(Tile& tile, int64_t b, int h, int64_t slot, int t) const {
+    load_turned(tile, b, slot, t, h * d);
+  }
+  __device__ void load_k(Tile& tile, int64_t b, int h, int64_t slot, int t) const {
+    load_turned(tile, b, slot, t, static_cast<int64_t>(H + h) * d);
+  }
   __device__ void load_v(Tile& tile, int64_t b, int h, int64_t slot, int t) const {
     load_tile(tile, row(b, slot) + static_cast<int64_t>(2 * H + h) * d + t * tile_size, static_cast<int64_t>(3 * H) * d,
               static_cast<int>(min(int64_t{tile_size}, T - slot)), columns_of(d, t));
@@ -58,8 +63,8 @@ __global__ void turn_back_kernel(Act* dqkv, const float* rotation, int64_t N, in
 }
 
 // ---- bf16 on tensor cores: chunks of 64 slots, heads of 32, 64 or 128 columns -------------------------------------
-// A block of 4 warps takes one head of one chunk, each warp 16 of its slots; everything lies in shared memory, q and k turned. What
-// bounds it is the memory's rate: every number is read once and written once.
+// A block of 4 warps takes one head of one chunk, each warp 16 of its slots; everything lies in shared memory, q and k
+// turned. What bounds it is the memory's rate: every number is read once and written once.
 constexpr int chunk_slots = 64, chunk_threads = 128;
 template <int d>
 constexpr int chunk_tile_bytes = row_bytes<chunk_slots * d>;  // rows lie without gaps
@@ -68,7 +73,8 @@ constexpr int chunk_forward_bytes = 3 * chunk_tile_bytes<d>;
 template <int d>
 constexpr int chunk_backward_bytes = 4 * chunk_tile_bytes<d> + 2 * chunk_tile_bytes<64>;
 
-// i with the bit of value 4 and a lower one exchanged: 8 neighbouring threads then write pieces in rows whose swizzles differ, to all banks.
+// i with the bit of value 4 and a lower one exchanged: 8 neighbouring threads then write pieces in rows whose swizzles
+// differ, to all banks.
 template <int d>
 __device__ inline int spread(int i) {
   if (d == 128) return i;  // they write one row
@@ -77,35 +83,43 @@ __device__ inline int spread(int i) {
 }
 // q and k of a head, `stride` elements a slot, turned, into tiles; q at from, k at from + D.
 template <int d>
-__device__ inline void load_turned_pair(char* q_tile, char* k_tile, const bf16* from, int64_t D, const float* rotation) {
-  constexpr int pieces = d / 16, items = chunk_slots * pieces / chunk_threads;  // pairs of pieces (8 columns, and those d/2 further)
+__device__ inline void load_turned_pair(char* q_tile, char* k_tile, const bf16* from, int64_t D,
+                                        const float* rotation) {
+  constexpr int pieces = d / 16,
+                items = chunk_slots * pieces / chunk_threads;  // pairs of pieces (8 columns, and those d/2 further)
 #pragma unroll
   for (int i = 0; i < items; i++) {
-    const int item = static_cast<int>(threadIdx.x) + i * chunk_threads, row = spread<d>(item / pieces), piece = item % pieces;
+    const int item = static_cast<int>(threadIdx.x) + i * chunk_threads, row = spread<d>(item / pieces),
+              piece = item % pieces;
     Pack<bf16, 8> pair[2][2];
 #pragma unroll
     for (int which = 0; which < 2; which++)
 #pragma unroll
-      for (int side = 0; side < 2; side++) pair[which][side] = load_pack<8>(from + row * 3 * D + which * D + side * (d / 2) + piece * 8);
+      for (int side = 0; side < 2; side++)
+        pair[which][side] = load_pack<8>(from + row * 3 * D + which * D + side * (d / 2) + piece * 8);
     const float* angle = rotation + row * d + piece * 8;
-    const Pack<float, 4> cosine[2] = {load_pack<4>(angle), load_pack<4>(angle + 4)}, sine[2] = {load_pack<4>(angle + d / 2), load_pack<4>(angle + d / 2 + 4)};
+    const Pack<float, 4> cosine[2] = {load_pack<4>(angle), load_pack<4>(angle + 4)},
+                         sine[2] = {load_pack<4>(angle + d / 2), load_pack<4>(angle + d / 2 + 4)};
 #pragma unroll
     for (int which = 0; which < 2; which++) {
 #pragma unroll
       for (int e = 0; e < 8; e++) {
-        const float u = to_float(pair[which][0].at[e]), v = to_float(pair[which][1].at[e]), c = cosine[e / 4].at[e % 4], s = sine[e / 4].at[e % 4];
+        const float u = to_float(pair[which][0].at[e]), v = to_float(pair[which][1].at[e]), c = cosine[e / 4].at[e % 4],
+                    s = sine[e / 4].at[e % 4];
         pair[which][0].at[e] = from_float<bf16>(u * c - v * s);
         pair[which][1].at[e] = from_float<bf16>(v * c + u * s);
       }
       char* tile = which == 0 ? q_tile : k_tile;
 #pragma unroll
-      for (int side = 0; side < 2; side++) store_pack(reinterpret_cast<bf16*>(tile + piece_at<d>(row, piece + side * pieces)), pair[which][side]);
+      for (int side = 0; side < 2; side++)
+        store_pack(reinterpret_cast<bf16*>(tile + piece_at<d>(row, piece + side * pieces)), pair[which][side]);
     }
   }
 }
 // Gradients of a warp's turned rows of q and of k, scaled and turned back.
 template <int d>
-__device__ inline void turn_back(Sum (&dq)[1][d / 8], Sum (&dk)[1][d / 8], const float* rotation, int warp_row, float scale) {
+__device__ inline void turn_back(Sum (&dq)[1][d / 8], Sum (&dk)[1][d / 8], const float* rotation, int warp_row,
+                                 float scale) {
   const int lane = lane_id();
 #pragma unroll
   for (int j = 0; j < d / 16; j++)
@@ -128,11 +142,14 @@ __device__ inline void turn_back(Sum (&dq)[1][d / 8], Sum (&dk)[1][d / 8], const
 }
 
 template <int d>
-__global__ void __launch_bounds__(chunk_threads, d == 128 ? 3 : 4) chunk_forward_kernel(bf16* out, float* lse, InChunk<bf16> w) {
+__global__ void __launch_bounds__(chunk_threads, d == 128 ? 3 : 4)
+    chunk_forward_kernel(bf16* out, float* lse, InChunk<bf16> w) {
   char* const memory = shared<char>();
-  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + chunk_tile_bytes<d>, v_tile = k_tile + chunk_tile_bytes<d>;
+  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + chunk_tile_bytes<d>,
+                 v_tile = k_tile + chunk_tile_bytes<d>;
   const int64_t chunk = blockIdx.x / w.H, D = static_cast<int64_t>(w.H) * d;
-  const int h = static_cast<int>(blockIdx.x % w.H), warp_row = static_cast<int>(threadIdx.x) / 32 * 16, lane = lane_id();
+  const int h = static_cast<int>(blockIdx.x % w.H), warp_row = static_cast<int>(threadIdx.x) / 32 * 16,
+            lane = lane_id();
   const bf16* from = w.qkv + chunk * chunk_slots * 3 * D + h * d;
   copy_tile_async<d, chunk_slots, chunk_threads>(v_tile, from + 2 * D, 3 * D);
   commit_copies();
@@ -170,21 +187,25 @@ __global__ void __launch_bounds__(chunk_threads, d == 128 ? 3 : 4) chunk_forward
     const float share = __fdividef(1.0f, sum[half]);
 #pragma unroll
     for (int c = 0; c < d / 4; c++) o[0][c / 2][2 * half + c % 2] *= share;
-    if (lane % 4 == 0) lse[(chunk * w.H + h) * chunk_slots + warp_row + 8 * half + lane / 4] = fmaf(top[half], ln_2, logf(sum[half]));
+    if (lane % 4 == 0)
+      lse[(chunk * w.H + h) * chunk_slots + warp_row + 8 * half + lane / 4] = fmaf(top[half], ln_2, logf(sum[half]));
   }
   // The warp's own rows of q are used up.
   store_sums<d>(out + chunk * chunk_slots * D + h * d, D, reinterpret_cast<bf16*>(memory), warp_row, o, chunk_slots);
 }
 
-// Softmax rows are whole in a block, so delta = rowsum(P dP) and O need not be read. p and ds go through shared memory to be read
-// transposed, by keys.
+// Softmax rows are whole in a block, so delta = rowsum(P dP) and O need not be read. p and ds go through shared memory
+// to be read transposed, by keys.
 template <int d>
-__global__ void __launch_bounds__(chunk_threads, d == 128 ? 2 : 4) chunk_backward_kernel(bf16* dqkv, const bf16* dout, const float* lse, InChunk<bf16> w) {
+__global__ void __launch_bounds__(chunk_threads, d == 128 ? 2 : 4)
+    chunk_backward_kernel(bf16* dqkv, const bf16* dout, const float* lse, InChunk<bf16> w) {
   char* const memory = shared<char>();
-  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + chunk_tile_bytes<d>, v_tile = k_tile + chunk_tile_bytes<d>,
-                 dout_tile = v_tile + chunk_tile_bytes<d>, p_tile = dout_tile + chunk_tile_bytes<d>, ds_tile = p_tile + chunk_tile_bytes<64>;
+  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + chunk_tile_bytes<d>,
+                 v_tile = k_tile + chunk_tile_bytes<d>, dout_tile = v_tile + chunk_tile_bytes<d>,
+                 p_tile = dout_tile + chunk_tile_bytes<d>, ds_tile = p_tile + chunk_tile_bytes<64>;
   const int64_t chunk = blockIdx.x / w.H, D = static_cast<int64_t>(w.H) * d;
-  const int h = static_cast<int>(blockIdx.x % w.H), warp_row = static_cast<int>(threadIdx.x) / 32 * 16, lane = lane_id();
+  const int h = static_cast<int>(blockIdx.x % w.H), warp_row = static_cast<int>(threadIdx.x) / 32 * 16,
+            lane = lane_id();
   const bf16* from = w.qkv + chunk * chunk_slots * 3 * D + h * d;
   copy_tile_async<d, chunk_slots, chunk_threads>(v_tile, from + 2 * D, 3 * D);
   copy_tile_async<d, chunk_slots, chunk_threads>(dout_tile, dout + chunk * chunk_slots * D + h * d, D);
@@ -219,8 +240,10 @@ __global__ void __launch_bounds__(chunk_threads, d == 128 ? 2 : 4) chunk_backwar
     const int row = warp_row + 8 * half + lane / 4;
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-      *reinterpret_cast<uint32_t*>(memory + (p_tile - q_tile) + piece_at<64>(row, j) + lane % 4 * 4) = pack_pair(p[0][j][2 * half], p[0][j][2 * half + 1]);
-      *reinterpret_cast<uint32_t*>(memory + (ds_tile - q_tile) + piece_at<64>(row, j) + lane % 4 * 4) = pack_pair(ds[0][j][2 * half], ds[0][j][2 * half + 1]);
+      *reinterpret_cast<uint32_t*>(memory + (p_tile - q_tile) + piece_at<64>(row, j) + lane % 4 * 4) =
+          pack_pair(p[0][j][2 * half], p[0][j][2 * half + 1]);
+      *reinterpret_cast<uint32_t*>(memory + (ds_tile - q_tile) + piece_at<64>(row, j) + lane % 4 * 4) =
+          pack_pair(ds[0][j][2 * half], ds[0][j][2 * half + 1]);
     }
   }
 #pragma unroll
@@ -253,12 +276,16 @@ __global__ void __launch_bounds__(chunk_threads, d == 128 ? 2 : 4) chunk_backwar
 
 bool on_tensor_cores(const ChunkShape& s) { return s.S == chunk_slots && mma_head(s.d) && !plain_attention(); }
 void forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const InChunk<bf16>& w) {
-  with_mma_head(w.d,
-                [&](auto d) { launch("chunk attention", stream, chunk_forward_kernel<d>, w.B * w.H, chunk_threads, chunk_forward_bytes<d>, out, lse, w); });
-}
-void backward_on_tensor_cores(cudaStream_t stream, bf16* dqkv, const bf16* dout, const float* lse, const InChunk<bf16>& w) {
   with_mma_head(w.d, [&](auto d) {
-    launch("chunk attention, backward", stream, chunk_backward_kernel<d>, w.B * w.H, chunk_threads, chunk_backward_bytes<d>, dqkv, dout, lse, w);
+    launch("chunk attention", stream, chunk_forward_kernel<d>, w.B * w.H, chunk_threads, chunk_forward_bytes<d>, out,
+           lse, w);
+  });
+}
+void backward_on_tensor_cores(cudaStream_t stream, bf16* dqkv, const bf16* dout, const float* lse,
+                              const InChunk<bf16>& w) {
+  with_mma_head(w.d, [&](auto d) {
+    launch("chunk attention, backward", stream, chunk_backward_kernel<d>, w.B * w.H, chunk_threads,
+           chunk_backward_bytes<d>, dqkv, dout, lse, w);
   });
 }
 
@@ -272,18 +299,22 @@ void Gpu<Act>::chunk_attention_forward(Act* out, float* lse, const Act* qkv, con
   launch_attention_forward("chunk attention", stream_, out, lse, chunks);
 }
 template <class Act>
-void Gpu<Act>::chunk_attention_backward(Act* dqkv, const Act* dout, const Act* qkv, const Act* out, const float* lse, const ChunkShape& s) {
+void Gpu<Act>::chunk_attention_backward(Act* dqkv, const Act* dout, const Act* qkv, const Act* out, const float* lse,
+                                        const ChunkShape& s) {
   const float* angles = rotation(s.S, s.d);
   const InChunk<Act> chunks{s.N, s.S, s.H, s.d, qkv, angles};
   if constexpr (std::is_same_v<Act, bf16>)
     if (on_tensor_cores(s)) return backward_on_tensor_cores(stream_, dqkv, dout, lse, chunks);
   launch_attention_backward("chunk attention, backward", stream_, dqkv, AttentionOutputs<Act>{dout, out, lse}, chunks);
-  launch("chunk attention, turning back", stream_, turn_back_kernel<Act>, ceil_div(s.N * s.S * s.H * s.d, 256), 256, 0, dqkv, angles, s.N, s.S, s.H, s.d);
+  launch("chunk attention, turning back", stream_, turn_back_kernel<Act>, ceil_div(s.N * s.S * s.H * s.d, 256), 256, 0,
+         dqkv, angles, s.N, s.S, s.H, s.d);
 }
 
 template void Gpu<float>::chunk_attention_forward(float*, float*, const float*, const ChunkShape&);
 template void Gpu<bf16>::chunk_attention_forward(bf16*, float*, const bf16*, const ChunkShape&);
-template void Gpu<float>::chunk_attention_backward(float*, const float*, const float*, const float*, const float*, const ChunkShape&);
-template void Gpu<bf16>::chunk_attention_backward(bf16*, const bf16*, const bf16*, const bf16*, const float*, const ChunkShape&);
+template void Gpu<float>::chunk_attention_backward(float*, const float*, const float*, const float*, const float*,
+                                                   const ChunkShape&);
+template void Gpu<bf16>::chunk_attention_backward(bf16*, const bf16*, const bf16*, const bf16*, const float*,
+                                                  const ChunkShape&);
 
 }  // namespace gca

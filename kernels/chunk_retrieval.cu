@@ -1,7 +1,7 @@
-// Causal chunk retrieval (drt.md): scores of every past chunk's landmark, noise, the K best, their weights; the gradient; and the pick
-// table turned round. A block scores 64 queries against 64 landmarks at a time; a warp keeps a query's K best, one a lane. A score is
-// summed in one order and candidates are ranked by a total order, so picks depend neither on how the work is shared out nor on how
-// many chunks are asked for at once.
+// Causal chunk retrieval (drt.md): scores of every past chunk's landmark, noise, the K best, their weights; the
+// gradient; and the pick table turned round. A block scores 64 queries against 64 landmarks at a time; a warp keeps a
+// query's K best, one a lane. A score is summed in one order and candidates are ranked by a total order, so picks
+// depend neither on how the work is shared out nor on how many chunks are asked for at once.
 #include "buckets.cuh"
 #include "tiles.cuh"
 
@@ -10,13 +10,16 @@ namespace {
 
 constexpr int warps_of_block = tile_threads / 32, rows_of_warp = tile_size / warps_of_block;
 
-// What a candidate is ranked by: its value's bits, made to rise with it, then the lower chunk first. Above 0, which is no candidate.
+// What a candidate is ranked by: its value's bits, made to rise with it, then the lower chunk first. Above 0, which is
+// no candidate.
 __device__ inline uint64_t rank_of(float value, int64_t chunk) {
   if (!(value == value)) value = -INFINITY;
   const uint32_t bits = __float_as_uint(value);  // never -0: sums start from 0
   return static_cast<uint64_t>(bits >> 31 ? ~bits : bits | 0x80000000u) << 32 | ~static_cast<uint32_t>(chunk);
 }
-__device__ inline int32_t chunk_of(uint64_t rank) { return rank ? static_cast<int32_t>(~static_cast<uint32_t>(rank)) : -1; }
+__device__ inline int32_t chunk_of(uint64_t rank) {
+  return rank ? static_cast<int32_t>(~static_cast<uint32_t>(rank)) : -1;
+}
 
 // The best candidates of a query, the highest rank first, one a lane of a warp.
 struct Best {
@@ -40,8 +43,8 @@ struct Best {
   }
 };
 
-// Lane k writes pick k and its weight: softmax over the raw scores of what was picked. No finite score: every weight is 0. A score
-// that is not a number makes every weight so.
+// Lane k writes pick k and its weight: softmax over the raw scores of what was picked. No finite score: every weight is
+// 0. A score that is not a number makes every weight so.
 __device__ inline void write_row(int32_t* pick, float* w, int32_t chunk, float score, int K) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const bool picked = lane < K && chunk >= 0, broken = __any_sync(0xffffffffu, picked && !(score == score));
@@ -50,21 +53,26 @@ __device__ inline void write_row(int32_t* pick, float* w, int32_t chunk, float s
   if (lane < K) pick[lane] = chunk, w[lane] = sum == 0 ? 0 : e / sum;
 }
 
-// Block: 64 queries of a row, and of the landmark tiles the split-th, the (split + splits)-th, ..  With one split the row's picks are
-// final; otherwise each query's best go to candidates (splits,B*C,K).
+// Block: 64 queries of a row, and of the landmark tiles the split-th, the (split + splits)-th, ..  With one split the
+// row's picks are final; otherwise each query's best go to candidates (splits,B*C,K).
 struct Candidates {
   uint64_t* rank;
   float* score;
 };
 template <class Act>
 __global__ void __launch_bounds__(tile_threads)
-    select_kernel(int32_t* pick, float* w, Candidates candidates, const Act* r, const Act* landmark, RetrievalShape s, Selection selection, int splits) {
+    select_kernel(int32_t* pick, float* w, Candidates candidates, const Act* r, const Act* landmark, RetrievalShape s,
+                  Selection selection, int splits) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1];
-  const int64_t query_tiles = ceil_div(s.C, tile_size), first = blockIdx.x % query_tiles * tile_size, row = blockIdx.x / query_tiles % s.B;
-  const int split = static_cast<int>(blockIdx.x / query_tiles / s.B), queries = static_cast<int>(min(int64_t{tile_size}, s.C - first));
+  const int64_t query_tiles = ceil_div(s.C, tile_size), first = blockIdx.x % query_tiles * tile_size,
+                row = blockIdx.x / query_tiles % s.B;
+  const int split = static_cast<int>(blockIdx.x / query_tiles / s.B),
+            queries = static_cast<int>(min(int64_t{tile_size}, s.C - first));
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const float root = sqrtf(static_cast<float>(s.D));
-  const int64_t most = selection.picking == Picking::none ? 0 : s.first_chunk + first + queries - 1;  // landmarks that the last query may see
+  const int64_t most = selection.picking == Picking::none
+                           ? 0
+                           : s.first_chunk + first + queries - 1;  // landmarks that the last query may see
   Best best[rows_of_warp];
   for (int64_t m0 = int64_t{split} * tile_size; m0 < most; m0 += int64_t{splits} * tile_size) {
     const int landmarks = static_cast<int>(min(int64_t{tile_size}, most - m0));
@@ -72,7 +80,8 @@ __global__ void __launch_bounds__(tile_threads)
     clear(score);
     for (int t = 0; t < tiles_of(s.D); t++) {  // sums of 64 products each, added in order
       load_tile(a, r + (row * s.C + first) * s.D + t * tile_size, s.D, queries, columns_of(s.D, t));
-      load_tile(b, landmark + row * s.row_stride + m0 * s.stride + t * tile_size, s.stride, landmarks, columns_of(s.D, t));
+      load_tile(b, landmark + row * s.row_stride + m0 * s.stride + t * tile_size, s.stride, landmarks,
+                columns_of(s.D, t));
       __syncthreads();
       clear(slab);
       multiply_nt(slab, a, b, columns_of(s.D, t));
@@ -107,7 +116,8 @@ __global__ void __launch_bounds__(tile_threads)
   for (int i = 0; i < rows_of_warp; i++) {
     const int query = warp * rows_of_warp + i;
     if (query >= queries) continue;
-    const int64_t c = first + query, out = (row * (s.C + 1) + c + 1) * s.K, candidate = ((split * s.B + row) * s.C + c) * s.K + lane;
+    const int64_t c = first + query, out = (row * (s.C + 1) + c + 1) * s.K,
+                  candidate = ((split * s.B + row) * s.C + c) * s.K + lane;
     if (splits == 1) write_row(pick + out, w + out, chunk_of(best[i].rank), best[i].score, s.K);
     else if (lane < s.K) candidates.rank[candidate] = best[i].rank, candidates.score[candidate] = best[i].score;
   }
@@ -129,7 +139,8 @@ __global__ void merge_kernel(int32_t* pick, float* w, Candidates candidates, Ret
 // A warp a query: weights for the picks that stand in the table.
 template <class Act>
 __global__ void given_kernel(int32_t* pick, float* w, const Act* r, const Act* landmark, RetrievalShape s) {
-  const int64_t query = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, b = query / s.C, out = (query + b + 1) * s.K;
+  const int64_t query = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, b = query / s.C,
+                out = (query + b + 1) * s.K;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (query >= s.B * s.C) return;
   int32_t mine = -1;
@@ -140,7 +151,8 @@ __global__ void given_kernel(int32_t* pick, float* w, const Act* r, const Act* l
     const bool past = chunk < s.first_chunk + query % s.C;
     if (!past) chunk = 0;
     float sum = 0;
-    for (int64_t j = lane; j < s.D; j += 32) sum = fmaf(to_float(r[query * s.D + j]), to_float(landmark[b * s.row_stride + chunk * s.stride + j]), sum);
+    for (int64_t j = lane; j < s.D; j += 32)
+      sum = fmaf(to_float(r[query * s.D + j]), to_float(landmark[b * s.row_stride + chunk * s.stride + j]), sum);
     sum = warp_sum(sum) / sqrtf(static_cast<float>(s.D));
     if (lane == k) mine = chunk, mine_score = past ? sum : NAN;
   }
@@ -149,25 +161,29 @@ __global__ void given_kernel(int32_t* pick, float* w, const Act* r, const Act* l
 
 // A block a query: dscore_k = w_k (dw_k - sum w dw) / sqrt(D), in place of dw;  dr = sum_k dscore_k L_pick
 template <class Act>
-__global__ void backward_query_kernel(Act* dr, float* dw, const float* w, const int32_t* pick, const Act* landmark, RetrievalShape s) {
+__global__ void backward_query_kernel(Act* dr, float* dw, const float* w, const int32_t* pick, const Act* landmark,
+                                      RetrievalShape s) {
   __shared__ float dscore[max_topk];
   const int64_t query = blockIdx.x, b = query / s.C, at = (query + b + 1) * s.K;
   if (threadIdx.x < 32) {
     const int k = static_cast<int>(threadIdx.x);
-    const float weight = k < s.K ? w[at + k] : 0, gradient = k < s.K ? dw[at + k] : 0, mean = warp_sum(weight * gradient);
+    const float weight = k < s.K ? w[at + k] : 0, gradient = k < s.K ? dw[at + k] : 0,
+                mean = warp_sum(weight * gradient);
     if (k < s.K) dw[at + k] = dscore[k] = weight * (gradient - mean) / sqrtf(static_cast<float>(s.D));
   }
   __syncthreads();
   for (int64_t j = threadIdx.x; j < s.D; j += blockDim.x) {
     float sum = 0;
     for (int k = 0; k < s.K; k++)
-      if (pick[at + k] >= 0) sum = fmaf(dscore[k], to_float(landmark[b * s.row_stride + pick[at + k] * s.stride + j]), sum);
+      if (pick[at + k] >= 0)
+        sum = fmaf(dscore[k], to_float(landmark[b * s.row_stride + pick[at + k] * s.stride + j]), sum);
     dr[query * s.D + j] = from_float<Act>(sum);
   }
 }
 // A block a landmark: dL_m += sum over the (c,k) that fetched m of dscore r_c
 template <class Act>
-__global__ void backward_landmark_kernel(Act* dlandmark, const float* dscore, const int32_t* start, const int32_t* entry, const Act* r, RetrievalShape s) {
+__global__ void backward_landmark_kernel(Act* dlandmark, const float* dscore, const int32_t* start,
+                                         const int32_t* entry, const Act* r, RetrievalShape s) {
   const int64_t m = blockIdx.x % s.C, b = blockIdx.x / s.C;
   const int32_t *list = entry + b * s.C * s.K, begin = start[b * (s.C + 1) + m], end = start[b * (s.C + 1) + m + 1];
   for (int64_t j = threadIdx.x; j < s.D; j += blockDim.x) {
@@ -184,17 +200,20 @@ __global__ void backward_landmark_kernel(Act* dlandmark, const float* dscore, co
 void GpuDevice::no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K) {
   const size_t row_bytes = static_cast<size_t>(K) * 4, apart_bytes = static_cast<size_t>(C + 1) * row_bytes;
   if (B == 0) return;
-  check(cudaMemset2DAsync(pick, apart_bytes, 0xff, row_bytes, static_cast<size_t>(B), stream_), "clearing the first picks");  // -1
-  check(cudaMemset2DAsync(w, apart_bytes, 0, row_bytes, static_cast<size_t>(B), stream_), "clearing the first picks' weights");
+  check(cudaMemset2DAsync(pick, apart_bytes, 0xff, row_bytes, static_cast<size_t>(B), stream_),
+        "clearing the first picks");  // -1
+  check(cudaMemset2DAsync(w, apart_bytes, 0, row_bytes, static_cast<size_t>(B), stream_),
+        "clearing the first picks' weights");
 }
 
 void GpuDevice::invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K) {
-  launch("turning the pick table round", stream_, fill_buckets_kernel, B * (C + 1), bucket_threads, 0, start, entry, BucketKeys{pick, nullptr, 0, ~0u, C * K},
-         C + 1, (C + 1) * K);
+  launch("turning the pick table round", stream_, fill_buckets_kernel, B * (C + 1), bucket_threads, 0, start, entry,
+         BucketKeys{pick, nullptr, 0, ~0u, C * K}, C + 1, (C + 1) * K);
 }
 
 template <class Act>
-void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, const Act* landmark, const RetrievalShape& s, const Selection& selection) {
+void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, const Act* landmark,
+                                       const RetrievalShape& s, const Selection& selection) {
   GCA_CHECK(s.K >= 1 && s.K <= max_topk, "1 to %d chunks are picked, found %d", max_topk, s.K);
   const int64_t queries = s.B * s.C, query_blocks = s.B * ceil_div(s.C, tile_size);
   if (queries == 0) return;
@@ -203,30 +222,39 @@ void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, co
     return;
   }
   // Landmarks are split until the GPU is full, as far as the candidates find room in the working memory.
-  const int64_t per_split = queries * s.K, room = scratch_bytes / (per_split * static_cast<int64_t>(sizeof(uint64_t) + sizeof(float)));
-  const int64_t splits = std::max<int64_t>(1, std::min({ceil_div(2 * processors_, query_blocks), ceil_div(s.first_chunk + s.C, tile_size), room}));
+  const int64_t per_split = queries * s.K,
+                room = scratch_bytes / (per_split * static_cast<int64_t>(sizeof(uint64_t) + sizeof(float)));
+  const int64_t splits = std::max<int64_t>(
+      1, std::min({ceil_div(2 * processors_, query_blocks), ceil_div(s.first_chunk + s.C, tile_size), room}));
   Candidates candidates{};
   if (splits > 1) {
     candidates.rank = scratch<uint64_t>(splits * per_split);
     candidates.score = scratch<float>(splits * per_split, splits * per_split * static_cast<int64_t>(sizeof(uint64_t)));
   }
-  launch("chunk retrieval", stream_, select_kernel<Act>, query_blocks * splits, tile_threads, 2 * tile_bytes, pick, w, candidates, r, landmark, s, selection,
-         static_cast<int>(splits));
-  if (splits > 1) launch("chunk retrieval, joining", stream_, merge_kernel, ceil_div(queries, 8), 256, 0, pick, w, candidates, s, static_cast<int>(splits));
+  launch("chunk retrieval", stream_, select_kernel<Act>, query_blocks * splits, tile_threads, 2 * tile_bytes, pick, w,
+         candidates, r, landmark, s, selection, static_cast<int>(splits));
+  if (splits > 1)
+    launch("chunk retrieval, joining", stream_, merge_kernel, ceil_div(queries, 8), 256, 0, pick, w, candidates, s,
+           static_cast<int>(splits));
 }
 
 template <class Act>
-void Gpu<Act>::chunk_retrieval_backward(Act* dr, Act* dlandmark, float* dw, const float* w, const int32_t* pick, const int32_t* start, const int32_t* entry,
-                                        const Act* r, const Act* landmark, const RetrievalShape& s) {
-  launch("chunk retrieval, backward by query", stream_, backward_query_kernel<Act>, s.B * s.C, 256, 0, dr, dw, w, pick, landmark, s);
-  launch("chunk retrieval, backward for landmarks", stream_, backward_landmark_kernel<Act>, s.B * s.C, 256, 0, dlandmark, dw, start, entry, r, s);
+void Gpu<Act>::chunk_retrieval_backward(Act* dr, Act* dlandmark, float* dw, const float* w, const int32_t* pick,
+                                        const int32_t* start, const int32_t* entry, const Act* r, const Act* landmark,
+                                        const RetrievalShape& s) {
+  launch("chunk retrieval, backward by query", stream_, backward_query_kernel<Act>, s.B * s.C, 256, 0, dr, dw, w, pick,
+         landmark, s);
+  launch("chunk retrieval, backward for landmarks", stream_, backward_landmark_kernel<Act>, s.B * s.C, 256, 0,
+         dlandmark, dw, start, entry, r, s);
 }
 
-template void Gpu<float>::chunk_retrieval_forward(int32_t*, float*, const float*, const float*, const RetrievalShape&, const Selection&);
-template void Gpu<bf16>::chunk_retrieval_forward(int32_t*, float*, const bf16*, const bf16*, const RetrievalShape&, const Selection&);
-template void Gpu<float>::chunk_retrieval_backward(float*, float*, float*, const float*, const int32_t*, const int32_t*, const int32_t*, const float*,
-                                                   const float*, const RetrievalShape&);
-template void Gpu<bf16>::chunk_retrieval_backward(bf16*, bf16*, float*, const float*, const int32_t*, const int32_t*, const int32_t*, const bf16*, const bf16*,
-                                                  const RetrievalShape&);
+template void Gpu<float>::chunk_retrieval_forward(int32_t*, float*, const float*, const float*, const RetrievalShape&,
+                                                  const Selection&);
+template void Gpu<bf16>::chunk_retrieval_forward(int32_t*, float*, const bf16*, const bf16*, const RetrievalShape&,
+                                                 const Selection&);
+template void Gpu<float>::chunk_retrieval_backward(float*, float*, float*, const float*, const int32_t*, const int32_t*,
+                                                   const int32_t*, const float*, const float*, const RetrievalShape&);
+template void Gpu<bf16>::chunk_retrieval_backward(bf16*, bf16*, float*, const float*, const int32_t*, const int32_t*,
+                                                  const int32_t*, const bf16*, const bf16*, const RetrievalShape&);
 
 }  // namespace gca

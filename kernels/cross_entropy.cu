@@ -23,7 +23,8 @@ struct Exponentials {
 // A block takes a row: one pass for the log-sum-exp, and one that writes the gradient where it is asked for.
 template <class Act, int N>
 __global__ void __launch_bounds__(row_threads)
-    cross_entropy_kernel(float* loss, Act* logits, const int32_t* target, const float* weight, float scale, int64_t V, int64_t stride) {
+    cross_entropy_kernel(float* loss, Act* logits, const int32_t* target, const float* weight, float scale, int64_t V,
+                         int64_t stride) {
   __shared__ float tops[row_threads / 32], sums[row_threads / 32];
   const int64_t r = blockIdx.x;
   const int32_t wanted = target[r];
@@ -41,7 +42,8 @@ __global__ void __launch_bounds__(row_threads)
     for (int e = 0; e < N; e++)
       if (j + e < V) all.add(to_float(pack.at[e]));
   }
-  for (int step = 16; step > 0; step /= 2) all.add({__shfl_xor_sync(0xffffffffu, all.top, step), __shfl_xor_sync(0xffffffffu, all.sum, step)});
+  for (int step = 16; step > 0; step /= 2)
+    all.add({__shfl_xor_sync(0xffffffffu, all.top, step), __shfl_xor_sync(0xffffffffu, all.sum, step)});
   if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = all.top, sums[threadIdx.x / 32] = all.sum;
   __syncthreads();
   all = {tops[0], sums[0]};
@@ -76,9 +78,11 @@ __global__ void add_loss_kernel(StepState* state, const float* loss, const float
 }  // namespace
 
 template <class Act>
-void Gpu<Act>::cross_entropy(float* loss, Act* logits, const int32_t* target, const float* weight, double scale, int64_t rows, int64_t V, int64_t stride) {
+void Gpu<Act>::cross_entropy(float* loss, Act* logits, const int32_t* target, const float* weight, double scale,
+                             int64_t rows, int64_t V, int64_t stride) {
   with_width<Act>({stride}, [&](auto N) {
-    launch("cross entropy", stream_, cross_entropy_kernel<Act, N>, rows, row_threads, 0, loss, logits, target, weight, static_cast<float>(scale), V, stride);
+    launch("cross entropy", stream_, cross_entropy_kernel<Act, N>, rows, row_threads, 0, loss, logits, target, weight,
+           static_cast<float>(scale), V, stride);
   });
 }
 
@@ -86,7 +90,8 @@ void GpuDevice::add_loss(StepState* state, const float* loss, const float* weigh
   launch("the sum of losses", stream_, add_loss_kernel, 1, 1024, 0, state, loss, weight, scale, rows);
 }
 
-template void Gpu<float>::cross_entropy(float*, float*, const int32_t*, const float*, double, int64_t, int64_t, int64_t);
+template void Gpu<float>::cross_entropy(float*, float*, const int32_t*, const float*, double, int64_t, int64_t,
+                                        int64_t);
 template void Gpu<bf16>::cross_entropy(float*, bf16*, const int32_t*, const float*, double, int64_t, int64_t, int64_t);
 
 }  // namespace gca

@@ -8,7 +8,8 @@ namespace gca {
 namespace {
 
 __global__ void cast_kernel(bf16* to, const float* from, int64_t n) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += gridDim.x * int64_t{blockDim.x}) to[i] = __float2bfloat16(from[i]);
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += gridDim.x * int64_t{blockDim.x})
+    to[i] = __float2bfloat16(from[i]);
 }
 
 constexpr int64_t most_angles = 4096 * 256;  // slots of a chunk x columns of a head
@@ -24,9 +25,11 @@ void check(cudaError_t result, const Doing& doing) {
   const char* hint = "";
   if (result == cudaErrorMemoryAllocation) hint = "; use a smaller --batch, --micro-batch or --chunks";
   if (result == cudaErrorIllegalAddress || result == cudaErrorLaunchFailure || result == cudaErrorMisalignedAddress)
-    hint = "; this or an earlier kernel failed: with CUDA_LAUNCH_BLOCKING=1 in the environment the error comes from the one that did";
-  throw Error(format("%s:%u: GPU, %s: %s (%s)%s", doing.where.file_name(), static_cast<unsigned>(doing.where.line()), doing.what, cudaGetErrorString(result),
-                     cudaGetErrorName(result), hint));
+    hint =
+        "; this or an earlier kernel failed: with CUDA_LAUNCH_BLOCKING=1 in the environment the error comes from the "
+        "one that did";
+  throw Error(format("%s:%u: GPU, %s: %s (%s)%s", doing.where.file_name(), static_cast<unsigned>(doing.where.line()),
+                     doing.what, cudaGetErrorString(result), cudaGetErrorName(result), hint));
 }
 
 int gpu_count() noexcept {
@@ -39,31 +42,39 @@ int gpu_count() noexcept {
 GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
   int count = 0, driver = 0, runtime = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
-  if (found == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0 && cudaRuntimeGetVersion(&runtime) == cudaSuccess)
-    throw Error(format("the GPU's driver knows CUDA %s, this program needs CUDA %s: update the driver, build with an older CUDA toolkit, or use --device cpu",
-                       cuda_version(driver).c_str(), cuda_version(runtime).c_str()));
+  if (found == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0 &&
+      cudaRuntimeGetVersion(&runtime) == cudaSuccess)
+    throw Error(
+        format("the GPU's driver knows CUDA %s, this program needs CUDA %s: update the driver, build with an older "
+               "CUDA toolkit, or use --device cpu",
+               cuda_version(driver).c_str(), cuda_version(runtime).c_str()));
   if (found == cudaErrorNoDevice || found == cudaErrorInsufficientDriver || (found == cudaSuccess && count == 0))
     throw Error("no GPU answers: look at what nvidia-smi and CUDA_VISIBLE_DEVICES say, or use --device cpu");
   check(found, "counting GPUs");
-  if (ordinal < 0 || ordinal >= count) throw Error(format("GPU number: expected 0 to %d, found %d", count - 1, ordinal));
+  if (ordinal < 0 || ordinal >= count)
+    throw Error(format("GPU number: expected 0 to %d, found %d", count - 1, ordinal));
 
   cudaDeviceProp card{};
   check(cudaGetDeviceProperties(&card, ordinal), "asking for the GPU's properties");
   if (card.major < 8)
-    throw Error(
-        format("%s has compute capability %d.%d, the least that serves is 8.0 (A100, RTX 30 and newer): use --device cpu", card.name, card.major, card.minor));
+    throw Error(format(
+        "%s has compute capability %d.%d, the least that serves is 8.0 (A100, RTX 30 and newer): use --device cpu",
+        card.name, card.major, card.minor));
   check(cudaSetDevice(ordinal), "taking the GPU");
   cudaFuncAttributes attributes{};
   if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cast_kernel)) != cudaSuccess)
-    throw Error(format("this program was not built for %s (compute capability %d.%d): build it again on a machine with that card, or use --device cpu",
-                       card.name, card.major, card.minor));
+    throw Error(
+        format("this program was not built for %s (compute capability %d.%d): build it again on a machine with that "
+               "card, or use --device cpu",
+               card.name, card.major, card.minor));
   processors_ = card.multiProcessorCount;
   try {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
     scratch_ = allocate(scratch_bytes);
     rotation_ = static_cast<float*>(allocate(most_angles * static_cast<int64_t>(sizeof(float))));
     check(cudaMallocHost(reinterpret_cast<void**>(&staging_), staging_pieces * staging_bytes), "pinning memory");
-    for (cudaEvent_t& event : uploaded_) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    for (cudaEvent_t& event : uploaded_)
+      check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
     products_ = make_products();
   } catch (...) {
     close();
@@ -87,8 +98,9 @@ std::string GpuDevice::description() const {
   int driver = 0;
   check(cudaGetDeviceProperties(&card, ordinal_), "asking for the GPU's properties");
   check(cudaDriverGetVersion(&driver), "asking for the driver's version");
-  return format("%s, %.1f GiB, %d multiprocessors, compute capability %d.%d, driver for CUDA %s", card.name, mebibytes(card.totalGlobalMem) / 1024,
-                card.multiProcessorCount, card.major, card.minor, cuda_version(driver).c_str());
+  return format("%s, %.1f GiB, %d multiprocessors, compute capability %d.%d, driver for CUDA %s", card.name,
+                mebibytes(card.totalGlobalMem) / 1024, card.multiProcessorCount, card.major, card.minor,
+                cuda_version(driver).c_str());
 }
 
 int64_t GpuDevice::free_bytes() const {
@@ -108,7 +120,8 @@ void* GpuDevice::allocate(int64_t n_bytes) {
   size_t unused = 0, total = 0;
   cudaMemGetInfo(&unused, &total);
   throw Error(
-      format("out of GPU memory: %.1f MiB asked for, %.1f of %.1f MiB free; use a smaller --batch, --micro-batch or --chunks, or see with nvidia-smi who holds "
+      format("out of GPU memory: %.1f MiB asked for, %.1f of %.1f MiB free; use a smaller --batch, --micro-batch or "
+             "--chunks, or see with nvidia-smi who holds "
              "the rest",
              mebibytes(size), mebibytes(unused), mebibytes(total)));
 }
@@ -117,7 +130,9 @@ void GpuDevice::release(void* memory) {
   cudaStreamSynchronize(stream_);  // work that still uses it
   cudaFree(memory);
 }
-void GpuDevice::zero(void* memory, int64_t n_bytes) { check(cudaMemsetAsync(memory, 0, static_cast<size_t>(n_bytes), stream_), "clearing memory"); }
+void GpuDevice::zero(void* memory, int64_t n_bytes) {
+  check(cudaMemsetAsync(memory, 0, static_cast<size_t>(n_bytes), stream_), "clearing memory");
+}
 // Straight from pageable memory a copy would wait for all work queued before it.
 void GpuDevice::upload(void* device, const void* host, int64_t n_bytes) {
   for (int64_t done = 0; done < n_bytes; done += staging_bytes) {
@@ -125,17 +140,21 @@ void GpuDevice::upload(void* device, const void* host, int64_t n_bytes) {
     char* piece = staging_ + next_piece_ * staging_bytes;
     check(cudaEventSynchronize(uploaded_[next_piece_]), "waiting for an earlier copy to the GPU");
     memcpy(piece, static_cast<const char*>(host) + done, size);
-    check(cudaMemcpyAsync(static_cast<char*>(device) + done, piece, size, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+    check(cudaMemcpyAsync(static_cast<char*>(device) + done, piece, size, cudaMemcpyHostToDevice, stream_),
+          "copying to the GPU");
     check(cudaEventRecord(uploaded_[next_piece_], stream_), "copying to the GPU");
     next_piece_ = (next_piece_ + 1) % staging_pieces;
   }
 }
 void GpuDevice::download(void* host, const void* device, int64_t n_bytes) {
-  check(cudaMemcpyAsync(host, device, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
+  check(cudaMemcpyAsync(host, device, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToHost, stream_),
+        "copying from the GPU");
   synchronize();
 }
 void GpuDevice::copy(void* to, const void* from, int64_t n_bytes) {
-  if (to != from) check(cudaMemcpyAsync(to, from, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToDevice, stream_), "copying inside the GPU");
+  if (to != from)
+    check(cudaMemcpyAsync(to, from, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToDevice, stream_),
+          "copying inside the GPU");
 }
 
 GpuDevice::Snapshot::~Snapshot() {
@@ -143,9 +162,11 @@ GpuDevice::Snapshot::~Snapshot() {
   if (value_) cudaFreeHost(value_);
 }
 void GpuDevice::take(Snapshot& snapshot, const StepState* state) {
-  if (!snapshot.value_) check(cudaMallocHost(reinterpret_cast<void**>(&snapshot.value_), sizeof(StepState)), "pinning memory");
+  if (!snapshot.value_)
+    check(cudaMallocHost(reinterpret_cast<void**>(&snapshot.value_), sizeof(StepState)), "pinning memory");
   if (!snapshot.taken_) check(cudaEventCreateWithFlags(&snapshot.taken_, cudaEventDisableTiming), "making an event");
-  check(cudaMemcpyAsync(snapshot.value_, state, sizeof(StepState), cudaMemcpyDeviceToHost, stream_), "copying a step's figures");
+  check(cudaMemcpyAsync(snapshot.value_, state, sizeof(StepState), cudaMemcpyDeviceToHost, stream_),
+        "copying a step's figures");
   check(cudaEventRecord(snapshot.taken_, stream_), "copying a step's figures");
 }
 StepState GpuDevice::read(const Snapshot& snapshot) {
@@ -157,14 +178,17 @@ template <class Act>
 void Gpu<Act>::copy_rows(Act* dst, int64_t dst_stride, const Act* src, int64_t src_stride, int64_t rows, int64_t D) {
   auto n_bytes = [](int64_t count) { return static_cast<size_t>(count) * sizeof(Act); };
   if (rows == 0) return;
-  check(cudaMemcpy2DAsync(dst, n_bytes(dst_stride), src, n_bytes(src_stride), n_bytes(D), static_cast<size_t>(rows), cudaMemcpyDeviceToDevice, stream_),
+  check(cudaMemcpy2DAsync(dst, n_bytes(dst_stride), src, n_bytes(src_stride), n_bytes(D), static_cast<size_t>(rows),
+                          cudaMemcpyDeviceToDevice, stream_),
         "copying rows");
 }
 
 template <class Act>
 void Gpu<Act>::cast_weights(Act* weights, const float* masters, int64_t n) {
   if constexpr (weights_are_masters) copy(weights, masters, n * static_cast<int64_t>(sizeof(float)));
-  else launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0, weights, masters, n);
+  else
+    launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0,
+           weights, masters, n);
 }
 
 // ---- rotary angles ------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-// What every kernel file shares: checked calls and launches, the types of activations, vector access, sums over warps and blocks.
+// What every kernel file shares: checked calls and launches, the types of activations, vector access, sums over warps
+// and blocks.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -17,21 +18,25 @@ using bf16 = __nv_bfloat16;
 struct Doing {
   const char* what;
   std::source_location where;
-  Doing(const char* what_, std::source_location where_ = std::source_location::current()) : what(what_), where(where_) {}
+  Doing(const char* what_, std::source_location where_ = std::source_location::current())
+      : what(what_), where(where_) {}
 };
 // Throws an Error with place, deed, CUDA's words and a hint.
 void check(cudaError_t result, const Doing& doing);
 
-// Puts kernel(arguments) on the stream: `blocks` blocks (nothing for 0) of `threads`, with shared_bytes of dynamic shared memory.
+// Puts kernel(arguments) on the stream: `blocks` blocks (nothing for 0) of `threads`, with shared_bytes of dynamic
+// shared memory.
 template <class... Parameters, class... Arguments>
-void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-            Arguments&&... arguments) {
+void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
+            int64_t shared_bytes, Arguments&&... arguments) {
   if (blocks == 0) return;
-  GCA_CHECK(blocks > 0 && blocks <= INT32_MAX, "%s: a grid of %lld blocks; use a smaller --micro-batch or --chunks", doing.what,
-            static_cast<long long>(blocks));
+  GCA_CHECK(blocks > 0 && blocks <= INT32_MAX, "%s: a grid of %lld blocks; use a smaller --micro-batch or --chunks",
+            doing.what, static_cast<long long>(blocks));
   // More than 48 KB has to be asked for.
   if (shared_bytes > 48 << 10)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), doing);
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          doing);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -65,8 +70,9 @@ __device__ inline void store_pack(Act* to, const Pack<Act, N>& pack) {
   *reinterpret_cast<Pack<Act, N>*>(to) = pack;
 }
 
-// Calls body with the number of neighbours to take at once, a constant: wide<Act> where every size (a row's length or stride, in
-// elements) is a multiple of it, otherwise 1. Arrays start at multiples of 16 bytes or are shifted by such sizes.
+// Calls body with the number of neighbours to take at once, a constant: wide<Act> where every size (a row's length or
+// stride, in elements) is a multiple of it, otherwise 1. Arrays start at multiples of 16 bytes or are shifted by such
+// sizes.
 template <class Act, class Body>
 void with_width(std::initializer_list<int64_t> sizes, Body&& body) {
   for (int64_t size : sizes)

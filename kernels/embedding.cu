@@ -1,5 +1,6 @@
-// Embedding: rows of E by token, and the gradient as sums over each token's rows. The rows are sorted by token, integers only, and cut
-// into stretches of one length, so that a token that is everywhere costs no more than others and the order of every sum is fixed.
+// Embedding: rows of E by token, and the gradient as sums over each token's rows. The rows are sorted by token,
+// integers only, and cut into stretches of one length, so that a token that is everywhere costs no more than others and
+// the order of every sum is fixed.
 #include "buckets.cuh"
 
 namespace gca {
@@ -8,19 +9,22 @@ namespace {
 template <class Act, int N>
 __global__ void forward_kernel(Act* x, const int32_t* token, const Act* E, int64_t rows, int64_t D) {
   const int64_t packs = D / N;
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < rows * packs; i += gridDim.x * int64_t{blockDim.x}) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < rows * packs;
+       i += gridDim.x * int64_t{blockDim.x}) {
     const int64_t r = i / packs, j = i % packs * N;
     store_pack(x + r * D + j, load_pack<N>(E + token[r] * D + j));
   }
 }
 
-// A stretch of `length` sorted rows. Tokens whose rows all lie inside are added to dE. A token that reaches in from the stretch before
-// leaves its sum in partial[stretch][0]; one that begins here and reaches out, in partial[stretch][1].
+// A stretch of `length` sorted rows. Tokens whose rows all lie inside are added to dE. A token that reaches in from the
+// stretch before leaves its sum in partial[stretch][0]; one that begins here and reaches out, in partial[stretch][1].
 struct SortedRows {
   const int32_t *token, *order;
   int64_t rows, length;
   __device__ int32_t operator()(int64_t i) const { return token[order[i]]; }
-  __device__ bool cut(int64_t i) const { return i > 0 && i < rows && (*this)(i - 1) == (*this)(i); }  // one token on both sides of i
+  __device__ bool cut(int64_t i) const {
+    return i > 0 && i < rows && (*this)(i - 1) == (*this)(i);
+  }  // one token on both sides of i
 };
 template <class Act>
 __global__ void stretch_kernel(float* dE, float* partial, const Act* dx, SortedRows sorted, int64_t D) {
@@ -47,7 +51,8 @@ __global__ void join_kernel(float* dE, const float* partial, SortedRows sorted, 
   if (sorted(begin) == id && sorted.cut(begin)) return;  // it began earlier
   for (int64_t j = threadIdx.x; j < D; j += blockDim.x) {
     float sum = partial[(2 * blockIdx.x + 1) * D + j];
-    for (int64_t stretch = blockIdx.x + 1, at = end; at < sorted.rows && sorted.cut(at) && sorted(at) == id; stretch++, at += sorted.length)
+    for (int64_t stretch = blockIdx.x + 1, at = end; at < sorted.rows && sorted.cut(at) && sorted(at) == id;
+         stretch++, at += sorted.length)
       sum += partial[2 * stretch * D + j];
     dE[id * D + j] += sum;
   }
@@ -58,7 +63,8 @@ __global__ void join_kernel(float* dE, const float* partial, SortedRows sorted, 
 template <class Act>
 void Gpu<Act>::embedding_forward(Act* x, const int32_t* token, const Act* E, int64_t rows, int64_t D) {
   with_width<Act>({D}, [&](auto N) {
-    launch("embedding", stream_, forward_kernel<Act, N>, std::min(ceil_div(rows * (D / N), 256), int64_t{16} * processors_), 256, 0, x, token, E, rows, D);
+    launch("embedding", stream_, forward_kernel<Act, N>,
+           std::min(ceil_div(rows * (D / N), 256), int64_t{16} * processors_), 256, 0, x, token, E, rows, D);
   });
 }
 
@@ -69,17 +75,19 @@ void Gpu<Act>::embedding_backward(float* dE, const Act* dx, const int32_t* token
   int32_t *order = scratch<int32_t>(2 * rows), *other = order + rows;
   const int64_t order_bytes = round_up(2 * rows * static_cast<int64_t>(sizeof(int32_t)), alignment_bytes);
   const int64_t stretches_at_most = (scratch_bytes - order_bytes) / (2 * D * static_cast<int64_t>(sizeof(float)));
-  const int64_t length = std::max<int64_t>(32, ceil_div(rows, std::max<int64_t>(1, stretches_at_most))), stretches = ceil_div(rows, length);
+  const int64_t length = std::max<int64_t>(32, ceil_div(rows, std::max<int64_t>(1, stretches_at_most))),
+                stretches = ceil_div(rows, length);
   float* partial = scratch<float>(2 * stretches * D, order_bytes);
   // Sorted by eight bits at a time, the lowest first; ids have 24 bits at most.
   for (int shift = 0; shift < 24; shift += 8) {
-    launch("sorting tokens", stream_, fill_buckets_kernel, 256, bucket_threads, 0, nullptr, order, BucketKeys{token, shift ? other : nullptr, shift, 255, rows},
-           256, 0);
+    launch("sorting tokens", stream_, fill_buckets_kernel, 256, bucket_threads, 0, nullptr, order,
+           BucketKeys{token, shift ? other : nullptr, shift, 255, rows}, 256, 0);
     std::swap(order, other);
   }
   const SortedRows sorted{token, other, rows, length};
   launch("gradient of the embedding", stream_, stretch_kernel<Act>, stretches, 256, 0, dE, partial, dx, sorted, D);
-  launch("gradient of the embedding, tokens of many rows", stream_, join_kernel, stretches, 256, 0, dE, partial, sorted, D);
+  launch("gradient of the embedding, tokens of many rows", stream_, join_kernel, stretches, 256, 0, dE, partial, sorted,
+         D);
 }
 
 template void Gpu<float>::embedding_forward(float*, const int32_t*, const float*, int64_t, int64_t);

@@ -1,11 +1,13 @@
-// Grouped cross attention: what the plain kernels (grouped_cross_attention.cu) and those on tensor cores (gca_tensor_cores.cu) share.
+// Grouped cross attention: what the plain kernels (grouped_cross_attention.cu) and those on tensor cores
+// (gca_tensor_cores.cu) share.
 #pragma once
 #include "mma.cuh"
 #include "tiles.cuh"
 
 namespace gca {
 
-// Which piece of work a block does: chunks are innermost, so that blocks that run together share a head's memory in the cache.
+// Which piece of work a block does: chunks are innermost, so that blocks that run together share a head's memory in the
+// cache.
 struct Piece {
   int64_t b, c;
   int h, tile, column;  // tile: which 64 slots (or keys) of the chunk; column: the first output column
@@ -18,14 +20,17 @@ struct Piece {
     h = static_cast<int>(i % s.H), b = i / s.H;
   }
 };
-inline int64_t pieces(int64_t chunks, const GcaShape& s, int fragments) { return s.B * s.H * ceil_div(tiles_of(s.d), fragments) * tiles_of(s.S) * chunks; }
+inline int64_t pieces(int64_t chunks, const GcaShape& s, int fragments) {
+  return s.B * s.H * ceil_div(tiles_of(s.d), fragments) * tiles_of(s.S) * chunks;
+}
 
 // The 64 slots of a block: number of the first in q's row, and how many there are.
 struct Slots {
   int64_t first;
   int count, in_chunk;  // in_chunk: number of the first among the chunk's slots that are here
   __device__ Slots(const GcaShape& s, int64_t c, int tile) {
-    const int64_t chunk = s.first_chunk() + c, begin = max(chunk * s.S, s.first_slot) - s.first_slot, end = min((chunk + 1) * s.S - s.first_slot, s.T);
+    const int64_t chunk = s.first_chunk() + c, begin = max(chunk * s.S, s.first_slot) - s.first_slot,
+                  end = min((chunk + 1) * s.S - s.first_slot, s.T);
     in_chunk = tile * tile_size;
     first = begin + in_chunk;
     count = static_cast<int>(min(int64_t{tile_size}, max(int64_t{0}, end - first)));
@@ -40,12 +45,15 @@ __device__ const Act* memory_of(const Act* kv, const GcaShape& s, int64_t b, int
 
 // ---- the path on tensor cores: bf16, chunks of 64, heads of 32, 64 or 128 columns ----
 inline bool gca_on_tensor_cores(const GcaShape& s) { return s.S == tile_size && mma_head(s.d) && !plain_attention(); }
-// Arguments as in gca_kernels.cuh. layers: in the GPU's memory; room: working memory of room_bytes, from a multiple of 16 on.
-void gca_forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick, const float* w,
-                                 const GcaShape& s);
-void gca_backward_query_on_tensor_cores(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* kv, const float* lse,
-                                        const int32_t* pick, const float* w, const GcaShape& s);
-void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers, int n_layers, const bf16* kv,
-                                         const GcaShape& s, char* room, int64_t room_bytes);
+// Arguments as in gca_kernels.cuh. layers: in the GPU's memory; room: working memory of room_bytes, from a multiple of
+// 16 on.
+void gca_forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv,
+                                 const int32_t* pick, const float* w, const GcaShape& s);
+void gca_backward_query_on_tensor_cores(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
+                                        const bf16* kv, const float* lse, const int32_t* pick, const float* w,
+                                        const GcaShape& s);
+void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers,
+                                         int n_layers, const bf16* kv, const GcaShape& s, char* room,
+                                         int64_t room_bytes);
 
 }  // namespace gca

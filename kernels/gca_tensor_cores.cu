@@ -1,15 +1,16 @@
-// Grouped cross attention on tensor cores (mma.sync): bf16, chunks of 64, heads of 32, 64 or 128 columns. The same three passes as the
-// plain kernels in grouped_cross_attention.cu, which are what to read first.
+// Grouped cross attention on tensor cores (mma.sync): bf16, chunks of 64, heads of 32, 64 or 128 columns. The same
+// three passes as the plain kernels in grouped_cross_attention.cu, which are what to read first.
 #include "gca.cuh"
 
 namespace gca {
 namespace {
 
-// A block has one head of one chunk, a warp 16 * blocks of its 64 rows. What comes through the pick table (or its inverse) goes through a
-// ring of stages in shared memory, copied in the background.
+// A block has one head of one chunk, a warp 16 * blocks of its 64 rows. What comes through the pick table (or its
+// inverse) goes through a ring of stages in shared memory, copied in the background.
 template <int d>
 constexpr int mma_tile_bytes = row_bytes<d>* tile_size;
-// What a block is made of, the same for the three kernels: of the forms tried on an H100 with heads of 64 the fastest, or within 2% of it.
+// What a block is made of, the same for the three kernels: of the forms tried on an H100 with heads of 64 the fastest,
+// or within 2% of it.
 template <int d>
 struct Form {
   static constexpr int blocks = d <= 64 ? 2 : 1, stages = 2;
@@ -17,7 +18,9 @@ struct Form {
   static constexpr int per_processor = d <= 64 ? 4 : 2;  // blocks on a multiprocessor, at least
 };
 // Added to the last column that a lane holds of 64 keys: minus infinity where that is the landmark and takes no part.
-__device__ inline float last_key_bias(const GcaShape& s) { return !s.null_slot && lane_id() % 4 == 3 ? -INFINITY : 0.0f; }
+__device__ inline float last_key_bias(const GcaShape& s) {
+  return !s.null_slot && lane_id() % 4 == 3 ? -INFINITY : 0.0f;
+}
 __device__ inline int warp_id() { return static_cast<int>(threadIdx.x) / 32; }
 
 // The picks of one chunk, pick k in lane k of every warp.
@@ -40,13 +43,15 @@ struct MemoryRing {
   const Picks& picks;
   uint32_t ring, to_load;
   int stage = 0;
-  __device__ MemoryRing(uint32_t ring_, const bf16* kv_, int64_t D_, const Picks& picks_) : kv(kv_), D(D_), picks(picks_), ring(ring_), to_load(picks_.there) {
+  __device__ MemoryRing(uint32_t ring_, const bf16* kv_, int64_t D_, const Picks& picks_)
+      : kv(kv_), D(D_), picks(picks_), ring(ring_), to_load(picks_.there) {
 #pragma unroll
     for (int i = 0; i < stages - 1; i++) load(i);
   }
   __device__ void load(int into) {
     if (to_load) {
-      const bf16* key = kv + __shfl_sync(0xffffffffu, picks.chunk, __ffs(static_cast<int>(to_load)) - 1) * (tile_size * 2 * D);
+      const bf16* key =
+          kv + __shfl_sync(0xffffffffu, picks.chunk, __ffs(static_cast<int>(to_load)) - 1) * (tile_size * 2 * D);
       to_load &= to_load - 1;
       const uint32_t to = ring + static_cast<uint32_t>(into * 2 * mma_tile_bytes<d>);
       copy_tile_async<d, tile_size, threads>(to, key, 2 * D);
@@ -68,13 +73,15 @@ struct MemoryRing {
 // o = sum_k w_k softmax(q K_k^T / sqrt(d)) V_k
 template <int d>
 __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
-    forward_mma_kernel(bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick, const float* w, GcaShape s) {
+    forward_mma_kernel(bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick, const float* w,
+                       GcaShape s) {
   constexpr int blocks = Form<d>::blocks, stages = Form<d>::stages, threads = Form<d>::threads;
   bf16* memory = shared<bf16>();
   const uint32_t q_tile = shared_address(memory);
   const Piece at(s.chunks(), s, 2);
   const Slots slots(s, at.c, 0);
-  const int64_t D = static_cast<int64_t>(s.H) * d, first = (at.b * s.T + slots.first) * D + at.h * d, entry = (at.b * (s.chunks() + 1) + at.c) * s.K;
+  const int64_t D = static_cast<int64_t>(s.H) * d, first = (at.b * s.T + slots.first) * D + at.h * d,
+                entry = (at.b * (s.chunks() + 1) + at.c) * s.K;
   const float scale = attention_scale(d), scale2 = scale * log2_e;
   const float last_key = last_key_bias(s);
   const Picks picks(pick + entry, w + entry, s.K);
@@ -138,16 +145,18 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
   store_sums<d>(out + first, D, memory, row, o, slots.count);
 }
 
-// With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d)
+// With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), dQ = sum_k dS K /
+// sqrt(d)
 template <int d>
 __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
-    backward_query_mma_kernel(bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* kv, const float* lse, const int32_t* pick, const float* w,
-                              GcaShape s) {
+    backward_query_mma_kernel(bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* kv, const float* lse,
+                              const int32_t* pick, const float* w, GcaShape s) {
   constexpr int blocks = Form<d>::blocks, threads = Form<d>::threads;
   bf16* memory = shared<bf16>();
   const uint32_t q_tile = shared_address(memory), dout_tile = q_tile + mma_tile_bytes<d>;
   const Piece at(s.chunks(), s, 2);
-  const int64_t D = static_cast<int64_t>(s.H) * d, first = (at.b * s.T + at.c * tile_size) * D + at.h * d, entry = (at.b * (s.chunks() + 1) + at.c) * s.K;
+  const int64_t D = static_cast<int64_t>(s.H) * d, first = (at.b * s.T + at.c * tile_size) * D + at.h * d,
+                entry = (at.b * (s.chunks() + 1) + at.c) * s.K;
   const float scale = attention_scale(d), scale2 = scale * log2_e;
   const float last_key = last_key_bias(s);
   const Picks picks(pick + entry, w + entry, s.K);
@@ -155,7 +164,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 
   copy_tile_async<d, tile_size, threads>(q_tile, q + first, D);
   copy_tile_async<d, tile_size, threads>(dout_tile, dout + first, D);
-  MemoryRing<d> ring(dout_tile + mma_tile_bytes<d>, memory_of(kv, s, at.b, 0, at.h), D, picks);  // with the first pick's
+  MemoryRing<d> ring(dout_tile + mma_tile_bytes<d>, memory_of(kv, s, at.b, 0, at.h), D,
+                     picks);  // with the first pick's
   Sum sum[blocks][d / 8];
   clear(sum);
   for (uint32_t to_do = picks.there; to_do; to_do &= to_do - 1) {
@@ -182,7 +192,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
-          for (int e = 2 * half; e < 2 * half + 2; e++) row_delta += (p[i][j][e] = fast_exp2(fmaf(p[i][j][e], scale2, -top))) * ds[i][j][e];
+          for (int e = 2 * half; e < 2 * half + 2; e++)
+            row_delta += (p[i][j][e] = fast_exp2(fmaf(p[i][j][e], scale2, -top))) * ds[i][j][e];
         row_delta = warp_sum<4>(row_delta);
         if (lane_id() % 4 == 0) delta[saved + 16 * i + 8 * half] = row_delta;
 #pragma unroll
@@ -203,11 +214,12 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
   store_sums<d>(dq + first, D, memory, row, sum, tile_size);
 }
 
-// The memory's gradient is a list of items: a stretch of what fetched one chunk, over all layers. A list longer than the cut is cut into
-// parts, whose sums add_parts_kernel adds up in order; the others are one item each, which writes its chunk's gradient. Each row of
-// the batch has its items longest first, so that the last blocks to start are short.
+// The memory's gradient is a list of items: a stretch of what fetched one chunk, over all layers. A list longer than
+// the cut is cut into parts, whose sums add_parts_kernel adds up in order; the others are one item each, which writes
+// its chunk's gradient. Each row of the batch has its items longest first, so that the last blocks to start are short.
 struct MemoryItem {
-  int32_t chunk, first, count, part;  // first: in the lists of all layers, one behind the other; part: its number in the row, -1: the only one
+  int32_t chunk, first, count,
+      part;  // first: in the lists of all layers, one behind the other; part: its number in the row, -1: the only one
 };
 struct CutChunk {
   int32_t chunk, first_part, parts;
@@ -225,9 +237,10 @@ struct MemoryPlan {
   GCA_HD int64_t cut_chunks_at_most() const { return parts_at_most / 2; }
 };
 
-// A block plans a row. The cut is doubled until the parts find room. Numbers of items and parts come by integer atomics: they change
-// where things lie, never what is summed in which order.
-__global__ void plan_memory_kernel(MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers, GcaShape s) {
+// A block plans a row. The cut is doubled until the parts find room. Numbers of items and parts come by integer
+// atomics: they change where things lie, never what is summed in which order.
+__global__ void plan_memory_kernel(MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers,
+                                   GcaShape s) {
   constexpr int bins = 64;
   __shared__ int next[bins], next_part, next_cut;
   const int64_t b = blockIdx.x;
@@ -304,12 +317,13 @@ constexpr int fetch_bytes = 2 * (mma_tile_bytes<d> + static_cast<int>(sizeof(flo
 
 // A warp's keys of the landmark's row become zero, and both sums go to memory; tile: of this block, free.
 template <int d, int blocks>
-__device__ void store_memory_gradient(bf16* dkv, bf16* tile, Sum (&dk)[blocks][d / 8], Sum (&dv)[blocks][d / 8], const GcaShape& s, int64_t b, int64_t m,
-                                      int h) {
+__device__ void store_memory_gradient(bf16* dkv, bf16* tile, Sum (&dk)[blocks][d / 8], Sum (&dv)[blocks][d / 8],
+                                      const GcaShape& s, int64_t b, int64_t m, int h) {
   const int row = warp_id() * 16 * blocks;
   if (row + 16 * blocks == tile_size && lane_id() / 4 == 7)  // the landmark: its key and value are the constant 0
 #pragma unroll
-    for (int j = 0; j < d / 8; j++) dk[blocks - 1][j][2] = dk[blocks - 1][j][3] = dv[blocks - 1][j][2] = dv[blocks - 1][j][3] = 0;
+    for (int j = 0; j < d / 8; j++)
+      dk[blocks - 1][j][2] = dk[blocks - 1][j][3] = dv[blocks - 1][j][2] = dv[blocks - 1][j][3] = 0;
   const int64_t D = static_cast<int64_t>(s.H) * d;
   bf16* to = dkv + (b * s.M + m) * tile_size * 2 * D + h * d;
   store_sums<d>(to, 2 * D, tile, row, dk, tile_size);
@@ -320,7 +334,8 @@ __device__ void store_memory_gradient(bf16* dkv, bf16* tile, Sum (&dk)[blocks][d
 // dV += (w P^T) dO,  dK += dS^T Q,  dS^T = w P^T (dP^T - delta), and dK / sqrt(d) at the end
 template <int d>
 __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
-    backward_memory_mma_kernel(bf16* dkv, MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers, const bf16* kv, GcaShape s) {
+    backward_memory_mma_kernel(bf16* dkv, MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers,
+                               const bf16* kv, GcaShape s) {
   constexpr int blocks = Form<d>::blocks, threads = Form<d>::threads, stages = Form<d>::stages;
   constexpr bool keys_kept = d <= 64;  // in registers
   __shared__ Fetch fetches[fetches_at_once];
@@ -332,8 +347,10 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
   if (number >= plan.counts[b].items) return;
   const MemoryItem item = plan.items[b * plan.items_at_most(s) + number];
   bf16* memory = shared<bf16>();
-  const uint32_t key_tile = shared_address(memory), value_tile = key_tile + mma_tile_bytes<d>, ring = value_tile + mma_tile_bytes<d>;
-  const float* ring_floats = reinterpret_cast<const float*>(reinterpret_cast<const char*>(memory) + 2 * mma_tile_bytes<d>);
+  const uint32_t key_tile = shared_address(memory), value_tile = key_tile + mma_tile_bytes<d>,
+                 ring = value_tile + mma_tile_bytes<d>;
+  const float* ring_floats =
+      reinterpret_cast<const float*>(reinterpret_cast<const char*>(memory) + 2 * mma_tile_bytes<d>);
   const int thread = static_cast<int>(threadIdx.x), row = warp_id() * 16 * blocks;
   const float scale = attention_scale(d), scale2 = scale * log2_e;
 
@@ -351,8 +368,10 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
         continue;
       }
       const int64_t entry = layer.entry[b * C * s.K + start[0] + at], c = entry / s.K;
-      const int64_t first = (b * s.T + c * tile_size) * D + h * d, saved = gca_stat(s, b, c, static_cast<int>(entry % s.K), h);
-      return Fetch{layer.q + first, layer.dout + first, layer.lse + saved, layer.delta + saved, layer.w[b * (C + 1) * s.K + entry]};
+      const int64_t first = (b * s.T + c * tile_size) * D + h * d,
+                    saved = gca_stat(s, b, c, static_cast<int>(entry % s.K), h);
+      return Fetch{layer.q + first, layer.dout + first, layer.lse + saved, layer.delta + saved,
+                   layer.w[b * (C + 1) * s.K + entry]};
     }
   };
   auto load = [&](int i, int n) {
@@ -361,7 +380,9 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
       const uint32_t to = ring + static_cast<uint32_t>(i % stages * fetch_bytes<d>);
       copy_tile_async<d, tile_size, threads>(to, fetch.q, D);
       copy_tile_async<d, tile_size, threads>(to + mma_tile_bytes<d>, fetch.dout, D);
-      if (thread < 32) copy_async(to + static_cast<uint32_t>(2 * mma_tile_bytes<d> + thread * 16), (thread < 16 ? fetch.lse : fetch.delta) + thread % 16 * 4);
+      if (thread < 32)
+        copy_async(to + static_cast<uint32_t>(2 * mma_tile_bytes<d> + thread * 16),
+                   (thread < 16 ? fetch.lse : fetch.delta) + thread % 16 * 4);
     }
     commit_copies();
   };
@@ -384,8 +405,11 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
       wait_for_copies<stages - 2>();
       __syncthreads();
       load(f + stages - 1, n);
-      const uint32_t q_tile = ring + static_cast<uint32_t>(f % stages * fetch_bytes<d>), dout_tile = q_tile + mma_tile_bytes<d>;
-      const float* lse = ring_floats + (f % stages * fetch_bytes<d> + 2 * mma_tile_bytes<d>) / static_cast<int>(sizeof(float)) + 2 * (lane_id() % 4);
+      const uint32_t q_tile = ring + static_cast<uint32_t>(f % stages * fetch_bytes<d>),
+                     dout_tile = q_tile + mma_tile_bytes<d>;
+      const float* lse = ring_floats +
+                         (f % stages * fetch_bytes<d> + 2 * mma_tile_bytes<d>) / static_cast<int>(sizeof(float)) +
+                         2 * (lane_id() % 4);
       const float weight = fetches[f].w;
 #pragma unroll 1
       for (int query = 0; query < tile_size; query += 16) {
@@ -427,7 +451,9 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
     __syncthreads();
     store_memory_gradient<d, blocks>(dkv, memory, dk, dv, s, b, item.chunk, h);
   } else {
-    float4* to = reinterpret_cast<float4*>(plan.parts + ((b * plan.parts_at_most + item.part) * s.H + h) * (2 * tile_size * d)) + thread;
+    float4* to =
+        reinterpret_cast<float4*>(plan.parts + ((b * plan.parts_at_most + item.part) * s.H + h) * (2 * tile_size * d)) +
+        thread;
 #pragma unroll
     for (int i = 0; i < blocks; i++)
 #pragma unroll
@@ -453,7 +479,9 @@ __global__ void __launch_bounds__(Form<d>::threads) add_parts_kernel(bf16* dkv, 
   clear(sum[0]), clear(sum[1]);
   for (int part = 0; part < chunk.parts; part++) {
     const float4* from =
-        reinterpret_cast<const float4*>(plan.parts + ((b * plan.parts_at_most + chunk.first_part + part) * s.H + h) * (2 * tile_size * d)) + threadIdx.x;
+        reinterpret_cast<const float4*>(plan.parts + ((b * plan.parts_at_most + chunk.first_part + part) * s.H + h) *
+                                                         (2 * tile_size * d)) +
+        threadIdx.x;
 #pragma unroll
     for (int which = 0; which < 2; which++)
 #pragma unroll
@@ -461,7 +489,8 @@ __global__ void __launch_bounds__(Form<d>::threads) add_parts_kernel(bf16* dkv, 
 #pragma unroll
         for (int j = 0; j < d / 8; j++) {
           const float4 four = from[((which * blocks + i) * d / 8 + j) * threads];
-          sum[which][i][j][0] += four.x, sum[which][i][j][1] += four.y, sum[which][i][j][2] += four.z, sum[which][i][j][3] += four.w;
+          sum[which][i][j][0] += four.x, sum[which][i][j][1] += four.y, sum[which][i][j][2] += four.z,
+              sum[which][i][j][3] += four.w;
         }
   }
   store_memory_gradient<d, blocks>(dkv, shared<bf16>(), sum[0], sum[1], s, b, chunk.chunk, h);
@@ -469,43 +498,52 @@ __global__ void __launch_bounds__(Form<d>::threads) add_parts_kernel(bf16* dkv, 
 
 }  // namespace
 
-void gca_forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick, const float* w,
-                                 const GcaShape& s) {
+void gca_forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv,
+                                 const int32_t* pick, const float* w, const GcaShape& s) {
   with_mma_head(s.d, [&](auto d) {
     launch("grouped cross attention, forward", stream, forward_mma_kernel<d>, s.B * s.H * s.chunks(), Form<d>::threads,
            (1 + 2 * Form<d>::stages) * mma_tile_bytes<d>, out, lse, q, kv, pick, w, s);
   });
 }
-void gca_backward_query_on_tensor_cores(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* kv, const float* lse,
-                                        const int32_t* pick, const float* w, const GcaShape& s) {
+void gca_backward_query_on_tensor_cores(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
+                                        const bf16* kv, const float* lse, const int32_t* pick, const float* w,
+                                        const GcaShape& s) {
   with_mma_head(s.d, [&](auto d) {
-    launch("grouped cross attention, backward by query", stream, backward_query_mma_kernel<d>, s.B * s.H * s.chunks(), Form<d>::threads,
-           (2 + 2 * Form<d>::stages) * mma_tile_bytes<d>, dq, delta, dout, q, kv, lse, pick, w, s);
+    launch("grouped cross attention, backward by query", stream, backward_query_mma_kernel<d>, s.B * s.H * s.chunks(),
+           Form<d>::threads, (2 + 2 * Form<d>::stages) * mma_tile_bytes<d>, dq, delta, dout, q, kv, lse, pick, w, s);
   });
 }
-void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers, int n_layers, const bf16* kv,
-                                         const GcaShape& s, char* room, int64_t room_bytes) {
+void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers,
+                                         int n_layers, const bf16* kv, const GcaShape& s, char* room,
+                                         int64_t room_bytes) {
   MemoryPlan plan{};
   plan.shortest_cut = std::max(32, 4 * s.K * n_layers);  // four times the mean
   const int64_t part = int64_t{2} * tile_size * s.H * s.d;
-  const int64_t of_a_part = part * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(MemoryItem) + sizeof(CutChunk));
-  const int64_t for_parts = room_bytes - s.B * (s.M + 4) * static_cast<int64_t>(sizeof(MemoryItem));      // 4: the counts, and rounding up
-  plan.parts_at_most = static_cast<int>(std::clamp<int64_t>(for_parts / (s.B * of_a_part), 0, s.M / 2));  // M / 2 suffice for the shortest cut
+  const int64_t of_a_part =
+      part * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(MemoryItem) + sizeof(CutChunk));
+  const int64_t for_parts =
+      room_bytes - s.B * (s.M + 4) * static_cast<int64_t>(sizeof(MemoryItem));  // 4: the counts, and rounding up
+  plan.parts_at_most = static_cast<int>(
+      std::clamp<int64_t>(for_parts / (s.B * of_a_part), 0, s.M / 2));  // M / 2 suffice for the shortest cut
   int64_t used = 0;
   auto take = [&]<class T>(T*& array, int64_t count) {
     array = reinterpret_cast<T*>(room + used);
     used = round_up(used + count * static_cast<int64_t>(sizeof(T)), 16);
   };
-  take(plan.counts, s.B), take(plan.items, s.B * plan.items_at_most(s)), take(plan.cut_chunks, s.B * plan.cut_chunks_at_most());
+  take(plan.counts, s.B), take(plan.items, s.B * plan.items_at_most(s)),
+      take(plan.cut_chunks, s.B * plan.cut_chunks_at_most());
   take(plan.parts, s.B * plan.parts_at_most * part);
-  GCA_CHECK(used <= room_bytes, "the plan of the memory's gradient needs %lld bytes, there are %lld; use a smaller --micro-batch or --chunks",
-            static_cast<long long>(used), static_cast<long long>(room_bytes));
+  GCA_CHECK(
+      used <= room_bytes,
+      "the plan of the memory's gradient needs %lld bytes, there are %lld; use a smaller --micro-batch or --chunks",
+      static_cast<long long>(used), static_cast<long long>(room_bytes));
   launch("plan of the memory's gradient", stream, plan_memory_kernel, s.B, 256, 0, plan, layers, n_layers, s);
   with_mma_head(s.d, [&](auto d) {
-    launch("grouped cross attention, backward for the memory", stream, backward_memory_mma_kernel<d>, s.B * s.H * plan.items_at_most(s), Form<d>::threads,
+    launch("grouped cross attention, backward for the memory", stream, backward_memory_mma_kernel<d>,
+           s.B * s.H * plan.items_at_most(s), Form<d>::threads,
            2 * mma_tile_bytes<d> + Form<d>::stages * fetch_bytes<d>, dkv, plan, layers, n_layers, kv, s);
-    launch("sums of the memory's gradient", stream, add_parts_kernel<d>, s.B * s.H * plan.cut_chunks_at_most(), Form<d>::threads, mma_tile_bytes<d>, dkv, plan,
-           s);
+    launch("sums of the memory's gradient", stream, add_parts_kernel<d>, s.B * s.H * plan.cut_chunks_at_most(),
+           Form<d>::threads, mma_tile_bytes<d>, dkv, plan, s);
   });
 }
 

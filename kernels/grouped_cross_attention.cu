@@ -1,7 +1,7 @@
-// Grouped cross attention (drt.md): forward, backward by query, and backward for the chunk memory over all layers at once.
-// A block answers 64 slots of one chunk for one head and walks over that chunk's picks (or, for the memory, owns 64 keys of one chunk
-// and walks over all that fetched it). Keys and values are read where they lie, through the pick table.
-// These kernels are the plain ones, for every type and shape; gca_tensor_cores.cu has the fast ones.
+// Grouped cross attention (drt.md): forward, backward by query, and backward for the chunk memory over all layers at
+// once. A block answers 64 slots of one chunk for one head and walks over that chunk's picks (or, for the memory, owns
+// 64 keys of one chunk and walks over all that fetched it). Keys and values are read where they lie, through the pick
+// table. These kernels are the plain ones, for every type and shape; gca_tensor_cores.cu has the fast ones.
 #include "gca.cuh"
 
 namespace gca {
@@ -24,12 +24,15 @@ __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 
     const int64_t entry = (at.b * (s.chunks() + 1) + at.c) * s.K + k;
     if (pick[entry] < 0) continue;
     const Act *key = memory_of(kv, s, at.b, pick[entry], at.h), *value = key + D;
-    auto load_q = [&](Tile& tile, int t) { load_tile(tile, query + t * tile_size, D, slots.count, columns_of(s.d, t)); };
+    auto load_q = [&](Tile& tile, int t) {
+      load_tile(tile, query + t * tile_size, D, slots.count, columns_of(s.d, t));
+    };
 #pragma unroll
     for (int n = 0; n < key_tiles; n++) {
       const Act* first = key + n * tile_size * 2 * D;
-      product_nt(score[n], a, b, s.d, load_q,
-                 [&](Tile& tile, int t) { load_tile(tile, first + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t)); });
+      product_nt(score[n], a, b, s.d, load_q, [&](Tile& tile, int t) {
+        load_tile(tile, first + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t));
+      });
     }
     // softmax over the keys of this one chunk; a row lies in half a warp
 #pragma unroll
@@ -53,7 +56,8 @@ __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 
 #pragma unroll
         for (int j = 0; j < 4; j++) score[n][i][j] *= w[entry] / sum;
       const int row = tile_y() + 16 * i;
-      if (lse && at.column == 0 && tile_x() == 0 && row < slots.count) lse[gca_stat(s, at.b, at.c, k, at.h) + slots.in_chunk + row] = top + logf(sum);
+      if (lse && at.column == 0 && tile_x() == 0 && row < slots.count)
+        lse[gca_stat(s, at.b, at.c, k, at.h) + slots.in_chunk + row] = top + logf(sum);
     }
 #pragma unroll
     for (int n = 0; n < key_tiles; n++) store_tile(p[n], score[n]);
@@ -63,7 +67,8 @@ __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 
       for (int f = 0; f < fragments; f++) {
         const int column = at.column + f * tile_size;
         if (column >= s.d) break;
-        load_tile(b, value + n * tile_size * 2 * D + column, 2 * D, columns_of(s.keys(), n), min(tile_size, s.d - column));
+        load_tile(b, value + n * tile_size * 2 * D + column, 2 * D, columns_of(s.keys(), n),
+                  min(tile_size, s.d - column));
         __syncthreads();
         clear(score[0]);  // each tile's sum by itself: one chain over all picks loses more
         multiply_nn(score[0], p[n], b, columns_of(s.keys(), n));
@@ -76,15 +81,17 @@ __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int row = tile_y() + 16 * i, column = at.column + f * tile_size;
-      if (row < slots.count) store_row(out + (at.b * s.T + slots.first + row) * D + at.h * s.d + column, o[f][i], s.d - column);
+      if (row < slots.count)
+        store_row(out + (at.b * s.T + slots.first + row) * D + at.h * s.d + column, o[f][i], s.d - column);
     }
 }
 
-// With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d)
+// With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), dQ = sum_k dS K /
+// sqrt(d)
 template <class Act, int key_tiles, int fragments>
 __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 1)
-    backward_query_kernel(Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv, const float* lse, const int32_t* pick, const float* w,
-                          GcaShape s) {
+    backward_query_kernel(Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv, const float* lse,
+                          const int32_t* pick, const float* w, GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *ds = tiles + 2;
   const Piece at(s.chunks(), s, fragments);
   const Slots slots(s, at.c, at.tile);
@@ -93,18 +100,25 @@ __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 
   Fragment sum[fragments], p[key_tiles], dp[key_tiles];
   for (Fragment& f : sum) clear(f);
   for (int k = 0; k < s.K; k++) {
-    const int64_t entry = (at.b * (s.chunks() + 1) + at.c) * s.K + k, saved = gca_stat(s, at.b, at.c, k, at.h) + slots.in_chunk;
+    const int64_t entry = (at.b * (s.chunks() + 1) + at.c) * s.K + k,
+                  saved = gca_stat(s, at.b, at.c, k, at.h) + slots.in_chunk;
     if (pick[entry] < 0) continue;
     const Act *key = memory_of(kv, s, at.b, pick[entry], at.h), *value = key + D;
 #pragma unroll
     for (int n = 0; n < key_tiles; n++) {
-      auto load_q = [&](Tile& tile, int t) { load_tile(tile, q + first + t * tile_size, D, slots.count, columns_of(s.d, t)); };
-      auto load_dout = [&](Tile& tile, int t) { load_tile(tile, dout + first + t * tile_size, D, slots.count, columns_of(s.d, t)); };
+      auto load_q = [&](Tile& tile, int t) {
+        load_tile(tile, q + first + t * tile_size, D, slots.count, columns_of(s.d, t));
+      };
+      auto load_dout = [&](Tile& tile, int t) {
+        load_tile(tile, dout + first + t * tile_size, D, slots.count, columns_of(s.d, t));
+      };
       auto load_k = [&](Tile& tile, int t) {
-        load_tile(tile, key + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t));
+        load_tile(tile, key + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n),
+                  columns_of(s.d, t));
       };
       auto load_v = [&](Tile& tile, int t) {
-        load_tile(tile, value + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t));
+        load_tile(tile, value + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n),
+                  columns_of(s.d, t));
       };
       product_nt(p[n], a, b, s.d, load_q, load_k);
       product_nt(dp[n], a, b, s.d, load_dout, load_v);
@@ -136,7 +150,8 @@ __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 
       for (int f = 0; f < fragments; f++) {
         const int column = at.column + f * tile_size;
         if (column >= s.d) break;
-        load_tile(b, key + n * tile_size * 2 * D + column, 2 * D, columns_of(s.keys(), n), min(tile_size, s.d - column));
+        load_tile(b, key + n * tile_size * 2 * D + column, 2 * D, columns_of(s.keys(), n),
+                  min(tile_size, s.d - column));
         __syncthreads();
         clear(p[0]);
         multiply_nn(p[0], ds[n], b, columns_of(s.keys(), n));
@@ -166,7 +181,8 @@ __global__ void weight_gradient_kernel(float* dw, const float* delta, const int3
   if (threadIdx.x % 32 == 0) dw[entry] += sum;
 }
 
-// The list of layers, put into the GPU's memory as arguments of a kernel: copied from the host it could not be reused on return.
+// The list of layers, put into the GPU's memory as arguments of a kernel: copied from the host it could not be reused
+// on return.
 constexpr int layers_at_once = 64;  // 3.5 KB of the 4 KB that arguments may take
 template <class Act>
 struct SomeLayers {
@@ -201,16 +217,23 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
         const int rows = columns_of(s.S, r);
         const int64_t first = (at.b * s.T + c * s.S + r * tile_size) * D + at.h * s.d;
         const int64_t saved = gca_stat(s, at.b, c, static_cast<int>(entry % s.K), at.h) + r * tile_size;
-        auto load_q = [&](Tile& tile, int t) { load_tile(tile, layer.q + first + t * tile_size, D, rows, columns_of(s.d, t)); };
-        auto load_dout = [&](Tile& tile, int t) { load_tile(tile, layer.dout + first + t * tile_size, D, rows, columns_of(s.d, t)); };
+        auto load_q = [&](Tile& tile, int t) {
+          load_tile(tile, layer.q + first + t * tile_size, D, rows, columns_of(s.d, t));
+        };
+        auto load_dout = [&](Tile& tile, int t) {
+          load_tile(tile, layer.dout + first + t * tile_size, D, rows, columns_of(s.d, t));
+        };
         auto load_k = [&](Tile& tile, int t) { load_tile(tile, key + t * tile_size, 2 * D, keys, columns_of(s.d, t)); };
-        auto load_v = [&](Tile& tile, int t) { load_tile(tile, value + t * tile_size, 2 * D, keys, columns_of(s.d, t)); };
+        auto load_v = [&](Tile& tile, int t) {
+          load_tile(tile, value + t * tile_size, 2 * D, keys, columns_of(s.d, t));
+        };
         product_nt(p, a, b, s.d, load_q, load_k);
         product_nt(dp, a, b, s.d, load_dout, load_v);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const int row = tile_y() + 16 * i;
-          const float row_lse = row < rows ? layer.lse[saved + row] : INFINITY, row_delta = row < rows ? layer.delta[saved + row] : 0.0f;
+          const float row_lse = row < rows ? layer.lse[saved + row] : INFINITY,
+                      row_delta = row < rows ? layer.delta[saved + row] : 0.0f;
 #pragma unroll
           for (int j = 0; j < 4; j++) {
             p[i][j] = tile_x() + 16 * j < keys ? weight * expf(scale * p[i][j] - row_lse) : 0.0f;
@@ -254,7 +277,9 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
 // ---- the ops ------------------------------------------------------------------------------------------------------
 void check_shape(const GcaShape& s) {
   check_head(s.d);
-  if (s.S < 2 || s.S > 2 * tile_size) throw Error(format("the GPU fetches chunks of 2 to 128 slots, found %d: use a smaller --chunk, or --device cpu", s.S));
+  if (s.S < 2 || s.S > 2 * tile_size)
+    throw Error(
+        format("the GPU fetches chunks of 2 to 128 slots, found %d: use a smaller --chunk, or --device cpu", s.S));
   GCA_CHECK(s.K >= 1 && s.K <= max_topk, "1 to %d chunks are fetched, found %d", max_topk, s.K);
 }
 // body(tiles of keys, fragments), both constants
@@ -272,39 +297,45 @@ template <class Act>
 void Gpu<Act>::zero_landmarks(Act* kv, int64_t N, int64_t S, int64_t D) {
   if (N == 0) return;
   const size_t width_bytes = static_cast<size_t>(2 * D) * sizeof(Act);
-  check(cudaMemset2DAsync(kv + (S - 1) * 2 * D, static_cast<size_t>(S) * width_bytes, 0, width_bytes, static_cast<size_t>(N), stream_),
+  check(cudaMemset2DAsync(kv + (S - 1) * 2 * D, static_cast<size_t>(S) * width_bytes, 0, width_bytes,
+                          static_cast<size_t>(N), stream_),
         "clearing landmarks' keys and values");
 }
 
 template <class Act>
-void Gpu<Act>::gca_forward(Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick, const float* w, const GcaShape& s) {
+void Gpu<Act>::gca_forward(Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick, const float* w,
+                           const GcaShape& s) {
   check_shape(s);
   if constexpr (std::is_same_v<Act, bf16>)
     if (gca_on_tensor_cores(s)) return gca_forward_on_tensor_cores(stream_, out, lse, q, kv, pick, w, s);
   with_shape(s, [&](auto key_tiles, auto fragments) {
-    launch("grouped cross attention, forward", stream_, forward_kernel<Act, key_tiles, fragments>, pieces(s.chunks(), s, fragments), tile_threads,
-           (2 + key_tiles) * tile_bytes, out, lse, q, kv, pick, w, s);
+    launch("grouped cross attention, forward", stream_, forward_kernel<Act, key_tiles, fragments>,
+           pieces(s.chunks(), s, fragments), tile_threads, (2 + key_tiles) * tile_bytes, out, lse, q, kv, pick, w, s);
   });
 }
 
 template <class Act>
-void Gpu<Act>::gca_backward_query(Act* dq, float* dw, float* delta, const Act* dout, const Act* q, const Act* kv, const float* lse, const int32_t* pick,
-                                  const float* w, const GcaShape& s) {
+void Gpu<Act>::gca_backward_query(Act* dq, float* dw, float* delta, const Act* dout, const Act* q, const Act* kv,
+                                  const float* lse, const int32_t* pick, const float* w, const GcaShape& s) {
   GCA_CHECK(s.first_slot == 0 && s.T % s.S == 0, "backward takes whole rows");
   check_shape(s);
   bool done = false;
   if constexpr (std::is_same_v<Act, bf16>)
-    if ((done = gca_on_tensor_cores(s))) gca_backward_query_on_tensor_cores(stream_, dq, delta, dout, q, kv, lse, pick, w, s);
+    if ((done = gca_on_tensor_cores(s)))
+      gca_backward_query_on_tensor_cores(stream_, dq, delta, dout, q, kv, lse, pick, w, s);
   if (!done)
     with_shape(s, [&](auto key_tiles, auto fragments) {
-      launch("grouped cross attention, backward by query", stream_, backward_query_kernel<Act, key_tiles, fragments>, pieces(s.chunks(), s, fragments),
-             tile_threads, (2 + key_tiles) * tile_bytes, dq, delta, dout, q, kv, lse, pick, w, s);
+      launch("grouped cross attention, backward by query", stream_, backward_query_kernel<Act, key_tiles, fragments>,
+             pieces(s.chunks(), s, fragments), tile_threads, (2 + key_tiles) * tile_bytes, dq, delta, dout, q, kv, lse,
+             pick, w, s);
     });
-  launch("gradient of the picks' weights", stream_, weight_gradient_kernel, ceil_div(s.B * s.chunks() * s.K, 8), 256, 0, dw, delta, pick, s);
+  launch("gradient of the picks' weights", stream_, weight_gradient_kernel, ceil_div(s.B * s.chunks() * s.K, 8), 256, 0,
+         dw, delta, pick, s);
 }
 
 template <class Act>
-void Gpu<Act>::gca_backward_memory(Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers, const Act* kv, const GcaShape& s) {
+void Gpu<Act>::gca_backward_memory(Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers, const Act* kv,
+                                   const GcaShape& s) {
   GCA_CHECK(s.first_slot == 0 && s.T % s.S == 0 && s.M == s.chunks(), "backward takes whole rows");
   check_shape(s);
   FetchingLayer<Act, float>* table = scratch<FetchingLayer<Act, float>>(n_layers);
@@ -317,23 +348,28 @@ void Gpu<Act>::gca_backward_memory(Act* dkv, const FetchingLayer<Act, float>* la
   if constexpr (std::is_same_v<Act, bf16>)
     if (gca_on_tensor_cores(s)) {
       const int64_t used = round_up(n_layers * static_cast<int64_t>(sizeof *table), 16);
-      return gca_backward_memory_on_tensor_cores(stream_, dkv, table, n_layers, kv, s, scratch<char>(0, used), scratch_bytes - used);
+      return gca_backward_memory_on_tensor_cores(stream_, dkv, table, n_layers, kv, s, scratch<char>(0, used),
+                                                 scratch_bytes - used);
     }
   with_fragments(s.d, [&](auto fragments) {
-    launch("grouped cross attention, backward for the memory", stream_, backward_memory_kernel<Act, fragments>, pieces(s.M, s, fragments), tile_threads,
-           4 * tile_bytes, dkv, table, n_layers, kv, s);
+    launch("grouped cross attention, backward for the memory", stream_, backward_memory_kernel<Act, fragments>,
+           pieces(s.M, s, fragments), tile_threads, 4 * tile_bytes, dkv, table, n_layers, kv, s);
   });
 }
 
 template void Gpu<float>::zero_landmarks(float*, int64_t, int64_t, int64_t);
 template void Gpu<bf16>::zero_landmarks(bf16*, int64_t, int64_t, int64_t);
-template void Gpu<float>::gca_forward(float*, float*, const float*, const float*, const int32_t*, const float*, const GcaShape&);
-template void Gpu<bf16>::gca_forward(bf16*, float*, const bf16*, const bf16*, const int32_t*, const float*, const GcaShape&);
-template void Gpu<float>::gca_backward_query(float*, float*, float*, const float*, const float*, const float*, const float*, const int32_t*, const float*,
+template void Gpu<float>::gca_forward(float*, float*, const float*, const float*, const int32_t*, const float*,
+                                      const GcaShape&);
+template void Gpu<bf16>::gca_forward(bf16*, float*, const bf16*, const bf16*, const int32_t*, const float*,
+                                     const GcaShape&);
+template void Gpu<float>::gca_backward_query(float*, float*, float*, const float*, const float*, const float*,
+                                             const float*, const int32_t*, const float*, const GcaShape&);
+template void Gpu<bf16>::gca_backward_query(bf16*, float*, float*, const bf16*, const bf16*, const bf16*, const float*,
+                                            const int32_t*, const float*, const GcaShape&);
+template void Gpu<float>::gca_backward_memory(float*, const FetchingLayer<float, float>*, int, const float*,
+                                              const GcaShape&);
+template void Gpu<bf16>::gca_backward_memory(bf16*, const FetchingLayer<bf16, float>*, int, const bf16*,
                                              const GcaShape&);
-template void Gpu<bf16>::gca_backward_query(bf16*, float*, float*, const bf16*, const bf16*, const bf16*, const float*, const int32_t*, const float*,
-                                            const GcaShape&);
-template void Gpu<float>::gca_backward_memory(float*, const FetchingLayer<float, float>*, int, const float*, const GcaShape&);
-template void Gpu<bf16>::gca_backward_memory(bf16*, const FetchingLayer<bf16, float>*, int, const bf16*, const GcaShape&);
 
 }  // namespace gca

@@ -1,5 +1,5 @@
-// Matrix products y = x W^T by cuBLASLt: operands as they are stored, sums in float. The algorithm of a shape is chosen once, by
-// cuBLASLt's own ranking or by time among those that give the same bits on every run, and kept.
+// Matrix products y = x W^T by cuBLASLt: operands as they are stored, sums in float. The algorithm of a shape is chosen
+// once, by cuBLASLt's own ranking or by time among those that give the same bits on every run, and kept.
 #include <cublasLt.h>
 
 #include <array>
@@ -13,14 +13,15 @@ namespace {
 
 void check(cublasStatus_t result, const Doing& doing) {
   if (result != CUBLAS_STATUS_SUCCESS)
-    throw Error(format("%s:%u: GPU, %s: cuBLASLt says %s", doing.where.file_name(), static_cast<unsigned>(doing.where.line()), doing.what,
-                       cublasLtGetStatusString(result)));
+    throw Error(format("%s:%u: GPU, %s: cuBLASLt says %s", doing.where.file_name(),
+                       static_cast<unsigned>(doing.where.line()), doing.what, cublasLtGetStatusString(result)));
 }
 
 template <class T>
 constexpr cudaDataType_t type_of = std::is_same_v<T, float> ? CUDA_R_32F : CUDA_R_16BF;
 
-// A matrix as cuBLASLt sees it, by columns: its column c starts at data + c * stride. A row-major matrix is its own transpose there.
+// A matrix as cuBLASLt sees it, by columns: its column c starts at data + c * stride. A row-major matrix is its own
+// transpose there.
 struct Operand {
   const void* data;
   bool transposed;
@@ -56,65 +57,93 @@ struct GpuDevice::Products {
 
   // result (m,n) = a (m,k) b (k,n) (+ addend), all by columns; result and addend columns m apart
   template <class In, class Out>
-  void multiply(const Doing& doing, Out* result, const Operand& a, const Operand& b, const Out* addend, int64_t m, int64_t n, int64_t k, void* workspace,
-                int64_t workspace_bytes, cudaStream_t stream) {
+  void multiply(const Doing& doing, Out* result, const Operand& a, const Operand& b, const Out* addend, int64_t m,
+                int64_t n, int64_t k, void* workspace, int64_t workspace_bytes, cudaStream_t stream) {
     if (m == 0 || n == 0 || k == 0) return;
     cublasLtMatmulDescOpaque_t product;
     cublasLtMatrixLayoutOpaque_t a_layout, b_layout, layout;
-    const cublasOperation_t a_op = a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, b_op = b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t a_op = a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                            b_op = b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     auto rows = [](bool transposed, int64_t r, int64_t c) { return static_cast<uint64_t>(transposed ? c : r); };
     // Sums in float of products in float: TF32 is a compute type of its own, which is not asked for.
     check(cublasLtMatmulDescInit(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F), doing);
     check(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_TRANSA, &a_op, sizeof a_op), doing);
     check(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_TRANSB, &b_op, sizeof b_op), doing);
-    check(cublasLtMatrixLayoutInit(&a_layout, type_of<In>, rows(a.transposed, m, k), rows(a.transposed, k, m), a.stride), doing);
-    check(cublasLtMatrixLayoutInit(&b_layout, type_of<In>, rows(b.transposed, k, n), rows(b.transposed, n, k), b.stride), doing);
-    check(cublasLtMatrixLayoutInit(&layout, type_of<Out>, static_cast<uint64_t>(m), static_cast<uint64_t>(n), m), doing);
+    check(
+        cublasLtMatrixLayoutInit(&a_layout, type_of<In>, rows(a.transposed, m, k), rows(a.transposed, k, m), a.stride),
+        doing);
+    check(
+        cublasLtMatrixLayoutInit(&b_layout, type_of<In>, rows(b.transposed, k, n), rows(b.transposed, n, k), b.stride),
+        doing);
+    check(cublasLtMatrixLayoutInit(&layout, type_of<Out>, static_cast<uint64_t>(m), static_cast<uint64_t>(n), m),
+          doing);
 
     const Out* c = addend ? addend : result;
     const float one = 1, beta = addend ? 1 : 0;
     auto run = [&](const cublasLtMatmulAlgo_t& algorithm, const Out* from, Out* to) {
-      return cublasLtMatmul(handle, &product, &one, a.data, &a_layout, b.data, &b_layout, &beta, from, &layout, to, &layout, &algorithm, workspace,
-                            static_cast<size_t>(workspace_bytes), stream);
+      return cublasLtMatmul(handle, &product, &one, a.data, &a_layout, b.data, &b_layout, &beta, from, &layout, to,
+                            &layout, &algorithm, workspace, static_cast<size_t>(workspace_bytes), stream);
     };
-    const uint32_t a_bytes = alignment(a.data), b_bytes = alignment(b.data), c_bytes = alignment(c), d_bytes = alignment(result);
-    const Shape shape{a.transposed, b.transposed, m, n, k, type_of<In>, type_of<Out>, addend != nullptr, c != result, a_bytes, b_bytes, c_bytes, d_bytes};
+    const uint32_t a_bytes = alignment(a.data), b_bytes = alignment(b.data), c_bytes = alignment(c),
+                   d_bytes = alignment(result);
+    const Shape shape{a.transposed,      b.transposed, m,       n,       k,       type_of<In>, type_of<Out>,
+                      addend != nullptr, c != result,  a_bytes, b_bytes, c_bytes, d_bytes};
     auto found = chosen.find(shape);
     if (found == chosen.end()) {
       if (const auto old = known.find(shape); old != known.end()) {
         cublasLtMatmulHeuristicResult_t check_of{};
-        if (cublasLtMatmulAlgoCheck(handle, &product, &a_layout, &b_layout, &layout, &layout, &old->second, &check_of) == CUBLAS_STATUS_SUCCESS &&
+        if (cublasLtMatmulAlgoCheck(handle, &product, &a_layout, &b_layout, &layout, &layout, &old->second,
+                                    &check_of) == CUBLAS_STATUS_SUCCESS &&
             check_of.workspaceSize <= static_cast<size_t>(workspace_bytes))
           found = chosen.emplace(*old).first;
       }
     }
     if (found == chosen.end()) {
-      const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // a sum split over k goes through the workspace, in order
+      const uint32_t reductions =
+          CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // a sum split over k goes through the workspace, in order
       const uint64_t space = static_cast<uint64_t>(workspace_bytes);
       cublasLtMatmulPreferenceOpaque_t wish;
       check(cublasLtMatmulPreferenceInit(&wish), doing);
-      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions), doing);
-      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &space, sizeof space), doing);
-      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &a_bytes, sizeof a_bytes), doing);
-      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b_bytes, sizeof b_bytes), doing);
-      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c_bytes, sizeof c_bytes), doing);
-      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &d_bytes, sizeof d_bytes), doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
+                                                 sizeof reductions),
+            doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &space, sizeof space),
+            doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &a_bytes,
+                                                 sizeof a_bytes),
+            doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b_bytes,
+                                                 sizeof b_bytes),
+            doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c_bytes,
+                                                 sizeof c_bytes),
+            doing);
+      check(cublasLtMatmulPreferenceSetAttribute(&wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &d_bytes,
+                                                 sizeof d_bytes),
+            doing);
       constexpr int candidates = 24;
       cublasLtMatmulHeuristicResult_t ranked[candidates] = {};
       int count = 0;
-      check(cublasLtMatmulAlgoGetHeuristic(handle, &product, &a_layout, &b_layout, &layout, &layout, &wish, by_time ? candidates : 1, ranked, &count), doing);
-      GCA_CHECK(count >= 1 && ranked[0].state == CUBLAS_STATUS_SUCCESS, "%s: cuBLASLt has no algorithm for (%lld x %lld) by (%lld x %lld)", doing.what,
-                static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(k), static_cast<long long>(n));
+      check(cublasLtMatmulAlgoGetHeuristic(handle, &product, &a_layout, &b_layout, &layout, &layout, &wish,
+                                           by_time ? candidates : 1, ranked, &count),
+            doing);
+      GCA_CHECK(count >= 1 && ranked[0].state == CUBLAS_STATUS_SUCCESS,
+                "%s: cuBLASLt has no algorithm for (%lld x %lld) by (%lld x %lld)", doing.what,
+                static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(k),
+                static_cast<long long>(n));
       int best = 0;
       if (by_time && count > 1) {
-        // A result that is also added to is left alone: its product goes elsewhere meanwhile; cuBLASLt's first where there is no room.
+        // A result that is also added to is left alone: its product goes elsewhere meanwhile; cuBLASLt's first where
+        // there is no room.
         Out* elsewhere = nullptr;
-        if (addend == result && cudaMalloc(reinterpret_cast<void**>(&elsewhere), static_cast<size_t>(m * n) * sizeof(Out)) != cudaSuccess)
+        if (addend == result &&
+            cudaMalloc(reinterpret_cast<void**>(&elsewhere), static_cast<size_t>(m * n) * sizeof(Out)) != cudaSuccess)
           cudaGetLastError(), count = 1;
         if (elsewhere) check(cudaMemsetAsync(elsewhere, 0, static_cast<size_t>(m * n) * sizeof(Out), stream), doing);
         float best_ms = INFINITY;
         for (int i = 0; i < count; i++) {
-          const float ms = shortest_ms(stream, [&] { return run(ranked[i].algo, elsewhere ? elsewhere : c, elsewhere ? elsewhere : result); });
+          const float ms = shortest_ms(
+              stream, [&] { return run(ranked[i].algo, elsewhere ? elsewhere : c, elsewhere ? elsewhere : result); });
           if (ms < 0.99f * best_ms) best = i, best_ms = ms;  // cuBLASLt's order decides between equals
         }
         cudaFree(elsewhere);
@@ -147,7 +176,9 @@ struct GpuDevice::Products {
 };
 
 // What the algorithms are good for: this library with this driver on this card.
-static std::string products_header(const std::string& card) { return format("products of cuBLASLt %zu on %s", cublasLtGetVersion(), card.c_str()); }
+static std::string products_header(const std::string& card) {
+  return format("products of cuBLASLt %zu on %s", cublasLtGetVersion(), card.c_str());
+}
 
 std::string GpuDevice::products() const {
   std::string text = products_header(description());
@@ -170,7 +201,8 @@ std::string GpuDevice::measure_products(const std::string& known) {
   std::istringstream lines(known);
   std::string line;
   std::getline(lines, line);
-  if (const std::string here = products_header(description()); line != here) return "they are '" + line + "', this is '" + here + "'";
+  if (const std::string here = products_header(description()); line != here)
+    return "they are '" + line + "', this is '" + here + "'";
   while (std::getline(lines, line)) {
     std::istringstream fields(line);
     Products::Shape shape;
@@ -192,18 +224,23 @@ std::shared_ptr<GpuDevice::Products> GpuDevice::make_products() { return std::ma
 
 // By columns, y is y^T (out,rows) = W (out,in) x^T (in,rows), W stored as its transpose.
 template <class Act>
-void Gpu<Act>::matmul_forward(Act* y, const Act* x, const Act* W, const Act* residual, int64_t rows, int64_t in, int64_t out) {
-  products_->multiply<Act>("product x W^T", y, {W, true, in}, {x, false, in}, residual, out, rows, in, scratch_, scratch_bytes, stream_);
+void Gpu<Act>::matmul_forward(Act* y, const Act* x, const Act* W, const Act* residual, int64_t rows, int64_t in,
+                              int64_t out) {
+  products_->multiply<Act>("product x W^T", y, {W, true, in}, {x, false, in}, residual, out, rows, in, scratch_,
+                           scratch_bytes, stream_);
 }
 // dx^T (in,rows) = W^T (in,out) dy^T (out,rows)
 template <class Act>
-void Gpu<Act>::matmul_backward_input(Act* dx, const Act* dy, const Act* W, bool accumulate, int64_t rows, int64_t in, int64_t out) {
-  products_->multiply<Act>("product dy W", dx, {W, false, in}, {dy, false, out}, accumulate ? dx : nullptr, in, rows, out, scratch_, scratch_bytes, stream_);
+void Gpu<Act>::matmul_backward_input(Act* dx, const Act* dy, const Act* W, bool accumulate, int64_t rows, int64_t in,
+                                     int64_t out) {
+  products_->multiply<Act>("product dy W", dx, {W, false, in}, {dy, false, out}, accumulate ? dx : nullptr, in, rows,
+                           out, scratch_, scratch_bytes, stream_);
 }
 // dW^T (in,out) += x^T (in,rows) dy (rows,out)
 template <class Act>
 void Gpu<Act>::matmul_backward_weight(float* dW, const Act* dy, const Act* x, int64_t rows, int64_t in, int64_t out) {
-  products_->multiply<Act>("product dy^T x", dW, {x, false, in}, {dy, true, out}, dW, in, out, rows, scratch_, scratch_bytes, stream_);
+  products_->multiply<Act>("product dy^T x", dW, {x, false, in}, {dy, true, out}, dW, in, out, rows, scratch_,
+                           scratch_bytes, stream_);
 }
 
 template <class Act>

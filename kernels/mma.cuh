@@ -1,13 +1,15 @@
-// Products on tensor cores (mma.sync m16n8k16: bf16 operands, float sums; sm_80 and newer), by warps, of tiles in shared memory: what the
-// three attentions share where they take bf16 and heads of 32, 64 or 128 columns.
+// Products on tensor cores (mma.sync m16n8k16: bf16 operands, float sums; sm_80 and newer), by warps, of tiles in
+// shared memory: what the three attentions share where they take bf16 and heads of 32, 64 or 128 columns.
 //
-// A tile has rows of `width` bf16 without gaps, its 16-byte pieces swizzled: 8 rows of one column of pieces, as ldmatrix reads them, and 16
-// bytes of neighbours, as copies write them, touch every bank once. A tile is known by its address in shared memory, a multiple of 16.
+// A tile has rows of `width` bf16 without gaps, its 16-byte pieces swizzled: 8 rows of one column of pieces, as
+// ldmatrix reads them, and 16 bytes of neighbours, as copies write them, touch every bank once. A tile is known by its
+// address in shared memory, a multiple of 16.
 //
 // What a lane of a warp holds, with row = lane / 4 and column = 2 * (lane % 4):
 //   Sum       16 x 8 floats:   [0], [1] at (row, column), (row, column + 1);  [2], [3] the same in row + 8
-//   Operand   16 x 16 bf16, the left factor: pairs of neighbours at (row, column), (row + 8, column), (row, column + 8), (row + 8, column + 8)
-//   Operand   16 x 16 bf16, the right factor of two sums: [0], [1] for the first 8 columns of the product, [2], [3] for the next 8
+//   Operand   16 x 16 bf16, the left factor: pairs of neighbours at (row, column), (row + 8, column), (row, column +
+//   8), (row + 8, column + 8) Operand   16 x 16 bf16, the right factor of two sums: [0], [1] for the first 8 columns of
+//   the product, [2], [3] for the next 8
 // Two neighbouring Sums, 16 x 16, are therefore a left factor as they stand (as_left).
 #pragma once
 #include <cstdlib>
@@ -16,8 +18,8 @@
 
 namespace gca {
 
-// The switch between the two paths of all attentions: GCA_PLAIN_ATTENTION=1 in the environment takes the plain kernels (tiles.cuh) where
-// tensor cores would be used too. Read at every call, so that tests run both in one process.
+// The switch between the two paths of all attentions: GCA_PLAIN_ATTENTION=1 in the environment takes the plain kernels
+// (tiles.cuh) where tensor cores would be used too. Read at every call, so that tests run both in one process.
 inline bool plain_attention() {
   const char* value = std::getenv("GCA_PLAIN_ATTENTION");
   return value && *value && *value != '0';
@@ -36,7 +38,9 @@ using Sum = float[4];
 using Operand = uint32_t[4];
 
 // ---- instructions -------------------------------------------------------------------------------------------------
-__device__ inline uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
+__device__ inline uint32_t shared_address(const void* at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
 // sum += left * right, right being half of an Operand
 __device__ inline void mma(Sum& sum, const Operand& left, uint32_t right0, uint32_t right1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -45,7 +49,10 @@ __device__ inline void mma(Sum& sum, const Operand& left, uint32_t right0, uint3
 }
 // Four 8 x 8 matrices, lane l giving the address of row l % 8 of matrix l / 8; transposed: each of them.
 __device__ inline void ldmatrix(Operand& to, uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address) : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
 }
 __device__ inline void ldmatrix_transposed(Operand& to, uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -53,18 +60,20 @@ __device__ inline void ldmatrix_transposed(Operand& to, uint32_t address) {
                : "r"(address)
                : "memory");
 }
-// 16 bytes from global to shared memory, in the background; zeros where they are not `there` (from must be a valid address all the same).
+// 16 bytes from global to shared memory, in the background; zeros where they are not `there` (from must be a valid
+// address all the same).
 __device__ inline void copy_async(uint32_t to, const void* from, bool there = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
-// Closes a group of copies of this thread; wait_for_copies: until all but the last n groups of this thread are there. A barrier then
-// makes them visible to the other threads.
+// Closes a group of copies of this thread; wait_for_copies: until all but the last n groups of this thread are there. A
+// barrier then makes them visible to the other threads.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int n>
 __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
-// 2^x, relative error 2^-22; 0 for minus infinity. log2 of a normal number, absolute error 2^-22 near 1, relative elsewhere.
+// 2^x, relative error 2^-22; 0 for minus infinity. log2 of a normal number, absolute error 2^-22 near 1, relative
+// elsewhere.
 __device__ inline float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -95,8 +104,9 @@ __device__ inline uint32_t piece_at(int row, int piece) {
   const int turn = width == 32 ? row / 2 % 4 : row % 8;
   return static_cast<uint32_t>(row * row_bytes<width> + ((piece ^ turn) * 16));
 }
-// A lane's part of the addresses that it gives to ldmatrix. `row` (a multiple of 8) and `column` (of 16) of the corner come by plain
-// arithmetic, which costs nothing where they are constants: the swizzle of row + r is that of r, and column only turns bits.
+// A lane's part of the addresses that it gives to ldmatrix. `row` (a multiple of 8) and `column` (of 16) of the corner
+// come by plain arithmetic, which costs nothing where they are constants: the swizzle of row + r is that of r, and
+// column only turns bits.
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) % 32; }
 template <int width>
 __device__ inline uint32_t lane_by_rows() {  // of load_left and load_right_columns: 16 rows, then the next 8 columns
@@ -115,7 +125,8 @@ template <int width>
 __device__ inline void load_left(Operand& left, uint32_t tile, int row, int column) {
   ldmatrix(left, corner<width>(tile, lane_by_rows<width>(), row, column));
 }
-// Right factor of a b^T, b in the tile: its rows row.. are columns of the product, its columns column.. are summed over.
+// Right factor of a b^T, b in the tile: its rows row.. are columns of the product, its columns column.. are summed
+// over.
 template <int width>
 __device__ inline void load_right_rows(Operand& right, uint32_t tile, int row, int column) {
   ldmatrix(right, corner<width>(tile, lane_by_columns<width>(), row, column));
@@ -126,8 +137,8 @@ __device__ inline void load_right_columns(Operand& right, uint32_t tile, int row
   ldmatrix_transposed(right, corner<width>(tile, lane_by_rows<width>(), row, column));
 }
 
-// Starts copying `rows` rows, `stride` elements apart, into a tile, by `threads` threads (a multiple of width / 8) that all call it.
-// The second form: rows from `there` on become zero.
+// Starts copying `rows` rows, `stride` elements apart, into a tile, by `threads` threads (a multiple of width / 8) that
+// all call it. The second form: rows from `there` on become zero.
 template <int width, int rows, int threads, class CopyRow>
 __device__ inline void copy_rows_async(uint32_t tile, const bf16* from, int64_t stride, CopyRow copy_row) {
   constexpr int pieces = width / 8, at_once = threads / pieces;
@@ -143,12 +154,14 @@ __device__ inline void copy_rows_async(uint32_t tile, const bf16* from, int64_t 
 }
 template <int width, int rows, int threads>
 __device__ inline void copy_tile_async(uint32_t tile, const bf16* from, int64_t stride) {
-  copy_rows_async<width, rows, threads>(tile, from, stride, [](uint32_t to, const bf16* at, int) { copy_async(to, at); });
+  copy_rows_async<width, rows, threads>(tile, from, stride,
+                                        [](uint32_t to, const bf16* at, int) { copy_async(to, at); });
 }
 template <int width, int rows, int threads>
 __device__ inline void copy_tile_async(uint32_t tile, const bf16* from, int64_t stride, int there) {
-  copy_rows_async<width, rows, threads>(tile, from, stride,
-                                        [=](uint32_t to, const bf16* at, int row) { copy_async(to, row < there ? at : from, row < there); });
+  copy_rows_async<width, rows, threads>(tile, from, stride, [=](uint32_t to, const bf16* at, int row) {
+    copy_async(to, row < there ? at : from, row < there);
+  });
 }
 
 // ---- products of a warp: 16 * blocks rows -------------------------------------------------------------------------
@@ -171,7 +184,8 @@ __device__ inline void load_lefts(Operand (&left)[blocks][width / 16], uint32_t 
 }
 // sum += a b^T. a: kept (load_lefts); b: the tile's rows row.., as many as the product has columns
 template <int width, int blocks, int columns>
-__device__ inline void multiply_rows(Sum (&sum)[blocks][columns], const Operand (&a)[blocks][width / 16], uint32_t b, int row) {
+__device__ inline void multiply_rows(Sum (&sum)[blocks][columns], const Operand (&a)[blocks][width / 16], uint32_t b,
+                                     int row) {
   static_assert(columns % 2 == 0, "a right factor is of two sums");
 #pragma unroll
   for (int k = 0; k < width / 16; k++)
@@ -207,9 +221,11 @@ __device__ inline void multiply_rows(Sum (&sum)[blocks][columns], uint32_t a, in
     }
   }
 }
-// sum += a b over 16 of the rows that are summed over. a: one left factor a block; b: the tile's rows row.., all its columns
+// sum += a b over 16 of the rows that are summed over. a: one left factor a block; b: the tile's rows row.., all its
+// columns
 template <int width, int blocks>
-__device__ inline void multiply_columns(Sum (&sum)[blocks][width / 8], const Operand (&a)[blocks], uint32_t b, int row) {
+__device__ inline void multiply_columns(Sum (&sum)[blocks][width / 8], const Operand (&a)[blocks], uint32_t b,
+                                        int row) {
 #pragma unroll
   for (int j = 0; j < width / 8; j += 2) {
     Operand right;
@@ -222,10 +238,12 @@ __device__ inline void multiply_columns(Sum (&sum)[blocks][width / 8], const Ope
   }
 }
 
-// A warp's sums, rounded, as rows row.. of a tile, and from there to global memory in pieces of 16 bytes: rows `stride` apart, `to` being
-// where the tile's row 0 goes; only rows from `begin` to before `end`. No other warp may use these rows of the tile meanwhile.
+// A warp's sums, rounded, as rows row.. of a tile, and from there to global memory in pieces of 16 bytes: rows `stride`
+// apart, `to` being where the tile's row 0 goes; only rows from `begin` to before `end`. No other warp may use these
+// rows of the tile meanwhile.
 template <int width, int blocks>
-__device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row, const Sum (&sum)[blocks][width / 8], int end, int begin = 0) {
+__device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row, const Sum (&sum)[blocks][width / 8],
+                                  int end, int begin = 0) {
   char* bytes = reinterpret_cast<char*>(tile);
   const int lane = lane_id();
   __syncwarp();
@@ -242,7 +260,9 @@ __device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row,
 #pragma unroll
   for (int i = 0; i < 16 * blocks / at_once; i++) {
     const int r = row + i * at_once + lane / pieces, piece = lane % pieces;
-    if (r >= begin && r < end) *reinterpret_cast<uint4*>(to + r * stride + piece * 8) = *reinterpret_cast<const uint4*>(bytes + piece_at<width>(r, piece));
+    if (r >= begin && r < end)
+      *reinterpret_cast<uint4*>(to + r * stride + piece * 8) =
+          *reinterpret_cast<const uint4*>(bytes + piece_at<width>(r, piece));
   }
 }
 

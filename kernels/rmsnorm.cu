@@ -7,7 +7,8 @@ namespace {
 constexpr int forward_threads = 256;
 
 template <class Act, int N>
-__global__ void forward_kernel(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D, int64_t stride, float eps) {
+__global__ void forward_kernel(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D,
+                               int64_t stride, float eps) {
   const int64_t r = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32;
   const int first = static_cast<int>(threadIdx.x) % 32 * N;
   if (r >= rows) return;
@@ -29,13 +30,16 @@ __global__ void forward_kernel(Act* out, float* rstd, const Act* x, const Act* g
   }
 }
 
-// With g = gain * dn, xhat = x * rstd:  dx = residuals + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn * xhat.
-// Warp w of a block takes rows begin + w, begin + w + warps, .. of the block's; each sums dgain in shared memory of its own, and the
-// block leaves the sum over its warps in partial[block]. dx may be dn or a residual: a lane reads what it writes before it does.
+// With g = gain * dn, xhat = x * rstd:  dx = residuals + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn *
+// xhat. Warp w of a block takes rows begin + w, begin + w + warps, .. of the block's; each sums dgain in shared memory
+// of its own, and the block leaves the sum over its warps in partial[block]. dx may be dn or a residual: a lane reads
+// what it writes before it does.
 template <class Act, int N>
-__global__ void backward_kernel(Act* dx, float* partial, const Act* dn, const Act* x, const float* rstd, const Act* gain, const Act* residual,
-                                const Act* residual2, int64_t rows, int64_t D, int64_t stride, int64_t rows_of_block) {
-  const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32, first = static_cast<int>(threadIdx.x) % 32 * N;
+__global__ void backward_kernel(Act* dx, float* partial, const Act* dn, const Act* x, const float* rstd,
+                                const Act* gain, const Act* residual, const Act* residual2, int64_t rows, int64_t D,
+                                int64_t stride, int64_t rows_of_block) {
+  const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32,
+            first = static_cast<int>(threadIdx.x) % 32 * N;
   float *sums = shared<float>(), *mine = sums + warp * D;
   for (int64_t j = first; j < D; j += 32 * N)
     for (int e = 0; e < N; e++) mine[j + e] = 0;
@@ -85,36 +89,40 @@ __global__ void gain_kernel(float* dgain, const float* partial, int64_t blocks, 
 }  // namespace
 
 template <class Act>
-void Gpu<Act>::rmsnorm_forward(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D, int64_t stride, double eps) {
+void Gpu<Act>::rmsnorm_forward(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D,
+                               int64_t stride, double eps) {
   with_width<Act>({D, stride}, [&](auto N) {
-    launch("RMSNorm", stream_, forward_kernel<Act, N>, ceil_div(rows * 32, forward_threads), forward_threads, 0, out, rstd, x, gain, rows, D, stride,
-           static_cast<float>(eps));
+    launch("RMSNorm", stream_, forward_kernel<Act, N>, ceil_div(rows * 32, forward_threads), forward_threads, 0, out,
+           rstd, x, gain, rows, D, stride, static_cast<float>(eps));
   });
 }
 
 template <class Act>
-void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act* x, const float* rstd, const Act* gain, const Act* residual,
-                                const Act* residual2, int64_t rows, int64_t D, int64_t stride) {
+void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act* x, const float* rstd, const Act* gain,
+                                const Act* residual, const Act* residual2, int64_t rows, int64_t D, int64_t stride) {
   if (rows == 0) return;
-  const int64_t row_bytes = D * static_cast<int64_t>(sizeof(float)), most_shared_bytes = 96 << 10;  // what every card has
+  const int64_t row_bytes = D * static_cast<int64_t>(sizeof(float)),
+                most_shared_bytes = 96 << 10;  // what every card has
   if (row_bytes > most_shared_bytes)
-    throw Error(format("the GPU's norms take rows of up to %lld columns, found %lld: use a smaller --width, or --device cpu",
-                       static_cast<long long>(most_shared_bytes / 4), static_cast<long long>(D)));
-  const int64_t warps = std::min<int64_t>(8, most_shared_bytes / row_bytes), rows_of_block = std::max(warps, ceil_div(rows, 512)),
-                blocks = ceil_div(rows, rows_of_block);
+    throw Error(
+        format("the GPU's norms take rows of up to %lld columns, found %lld: use a smaller --width, or --device cpu",
+               static_cast<long long>(most_shared_bytes / 4), static_cast<long long>(D)));
+  const int64_t warps = std::min<int64_t>(8, most_shared_bytes / row_bytes),
+                rows_of_block = std::max(warps, ceil_div(rows, 512)), blocks = ceil_div(rows, rows_of_block);
   float* partial = scratch<float>(blocks * D);  // (blocks,D)
   with_width<Act>({D, stride}, [&](auto N) {
-    launch("RMSNorm, backward", stream_, backward_kernel<Act, N>, blocks, static_cast<int>(32 * warps), warps * row_bytes, dx, partial, dn, x, rstd, gain,
-           residual, residual2, rows, D, stride, rows_of_block);
+    launch("RMSNorm, backward", stream_, backward_kernel<Act, N>, blocks, static_cast<int>(32 * warps),
+           warps * row_bytes, dx, partial, dn, x, rstd, gain, residual, residual2, rows, D, stride, rows_of_block);
   });
   launch("RMSNorm, gradient of the gain", stream_, gain_kernel, ceil_div(D, 8), 256, 0, dgain, partial, blocks, D);
 }
 
-template void Gpu<float>::rmsnorm_forward(float*, float*, const float*, const float*, int64_t, int64_t, int64_t, double);
+template void Gpu<float>::rmsnorm_forward(float*, float*, const float*, const float*, int64_t, int64_t, int64_t,
+                                          double);
 template void Gpu<bf16>::rmsnorm_forward(bf16*, float*, const bf16*, const bf16*, int64_t, int64_t, int64_t, double);
-template void Gpu<float>::rmsnorm_backward(float*, float*, const float*, const float*, const float*, const float*, const float*, const float*, int64_t, int64_t,
-                                           int64_t);
-template void Gpu<bf16>::rmsnorm_backward(bf16*, float*, const bf16*, const bf16*, const float*, const bf16*, const bf16*, const bf16*, int64_t, int64_t,
-                                          int64_t);
+template void Gpu<float>::rmsnorm_backward(float*, float*, const float*, const float*, const float*, const float*,
+                                           const float*, const float*, int64_t, int64_t, int64_t);
+template void Gpu<bf16>::rmsnorm_backward(bf16*, float*, const bf16*, const bf16*, const float*, const bf16*,
+                                          const bf16*, const bf16*, int64_t, int64_t, int64_t);
 
 }  // namespace gca

@@ -1,13 +1,13 @@
-// Softmax attention over the slots of a row, by tiles of 64 x 64, never the whole matrix: what the sliding window and the encoder's
-// attention inside a chunk share. The kernels take a Kind that says where queries, keys and values come from, which pairs see each
-// other, and which tiles need looking at:
+// Softmax attention over the slots of a row, by tiles of 64 x 64, never the whole matrix: what the sliding window and
+// the encoder's attention inside a chunk share. The kernels take a Kind that says where queries, keys and values come
+// from, which pairs see each other, and which tiles need looking at:
 //   B, T, H, d             rows, slots of a row, heads, columns of a head
 //   first_slot             number of the row's first slot here; slots below are counted from the row's true start
-//   load_q, load_k, load_v (tile, b, h, slot, t): 64 slots from `slot` on, columns 64 t and on of the head; zero where there is none
-//   sees(i, j)             whether key j takes part in query i's softmax
-//   slope(h)               of ALiBi: slope * (j - i) is added to the logit
-//   first_key(i0) .. end_key(i0)      first slots of the tiles of keys that the 64 queries from i0 on look at, multiples of 64
-//   first_query(j0) .. end_query(j0)  the same of queries that look at the 64 keys from j0 on
+//   load_q, load_k, load_v (tile, b, h, slot, t): 64 slots from `slot` on, columns 64 t and on of the head; zero where
+//   there is none sees(i, j)             whether key j takes part in query i's softmax slope(h)               of ALiBi:
+//   slope * (j - i) is added to the logit first_key(i0) .. end_key(i0)      first slots of the tiles of keys that the
+//   64 queries from i0 on look at, multiples of 64 first_query(j0) .. end_query(j0)  the same of queries that look at
+//   the 64 keys from j0 on
 // qkv is (B,T,3D): q | k | v; out and dout (B,T,D), lse (B,H,T).
 #pragma once
 #include "tiles.cuh"
@@ -20,7 +20,8 @@ struct AttentionPiece {
   int h, column;
   template <class Kind>
   __device__ AttentionPiece(const Kind& kind, int fragments) {
-    const int64_t first = kind.first_slot / tile_size, tiles = (kind.first_slot + kind.T + tile_size - 1) / tile_size - first;
+    const int64_t first = kind.first_slot / tile_size,
+                  tiles = (kind.first_slot + kind.T + tile_size - 1) / tile_size - first;
     const int groups = (tiles_of(kind.d) + fragments - 1) / fragments;
     int64_t i = blockIdx.x;
     slot = (first + i % tiles) * tile_size, i /= tiles;
@@ -40,10 +41,11 @@ __device__ inline bool is_here(const Kind& kind, int64_t i) {
   return i >= kind.first_slot && i < kind.first_slot + kind.T;
 }
 
-// o = softmax(q k^T / sqrt(d) + bias) v, the softmax made tile by tile. Tiles lie at multiples of 64 of the row, so that a row and any
-// segment of it are summed in the same order.
+// o = softmax(q k^T / sqrt(d) + bias) v, the softmax made tile by tile. Tiles lie at multiples of 64 of the row, so
+// that a row and any segment of it are summed in the same order.
 template <class Act, class Kind, int fragments>
-__global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_forward_kernel(Act* out, float* lse, Kind kind) {
+__global__ void __launch_bounds__(tile_threads, 3 - fragments)
+    attention_forward_kernel(Act* out, float* lse, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p = tiles[2];
   const AttentionPiece at(kind, fragments);
   const float scale = 1 / sqrtf(static_cast<float>(kind.d)), slope = kind.slope(at.h);
@@ -66,7 +68,8 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_forward
         score[i][j] = kind.sees(query, key) ? scale * score[i][j] + slope * static_cast<float>(key - query) : -INFINITY;
         tile_top = fmaxf(tile_top, score[i][j]);
       }
-      const float new_top = fmaxf(top[i], warp_max<16>(tile_top)), base = new_top == -INFINITY ? 0 : new_top, shrink = expf(top[i] - base);
+      const float new_top = fmaxf(top[i], warp_max<16>(tile_top)), base = new_top == -INFINITY ? 0 : new_top,
+                  shrink = expf(top[i] - base);
 #pragma unroll
       for (int j = 0; j < 4; j++) tile_sum += score[i][j] = expf(score[i][j] - base);
       sum[i] = sum[i] * shrink + warp_sum<16>(tile_sum);
@@ -111,32 +114,38 @@ struct AttentionOutputs {
   const float* lse;       // (B,H,T)
 };
 
-// For the queries of a thread's rows: log-sum-exp, and delta = rowsum(dO O); those past the row give probabilities of 0.
+// For the queries of a thread's rows: log-sum-exp, and delta = rowsum(dO O); those past the row give probabilities of
+// 0.
 template <class Act, class Kind>
-__device__ inline void query_statistics(float (&lse)[4], float (&delta)[4], const AttentionOutputs<Act>& outputs, const Kind& kind, int64_t b, int h,
-                                        int64_t slot) {
+__device__ inline void query_statistics(float (&lse)[4], float (&delta)[4], const AttentionOutputs<Act>& outputs,
+                                        const Kind& kind, int64_t b, int h, int64_t slot) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const int64_t query = slot + tile_y() + 16 * i, first = ((b * kind.T + query) * kind.H + h) * kind.d;
     const bool here = query < kind.T;
     float sum = 0;
-    for (int e = tile_x(); here && e < kind.d; e += 16) sum = fmaf(to_float(outputs.dout[first + e]), to_float(outputs.out[first + e]), sum);
+    for (int e = tile_x(); here && e < kind.d; e += 16)
+      sum = fmaf(to_float(outputs.dout[first + e]), to_float(outputs.out[first + e]), sum);
     delta[i] = warp_sum<16>(sum);
     lse[i] = here ? outputs.lse[(b * kind.H + h) * kind.T + query] : INFINITY;
   }
 }
 template <class Act, class Kind>
-__device__ inline void load_dout(Tile& tile, const AttentionOutputs<Act>& outputs, const Kind& kind, int64_t b, int h, int64_t slot, int t) {
-  load_tile(tile, outputs.dout + ((b * kind.T + slot) * kind.H + h) * kind.d + t * tile_size, static_cast<int64_t>(kind.H) * kind.d,
-            static_cast<int>(min(int64_t{tile_size}, kind.T - slot)), columns_of(kind.d, t));
+__device__ inline void load_dout(Tile& tile, const AttentionOutputs<Act>& outputs, const Kind& kind, int64_t b, int h,
+                                 int64_t slot, int t) {
+  load_tile(tile, outputs.dout + ((b * kind.T + slot) * kind.H + h) * kind.d + t * tile_size,
+            static_cast<int64_t>(kind.H) * kind.d, static_cast<int>(min(int64_t{tile_size}, kind.T - slot)),
+            columns_of(kind.d, t));
 }
 // p = softmax, ds = p (dP - delta) / sqrt(d), dP = dO V^T, of the 64 queries from i0 on and the 64 keys from j0 on
 template <class Act, class Kind>
-__device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b, const float (&lse)[4], const float (&delta)[4],
-                                     const AttentionOutputs<Act>& outputs, const Kind& kind, int64_t row, int h, int64_t i0, int64_t j0) {
+__device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b, const float (&lse)[4],
+                                     const float (&delta)[4], const AttentionOutputs<Act>& outputs, const Kind& kind,
+                                     int64_t row, int h, int64_t i0, int64_t j0) {
   const float scale = 1 / sqrtf(static_cast<float>(kind.d)), slope = kind.slope(h);
   product_nt(
-      p, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, row, h, i0, t); }, [&](Tile& tile, int t) { kind.load_k(tile, row, h, j0, t); });
+      p, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, row, h, i0, t); },
+      [&](Tile& tile, int t) { kind.load_k(tile, row, h, j0, t); });
   product_nt(
       ds, a, b, kind.d, [&](Tile& tile, int t) { load_dout(tile, outputs, kind, row, h, i0, t); },
       [&](Tile& tile, int t) { kind.load_v(tile, row, h, j0, t); });
@@ -152,7 +161,8 @@ __device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b
 
 // dQ = dS K, as q itself lies after load_q; into dqkv
 template <class Act, class Kind, int fragments>
-__global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_backward_query_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
+__global__ void __launch_bounds__(tile_threads, 3 - fragments)
+    attention_backward_query_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &ds_tile = tiles[2];
   const AttentionPiece at(kind, fragments);
   Fragment sum[fragments], p, ds;
@@ -181,13 +191,15 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_backwar
     for (int i = 0; i < 4; i++) {
       const int64_t query = at.slot + tile_y() + 16 * i;
       const int column = at.column + f * tile_size;
-      if (query < kind.T) store_row(dqkv + (at.b * kind.T + query) * 3 * D + at.h * kind.d + column, sum[f][i], kind.d - column);
+      if (query < kind.T)
+        store_row(dqkv + (at.b * kind.T + query) * 3 * D + at.h * kind.d + column, sum[f][i], kind.d - column);
     }
 }
 
 // dK = dS^T Q, dV = P^T dO: a block owns 64 keys
 template <class Act, class Kind, int fragments>
-__global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_backward_key_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
+__global__ void __launch_bounds__(tile_threads, 3 - fragments)
+    attention_backward_key_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p_tile = tiles[2], &ds_tile = tiles[3];
   const AttentionPiece at(kind, fragments);
   Fragment dk[fragments], dv[fragments], p, ds;
@@ -233,16 +245,20 @@ template <class Act, class Kind>
 void launch_attention_forward(const Doing& doing, cudaStream_t stream, Act* out, float* lse, const Kind& kind) {
   check_head(kind.d);
   with_fragments(kind.d, [&](auto fragments) {
-    launch(doing, stream, attention_forward_kernel<Act, Kind, fragments>, attention_pieces(kind, fragments), tile_threads, 3 * tile_bytes, out, lse, kind);
+    launch(doing, stream, attention_forward_kernel<Act, Kind, fragments>, attention_pieces(kind, fragments),
+           tile_threads, 3 * tile_bytes, out, lse, kind);
   });
 }
 template <class Act, class Kind>
-void launch_attention_backward(const Doing& doing, cudaStream_t stream, Act* dqkv, const AttentionOutputs<Act>& outputs, const Kind& kind) {
+void launch_attention_backward(const Doing& doing, cudaStream_t stream, Act* dqkv, const AttentionOutputs<Act>& outputs,
+                               const Kind& kind) {
   check_head(kind.d);
   with_fragments(kind.d, [&](auto fragments) {
     const int64_t pieces = attention_pieces(kind, fragments);
-    launch(doing, stream, attention_backward_query_kernel<Act, Kind, fragments>, pieces, tile_threads, 3 * tile_bytes, dqkv, outputs, kind);
-    launch(doing, stream, attention_backward_key_kernel<Act, Kind, fragments>, pieces, tile_threads, 4 * tile_bytes, dqkv, outputs, kind);
+    launch(doing, stream, attention_backward_query_kernel<Act, Kind, fragments>, pieces, tile_threads, 3 * tile_bytes,
+           dqkv, outputs, kind);
+    launch(doing, stream, attention_backward_key_kernel<Act, Kind, fragments>, pieces, tile_threads, 4 * tile_bytes,
+           dqkv, outputs, kind);
   });
 }
 

@@ -25,7 +25,8 @@ __global__ void backward_kernel(Act* dgate_up, const Act* dh, const Act* gate_up
   const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= rows * packs) return;
   const int64_t r = i / packs, j = i % packs * N;
-  const auto gate = load_pack<N>(gate_up + 2 * r * F + j), up = load_pack<N>(gate_up + (2 * r + 1) * F + j), d = load_pack<N>(dh + r * F + j);
+  const auto gate = load_pack<N>(gate_up + 2 * r * F + j), up = load_pack<N>(gate_up + (2 * r + 1) * F + j),
+             d = load_pack<N>(dh + r * F + j);
   Pack<Act, N> dgate, dup;
 #pragma unroll
   for (int e = 0; e < N; e++) {
@@ -41,12 +42,15 @@ __global__ void backward_kernel(Act* dgate_up, const Act* dh, const Act* gate_up
 
 template <class Act>
 void Gpu<Act>::swiglu_forward(Act* h, const Act* gate_up, int64_t rows, int64_t F) {
-  with_width<Act>({F}, [&](auto N) { launch("SwiGLU", stream_, forward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, h, gate_up, rows, F); });
+  with_width<Act>({F}, [&](auto N) {
+    launch("SwiGLU", stream_, forward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, h, gate_up, rows, F);
+  });
 }
 template <class Act>
 void Gpu<Act>::swiglu_backward(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
   with_width<Act>({F}, [&](auto N) {
-    launch("SwiGLU, backward", stream_, backward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, dgate_up, dh, gate_up, rows, F);
+    launch("SwiGLU, backward", stream_, backward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, dgate_up, dh,
+           gate_up, rows, F);
   });
 }
 

@@ -1,9 +1,10 @@
-// Tiles of 64 x 64 floats in shared memory and their products, by blocks of 256 threads: what the attentions and the retrieval are
-// made of. Thread (ty,tx), 16 x 16 of them, holds 4 x 4 numbers of a product:
+// Tiles of 64 x 64 floats in shared memory and their products, by blocks of 256 threads: what the attentions and the
+// retrieval are made of. Thread (ty,tx), 16 x 16 of them, holds 4 x 4 numbers of a product:
 //   multiply_nt    rows ty + 16 i, columns tx + 16 j
 //   multiply_nn    rows ty + 16 i, columns 4 tx + j
 //   multiply_tn    rows 4 ty + i,  columns 4 tx + j
-// so that every read of shared memory is 16 bytes wide and free of bank conflicts, and a row of the first two lies in half a warp.
+// so that every read of shared memory is 16 bytes wide and free of bank conflicts, and a row of the first two lies in
+// half a warp.
 #pragma once
 #include "device.cuh"
 
@@ -18,7 +19,9 @@ using Fragment = float[4][4];  // a thread's part of a product
 __device__ inline int tile_y() { return static_cast<int>(threadIdx.x) / 16; }
 __device__ inline int tile_x() { return static_cast<int>(threadIdx.x) % 16; }
 GCA_HD constexpr int tiles_of(int64_t n) { return static_cast<int>((n + tile_size - 1) / tile_size); }
-__device__ inline int columns_of(int n, int t) { return min(tile_size, n - t * tile_size); }  // columns of the t-th tile of n
+__device__ inline int columns_of(int n, int t) {
+  return min(tile_size, n - t * tile_size);
+}  // columns of the t-th tile of n
 
 __device__ inline void clear(Fragment& f) {
 #pragma unroll
@@ -82,7 +85,9 @@ __device__ inline void multiply_nt(Fragment& sum, const Tile& a, const Tile& b, 
     for (int i = 0; i < 4; i++)
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        sum[i][j] = fmaf(left[i].w, right[j].w, fmaf(left[i].z, right[j].z, fmaf(left[i].y, right[j].y, fmaf(left[i].x, right[j].x, sum[i][j]))));
+        sum[i][j] =
+            fmaf(left[i].w, right[j].w,
+                 fmaf(left[i].z, right[j].z, fmaf(left[i].y, right[j].y, fmaf(left[i].x, right[j].x, sum[i][j]))));
   }
 }
 // sum += a b
@@ -115,8 +120,8 @@ __device__ inline void multiply_tn(Fragment& sum, const Tile& a, const Tile& b, 
   }
 }
 
-// product = a b^T over n columns, 64 at a time: load_a(tile, t) and load_b(tile, t) fill a tile with columns 64 t and on.
-// The two tiles are free again on return.
+// product = a b^T over n columns, 64 at a time: load_a(tile, t) and load_b(tile, t) fill a tile with columns 64 t and
+// on. The two tiles are free again on return.
 template <class LoadA, class LoadB>
 __device__ inline void product_nt(Fragment& product, Tile& a, Tile& b, int n, LoadA load_a, LoadB load_b) {
   clear(product);
@@ -152,7 +157,10 @@ void with_fragments(int d, Body&& body) {
 }
 inline void check_head(int d) {
   if (d < 2 || d > 256 || d % 2)
-    throw Error(format("the GPU's attention takes heads of 2 to 256 columns, an even number, found %d: change --heads or --width, or use --device cpu", d));
+    throw Error(
+        format("the GPU's attention takes heads of 2 to 256 columns, an even number, found %d: change --heads or "
+               "--width, or use --device cpu",
+               d));
 }
 
 }  // namespace gca

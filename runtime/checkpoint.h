@@ -1,6 +1,7 @@
-// Checkpoints of a run: RUN/step_00001000/ holds the files of one step, and manifest.json (sizes, checksums), written last. A step is
-// made as RUN/step_00001000.partial/ and renamed when all of it is on the disk, so whatever bears the final name was whole, and a
-// process killed at any instant leaves the newest whole one to go on from. Knows files, steps and JSON; nothing of models.
+// Checkpoints of a run: RUN/step_00001000/ holds the files of one step, and manifest.json (sizes, checksums), written
+// last. A step is made as RUN/step_00001000.partial/ and renamed when all of it is on the disk, so whatever bears the
+// final name was whole, and a process killed at any instant leaves the newest whole one to go on from. Knows files,
+// steps and JSON; nothing of models.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -29,16 +30,20 @@ struct Checkpoint {
   // The path of one of its files; an Error if it has none of that name.
   std::string file(const std::string& name) const {
     if (std::find(files.begin(), files.end(), name) == files.end())
-      throw Error("'" + folder + "' has no file '" + name + "': it was made by another program or for another purpose; choose another checkpoint");
+      throw Error("'" + folder + "' has no file '" + name +
+                  "': it was made by another program or for another purpose; choose another checkpoint");
     return folder + "/" + name;
   }
 };
 
-inline std::string checkpoint_folder(const std::string& run, int64_t step) { return run + format("/step_%08lld", static_cast<long long>(step)); }
+inline std::string checkpoint_folder(const std::string& run, int64_t step) {
+  return run + format("/step_%08lld", static_cast<long long>(step));
+}
 
 // The step that a folder's name says; -1: it is not named as a checkpoint.
 inline int64_t step_of(const std::string& folder) {
-  const std::string name = (std::filesystem::path(folder) / "").parent_path().filename().string();  // with or without a '/' at its end
+  const std::string name =
+      (std::filesystem::path(folder) / "").parent_path().filename().string();  // with or without a '/' at its end
   int64_t step = -1;
   if (name.starts_with("step_")) std::from_chars(name.data() + 5, name.data() + name.size(), step);
   return step >= 0 && "/" + name == checkpoint_folder("", step) ? step : -1;
@@ -49,7 +54,8 @@ inline std::vector<int64_t> list_checkpoints(const std::string& run) {
   std::vector<int64_t> steps;
   for (const std::string& name : list_folder(run)) {
     std::error_code none;
-    if (const int64_t step = step_of(name); step >= 0 && std::filesystem::is_directory(run + "/" + name, none)) steps.push_back(step);
+    if (const int64_t step = step_of(name); step >= 0 && std::filesystem::is_directory(run + "/" + name, none))
+      steps.push_back(step);
   }
   std::sort(steps.begin(), steps.end());  // by name, a ninth digit would come too early
   return steps;
@@ -71,14 +77,16 @@ struct Manifest {
 
   // Names stay inside the folder, whatever a manifest says.
   static bool is_good_name(const std::string& name) {
-    const bool bad = std::any_of(name.begin(), name.end(), [](char c) { return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
+    const bool bad = std::any_of(name.begin(), name.end(),
+                                 [](char c) { return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
     return !name.empty() && name.size() <= 200 && !bad && name != "." && name != ".." && name != file_name;
   }
 
   static Manifest read(const std::string& folder) {
     const std::string path = folder + "/" + file_name;
     std::error_code none;
-    if (!std::filesystem::exists(path, none)) throw Error("'" + path + "' is missing: the folder is no whole checkpoint; choose another");
+    if (!std::filesystem::exists(path, none))
+      throw Error("'" + path + "' is missing: the folder is no whole checkpoint; choose another");
     return parse(read_file(path, size_t{1} << 20), path);
   }
   // path: for errors.
@@ -86,18 +94,23 @@ struct Manifest {
     const Json json = parse_json(text, path);
     const JsonField root(json, path);
     if (const std::string name = root.at("format").string(); name != format_name)
-      throw Error(path + ": expected the format \"" + format_name + "\", found " + Json(name).dump() + ": this is no checkpoint of train_gca; choose another");
+      throw Error(path + ": expected the format \"" + format_name + "\", found " + Json(name).dump() +
+                  ": this is no checkpoint of train_gca; choose another");
     if (const int64_t found = root.at("version").integer(1); found > version)
-      throw Error(format("%s: expected version %lld or older, found %lld: a newer train_gca made it; use that one, or another checkpoint", path.c_str(),
-                         static_cast<long long>(version), static_cast<long long>(found)));
+      throw Error(
+          format("%s: expected version %lld or older, found %lld: a newer train_gca made it; use that one, or another "
+                 "checkpoint",
+                 path.c_str(), static_cast<long long>(version), static_cast<long long>(found)));
     Manifest manifest{root.at("step").integer(0), {}};
     const JsonField files = root.at("files");
     for (size_t i = 0; i < files.items().size(); i++) {
       const JsonField file = files.at(i);
       const std::string name = file.at("name").string();
-      const bool again = std::any_of(manifest.entries.begin(), manifest.entries.end(), [&](const Entry& e) { return e.name == name; });
+      const bool again =
+          std::any_of(manifest.entries.begin(), manifest.entries.end(), [&](const Entry& e) { return e.name == name; });
       if (!is_good_name(name) || again)
-        throw Error(file.where() + ".name: expected the name of a file in the folder, once, found " + Json(name).dump() + "; choose another checkpoint");
+        throw Error(file.where() + ".name: expected the name of a file in the folder, once, found " +
+                    Json(name).dump() + "; choose another checkpoint");
       const int64_t crc = file.at("crc32c").integer(0, UINT32_MAX);
       manifest.entries.push_back({name, file.at("bytes").integer(0), static_cast<uint32_t>(crc)});
     }
@@ -121,24 +134,29 @@ struct Manifest {
   }
 };
 
-// The checkpoint in a STEP folder, its sizes and checksums checked, or an Error that says which file is missing, cut off or changed.
+// The checkpoint in a STEP folder, its sizes and checksums checked, or an Error that says which file is missing, cut
+// off or changed.
 inline Checkpoint read_checkpoint(const std::string& folder) {
   const Manifest manifest = Manifest::read(folder);
   if (const int64_t step = step_of(folder); step >= 0 && step != manifest.step)
-    throw Error(format("'%s' holds step %lld: it was renamed, or its manifest has changed; use another checkpoint", folder.c_str(),
-                       static_cast<long long>(manifest.step)));
+    throw Error(format("'%s' holds step %lld: it was renamed, or its manifest has changed; use another checkpoint",
+                       folder.c_str(), static_cast<long long>(manifest.step)));
   Checkpoint checkpoint{folder, manifest.step, {}, {}, {}};
   for (const Manifest::Entry& entry : manifest.entries) {
     const std::string path = folder + "/" + entry.name;
     std::error_code none;
-    if (!std::filesystem::exists(path, none)) throw Error("'" + path + "' is missing: it was removed or not copied; use another checkpoint");
+    if (!std::filesystem::exists(path, none))
+      throw Error("'" + path + "' is missing: it was removed or not copied; use another checkpoint");
     const File file = File::open(path);
     if (const int64_t bytes = file.size_bytes(); bytes != entry.bytes)
-      throw Error(format("'%s' is %s: expected %lld bytes, found %lld; use another checkpoint", path.c_str(), bytes < entry.bytes ? "cut off" : "too long",
-                         static_cast<long long>(entry.bytes), static_cast<long long>(bytes)));
+      throw Error(format("'%s' is %s: expected %lld bytes, found %lld; use another checkpoint", path.c_str(),
+                         bytes < entry.bytes ? "cut off" : "too long", static_cast<long long>(entry.bytes),
+                         static_cast<long long>(bytes)));
     if (const uint32_t crc = crc32c(file); crc != entry.crc)
-      throw Error(format("'%s' has changed since it was saved: expected CRC-32C %08x, found %08x; check the disk, and use another checkpoint", path.c_str(),
-                         entry.crc, crc));
+      throw Error(
+          format("'%s' has changed since it was saved: expected CRC-32C %08x, found %08x; check the disk, and use "
+                 "another checkpoint",
+                 path.c_str(), entry.crc, crc));
     checkpoint.files.push_back(entry.name);
   }
   const std::string path = checkpoint.file("state.json");
@@ -146,14 +164,15 @@ inline Checkpoint read_checkpoint(const std::string& folder) {
   return checkpoint;
 }
 
-// path: a STEP folder, or a RUN, which means its newest step. A damaged newest step is an Error; with fallback, the newest one that
-// is whole is taken, and `passed_over` says what is wrong with those passed over.
+// path: a STEP folder, or a RUN, which means its newest step. A damaged newest step is an Error; with fallback, the
+// newest one that is whole is taken, and `passed_over` says what is wrong with those passed over.
 inline Checkpoint open_checkpoint(const std::string& path, bool fallback = false) {
   const std::vector<int64_t> steps = list_checkpoints(path);
   if (steps.empty()) {
     std::error_code none;
     if (!std::filesystem::exists(path + "/" + Manifest::file_name, none))
-      throw Error("'" + path + "' has no checkpoint: expected folders named step_00000000 or the like in it, or a " + Manifest::file_name +
+      throw Error("'" + path + "' has no checkpoint: expected folders named step_00000000 or the like in it, or a " +
+                  Manifest::file_name +
                   "; check the path (a run stopped before its first save has none: start it anew)");
     return read_checkpoint(path);
   }
@@ -166,7 +185,9 @@ inline Checkpoint open_checkpoint(const std::string& path, bool fallback = false
       return checkpoint;
     } catch (const Error& error) {
       if (!fallback)
-        throw Error(error.what() + (i > 0 ? format(" (--fallback takes an older one: step %lld or before)", static_cast<long long>(steps[i - 1])) : ""));
+        throw Error(error.what() + (i > 0 ? format(" (--fallback takes an older one: step %lld or before)",
+                                                   static_cast<long long>(steps[i - 1]))
+                                          : ""));
       errors.push_back(error.what());
     }
   }
@@ -175,10 +196,12 @@ inline Checkpoint open_checkpoint(const std::string& path, bool fallback = false
   throw Error(all);
 }
 
-// Saves a step: the files, in order, then state.json. When this returns, the checkpoint is whole and on the disk. Any failure is an
-// Error, leaves no part of it, and the older ones as they were. Nothing whole is overwritten: saving a step that is there is an
-// Error; a damaged one of that name (which the fallback passed over) is set aside as step_N.damaged.
-inline void write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files, const Json& state) {
+// Saves a step: the files, in order, then state.json. When this returns, the checkpoint is whole and on the disk. Any
+// failure is an Error, leaves no part of it, and the older ones as they were. Nothing whole is overwritten: saving a
+// step that is there is an Error; a damaged one of that name (which the fallback passed over) is set aside as
+// step_N.damaged.
+inline void write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
+                             const Json& state) {
   const std::string folder = checkpoint_folder(run, step), partial = folder + ".partial";
   try {
     for (const std::string& name : list_folder(run))  // what killed runs left
@@ -213,13 +236,14 @@ inline void write_checkpoint(const std::string& run, int64_t step, const std::ve
   } catch (const std::exception& error) {
     std::error_code none;
     std::filesystem::remove_all(partial, none);
-    throw Error(format("the checkpoint of step %lld was not saved: ", static_cast<long long>(step)) + error.what() + " (older checkpoints are as they were)");
+    throw Error(format("the checkpoint of step %lld was not saved: ", static_cast<long long>(step)) + error.what() +
+                " (older checkpoints are as they were)");
   }
 }
 
-// Deletes all but the newest `keep` (at least 1) checkpoints and that of also_keep_step (the best one; -1: none). Call it after a
-// save. Deletes only files that a manifest lists, in real folders of RUN, never through a link; a damaged checkpoint that is newer
-// than those is neither counted nor touched, and neither is a folder without a manifest.
+// Deletes all but the newest `keep` (at least 1) checkpoints and that of also_keep_step (the best one; -1: none). Call
+// it after a save. Deletes only files that a manifest lists, in real folders of RUN, never through a link; a damaged
+// checkpoint that is newer than those is neither counted nor touched, and neither is a folder without a manifest.
 inline void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_keep_step) {
   GCA_CHECK(keep >= 1, "found %lld", static_cast<long long>(keep));
   sync_folder(run);  // the newer ones' names are durable before an older one goes
@@ -245,7 +269,8 @@ inline void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_
     const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) continue;  // a link: what it points to is not ours
     int code = 0;
-    manifest.entries.push_back({Manifest::file_name, 0, 0});  // last: a deletion that is cut short is finished the next time
+    manifest.entries.push_back(
+        {Manifest::file_name, 0, 0});  // last: a deletion that is cut short is finished the next time
     for (const Manifest::Entry& entry : manifest.entries)
       if (!code && ::unlinkat(fd, entry.name.c_str(), 0) < 0 && errno != ENOENT) code = errno;
     ::close(fd);

@@ -1,4 +1,5 @@
-// The commands that read a checkpoint or need none: tokenizer-train, tokenize, encode, decode, eval, passkey, generate, inspect, export, verify, info.
+// The commands that read a checkpoint or need none: tokenizer-train, tokenize, encode, decode, eval, passkey, generate,
+// inspect, export, verify, info.
 #pragma once
 #include <sys/resource.h>
 #include <unistd.h>
@@ -49,9 +50,12 @@ int with_device(const std::string& device, const std::string& precision, int64_t
     return body(gpu);
   }
 #else
-  if (device == "cuda") throw UsageError("--device cuda: this program was built without CUDA; put nvcc into PATH and run make, or use --device cpu");
+  if (device == "cuda")
+    throw UsageError(
+        "--device cuda: this program was built without CUDA; put nvcc into PATH and run make, or use --device cpu");
 #endif
-  if (precision == "bf16") throw UsageError("--precision bf16 needs a GPU (--device cuda); on the CPU use --precision float");
+  if (precision == "bf16")
+    throw UsageError("--precision bf16 needs a GPU (--device cuda); on the CPU use --precision float");
   Cpu<float> cpu(static_cast<int>(threads));
   return body(cpu);
 }
@@ -59,7 +63,8 @@ int with_device(const std::string& device, const std::string& precision, int64_t
 // Bytes to standard output: as they are, but on a terminal without what could steer it.
 inline void print_bytes(const std::string& bytes) {
   const std::string shown = isatty(STDOUT_FILENO) ? printable(bytes, true) : bytes;
-  if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0) throw system_error("cannot write standard output", errno);
+  if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0)
+    throw system_error("cannot write standard output", errno);
 }
 
 // ---- evaluation ---------------------------------------------------------------------------------------------------
@@ -72,10 +77,11 @@ struct Evaluation {
   double loss() const { return targets ? sum / static_cast<double>(targets) : 0; }
 };
 
-// Cross entropy over up to max_rows rows, evenly spread over the data, B rows of T slots at once, without noise. stop() ends it early.
+// Cross entropy over up to max_rows rows, evenly spread over the data, B rows of T slots at once, without noise. stop()
+// ends it early.
 template <class Device, class Stop>
-Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T, const Selection& selection, Stop stop,
-                    const Tokenizer* tokenizer = nullptr) {
+Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T,
+                    const Selection& selection, Stop stop, const Tokenizer* tokenizer = nullptr) {
   const int64_t count = std::min(rows.count(), max_rows);
   std::vector<int32_t> tokens(static_cast<size_t>(B * T)), targets(tokens.size());
   std::vector<typename DRT<Device>::stat> losses(tokens.size());
@@ -83,7 +89,8 @@ Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int6
   for (int64_t first = 0; first < count && !stop(); first += B) {
     const int64_t here = std::min(B, count - first);
     for (int64_t r = 0; r < here; r++)
-      rows.fill_window((first + r) * rows.count() / count, &tokens[static_cast<size_t>(r * T)], &targets[static_cast<size_t>(r * T)]);
+      rows.fill_window((first + r) * rows.count() / count, &tokens[static_cast<size_t>(r * T)],
+                       &targets[static_cast<size_t>(r * T)]);
     model.upload(tokens.data(), targets.data(), nullptr, here * T);
     typename DRT<Device>::Input in{here, T, selection};
     in.selection.first_row = first;
@@ -121,7 +128,8 @@ inline void add_ablations(Flags& flags, bool& no_retrieval, bool& random_retriev
   flags.add_switch("random-retrieval", random_retrieval, "K uniform past chunks, weights by their scores");
 }
 inline Selection ablation(bool no_retrieval, bool random_retrieval, int64_t seed) {
-  if (no_retrieval && random_retrieval) throw UsageError("--no-retrieval and --random-retrieval exclude each other: choose one");
+  if (no_retrieval && random_retrieval)
+    throw UsageError("--no-retrieval and --random-retrieval exclude each other: choose one");
   Selection selection;
   selection.picking = no_retrieval ? Picking::none : random_retrieval ? Picking::uniform : Picking::learned;
   selection.seed = static_cast<uint64_t>(seed);
@@ -133,7 +141,8 @@ inline int eval_command(const std::vector<std::string>& arguments) {
   std::string data;
   int64_t chunks = 0, max_rows = int64_t{1} << 40, batch = 4, seed = 1;
   bool no_retrieval = false, random_retrieval = false, no_cross = false;
-  Flags flags("eval", "Loss, perplexity and bits per byte of a checkpoint on token shards, also by position in the row.");
+  Flags flags("eval",
+              "Loss, perplexity and bits per byte of a checkpoint on token shards, also by position in the row.");
   source.add_to(flags);
   flags.add("data", data, "GLOB", "token shards");
   flags.add("chunks", chunks, 0, 1 << 20, "C, chunks a row; 0: as in training");
@@ -162,18 +171,21 @@ inline int eval_command(const std::vector<std::string>& arguments) {
     const Evaluation result = evaluate(
         model, rows, max_rows, batch, chunks * config.chunk, selection, [] { return false; }, &saved.tokenizer);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    printf("checkpoint %s, %lld rows of %lld slots (%lld tokens)%s\n", saved.checkpoint.folder.c_str(), static_cast<long long>(result.rows),
-           static_cast<long long>(chunks * config.chunk), static_cast<long long>(chunks * (config.chunk - 1)),
+    printf("checkpoint %s, %lld rows of %lld slots (%lld tokens)%s\n", saved.checkpoint.folder.c_str(),
+           static_cast<long long>(result.rows), static_cast<long long>(chunks * config.chunk),
+           static_cast<long long>(chunks * (config.chunk - 1)),
            no_retrieval       ? ", without retrieval"
            : random_retrieval ? ", random retrieval"
                               : "");
-    printf("loss %.4f  perplexity %.3f  bits per byte %.4f  (%lld targets, %.0f slots/s)\n", result.loss(), std::exp(result.loss()),
-           result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN, static_cast<long long>(result.targets),
-           static_cast<double>(result.rows * chunks * config.chunk) / seconds);
+    printf("loss %.4f  perplexity %.3f  bits per byte %.4f  (%lld targets, %.0f slots/s)\n", result.loss(),
+           std::exp(result.loss()), result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN,
+           static_cast<long long>(result.targets), static_cast<double>(result.rows * chunks * config.chunk) / seconds);
     for (int i = 0; i < Evaluation::places; i++)
       if (result.place_count[i] > 0)
-        printf("  slots %6lld..%-6lld loss %.4f\n", static_cast<long long>(i * chunks * config.chunk / Evaluation::places),
-               static_cast<long long>((i + 1) * chunks * config.chunk / Evaluation::places - 1), result.place_sum[i] / result.place_count[i]);
+        printf("  slots %6lld..%-6lld loss %.4f\n",
+               static_cast<long long>(i * chunks * config.chunk / Evaluation::places),
+               static_cast<long long>((i + 1) * chunks * config.chunk / Evaluation::places - 1),
+               result.place_sum[i] / result.place_count[i]);
     return 0;
   });
 }
@@ -189,7 +201,8 @@ std::vector<int32_t> likeliest(DRT<Device>& model, int64_t first_row, int64_t co
   std::vector<int32_t> best;
   for (int64_t i = 0; i < count; i++) {
     std::vector<float> row;
-    for (int64_t j = 0; j < model.config.vocab; j++) row.push_back(static_cast<float>(logits[static_cast<size_t>(i * V + j)]));
+    for (int64_t j = 0; j < model.config.vocab; j++)
+      row.push_back(static_cast<float>(logits[static_cast<size_t>(i * V + j)]));
     row[static_cast<size_t>(landmark)] = -INFINITY;
     best.push_back(sample_token(row, 0, 1, 0, 0));
   }
@@ -201,13 +214,15 @@ template <class Device>
 struct FetchedChunks {
   std::vector<int32_t> pick;
   std::vector<typename DRT<Device>::stat> w;
-  FetchedChunks(const DRT<Device>& model, size_t group, int64_t B, int64_t C) : pick(static_cast<size_t>(B * (C + 1) * model.config.topk)), w(pick.size()) {
+  FetchedChunks(const DRT<Device>& model, size_t group, int64_t B, int64_t C)
+      : pick(static_cast<size_t>(B * (C + 1) * model.config.topk)), w(pick.size()) {
     model.device.download(pick.data(), model.groups[group].pick, static_cast<int64_t>(pick.size() * sizeof(pick[0])));
     model.device.download(w.data(), model.groups[group].w, static_cast<int64_t>(w.size() * sizeof(w[0])));
   }
 };
 
-// One trial in words: the question, what was fetched for its answer, and the answer as the model gives it when nobody helps.
+// One trial in words: the question, what was fetched for its answer, and the answer as the model gives it when nobody
+// helps.
 template <class Device>
 void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& selection, const Tokenizer& tokenizer) {
   const int64_t S = model.config.chunk, K = model.config.topk;
@@ -215,13 +230,17 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
   auto says = [&](int64_t first, int64_t last) {
     std::string text;
     for (int64_t i = first; i < last; i++)
-      if (row.tokens[static_cast<size_t>(i)] != tokenizer.landmark) text += tokenizer.printable(row.tokens[static_cast<size_t>(i)]);
+      if (row.tokens[static_cast<size_t>(i)] != tokenizer.landmark)
+        text += tokenizer.printable(row.tokens[static_cast<size_t>(i)]);
     return text;
   };
-  printf("\n%lld chunks; the needle is in chunk %lld. The question ends chunk %lld, the answer is in chunk %lld:\n  ...%s|%s\n", static_cast<long long>(C),
-         static_cast<long long>(row.needles[static_cast<size_t>(question.needles[0])].chunk), static_cast<long long>(question.chunk),
-         static_cast<long long>(question.first_slot / S), says(question.chunk * S, question.first_slot).c_str(),
-         says(question.first_slot, question.first_slot + 1).c_str());
+  printf(
+      "\n%lld chunks; the needle is in chunk %lld. The question ends chunk %lld, the answer is in chunk %lld:\n  "
+      "...%s|%s\n",
+      static_cast<long long>(C), static_cast<long long>(row.needles[static_cast<size_t>(question.needles[0])].chunk),
+      static_cast<long long>(question.chunk), static_cast<long long>(question.first_slot / S),
+      says(question.chunk * S, question.first_slot).c_str(),
+      says(question.first_slot, question.first_slot + 1).c_str());
   std::vector<int32_t> given;
   for (size_t i = 0; i < question.answer.size(); i++) {
     model.upload(row.tokens.data(), nullptr, nullptr, C * S);
@@ -235,7 +254,8 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
     for (int64_t k = 0; k < K; k++) {
       const size_t at = static_cast<size_t>(question.first_slot / S * K + k);
       if (fetched.pick[at] >= 0)
-        printf("  chunk %5d  %.3f  %s\n", fetched.pick[at], static_cast<double>(fetched.w[at]), says(fetched.pick[at] * S, (fetched.pick[at] + 1) * S).c_str());
+        printf("  chunk %5d  %.3f  %s\n", fetched.pick[at], static_cast<double>(fetched.w[at]),
+               says(fetched.pick[at] * S, (fetched.pick[at] + 1) * S).c_str());
     }
   }
   std::string answer, expected;
@@ -248,8 +268,10 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
   ModelSource source;
   TaskSettings task;
   std::unique_ptr<SavedRun> saved;
-  if (const std::string checkpoint = Flags::peek(arguments, "checkpoint"); !checkpoint.empty()) {  // its run's task is where the settings start from
-    saved = std::make_unique<SavedRun>(SavedRun::open(checkpoint, std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end()));
+  if (const std::string checkpoint = Flags::peek(arguments, "checkpoint");
+      !checkpoint.empty()) {  // its run's task is where the settings start from
+    saved = std::make_unique<SavedRun>(
+        SavedRun::open(checkpoint, std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end()));
     task = saved->settings.task;
   }
   if (!task.two_hop()) task.task = "single";
@@ -259,7 +281,8 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
   std::string out;
   Flags flags("passkey", "Hides needles in a text, asks for them at its end, and counts the right answers.");
   source.add_to(flags);
-  flags.add_choice("task", task.task, "single|two-hop", "the needle's name leads to its value; or to a name that leads to it");
+  flags.add_choice("task", task.task, "single|two-hop",
+                   "the needle's name leads to its value; or to a name that leads to it");
   add_task_flags(flags, task, Flags::setup);
   flags.add("length", lengths, 1, int64_t{1} << 40, "slots of a row, whole chunks; several lengths are tried in turn");
   flags.add("trials", trials, 1, 1 << 30, "trials a length; the last number stays");
@@ -274,31 +297,37 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
   flags.need("checkpoint"), flags.need("haystack");
-  if (lengths.empty() || trials.empty()) throw UsageError("--length and --trials: expected one number at least, found none");
+  if (lengths.empty() || trials.empty())
+    throw UsageError("--length and --trials: expected one number at least, found none");
   const Config& config = saved->settings.config;
   const Tokenizer& tokenizer = saved->tokenizer;
   const int64_t S = config.chunk, K = config.topk, reach = (config.lower + config.upper()) * config.window;
   for (const int64_t length : lengths)
     if (length % S || length < 3 * S)
-      throw UsageError(format("--length: expected a multiple of %lld, the slots of a chunk, and three chunks at least, found %lld", static_cast<long long>(S),
-                              static_cast<long long>(length)));
+      throw UsageError(
+          format("--length: expected a multiple of %lld, the slots of a chunk, and three chunks at least, found %lld",
+                 static_cast<long long>(S), static_cast<long long>(length)));
   const Selection selection = ablation(no_retrieval, random_retrieval, seed);
   const Haystack haystack = Haystack::load(task.haystack, tokenizer);
   const Task maker(task, tokenizer, haystack, S);
   if (task.two_hop()) others = chains - 1;
   maker.check_names(others + 1);
-  printf("%s%s: %lld tokens in an answer, %lld other %s; text of %lld files (%lld left out); windows reach %lld slots\n", task.task.c_str(),
-         no_retrieval       ? ", without retrieval"
-         : random_retrieval ? ", random retrieval"
-                            : "",
-         static_cast<long long>(maker.answer_length()), static_cast<long long>(others), task.two_hop() ? "chains" : "needles",
-         static_cast<long long>(haystack.files), static_cast<long long>(haystack.left_out), static_cast<long long>(reach));
-  printf("%9s %9s %7s %-5s %6s %7s %-14s %7s %7s %7s %8s  %-22s %8s %11s\n", "slots", "tokens", "chunks", "place", "trials", "exact", "(95%)", "forced",
-         "first", "hit", "chance", "exact by depth, oldest", "slots/s", "memory");
+  printf(
+      "%s%s: %lld tokens in an answer, %lld other %s; text of %lld files (%lld left out); windows reach %lld slots\n",
+      task.task.c_str(),
+      no_retrieval       ? ", without retrieval"
+      : random_retrieval ? ", random retrieval"
+                         : "",
+      static_cast<long long>(maker.answer_length()), static_cast<long long>(others),
+      task.two_hop() ? "chains" : "needles", static_cast<long long>(haystack.files),
+      static_cast<long long>(haystack.left_out), static_cast<long long>(reach));
+  printf("%9s %9s %7s %-5s %6s %7s %-14s %7s %7s %7s %8s  %-22s %8s %11s\n", "slots", "tokens", "chunks", "place",
+         "trials", "exact", "(95%)", "forced", "first", "hit", "chance", "exact by depth, oldest", "slots/s", "memory");
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     using Model = DRT<std::remove_reference_t<decltype(device)>>;
     for (size_t l = 0; l < lengths.size(); l++) {
-      const int64_t C = lengths[l] / S, T = lengths[l], B = std::max<int64_t>(1, batch_slots / T), count = trials[std::min(l, trials.size() - 1)];
+      const int64_t C = lengths[l] / S, T = lengths[l], B = std::max<int64_t>(1, batch_slots / T),
+                    count = trials[std::min(l, trials.size() - 1)];
       Model model(device, config, Use::inference);
       allocate_or_explain(model, std::min(B, count), T);
       load_weights(saved->checkpoint.file(SavedRun::model_file), model);
@@ -306,8 +335,8 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
       for (const bool near : {false, true}) {
         if (near && far_only) continue;
         if ((near ? C - 2 - task.gap - far : far) < (task.two_hop() ? 2 : 1)) {
-          printf("%9lld %9lld %8lld  %-5s no chunk lies there\n", static_cast<long long>(T), static_cast<long long>(C * (S - 1)), static_cast<long long>(C),
-                 near ? "near" : "far");
+          printf("%9lld %9lld %8lld  %-5s no chunk lies there\n", static_cast<long long>(T),
+                 static_cast<long long>(C * (S - 1)), static_cast<long long>(C), near ? "near" : "far");
           continue;
         }
         Score score;
@@ -327,20 +356,24 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
           std::vector<FetchedChunks<std::remove_reference_t<decltype(device)>>> fetched;
           for (size_t g = 0; g < model.groups.size(); g++) fetched.emplace_back(model, g, here, C);
           for (int64_t b = 0; b < here; b++) {
-            // Greedy and right so far, the model reads what stands in the row already: the row's own answer gives free-running figures too.
+            // Greedy and right so far, the model reads what stands in the row already: the row's own answer gives
+            // free-running figures too.
             const Question& question = rows[static_cast<size_t>(b)].questions[0];
-            const std::vector<int32_t> given = likeliest(model, b * T + question.first_slot, std::ssize(question.answer), tokenizer.landmark);
+            const std::vector<int32_t> given =
+                likeliest(model, b * T + question.first_slot, std::ssize(question.answer), tokenizer.landmark);
             const bool exact = given == question.answer;
             auto is_fetched = [&](int64_t needle) {
               const int64_t row = (b * (C + 1) + question.first_slot / S) * K;
               return std::any_of(fetched.begin(), fetched.end(), [&](const auto& f) {
-                return std::find(f.pick.begin() + row, f.pick.begin() + row + K, rows[static_cast<size_t>(b)].needles[static_cast<size_t>(needle)].chunk) !=
+                return std::find(f.pick.begin() + row, f.pick.begin() + row + K,
+                                 rows[static_cast<size_t>(b)].needles[static_cast<size_t>(needle)].chunk) !=
                        f.pick.begin() + row + K;
               });
             };
             score.trials++, score.exact += exact, score.first += given[0] == question.answer[0];
             score.hits += std::all_of(question.needles.begin(), question.needles.end(), is_fetched);
-            for (size_t i = 0; i < given.size(); i++) score.tokens++, score.tokens_right += given[i] == question.answer[i];
+            for (size_t i = 0; i < given.size(); i++)
+              score.tokens++, score.tokens_right += given[i] == question.answer[i];
             const int64_t chunk = rows[static_cast<size_t>(b)].needles[0].chunk,
                           depth = (near ? chunk - far : chunk) * Score::depths / (near ? C - 2 - task.gap - far : far);
             score.depth_trials[depth]++, score.depth_exact[depth] += exact;
@@ -358,22 +391,29 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
         }
         const int64_t memory = model.model_memory().total_bytes() + model.activation_memory().total_bytes();
         const double chance = maker.chance(C, random_retrieval ? K : 0, model.groups.size());
-        printf("%9lld %9lld %7lld %-5s %6lld %6.1f%% %-14s %6.1f%% %6.1f%% %6.1f%% %7.2g%%  %-22s %8.0f %11s\n", static_cast<long long>(T),
-               static_cast<long long>(C * (S - 1)), static_cast<long long>(C), near ? "near" : "far", static_cast<long long>(score.trials),
-               100 * static_cast<double>(score.exact) / n, format("(%.1f-%.1f)", 100 * low, 100 * high).c_str(),
-               100 * static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens), 100 * static_cast<double>(score.first) / n,
-               100 * static_cast<double>(score.hits) / n, 100 * chance, by_depth.c_str(), speed, mebibytes(memory).c_str());
+        printf("%9lld %9lld %7lld %-5s %6lld %6.1f%% %-14s %6.1f%% %6.1f%% %6.1f%% %7.2g%%  %-22s %8.0f %11s\n",
+               static_cast<long long>(T), static_cast<long long>(C * (S - 1)), static_cast<long long>(C),
+               near ? "near" : "far", static_cast<long long>(score.trials), 100 * static_cast<double>(score.exact) / n,
+               format("(%.1f-%.1f)", 100 * low, 100 * high).c_str(),
+               100 * static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens),
+               100 * static_cast<double>(score.first) / n, 100 * static_cast<double>(score.hits) / n, 100 * chance,
+               by_depth.c_str(), speed, mebibytes(memory).c_str());
         fflush(stdout);
         if (out.empty()) continue;
         Json line = Json::object();
-        line["task"] = task.task, line["retrieval"] = no_retrieval ? "none" : random_retrieval ? "random" : "learned", line["place"] = near ? "near" : "far";
+        line["task"] = task.task,
+        line["retrieval"] = no_retrieval       ? "none"
+                            : random_retrieval ? "random"
+                                               : "learned",
+        line["place"] = near ? "near" : "far";
         line["slots"] = T, line["tokens"] = C * (S - 1), line["chunks"] = C, line["trials"] = score.trials,
         line["exact"] = static_cast<double>(score.exact) / n;
         line["exact_low"] = low, line["exact_high"] = high,
         line["teacher_forced"] = static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens);
-        line["first_right"] = static_cast<double>(score.first) / n, line["hit"] = static_cast<double>(score.hits) / n, line["exact_by_depth"] = depth_list;
-        line["slots_per_second"] = speed, line["memory_bytes"] = memory, line["chance"] = chance, line["checkpoint"] = saved->checkpoint.folder,
-        line["seed"] = seed;
+        line["first_right"] = static_cast<double>(score.first) / n, line["hit"] = static_cast<double>(score.hits) / n,
+        line["exact_by_depth"] = depth_list;
+        line["slots_per_second"] = speed, line["memory_bytes"] = memory, line["chance"] = chance,
+        line["checkpoint"] = saved->checkpoint.folder, line["seed"] = seed;
         append_line(out, line.dump());
       }
     }
@@ -383,7 +423,8 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
       allocate_or_explain(model, 1, lengths[0]);
       load_weights(saved->checkpoint.file(SavedRun::model_file), model);
       const bool near = maker.far_chunks(C, reach) < (task.two_hop() ? 2 : 1);
-      for (int64_t i = 0; i < show; i++) show_trial(model, maker.trial(static_cast<uint64_t>(seed), i, C, others, reach, near), C, selection, tokenizer);
+      for (int64_t i = 0; i < show; i++)
+        show_trial(model, maker.trial(static_cast<uint64_t>(seed), i, C, others, reach, near), C, selection, tokenizer);
     }
     return 0;
   });
@@ -400,7 +441,8 @@ inline int generate_command(const std::vector<std::string>& arguments) {
   source.add_to(flags);
   flags.add("prompt", prompt, "TEXT", "what to continue");
   flags.add("prompt-ids", prompt_ids, 0, INT32_MAX, "the prompt as token ids, special ones too, instead of --prompt");
-  flags.add("context", context, "FILE", "text that goes before the prompt; its front is cut so that the prompt's last token opens a chunk");
+  flags.add("context", context, "FILE",
+            "text that goes before the prompt; its front is cut so that the prompt's last token opens a chunk");
   flags.add("count", count, 1, 1 << 30, "tokens to generate at most (end-of-text ends it)");
   flags.add("temperature", temperature, 0, 100, "0: always the likeliest token");
   flags.add("top-p", top_p, 0, 1, "draw from the smallest set of tokens with this probability");
@@ -408,35 +450,42 @@ inline int generate_command(const std::vector<std::string>& arguments) {
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
   flags.need("checkpoint");
-  if (!prompt.empty() && !prompt_ids.empty()) throw UsageError("--prompt and --prompt-ids exclude each other: choose one");
+  if (!prompt.empty() && !prompt_ids.empty())
+    throw UsageError("--prompt and --prompt-ids exclude each other: choose one");
   const SavedRun saved = SavedRun::open(source.checkpoint, source.fallback);
   const Tokenizer& tokenizer = saved.tokenizer;
   const Config& config = saved.settings.config;
   std::vector<int32_t> ids;
   for (const int64_t id : prompt_ids) {
     if (id >= config.vocab)
-      throw UsageError(format("--prompt-ids: expected ids below %lld, the model's vocabulary, found %lld", static_cast<long long>(config.vocab),
-                              static_cast<long long>(id)));
+      throw UsageError(format("--prompt-ids: expected ids below %lld, the model's vocabulary, found %lld",
+                              static_cast<long long>(config.vocab), static_cast<long long>(id)));
     ids.push_back(static_cast<int32_t>(id));
   }
   if (prompt_ids.empty()) ids = tokenizer.encode(prompt);
   if (ids.empty()) ids.push_back(tokenizer.end_of_text);  // a document's beginning
   if (!context.empty()) {
     std::vector<int32_t> before = tokenizer.encode(read_file(context, size_t{1} << 40));
-    // A chunk fetches with the landmark of the chunk before it: all of the prompt but its last token must be seen by one.
+    // A chunk fetches with the landmark of the chunk before it: all of the prompt but its last token must be seen by
+    // one.
     const size_t tokens = before.size() + ids.size(), cut = (tokens - 1) % static_cast<size_t>(config.chunk - 1);
     if (cut <= before.size()) before.erase(before.begin(), before.begin() + static_cast<std::ptrdiff_t>(cut));
-    else fprintf(stderr, "--context is too short to be cut: the row starts with it, and the prompt's last token lies inside a chunk\n");
+    else
+      fprintf(stderr,
+              "--context is too short to be cut: the row starts with it, and the prompt's last token lies inside a "
+              "chunk\n");
     ids.insert(ids.begin(), before.begin(), before.end());
   }
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
-    if (const int64_t n_bytes = model.model_memory().total_bytes() +
-                                TokenReader<std::remove_reference_t<decltype(device)>>::memory_bytes(model, static_cast<int64_t>(ids.size()) + count),
+    if (const int64_t n_bytes =
+            model.model_memory().total_bytes() + TokenReader<std::remove_reference_t<decltype(device)>>::memory_bytes(
+                                                     model, static_cast<int64_t>(ids.size()) + count),
         room = device.free_bytes();
         n_bytes > room)
-      throw Error(format("%zu tokens and %lld more need %s, %s are free; use a shorter --context or a smaller --count", ids.size(),
-                         static_cast<long long>(count), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()));
+      throw Error(format("%zu tokens and %lld more need %s, %s are free; use a shorter --context or a smaller --count",
+                         ids.size(), static_cast<long long>(count), mebibytes(n_bytes).c_str(),
+                         mebibytes(room).c_str()));
     model.allocate();
     load_weights(saved.checkpoint.file(SavedRun::model_file), model);
     TokenReader reader(model, tokenizer.landmark, static_cast<int64_t>(ids.size()) + count);
@@ -444,7 +493,8 @@ inline int generate_command(const std::vector<std::string>& arguments) {
     reader.read(ids);
     for (int64_t i = 0; i < count; i++) {
       std::vector<float> logits = reader.logits();
-      logits[static_cast<size_t>(tokenizer.landmark)] = -INFINITY;  // never a target: put in by the reader, not by the model
+      logits[static_cast<size_t>(tokenizer.landmark)] =
+          -INFINITY;  // never a target: put in by the reader, not by the model
       const int32_t next = sample_token(logits, temperature, top_p, static_cast<uint64_t>(seed), i);
       if (next == tokenizer.end_of_text) break;
       print_bytes(tokenizer.decode(std::span(&next, 1)));
@@ -460,7 +510,9 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
   ModelSource source;
   std::string text;
   int64_t width = 60;
-  Flags flags("inspect", "For each chunk of a text: what it says, which chunks it fetches for the next one, and with what weight.");
+  Flags flags(
+      "inspect",
+      "For each chunk of a text: what it says, which chunks it fetches for the next one, and with what weight.");
   source.add_to(flags);
   flags.add("text", text, "FILE", "the text; its last tokens that fill no chunk are left out");
   flags.add("columns", width, 10, 10000, "characters of each chunk to print");
@@ -470,19 +522,22 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
   const SavedRun saved = SavedRun::open(source.checkpoint, source.fallback);
   const Config& config = saved.settings.config;
   const int64_t S = config.chunk, K = config.topk;
-  if (config.groups.empty()) throw Error("'" + saved.checkpoint.folder + "' is a sliding-window baseline: it fetches nothing; inspect a model with --groups");
+  if (config.groups.empty())
+    throw Error("'" + saved.checkpoint.folder +
+                "' is a sliding-window baseline: it fetches nothing; inspect a model with --groups");
   const std::vector<int32_t> ids = saved.tokenizer.encode(read_file(text, size_t{1} << 40));
   const int64_t chunks = static_cast<int64_t>(ids.size()) / (S - 1);
   if (!chunks)
-    throw Error(
-        format("'%s': expected at least the %lld tokens of one chunk, found %zu; give a longer text", text.c_str(), static_cast<long long>(S - 1), ids.size()));
+    throw Error(format("'%s': expected at least the %lld tokens of one chunk, found %zu; give a longer text",
+                       text.c_str(), static_cast<long long>(S - 1), ids.size()));
   std::vector<int32_t> slots;
   for (int64_t i = 0; i < chunks * (S - 1); i++) {
     slots.push_back(ids[static_cast<size_t>(i)]);
     if ((i + 1) % (S - 1) == 0) slots.push_back(saved.tokenizer.landmark);
   }
   auto says = [&](int64_t chunk) {
-    const std::string all = printable(saved.tokenizer.decode(std::span(ids).subspan(static_cast<size_t>(chunk * (S - 1)), static_cast<size_t>(S - 1))));
+    const std::string all = printable(saved.tokenizer.decode(
+        std::span(ids).subspan(static_cast<size_t>(chunk * (S - 1)), static_cast<size_t>(S - 1))));
     return all.size() > static_cast<size_t>(width) ? all.substr(0, static_cast<size_t>(width)) : all;
   };
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
@@ -499,7 +554,8 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
         for (int64_t k = 0; k < K; k++) {
           const size_t at = static_cast<size_t>((c + 1) * K + k);
           if (fetched[g].pick[at] >= 0)
-            printf("  group %zu fetches %5d  %.3f  %s\n", g, fetched[g].pick[at], static_cast<double>(fetched[g].w[at]), says(fetched[g].pick[at]).c_str());
+            printf("  group %zu fetches %5d  %.3f  %s\n", g, fetched[g].pick[at], static_cast<double>(fetched[g].w[at]),
+                   says(fetched[g].pick[at]).c_str());
         }
     }
     return 0;
@@ -518,19 +574,21 @@ inline int export_command(const std::vector<std::string>& arguments) {
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
   flags.need("checkpoint"), flags.need("out");
-  if (std::error_code none; std::filesystem::exists(out, none)) throw Error("--out: '" + out + "' is there already: remove it or choose another name");
+  if (std::error_code none; std::filesystem::exists(out, none))
+    throw Error("--out: '" + out + "' is there already: remove it or choose another name");
   const SafetensorsFile file = SafetensorsFile::open(open_checkpoint(checkpoint, fallback).file(SavedRun::model_file));
   std::vector<float> values;
   std::vector<SafetensorsEntry> entries;
   for (const SafetensorsTensor& tensor : file.tensors())
-    entries.push_back(
-        {tensor.name, dtype == "bf16" ? Dtype::BF16 : Dtype::F32, tensor.shape, [&, bf16 = dtype == "bf16"](void* piece, int64_t first, int64_t count) {
-           if (!bf16) return file.read(tensor, first, count, static_cast<float*>(piece));
-           values.resize(static_cast<size_t>(count));
-           file.read(tensor, first, count, values.data());
-           for (size_t i = 0; i < values.size(); i++)
-             static_cast<uint16_t*>(piece)[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(round_bf16(values[i])) >> 16);
-         }});
+    entries.push_back({tensor.name, dtype == "bf16" ? Dtype::BF16 : Dtype::F32, tensor.shape,
+                       [&, bf16 = dtype == "bf16"](void* piece, int64_t first, int64_t count) {
+                         if (!bf16) return file.read(tensor, first, count, static_cast<float*>(piece));
+                         values.resize(static_cast<size_t>(count));
+                         file.read(tensor, first, count, values.data());
+                         for (size_t i = 0; i < values.size(); i++)
+                           static_cast<uint16_t*>(piece)[i] =
+                               static_cast<uint16_t>(std::bit_cast<uint32_t>(round_bf16(values[i])) >> 16);
+                       }});
   write_safetensors(out, {{"format", "pt"}}, entries);
   printf("'%s': %zu tensors in %s\n", out.c_str(), entries.size(), dtype.c_str());
   return 0;
@@ -546,9 +604,11 @@ inline int verify_command(const std::vector<std::string>& arguments) {
   const std::map<std::string, double> tolerances = {{"double", 1e-10}, {"float", 1e-4}, {"bf16", 0.2}};
   std::string tolerance_help = "largest difference over a tensor's largest entry; 0: that of the precision";
   for (const auto& [name, tolerance] : tolerances) tolerance_help += format(", %s %g", name.c_str(), tolerance);
-  Flags flags("verify", "Runs oracle files (dev/make_oracle.py makes them) through the real forward, backward and optimiser.");
+  Flags flags("verify",
+              "Runs oracle files (dev/make_oracle.py makes them) through the real forward, backward and optimiser.");
   flags.add_rest(files, "FIXTURE...", true);
-  flags.add_choice("precision", precision, "double|float|bf16", "double on the CPU only; bf16 on the CPU rounds as a GPU would");
+  flags.add_choice("precision", precision, "double|float|bf16",
+                   "double on the CPU only; bf16 on the CPU rounds as a GPU would");
   flags.add_choice("device", device, "auto|cpu|cuda", "where to run");
   flags.add("tolerance", options.tolerance, 0, 1e9, tolerance_help.c_str());
   flags.add_switch("use-picks", options.use_picks, "take the file's picks, so that rounding cannot change them");
@@ -598,13 +658,15 @@ inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, i
       place += count;
     }
     printf("%-40s %14lld %14lld %12lld %18lld\n", printable(shards.at(s).at("name").string()).c_str(),
-           static_cast<long long>(shards.at(s).at("bytes").integer()), static_cast<long long>(tokens), static_cast<long long>(documents),
-           static_cast<long long>(strays));
+           static_cast<long long>(shards.at(s).at("bytes").integer()), static_cast<long long>(tokens),
+           static_cast<long long>(documents), static_cast<long long>(strays));
     all_documents += documents, all_outside += strays;
   }
-  printf("%zu shards, %lld tokens, %lld documents (end-of-text tokens), %lld ids out of vocabulary\n", shards.items().size(),
-         static_cast<long long>(stream.tokens()), static_cast<long long>(all_documents), static_cast<long long>(all_outside));
-  printf("tokenizer %s, V = %d, hash %016llx\n", tokenizer.description().c_str(), tokenizer.vocab_size(), static_cast<unsigned long long>(tokenizer.hash()));
+  printf("%zu shards, %lld tokens, %lld documents (end-of-text tokens), %lld ids out of vocabulary\n",
+         shards.items().size(), static_cast<long long>(stream.tokens()), static_cast<long long>(all_documents),
+         static_cast<long long>(all_outside));
+  printf("tokenizer %s, V = %d, hash %016llx\n", tokenizer.description().c_str(), tokenizer.vocab_size(),
+         static_cast<unsigned long long>(tokenizer.hash()));
   ids.resize(static_cast<size_t>(std::min(first, stream.tokens())));
   stream.read(0, static_cast<int64_t>(ids.size()), ids.data(), true);
   std::string text;
@@ -626,21 +688,26 @@ struct PlannedGpu : GpuLayout {
 };
 
 template <class Device>
-void print_model(Device& device, const Config& config, const char* where, int64_t batch, int64_t chunks, Recompute recompute) {
+void print_model(Device& device, const Config& config, const char* where, int64_t batch, int64_t chunks,
+                 Recompute recompute) {
   DRT plan(device, config);
   plan.recompute = recompute;
   plan.plan(batch, chunks * config.chunk);
   printf("%-60s %-16s %12s\n", "tensor", "shape", "parameters");
   for (const Tensor& t : plan.table.tensors)
-    printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(), static_cast<long long>(t.size()));
+    printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(),
+           static_cast<long long>(t.size()));
   printf("%zu tensors, %lld parameters\n", plan.table.tensors.size(), static_cast<long long>(plan.table.parameters()));
   const double forward = forward_flops_per_slot(config);
   printf("a slot: %.4g floating-point operations forward, %.4g in training (6N = %.4g)\n", forward, 3 * forward,
          6.0 * static_cast<double>(plan.table.parameters()));
-  printf("memory of training on %s, %lld rows of %lld slots:\n", where, static_cast<long long>(batch), static_cast<long long>(chunks * config.chunk));
+  printf("memory of training on %s, %lld rows of %lld slots:\n", where, static_cast<long long>(batch),
+         static_cast<long long>(chunks * config.chunk));
   for (const Arena* arena : {&plan.model_memory(), &plan.activation_memory()})
-    for (const Arena::Wish& wish : arena->wishes()) printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
-  printf("  %-40s %14s\n", "all", mebibytes(plan.model_memory().total_bytes() + plan.activation_memory().total_bytes()).c_str());
+    for (const Arena::Wish& wish : arena->wishes())
+      printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
+  printf("  %-40s %14s\n", "all",
+         mebibytes(plan.model_memory().total_bytes() + plan.activation_memory().total_bytes()).c_str());
 }
 
 inline int info_command(const std::vector<std::string>& arguments) {
@@ -650,7 +717,9 @@ inline int info_command(const std::vector<std::string>& arguments) {
   const std::string asked = Flags::peek(arguments, "model");
   config = preset(asked.empty() ? model : asked).config;
   config.vocab = 50265;
-  Flags flags("info", "A model's tensors, parameters, work and memory, before anything is allocated; or, with --data, what token shards hold.");
+  Flags flags("info",
+              "A model's tensors, parameters, work and memory, before anything is allocated; or, with --data, what "
+              "token shards hold.");
   add_model_flags(flags, model, config);
   flags.add("vocab", config.vocab, 2, 1 << 24, "V, ids");
   flags.add("batch", batch, 1, 1 << 20, "rows at once, for the memory plan");
@@ -679,9 +748,11 @@ inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
   std::vector<std::string> texts;
   std::string out;
   int64_t vocab_size = 0, threads = 0;
-  Flags flags("tokenizer-train",
-              "Learns a byte-level BPE from text files, or folders of them (less their val/). Text is read in pieces; what is held are the distinct words\n"
-              "  and their counts, the rarest forgotten when there are too many: at most about 2 GiB for any amount of text.");
+  Flags flags(
+      "tokenizer-train",
+      "Learns a byte-level BPE from text files, or folders of them (less their val/). Text is read in pieces; what is "
+      "held are the distinct words\n"
+      "  and their counts, the rarest forgotten when there are too many: at most about 2 GiB for any amount of text.");
   flags.add_rest(texts, "TEXT...", true);
   flags.add("vocab-size", vocab_size, 0, INT32_MAX, "tokens, the 256 bytes among them; seven special ids come on top");
   flags.add("out", out, "FILE", "the tokenizer, a new file");
@@ -689,9 +760,11 @@ inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
   flags.need("out");
-  if (!flags.given("vocab-size")) throw UsageError("tokenizer-train needs --vocab-size N: how many tokens to learn, the 256 bytes among them");
+  if (!flags.given("vocab-size"))
+    throw UsageError("tokenizer-train needs --vocab-size N: how many tokens to learn, the 256 bytes among them");
   if (std::error_code none; std::filesystem::exists(out, none))
-    throw Error("'" + out + "' is there already: remove it or choose another name; shards and checkpoints may belong to it");
+    throw Error("'" + out +
+                "' is there already: remove it or choose another name; shards and checkpoints may belong to it");
   if (const std::string folder = parent_folder(out); !folder.empty()) make_folder(folder);
   ThreadPool pool(static_cast<int>(threads));
   TrainReport report;
@@ -699,10 +772,13 @@ inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
   tokenizer.save(out);
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  printf("%lld documents, %lld bytes, %lld distinct words (%lld rare ones forgotten): %lld merges, V = %d with the special ids, %.1f s, %lld MiB of memory\n",
-         static_cast<long long>(report.documents), static_cast<long long>(report.bytes), static_cast<long long>(report.distinct_words),
-         static_cast<long long>(report.forgotten_words), static_cast<long long>(vocab_size - 256), tokenizer.vocab_size(), report.seconds,
-         static_cast<long long>(usage.ru_maxrss / 1024));
+  printf(
+      "%lld documents, %lld bytes, %lld distinct words (%lld rare ones forgotten): %lld merges, V = %d with the "
+      "special ids, %.1f s, %lld MiB of memory\n",
+      static_cast<long long>(report.documents), static_cast<long long>(report.bytes),
+      static_cast<long long>(report.distinct_words), static_cast<long long>(report.forgotten_words),
+      static_cast<long long>(vocab_size - 256), tokenizer.vocab_size(), report.seconds,
+      static_cast<long long>(usage.ru_maxrss / 1024));
   return 0;
 }
 
@@ -711,11 +787,14 @@ inline int tokenize_command(const std::vector<std::string>& arguments) {
   std::string name = "bytes", out;
   int64_t threads = 0;
   TokenizeOptions options;
-  Flags flags("tokenize", "Text files, or folders of them, to shards OUT_train_000000.bin ..., OUT_val_000000.bin ...: one document a file.");
+  Flags flags("tokenize",
+              "Text files, or folders of them, to shards OUT_train_000000.bin ..., OUT_val_000000.bin ...: one "
+              "document a file.");
   flags.add_rest(texts, "TEXT...", true);
   flags.add("tokenizer", name, "FILE", "one of ours, GPT-2's tokenizer.json, or the word bytes");
   flags.add("out", out, "PREFIX", "of the shards' names");
-  flags.add("val", options.val_fraction, 0, 0.999, "part of the text, from its end, for validation; a folder's val/ goes before it");
+  flags.add("val", options.val_fraction, 0, 0.999,
+            "part of the text, from its end, for validation; a folder's val/ goes before it");
   flags.add("shard-tokens", options.shard_tokens, 1, ShardHeader::max_tokens, "tokens a shard");
   flags.add_switch("marked", options.marked, "<|endoftext|> in a text begins the next document");
   flags.add("threads", threads, 0, 4096, "0: one a processor");
@@ -727,15 +806,17 @@ inline int tokenize_command(const std::vector<std::string>& arguments) {
   ThreadPool pool(static_cast<int>(threads));
   const TokenizeReport report = tokenize_files(tokenizer, texts, out, options, pool);
   const int64_t tokens = report.train_tokens + report.val_tokens;
-  printf("%lld documents, %lld bytes: %lld tokens to train, %lld to validate, %.3f bytes a token, %.1f MB/s\n", static_cast<long long>(report.documents),
-         static_cast<long long>(report.bytes), static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens),
+  printf("%lld documents, %lld bytes: %lld tokens to train, %lld to validate, %.3f bytes a token, %.1f MB/s\n",
+         static_cast<long long>(report.documents), static_cast<long long>(report.bytes),
+         static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens),
          static_cast<double>(report.bytes) / static_cast<double>(std::max<int64_t>(1, tokens)),
          static_cast<double>(report.bytes) / 1e6 / std::max(report.seconds, 1e-9));
   return 0;
 }
 
 // encode and decode: the one flag, then standard input to standard output.
-inline int filter_command(const std::vector<std::string>& arguments, const char* name, const char* summary, void (*filter)(const Tokenizer&, FILE*, FILE*)) {
+inline int filter_command(const std::vector<std::string>& arguments, const char* name, const char* summary,
+                          void (*filter)(const Tokenizer&, FILE*, FILE*)) {
   std::string tokenizer = "bytes";
   Flags flags(name, summary);
   flags.add("tokenizer", tokenizer, "FILE", "one of ours, GPT-2's tokenizer.json, or the word bytes");
@@ -745,10 +826,13 @@ inline int filter_command(const std::vector<std::string>& arguments, const char*
   return 0;
 }
 inline int encode_command(const std::vector<std::string>& arguments) {
-  return filter_command(arguments, "encode", "Bytes on standard input to token ids: one line, spaces between.", encode_stream);
+  return filter_command(arguments, "encode", "Bytes on standard input to token ids: one line, spaces between.",
+                        encode_stream);
 }
 inline int decode_command(const std::vector<std::string>& arguments) {
-  return filter_command(arguments, "decode", "Token ids on standard input to the bytes they stand for; special ids to their names.", decode_stream);
+  return filter_command(arguments, "decode",
+                        "Token ids on standard input to the bytes they stand for; special ids to their names.",
+                        decode_stream);
 }
 
 }  // namespace gca

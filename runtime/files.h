@@ -1,5 +1,5 @@
-// Files: errors that carry the path and a hint, whole reads and writes, files that appear whole or not at all, CRC-32C, folders,
-// patterns, and the lock of a run. Everything on disk is little-endian.
+// Files: errors that carry the path and a hint, whole reads and writes, files that appear whole or not at all, CRC-32C,
+// folders, patterns, and the lock of a run. Everything on disk is little-endian.
 #pragma once
 #include <fcntl.h>
 #include <glob.h>
@@ -27,11 +27,11 @@ static_assert(std::endian::native == std::endian::little, "files are little-endi
 
 // The Error for a system call that has just failed. doing: "cannot open 'data/x.bin'". code: errno.
 inline Error system_error(const std::string& doing, int code) {
-  const char* hint = code == ENOENT                        ? "check the path"
-                     : code == EACCES || code == EPERM     ? "check the permissions, or choose another place"
-                     : code == ENOSPC || code == EDQUOT    ? "free some space, or choose another disk"
-                     : code == EFBIG                       ? "raise the limit on a file's size (ulimit -f), or choose another disk"
-                     : code == EROFS                       ? "choose a place that can be written"
+  const char* hint = code == ENOENT                     ? "check the path"
+                     : code == EACCES || code == EPERM  ? "check the permissions, or choose another place"
+                     : code == ENOSPC || code == EDQUOT ? "free some space, or choose another disk"
+                     : code == EFBIG ? "raise the limit on a file's size (ulimit -f), or choose another disk"
+                     : code == EROFS ? "choose a place that can be written"
                      : code == EMFILE || code == ENFILE    ? "raise the limit on open files (ulimit -n)"
                      : code == EIO                         ? "check the disk"
                      : code == ELOOP                       ? "a link is not followed here: give the file itself"
@@ -59,7 +59,9 @@ inline std::string parent_folder(const std::string& path) {
 class File {
  public:
   // An existing file, to be read.
-  static File open(const std::string& path) { return File(path, O_RDONLY | O_NONBLOCK, "cannot open"); }  // NONBLOCK: a pipe must not hang
+  static File open(const std::string& path) {
+    return File(path, O_RDONLY | O_NONBLOCK, "cannot open");
+  }  // NONBLOCK: a pipe must not hang
   // A file that is not there yet, to be written; a link of that name is not followed.
   static File create(const std::string& path) { return File(path, O_WRONLY | O_CREAT | O_EXCL, "cannot create"); }
 
@@ -81,10 +83,12 @@ class File {
     for (size_t done = 0; done < bytes;) {
       const off_t at = static_cast<off_t>(offset_bytes) + static_cast<off_t>(done);
       const ssize_t n = uninterrupted([&] { return ::pread(fd_, static_cast<char*>(out) + done, bytes - done, at); });
-      if (n < 0) throw system_error(format("cannot read '%s' at byte %lld", path_.c_str(), static_cast<long long>(at)), errno);
+      if (n < 0)
+        throw system_error(format("cannot read '%s' at byte %lld", path_.c_str(), static_cast<long long>(at)), errno);
       if (n == 0)
-        throw Error(format("'%s' ends at byte %lld: expected %zu bytes more; it has been cut off: make it anew or fetch it again", path_.c_str(),
-                           static_cast<long long>(at), bytes - done));
+        throw Error(format(
+            "'%s' ends at byte %lld: expected %zu bytes more; it has been cut off: make it anew or fetch it again",
+            path_.c_str(), static_cast<long long>(at), bytes - done));
       done += static_cast<size_t>(n);
     }
   }
@@ -92,7 +96,8 @@ class File {
   // Appends all of the bytes or throws an Error (a full disk).
   void write(const void* data, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
-      const ssize_t n = uninterrupted([&] { return ::write(fd_, static_cast<const char*>(data) + done, bytes - done); });
+      const ssize_t n =
+          uninterrupted([&] { return ::write(fd_, static_cast<const char*>(data) + done, bytes - done); });
       if (n < 0) throw system_error("cannot write '" + path_ + "'", errno);
       done += static_cast<size_t>(n);
     }
@@ -100,7 +105,8 @@ class File {
 
   // Returns when the content is on the disk.
   void sync() const {
-    if (uninterrupted([&] { return ::fsync(fd_); }) < 0) throw system_error("cannot write '" + path_ + "' through to the disk", errno);
+    if (uninterrupted([&] { return ::fsync(fd_); }) < 0)
+      throw system_error("cannot write '" + path_ + "' through to the disk", errno);
   }
 
  private:
@@ -126,7 +132,9 @@ class File {
 inline std::string read_file(const std::string& path, size_t max_bytes) {
   const File file = File::open(path);
   const size_t bytes = static_cast<size_t>(file.size_bytes());
-  if (bytes > max_bytes) throw Error(format("'%s': expected at most %zu bytes, found %zu: is this the right file?", path.c_str(), max_bytes, bytes));
+  if (bytes > max_bytes)
+    throw Error(
+        format("'%s': expected at most %zu bytes, found %zu: is this the right file?", path.c_str(), max_bytes, bytes));
   std::string content(bytes, '\0');
   file.read(content.data(), bytes, 0);
   return content;
@@ -138,15 +146,16 @@ inline void sync_folder(const std::string& path) {
   if (fd < 0) throw system_error("cannot open the folder '" + path + "'", errno);
   const int code = uninterrupted([&] { return ::fsync(fd); }) < 0 ? errno : 0;
   ::close(fd);
-  if (code && code != EINVAL) throw system_error("cannot write the folder '" + path + "' through to the disk", code);  // EINVAL: not needed there
+  if (code && code != EINVAL)
+    throw system_error("cannot write the folder '" + path + "' through to the disk", code);  // EINVAL: not needed there
 }
 
 inline void rename_path(const std::string& from, const std::string& to) {
   if (::rename(from.c_str(), to.c_str()) < 0) throw system_error("cannot rename '" + from + "' to '" + to + "'", errno);
 }
 
-// A file that appears under its name only when it is whole and on the disk: written beside it under a temporary name, then
-// renamed. Without commit() nothing is left, and a file that had the name stays as it was.
+// A file that appears under its name only when it is whole and on the disk: written beside it under a temporary name,
+// then renamed. Without commit() nothing is left, and a file that had the name stays as it was.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::string& path) : path_(target(path)), file_(create(path_)) {}
@@ -170,9 +179,12 @@ class AtomicFile {
     std::error_code none;
     const auto status = std::filesystem::status(path, none);
     if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
-      throw Error("'" + path + "' is a folder, a pipe or a device: expected a regular file or a new name; choose another");
-    const bool through_link = std::filesystem::is_symlink(std::filesystem::symlink_status(path, none)) && std::filesystem::exists(status);
-    return through_link ? std::filesystem::canonical(path).string() : path;  // renaming onto a link would replace the link
+      throw Error("'" + path +
+                  "' is a folder, a pipe or a device: expected a regular file or a new name; choose another");
+    const bool through_link =
+        std::filesystem::is_symlink(std::filesystem::symlink_status(path, none)) && std::filesystem::exists(status);
+    return through_link ? std::filesystem::canonical(path).string()
+                        : path;  // renaming onto a link would replace the link
   }
   static File create(const std::string& path) {
     const std::string temporary = format("%s.%ld.partial", path.c_str(), static_cast<long>(::getpid()));
@@ -194,7 +206,8 @@ inline void write_file(const std::string& path, std::string_view content) {
 
 // Appends a line to a file, which is made if it is not there; all of the line or an Error and none. Not durable.
 inline void append_line(const std::string& path, const std::string& line) {
-  const int fd = uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666); });
+  const int fd =
+      uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666); });
   if (fd < 0) throw system_error("cannot open '" + path + "'", errno);
   const std::string text = line + "\n";
   const off_t size = ::lseek(fd, 0, SEEK_END);
@@ -212,7 +225,8 @@ inline void append_line(const std::string& path, const std::string& line) {
 // ---- checksums ----------------------------------------------------------------------------------------------------
 // CRC-32C (Castagnoli, reflected polynomial 0x82f63b78) of bytes that follow bytes of the given CRC; 0 begins.
 inline uint32_t crc32c(const void* data, size_t bytes, uint32_t crc = 0) {
-  // table[k][b]: what byte b does to the remainder when k more bytes follow it; so eight bytes take eight independent look-ups.
+  // table[k][b]: what byte b does to the remainder when k more bytes follow it; so eight bytes take eight independent
+  // look-ups.
   static constexpr auto table = [] {
     std::array<std::array<uint32_t, 256>, 8> t{};
     for (uint32_t b = 0; b < 256; b++) {
@@ -276,8 +290,8 @@ inline void remove_tree(const std::string& path) {
   if (error) throw system_error("cannot remove '" + path + "'", error.value());
 }
 
-// The paths that a shell pattern (* ? [...]) matches, sorted by their bytes; a path that exists as it is written is itself.
-// None is an Error.
+// The paths that a shell pattern (* ? [...]) matches, sorted by their bytes; a path that exists as it is written is
+// itself. None is an Error.
 inline std::vector<std::string> glob_files(const std::string& pattern) {
   std::error_code none;
   if (std::filesystem::exists(pattern, none)) return {pattern};
@@ -287,20 +301,22 @@ inline std::vector<std::string> glob_files(const std::string& pattern) {
   if (result == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
   ::globfree(&found);
   if (paths.empty())
-    throw Error("no file matches '" + pattern + "'" +
-                (result == GLOB_ABORTED ? ": a folder on the way cannot be read; check its permissions" : "; check the path"));
+    throw Error(
+        "no file matches '" + pattern + "'" +
+        (result == GLOB_ABORTED ? ": a folder on the way cannot be read; check its permissions" : "; check the path"));
   std::sort(paths.begin(), paths.end());
   return paths;
 }
 
 // ---- the lock of a run --------------------------------------------------------------------------------------------
-// Held while a run writes its folder: a second one gets an Error that names the first one's process. Goes with the process,
-// however it ends; the file FOLDER/lock stays and means nothing by itself.
+// Held while a run writes its folder: a second one gets an Error that names the first one's process. Goes with the
+// process, however it ends; the file FOLDER/lock stays and means nothing by itself.
 class RunLock {
  public:
   explicit RunLock(const std::string& folder) {
     const std::string path = folder + "/lock";
-    fd_ = uninterrupted([&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666); });
+    fd_ = uninterrupted(
+        [&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666); });
     if (fd_ < 0) throw system_error("cannot open '" + path + "'", errno);
     if (::flock(fd_, LOCK_EX | LOCK_NB) < 0) {
       const int code = errno;
@@ -310,7 +326,9 @@ class RunLock {
       if (code != EWOULDBLOCK) throw system_error("cannot lock '" + path + "'", code);
       long process = 0;
       std::from_chars(text, text + std::max<ssize_t>(length, 0), process);
-      throw Error(format("'%s' is being written by another run, process %ld: wait for it or stop it, or choose another folder", folder.c_str(), process));
+      throw Error(
+          format("'%s' is being written by another run, process %ld: wait for it or stop it, or choose another folder",
+                 folder.c_str(), process));
     }
     const std::string process = std::to_string(::getpid()) + "\n";  // for that message only
     if (::ftruncate(fd_, 0) < 0 || ::pwrite(fd_, process.data(), process.size(), 0) < 0) {

@@ -1,4 +1,5 @@
-// Command lines: one table of flags that parses, prints the help, and is what a checkpoint remembers of a run's settings.
+// Command lines: one table of flags that parses, prints the help, and is what a checkpoint remembers of a run's
+// settings.
 #pragma once
 #include <algorithm>
 #include <charconv>
@@ -30,9 +31,12 @@ inline size_t edit_distance(const std::string& a, const std::string& b) {
 
 // ", did you mean X?" for the nearest of the names, or nothing if none is near.
 inline std::string did_you_mean(const std::string& found, const std::vector<std::string>& names) {
-  const auto nearest =
-      std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) { return edit_distance(found, a) < edit_distance(found, b); });
-  return nearest != names.end() && edit_distance(found, *nearest) <= std::max<size_t>(2, found.size() / 3) ? ", did you mean " + *nearest + "?" : "";
+  const auto nearest = std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) {
+    return edit_distance(found, a) < edit_distance(found, b);
+  });
+  return nearest != names.end() && edit_distance(found, *nearest) <= std::max<size_t>(2, found.size() / 3)
+             ? ", did you mean " + *nearest + "?"
+             : "";
 }
 
 inline std::string comma_list(const std::vector<int64_t>& numbers) {
@@ -46,7 +50,8 @@ inline std::string comma_list(const std::vector<int64_t>& numbers) {
 
 class Flags {
  public:
-  // What a flag means to a run that resumes: setup is told anew each time, remembered is kept but may be changed, run may not be.
+  // What a flag means to a run that resumes: setup is told anew each time, remembered is kept but may be changed, run
+  // may not be.
   enum Role { setup, remembered, run };
 
   Flags(std::string command, std::string summary) : command_(std::move(command)), summary_(std::move(summary)) {}
@@ -61,18 +66,21 @@ class Flags {
               [this, name, &field, low, high](const std::string& text) {
                 char* end = nullptr;
                 const double value = strtod(text.c_str(), &end);
-                if (text.empty() || *end || !(value >= low && value <= high)) throw wrong(name, format("a number from %g to %g", low, high), text);
+                if (text.empty() || *end || !(value >= low && value <= high))
+                  throw wrong(name, format("a number from %g to %g", low, high), text);
                 field = value;
               }});
   }
   void add(const char* name, std::string& field, const char* value, const char* help, Role role = setup) {
-    add_flag({name, value, help, role, [&field] { return field; }, [&field](const std::string& text) { field = text; }});
+    add_flag(
+        {name, value, help, role, [&field] { return field; }, [&field](const std::string& text) { field = text; }});
   }
   // One of the words in choices, "a|b|c".
   void add_choice(const char* name, std::string& field, const char* choices, const char* help, Role role = setup) {
     add_flag({name, choices, help, role, [&field] { return field; },
               [this, name, &field, choices](const std::string& text) {
-                if (text.empty() || ("|" + std::string(choices) + "|").find("|" + text + "|") == std::string::npos) throw wrong(name, choices, text);
+                if (text.empty() || ("|" + std::string(choices) + "|").find("|" + text + "|") == std::string::npos)
+                  throw wrong(name, choices, text);
                 field = text;
               }});
   }
@@ -85,10 +93,12 @@ class Flags {
   }
   // A flag without a value: being there turns it on.
   void add_switch(const char* name, bool& field, const char* help, Role role = setup) {
-    add_flag({name, "", help, role, [&field] { return std::string(field ? "on" : "off"); }, [&field](const std::string& text) { field = text == "on"; }});
+    add_flag({name, "", help, role, [&field] { return std::string(field ? "on" : "off"); },
+              [&field](const std::string& text) { field = text == "on"; }});
   }
   // Integers with commas between; "" is none.
-  void add(const char* name, std::vector<int64_t>& field, int64_t low, int64_t high, const char* help, Role role = setup) {
+  void add(const char* name, std::vector<int64_t>& field, int64_t low, int64_t high, const char* help,
+           Role role = setup) {
     add_flag({name, "N,N,...", help, role, [&field] { return comma_list(field); },
               [this, name, &field, low, high](const std::string& text) {
                 std::vector<int64_t> values;
@@ -101,14 +111,18 @@ class Flags {
               }});
   }
   // The arguments that are no flags, named `what` in the help.
-  void add_rest(std::vector<std::string>& field, const char* what, bool required) { rest_ = &field, rest_name_ = what, rest_required_ = required; }
+  void add_rest(std::vector<std::string>& field, const char* what, bool required) {
+    rest_ = &field, rest_name_ = what, rest_required_ = required;
+  }
 
   // Arguments after the command. Errors are UsageErrors; --help is the caller's.
   void parse(const std::vector<std::string>& arguments) {
     for (size_t i = 0; i < arguments.size(); i++) {
       const std::string& argument = arguments[i];
       if (!argument.starts_with("--") || argument.size() == 2) {
-        if (!rest_) throw UsageError(format("%s takes flags only, found '%s'; see train_gca %s --help", command_.c_str(), argument.c_str(), command_.c_str()));
+        if (!rest_)
+          throw UsageError(format("%s takes flags only, found '%s'; see train_gca %s --help", command_.c_str(),
+                                  argument.c_str(), command_.c_str()));
         rest_->push_back(argument);
         continue;
       }
@@ -118,12 +132,14 @@ class Flags {
       if (flag.given) throw UsageError("--" + name + " is given twice; leave one out");
       flag.given = true;
       if (!*flag.value) {
-        if (equals != std::string::npos) throw UsageError("--" + name + " takes no value, found '" + argument.substr(equals + 1) + "'");
+        if (equals != std::string::npos)
+          throw UsageError("--" + name + " takes no value, found '" + argument.substr(equals + 1) + "'");
         flag.set("on");
       } else if (equals != std::string::npos) {
         flag.set(argument.substr(equals + 1));
       } else {
-        if (++i == arguments.size() || arguments[i].starts_with("--")) throw UsageError("--" + name + " needs a value: " + flag.value + " (" + flag.help + ")");
+        if (++i == arguments.size() || arguments[i].starts_with("--"))
+          throw UsageError("--" + name + " needs a value: " + flag.value + " (" + flag.help + ")");
         flag.set(arguments[i]);
       }
     }
@@ -142,19 +158,23 @@ class Flags {
   // Throws a UsageError for a flag that must be given.
   void need(const char* name) {
     const Flag& flag = find(name);
-    if (flag.get().empty()) throw UsageError(format("%s needs --%s %s: %s", command_.c_str(), name, flag.value, flag.help));
+    if (flag.get().empty())
+      throw UsageError(format("%s needs --%s %s: %s", command_.c_str(), name, flag.value, flag.help));
   }
 
   std::string help() const {
-    std::string text = "train_gca " + command_ + (flags_.empty() ? "" : " [flags]") + (rest_ ? std::string(" ") + rest_name_ : "") + "\n  " + summary_ + "\n";
+    std::string text = "train_gca " + command_ + (flags_.empty() ? "" : " [flags]") +
+                       (rest_ ? std::string(" ") + rest_name_ : "") + "\n  " + summary_ + "\n";
     for (const Flag& flag : flags_) {
-      const std::string left = std::string("  --") + flag.name + (*flag.value ? std::string(" ") + flag.value : ""), value = *flag.value ? flag.initial : "";
+      const std::string left = std::string("  --") + flag.name + (*flag.value ? std::string(" ") + flag.value : ""),
+                        value = *flag.value ? flag.initial : "";
       text += format("%-34s %s%s\n", left.c_str(), flag.help, value.empty() ? "" : (" [" + value + "]").c_str());
     }
     return text;
   }
 
-  // All values by name, and back: what a checkpoint keeps. Names that restore() does not know are an Error (a newer file).
+  // All values by name, and back: what a checkpoint keeps. Names that restore() does not know are an Error (a newer
+  // file).
   Json values() const {
     Json all = Json::object();
     for (const Flag& flag : flags_)
@@ -165,7 +185,8 @@ class Flags {
     for (const auto& [name, value] : saved.members()) {
       Flag* flag = look_up(name);
       if (!flag || flag->role == setup)
-        throw Error(saved.where() + ": the setting \"" + name + "\" is not known: a newer train_gca made this checkpoint; use that one");
+        throw Error(saved.where() + ": the setting \"" + name +
+                    "\" is not known: a newer train_gca made this checkpoint; use that one");
       try {
         flag->set(saved.at(name).string());
       } catch (const UsageError& error) {
@@ -177,8 +198,10 @@ class Flags {
   void check_unchanged(const JsonField& saved) const {
     for (const Flag& flag : flags_)
       if (flag.role == run && flag.given && saved.has(flag.name) && saved.at(flag.name).string() != flag.get())
-        throw UsageError(format("--%s: the run was started with '%s', found '%s'; leave it out to resume, or start a new run from the weights with --init",
-                                flag.name, saved.at(flag.name).string().c_str(), flag.get().c_str()));
+        throw UsageError(
+            format("--%s: the run was started with '%s', found '%s'; leave it out to resume, or start a new run from "
+                   "the weights with --init",
+                   flag.name, saved.at(flag.name).string().c_str(), flag.get().c_str()));
   }
 
  private:
@@ -209,15 +232,15 @@ class Flags {
     if (Flag* flag = look_up(name)) return *flag;
     std::vector<std::string> names;
     for (const Flag& flag : flags_) names.push_back(std::string("--") + flag.name);
-    throw UsageError(
-        format("%s has no flag --%s%s; see train_gca %s --help", command_.c_str(), name.c_str(), did_you_mean("--" + name, names).c_str(), command_.c_str()));
+    throw UsageError(format("%s has no flag --%s%s; see train_gca %s --help", command_.c_str(), name.c_str(),
+                            did_you_mean("--" + name, names).c_str(), command_.c_str()));
   }
   UsageError wrong(const char* name, const std::string& expected, const std::string& found) const {
     return UsageError(format("--%s: expected %s, found '%s'", name, expected.c_str(), found.c_str()));
   }
   int64_t size(const char* name, const std::string& text, int64_t low, int64_t high) const {
-    const std::string expected =
-        format("a whole number from %lld to %lld (K, M, G stand for 2^10, 2^20, 2^30)", static_cast<long long>(low), static_cast<long long>(high));
+    const std::string expected = format("a whole number from %lld to %lld (K, M, G stand for 2^10, 2^20, 2^30)",
+                                        static_cast<long long>(low), static_cast<long long>(high));
     int64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     int64_t unit = 1;
@@ -227,7 +250,8 @@ class Flags {
     } else if (end != text.data() + text.size()) {
       unit = 0;
     }
-    if (error != std::errc() || !unit || __builtin_mul_overflow(value, unit, &value) || value < low || value > high) throw wrong(name, expected, text);
+    if (error != std::errc() || !unit || __builtin_mul_overflow(value, unit, &value) || value < low || value > high)
+      throw wrong(name, expected, text);
     return value;
   }
 };

@@ -1,4 +1,5 @@
-// JSON: a value, a strict parser with caps, a writer, and JsonField, which reads a field and names it when it is not as expected.
+// JSON: a value, a strict parser with caps, a writer, and JsonField, which reads a field and names it when it is not as
+// expected.
 #pragma once
 #include <charconv>
 #include <cmath>
@@ -16,14 +17,17 @@
 
 namespace gca {
 
-// The length in bytes (1 to 4) of the UTF-8 character that text starts with; 0 if there is none or it is malformed (overlong, a
-// surrogate, past U+10FFFF, cut off).
+// The length in bytes (1 to 4) of the UTF-8 character that text starts with; 0 if there is none or it is malformed
+// (overlong, a surrogate, past U+10FFFF, cut off).
 inline size_t utf8_length(std::string_view text) {
   if (text.empty()) return 0;
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned lead = byte(0);
   if (lead < 0x80) return 1;
-  const size_t length = lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
+  const size_t length = lead >= 0xC2 && lead < 0xE0   ? 2
+                        : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                      : 0;
   if (length == 0 || text.size() < length) return 0;
   for (size_t i = 1; i < length; i++)
     if ((byte(i) & 0xC0) != 0x80) return 0;
@@ -32,8 +36,8 @@ inline size_t utf8_length(std::string_view text) {
   return length;
 }
 
-// A JSON value. Integers are int64 and exact; a number with a fraction or an exponent is a double. Members keep their order.
-// Built like this: Json state; state["step"] = 5; state["losses"].push_back(2.5). Read through JsonField.
+// A JSON value. Integers are int64 and exact; a number with a fraction or an exponent is a double. Members keep their
+// order. Built like this: Json state; state["step"] = 5; state["losses"].push_back(2.5). Read through JsonField.
 class Json {
  public:
   using Members = std::vector<std::pair<std::string, Json>>;
@@ -86,9 +90,10 @@ class Json {
   // The same value: the same types, and the same order of members.
   bool operator==(const Json&) const = default;
 
-  // The text of the value, in one line, or (lines) in indented lines that end in a newline. Parsing it gives the same value: doubles take
-  // their shortest exact form and always have a point or an exponent. Two things JSON cannot say are changed: NaN and infinities
-  // become null, and every byte of a string that is not UTF-8 becomes U+FFFD (a path may hold any bytes; saving must not fail).
+  // The text of the value, in one line, or (lines) in indented lines that end in a newline. Parsing it gives the same
+  // value: doubles take their shortest exact form and always have a point or an exponent. Two things JSON cannot say
+  // are changed: NaN and infinities become null, and every byte of a string that is not UTF-8 becomes U+FFFD (a path
+  // may hold any bytes; saving must not fail).
   std::string dump(bool lines = false) const {
     std::string out;
     write(out, lines ? 0 : -1);
@@ -127,7 +132,8 @@ class Json {
       return;
     }
     char digits[40];
-    const std::string_view text(digits, static_cast<size_t>(std::to_chars(digits, digits + sizeof digits, value).ptr - digits));
+    const std::string_view text(digits,
+                                static_cast<size_t>(std::to_chars(digits, digits + sizeof digits, value).ptr - digits));
     out += text;
     if (text.find_first_of(".e") == text.npos) out += ".0";
   }
@@ -172,9 +178,10 @@ class Json {
   Value value_ = nullptr;
 };
 
-// A place in a document, for reading it: JsonField state(json, "RUN/state.json"); state.at("config").at("width").integer(1, 65536).
-// Whatever is missing or of another type is an Error that names the file, the whole path of the field, expected and found.
-// It points into the Json, which must outlive it; so do the references that items() and members() return.
+// A place in a document, for reading it: JsonField state(json, "RUN/state.json");
+// state.at("config").at("width").integer(1, 65536). Whatever is missing or of another type is an Error that names the
+// file, the whole path of the field, expected and found. It points into the Json, which must outlive it; so do the
+// references that items() and members() return.
 class JsonField {
  public:
   JsonField(const Json& value, std::string where) : value_(&value), where_(std::move(where)) {}
@@ -189,15 +196,18 @@ class JsonField {
     return JsonField(*member, where_ + (inside_ ? "." : ": ") + printable(name), true);
   }
   JsonField at(size_t i) const {
-    if (i >= items().size()) throw Error(format("%s: expected more than %zu items, found %zu; %s", where_.c_str(), i, items().size(), mend()));
+    if (i >= items().size())
+      throw Error(format("%s: expected more than %zu items, found %zu; %s", where_.c_str(), i, items().size(), mend()));
     return JsonField(items()[i], where_ + (inside_ ? "" : ": ") + format("[%zu]", i), true);
   }
 
   bool boolean() const { return get<bool>("true or false"); }
-  int64_t integer(int64_t lowest = std::numeric_limits<int64_t>::min(), int64_t highest = std::numeric_limits<int64_t>::max()) const {
+  int64_t integer(int64_t lowest = std::numeric_limits<int64_t>::min(),
+                  int64_t highest = std::numeric_limits<int64_t>::max()) const {
     const int64_t* value = std::get_if<int64_t>(&value_->value_);
     if (value && *value >= lowest && *value <= highest) return *value;
-    throw mistyped(format("an integer from %lld to %lld", static_cast<long long>(lowest), static_cast<long long>(highest)));
+    throw mistyped(
+        format("an integer from %lld to %lld", static_cast<long long>(lowest), static_cast<long long>(highest)));
   }
   double number() const {  // an integer will do; null (a NaN when it was written) will not
     const int64_t* integer = std::get_if<int64_t>(&value_->value_);
@@ -207,10 +217,13 @@ class JsonField {
   const std::vector<Json>& items() const { return get<std::vector<Json>>("an array"); }
   const Json::Members& members() const { return get<Json::Object>("an object").members; }
   const Json& json() const { return *value_; }
-  const std::string& where() const { return where_; }  // "FILE: path.of.the.field", to begin an error of the caller's own
+  const std::string& where() const {
+    return where_;
+  }  // "FILE: path.of.the.field", to begin an error of the caller's own
 
  private:
-  JsonField(const Json& value, std::string where, bool inside) : value_(&value), where_(std::move(where)), inside_(inside) {}
+  JsonField(const Json& value, std::string where, bool inside)
+      : value_(&value), where_(std::move(where)), inside_(inside) {}
 
   template <class T>
   const T& get(const char* expected) const {
@@ -252,11 +265,13 @@ struct JsonLimits {
 
 class JsonParser {
  public:
-  JsonParser(std::string_view text, std::string what, const JsonLimits& limits) : text_(text), what_(std::move(what)), limits_(limits) {}
+  JsonParser(std::string_view text, std::string what, const JsonLimits& limits)
+      : text_(text), what_(std::move(what)), limits_(limits) {}
 
   Json document() {
     if (text_.size() > limits_.max_bytes)
-      throw Error(format("%s: expected at most %zu bytes of JSON, found %zu: is this the right file?", what_.c_str(), limits_.max_bytes, text_.size()));
+      throw Error(format("%s: expected at most %zu bytes of JSON, found %zu: is this the right file?", what_.c_str(),
+                         limits_.max_bytes, text_.size()));
     Json result = value(0);
     if (skip_space() != end) fail("nothing after the end of the value");
     return result;
@@ -267,7 +282,8 @@ class JsonParser {
 
   int peek() const { return at_ < text_.size() ? static_cast<unsigned char>(text_[at_]) : end; }
   int skip_space() {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) at_++;
+    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
+      at_++;
     return peek();
   }
   bool take(char c) {
@@ -278,9 +294,13 @@ class JsonParser {
 
   [[noreturn]] void fail(const std::string& expected) const {
     const int c = peek();
-    const std::string found = c == end ? "the end of the text" : c > 0x20 && c < 0x7F ? format("'%c'", c) : format("byte 0x%02x", c);
-    throw Error(format("%s is not valid JSON at byte %zu: expected %s, found %s; the file is damaged or of another kind: make it anew or fetch it again",
-                       what_.c_str(), at_, expected.c_str(), found.c_str()));
+    const std::string found = c == end               ? "the end of the text"
+                              : c > 0x20 && c < 0x7F ? format("'%c'", c)
+                                                     : format("byte 0x%02x", c);
+    throw Error(
+        format("%s is not valid JSON at byte %zu: expected %s, found %s; the file is damaged or of another kind: make "
+               "it anew or fetch it again",
+               what_.c_str(), at_, expected.c_str(), found.c_str()));
   }
 
   Json value(int depth) {
@@ -373,7 +393,10 @@ class JsonParser {
     unsigned code = 0;
     for (int i = 0; i < 4; i++, at_++) {
       const int c = peek();
-      const int digit = is_digit(c) ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+      const int digit = is_digit(c)            ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
       if (digit < 0) fail("four hexadecimal digits after \\u");
       code = code * 16 + static_cast<unsigned>(digit);
     }
@@ -441,8 +464,10 @@ class JsonParser {
   size_t at_ = 0, values_ = 0;
 };
 
-// The value that text holds: RFC 8259 to the letter, and stricter: no name twice in an object, no lone surrogate, no number past
-// its type. what: the file's name, for errors, which give the byte too.
-inline Json parse_json(std::string_view text, const std::string& what, const JsonLimits& limits = {}) { return JsonParser(text, what, limits).document(); }
+// The value that text holds: RFC 8259 to the letter, and stricter: no name twice in an object, no lone surrogate, no
+// number past its type. what: the file's name, for errors, which give the byte too.
+inline Json parse_json(std::string_view text, const std::string& what, const JsonLimits& limits = {}) {
+  return JsonParser(text, what, limits).document();
+}
 
 }  // namespace gca

@@ -1,4 +1,5 @@
-// The algorithms that a GPU's products were measured to be fastest with, kept between runs: in $XDG_CACHE_HOME/train_gca, or ~/.cache.
+// The algorithms that a GPU's products were measured to be fastest with, kept between runs: in
+// $XDG_CACHE_HOME/train_gca, or ~/.cache.
 #pragma once
 #include <cstdlib>
 #include <filesystem>
@@ -14,7 +15,8 @@ inline std::string products_cache() {
   return home && *home ? std::string(home) + "/.cache/train_gca/products" : "";
 }
 
-// Measures from now on what neither `saved` (a checkpoint's algorithms, or empty: the cache's are taken) knows. Tells where it fits not.
+// Measures from now on what neither `saved` (a checkpoint's algorithms, or empty: the cache's are taken) knows. Tells
+// where it fits not.
 template <class Device>
 void choose_products(Device& device, const std::string& saved) {
   if constexpr (requires { device.products(); }) {
@@ -22,12 +24,13 @@ void choose_products(Device& device, const std::string& saved) {
     std::error_code none;
     if (saved.empty() && !path.empty() && std::filesystem::exists(path, none)) known = read_file(path, 1 << 20);
     if (const std::string why = device.measure_products(known); !why.empty())
-      printf("the products' algorithms in %s do not fit: %s; they are measured anew\n", saved.empty() ? ("'" + path + "'").c_str() : "the checkpoint",
-             why.c_str());
+      printf("the products' algorithms in %s do not fit: %s; they are measured anew\n",
+             saved.empty() ? ("'" + path + "'").c_str() : "the checkpoint", why.c_str());
   }
 }
 
-// What was measured goes into the cache; a cache that cannot be written costs the next run some seconds, no more, and is told.
+// What was measured goes into the cache; a cache that cannot be written costs the next run some seconds, no more, and
+// is told.
 template <class Device>
 void keep_products(const Device& device) {
   if constexpr (requires { device.products(); }) {

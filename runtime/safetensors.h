@@ -1,5 +1,5 @@
-// safetensors files: u64 size of the header, the header (JSON: name -> dtype, shape, data_offsets), then the tensors' bytes without
-// a gap. A reader that trusts nothing and a writer that streams.
+// safetensors files: u64 size of the header, the header (JSON: name -> dtype, shape, data_offsets), then the tensors'
+// bytes without a gap. A reader that trusts nothing and a writer that streams.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -21,7 +21,8 @@ struct Dtype {
   static constexpr Kind all[] = {F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL};
 
   constexpr const char* name() const {
-    constexpr const char* names[] = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"};
+    constexpr const char* names[] = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16",
+                                     "I8",  "U64", "U32", "U16",  "U8",  "BOOL"};
     return names[kind];
   }
   constexpr int64_t bytes() const {
@@ -49,22 +50,26 @@ inline int64_t element_count(const Shape& shape, Dtype dtype, const std::string&
   bool fits = true;
   for (const int64_t size : shape) fits = fits && size >= 0 && !__builtin_mul_overflow(count, size, &count);
   if (!fits || __builtin_mul_overflow(count, dtype.bytes(), &bytes))
-    throw Error(where + ": expected a shape of fewer than 2^63 bytes, found " + shape_text(shape) + "; the file is damaged: make it anew or fetch it again");
+    throw Error(where + ": expected a shape of fewer than 2^63 bytes, found " + shape_text(shape) +
+                "; the file is damaged: make it anew or fetch it again");
   return count;
 }
 
 // Names go into messages, tables and the authors' tools: refuses what could be a path or could steer a terminal.
 inline void check_tensor_name(const std::string& name, const std::string& where) {
-  const bool control = std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
-  if (name.empty() || name.size() > 256 || name == "__metadata__" || name.find('/') != name.npos || name.find("..") != name.npos || control)
-    throw Error(where + ": expected a tensor's name of 1 to 256 bytes without '/', '..' or control characters, found " + Json(name).dump() +
-                "; rename it where the file is made");
+  const bool control =
+      std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
+  if (name.empty() || name.size() > 256 || name == "__metadata__" || name.find('/') != name.npos ||
+      name.find("..") != name.npos || control)
+    throw Error(where + ": expected a tensor's name of 1 to 256 bytes without '/', '..' or control characters, found " +
+                Json(name).dump() + "; rename it where the file is made");
 }
 
 inline float float_from_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
 inline float float_from_f16(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = (bits >> 10) & 31, fraction = bits & 0x3FF;
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = (bits >> 10) & 31,
+                 fraction = bits & 0x3FF;
   if (exponent == 0) return std::copysign(static_cast<float>(fraction) * 0x1p-24f, std::bit_cast<float>(sign));
   return std::bit_cast<float>(sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | (fraction << 13));
 }
@@ -77,7 +82,8 @@ struct SafetensorsTensor {
   int64_t offset_bytes;  // from the start of the file
 };
 
-// A file whose header has been read and found sound: the tensors lie in the file one after the other from the header to the end.
+// A file whose header has been read and found sound: the tensors lie in the file one after the other from the header to
+// the end.
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::string& path) { return SafetensorsFile(File::open(path)); }
@@ -93,7 +99,8 @@ class SafetensorsFile {
   }
   const SafetensorsTensor& at(const std::string& name) const {
     const SafetensorsTensor* tensor = find(name);
-    if (!tensor) throw Error("'" + path() + "': the tensor '" + name + "' is missing; is this a file of the same model?");
+    if (!tensor)
+      throw Error("'" + path() + "': the tensor '" + name + "' is missing; is this a file of the same model?");
     return *tensor;
   }
 
@@ -101,26 +108,33 @@ class SafetensorsFile {
   const SafetensorsTensor& at(const std::string& name, const Shape& shape) const {
     const SafetensorsTensor& tensor = at(name);
     if (tensor.shape != shape)
-      throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " + shape_text(tensor.shape) +
-                  "; is this a file of the same model?");
+      throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " +
+                  shape_text(tensor.shape) + "; is this a file of the same model?");
     return tensor;
   }
 
-  // out[0..count) = elements first.. of the tensor. To float or double from F64, F32, F16 and BF16 (rounded to nearest where out is
-  // the narrower); to int64_t, int32_t and uint8_t from the same type only. Any number of threads at once.
+  // out[0..count) = elements first.. of the tensor. To float or double from F64, F32, F16 and BF16 (rounded to nearest
+  // where out is the narrower); to int64_t, int32_t and uint8_t from the same type only. Any number of threads at once.
   template <class T>
   void read(const SafetensorsTensor& tensor, int64_t first, int64_t count, T* out) const {
-    GCA_CHECK(first >= 0 && count >= 0 && first <= tensor.count && count <= tensor.count - first, "elements of '%s'", tensor.name.c_str());
+    GCA_CHECK(first >= 0 && count >= 0 && first <= tensor.count && count <= tensor.count - first, "elements of '%s'",
+              tensor.name.c_str());
     const int64_t start = tensor.offset_bytes + first * tensor.dtype.bytes();
     if (tensor.dtype == Dtype::of<T>()) return file_.read(out, static_cast<size_t>(count) * sizeof(T), start);
     if constexpr (std::is_floating_point_v<T>) {
-      if (tensor.dtype == Dtype::F64) return convert<double>(start, count, out, [](double x) { return static_cast<T>(x); });
-      if (tensor.dtype == Dtype::F32) return convert<float>(start, count, out, [](float x) { return static_cast<T>(x); });
-      if (tensor.dtype == Dtype::F16) return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
-      if (tensor.dtype == Dtype::BF16) return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
+      if (tensor.dtype == Dtype::F64)
+        return convert<double>(start, count, out, [](double x) { return static_cast<T>(x); });
+      if (tensor.dtype == Dtype::F32)
+        return convert<float>(start, count, out, [](float x) { return static_cast<T>(x); });
+      if (tensor.dtype == Dtype::F16)
+        return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
+      if (tensor.dtype == Dtype::BF16)
+        return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
     }
-    throw Error(format("'%s': tensor '%s': expected %s, found %s; is this a file of the same kind?", path().c_str(), tensor.name.c_str(),
-                       std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(), tensor.dtype.name()));
+    throw Error(format("'%s': tensor '%s': expected %s, found %s; is this a file of the same kind?", path().c_str(),
+                       tensor.name.c_str(),
+                       std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(),
+                       tensor.dtype.name()));
   }
 
   // out = the whole tensor of that name, which must have this shape.
@@ -145,9 +159,11 @@ class SafetensorsFile {
     uint64_t header_bytes = 0;
     if (file_bytes >= 8) file_.read(&header_bytes, 8, 0);
     if (file_bytes < 8 || header_bytes > static_cast<uint64_t>(file_bytes - 8) || header_bytes > max_header_bytes)
-      throw Error(format("'%s' is cut off or no safetensors file: expected a header of at most %llu bytes in a file of %lld, found %llu; make it anew",
-                         path().c_str(), static_cast<unsigned long long>(max_header_bytes), static_cast<long long>(file_bytes),
-                         static_cast<unsigned long long>(header_bytes)));
+      throw Error(
+          format("'%s' is cut off or no safetensors file: expected a header of at most %llu bytes in a file of %lld, "
+                 "found %llu; make it anew",
+                 path().c_str(), static_cast<unsigned long long>(max_header_bytes), static_cast<long long>(file_bytes),
+                 static_cast<unsigned long long>(header_bytes)));
     std::string header(header_bytes, '\0');
     file_.read(header.data(), header.size(), 8);
     const std::string what = "'" + path() + "' (header)";
@@ -158,7 +174,8 @@ class SafetensorsFile {
     for (const auto& [name, member] : root.members()) {
       const JsonField field = root.at(name);
       if (name == "__metadata__") {
-        for (const auto& [key, value] : field.members()) metadata_[key] = JsonField(value, field.where() + "." + key).string();
+        for (const auto& [key, value] : field.members())
+          metadata_[key] = JsonField(value, field.where() + "." + key).string();
       } else {
         check_tensor_name(name, what);
         tensors_.push_back(tensor(name, field, data_start, data_bytes));
@@ -166,8 +183,9 @@ class SafetensorsFile {
     }
 
     const auto end = [](const SafetensorsTensor& t) { return t.offset_bytes + t.count * t.dtype.bytes(); };
-    std::sort(tensors_.begin(), tensors_.end(),
-              [&](const SafetensorsTensor& a, const SafetensorsTensor& b) { return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b)); });
+    std::sort(tensors_.begin(), tensors_.end(), [&](const SafetensorsTensor& a, const SafetensorsTensor& b) {
+      return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b));
+    });
     int64_t next = data_start;
     for (const SafetensorsTensor& t : tensors_) {
       if (t.offset_bytes != next) misplaced("the tensor '" + t.name + "'", next, t.offset_bytes);
@@ -177,25 +195,34 @@ class SafetensorsFile {
     if (next != file_bytes) misplaced("the end of the file", next, file_bytes);
   }
 
-  SafetensorsTensor tensor(const std::string& name, const JsonField& field, int64_t data_start, int64_t data_bytes) const {
+  SafetensorsTensor tensor(const std::string& name, const JsonField& field, int64_t data_start,
+                           int64_t data_bytes) const {
     const std::string type = field.at("dtype").string();
-    const auto kind = std::find_if(std::begin(Dtype::all), std::end(Dtype::all), [&](Dtype d) { return type == d.name(); });
-    if (kind == std::end(Dtype::all)) throw Error(field.where() + ": the dtype " + Json(type).dump() + " is not known here; convert the file to F32 or BF16");
+    const auto kind =
+        std::find_if(std::begin(Dtype::all), std::end(Dtype::all), [&](Dtype d) { return type == d.name(); });
+    if (kind == std::end(Dtype::all))
+      throw Error(field.where() + ": the dtype " + Json(type).dump() +
+                  " is not known here; convert the file to F32 or BF16");
     SafetensorsTensor t{name, *kind, {}, 0, 0};
     const JsonField sizes = field.at("shape"), offsets = field.at("data_offsets");
     for (size_t i = 0; i < sizes.items().size(); i++) t.shape.push_back(sizes.at(i).integer(0, INT64_MAX));
     t.count = element_count(t.shape, t.dtype, field.where());
     const int64_t begin = offsets.at(0).integer(0, data_bytes), end = offsets.at(1).integer(begin, data_bytes);
     if (offsets.items().size() != 2 || end - begin != t.count * t.dtype.bytes())
-      throw Error(format("%s: expected %lld bytes for %s %s, found data_offsets %s; the file is damaged: make it anew or fetch it again", field.where().c_str(),
-                         static_cast<long long>(t.count * t.dtype.bytes()), t.dtype.name(), shape_text(t.shape).c_str(), offsets.json().dump().c_str()));
+      throw Error(
+          format("%s: expected %lld bytes for %s %s, found data_offsets %s; the file is damaged: make it anew or fetch "
+                 "it again",
+                 field.where().c_str(), static_cast<long long>(t.count * t.dtype.bytes()), t.dtype.name(),
+                 shape_text(t.shape).c_str(), offsets.json().dump().c_str()));
     t.offset_bytes = data_start + begin;
     return t;
   }
 
   [[noreturn]] void misplaced(const std::string& what, int64_t expected, int64_t found) const {
-    throw Error(format("'%s': expected %s at byte %lld, found it at %lld; the file is damaged or cut off: make it anew or fetch it again", path().c_str(),
-                       what.c_str(), static_cast<long long>(expected), static_cast<long long>(found)));
+    throw Error(
+        format("'%s': expected %s at byte %lld, found it at %lld; the file is damaged or cut off: make it anew or "
+               "fetch it again",
+               path().c_str(), what.c_str(), static_cast<long long>(expected), static_cast<long long>(found)));
   }
 
   // out = f of count numbers of type Stored, from byte `start` of the file, a piece at a time.
@@ -218,8 +245,8 @@ class SafetensorsFile {
   std::map<std::string, size_t> index_;
 };
 
-// A tensor to be written: fill(out, first, count) puts elements first..first+count, of the given type, at out. It is asked for
-// consecutive pieces of at most 4 MiB, so no second copy of a model has to fit the memory.
+// A tensor to be written: fill(out, first, count) puts elements first..first+count, of the given type, at out. It is
+// asked for consecutive pieces of at most 4 MiB, so no second copy of a model has to fit the memory.
 struct SafetensorsEntry {
   std::string name;
   Dtype dtype;
@@ -230,11 +257,15 @@ struct SafetensorsEntry {
 // An entry that writes the elements at data, which must stay until it is written.
 template <class T>
 SafetensorsEntry safetensors_entry(const std::string& name, const Shape& shape, const T* data) {
-  return {name, Dtype::of<T>(), shape, [data](void* out, int64_t first, int64_t count) { memcpy(out, data + first, static_cast<size_t>(count) * sizeof(T)); }};
+  return {name, Dtype::of<T>(), shape, [data](void* out, int64_t first, int64_t count) {
+            memcpy(out, data + first, static_cast<size_t>(count) * sizeof(T));
+          }};
 }
 
-// Writes the tensors, packed, in the given order. The file appears whole or not at all, and is durable when this returns.
-inline void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata, const std::vector<SafetensorsEntry>& entries) {
+// Writes the tensors, packed, in the given order. The file appears whole or not at all, and is durable when this
+// returns.
+inline void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
+                              const std::vector<SafetensorsEntry>& entries) {
   Json header = Json::object();
   for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
   int64_t end = 0;

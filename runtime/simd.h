@@ -1,12 +1,13 @@
-// One loop, compiled for the instruction sets below, chosen at run time. The program itself is built for any x86-64 (or any
-// other processor, where only `portable` exists), so a binary moves between machines.
+// One loop, compiled for the instruction sets below, chosen at run time. The program itself is built for any x86-64 (or
+// any other processor, where only `portable` exists), so a binary moves between machines.
 #pragma once
 #include <cstdlib>
 #include <cstring>
 
 #include "../common.h"
 
-#define GCA_INLINE __attribute__((always_inline))  // a body that must be compiled anew inside each of simd()'s three versions
+#define GCA_INLINE \
+  __attribute__((always_inline))  // a body that must be compiled anew inside each of simd()'s three versions
 
 namespace gca {
 
@@ -20,16 +21,17 @@ inline Isa isa() {
 #ifdef __x86_64__
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = Isa::avx2;
-    if (best == Isa::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw"))
+    if (best == Isa::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
       best = Isa::avx512;
 #endif
     if (const char* asked = getenv("GCA_ISA")) {
       if (!strcmp(asked, "portable")) return Isa::portable;
       if (!strcmp(asked, "avx2") && best >= Isa::avx2) return Isa::avx2;
       if (strcmp(asked, "avx512") || best < Isa::avx512)
-        throw UsageError(
-            format("GCA_ISA: expected portable, avx2 or avx512, and one that this processor has (its best: %s), found '%s'", isa_name(best), asked));
+        throw UsageError(format(
+            "GCA_ISA: expected portable, avx2 or avx512, and one that this processor has (its best: %s), found '%s'",
+            isa_name(best), asked));
     }
     return best;
   }();
@@ -49,8 +51,8 @@ GCA_TARGET_AVX512 void run_avx512(Body& body) {
 }
 #endif
 
-// Runs body(), compiled for the chosen instruction set. body: a lambda marked GCA_INLINE, so that it is inlined into (and
-// vectorised by) each version, and capturing by value, since a reference would be read again in every iteration:
+// Runs body(), compiled for the chosen instruction set. body: a lambda marked GCA_INLINE, so that it is inlined into
+// (and vectorised by) each version, and capturing by value, since a reference would be read again in every iteration:
 // simd([=]() GCA_INLINE { for (...) ... });
 template <class Body>
 inline void simd(Body body) {

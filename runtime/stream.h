@@ -1,5 +1,5 @@
-// A row read a segment at a time: window caches, the chunk memory and the picks go on from segment to segment (DRT::StreamState),
-// so a text of any length needs the activations of one segment only.
+// A row read a segment at a time: window caches, the chunk memory and the picks go on from segment to segment
+// (DRT::StreamState), so a text of any length needs the activations of one segment only.
 #pragma once
 #include <algorithm>
 #include <span>
@@ -12,7 +12,8 @@ namespace gca {
 template <class Device>
 class TokenReader {
  public:
-  // model: for inference, allocated. Reads up to max_tokens real tokens; prefill goes by segments of segment_chunks chunks.
+  // model: for inference, allocated. Reads up to max_tokens real tokens; prefill goes by segments of segment_chunks
+  // chunks.
   TokenReader(DRT<Device>& model, int32_t landmark, int64_t max_tokens, int64_t segment_chunks = 16)
       : model_(model), landmark_(landmark), S_(model.config.chunk), segment_chunks_(segment_chunks) {
     model_.plan(1, segment_chunks * S_);
@@ -78,9 +79,10 @@ class TokenReader {
   typename DRT<Device>::StreamState stream_;
 };
 
-// The next token. temperature 0: the largest logit, the lowest id among equals. Otherwise a draw from the smallest set of tokens whose
-// probability reaches top_p, by the random number of (seed, index).
-inline int32_t sample_token(const std::vector<float>& logits, double temperature, double top_p, uint64_t seed, int64_t index) {
+// The next token. temperature 0: the largest logit, the lowest id among equals. Otherwise a draw from the smallest set
+// of tokens whose probability reaches top_p, by the random number of (seed, index).
+inline int32_t sample_token(const std::vector<float>& logits, double temperature, double top_p, uint64_t seed,
+                            int64_t index) {
   const auto best = std::max_element(logits.begin(), logits.end());
   if (temperature <= 0) return static_cast<int32_t>(best - logits.begin());
   std::vector<std::pair<double, int32_t>> candidates;
@@ -90,12 +92,16 @@ inline int32_t sample_token(const std::vector<float>& logits, double temperature
     candidates.push_back({p, static_cast<int32_t>(i)});
     sum += p;
   }
-  std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
+  std::sort(candidates.begin(), candidates.end(),
+            [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
   double kept = 0;
   size_t count = 0;
   while (count < candidates.size() && kept < top_p * sum) kept += candidates[count++].first;
   count = std::max<size_t>(count, 1);
-  double at = uniform_open(philox(seed, Stream::sample, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32)).word[0]) * kept;
+  double at =
+      uniform_open(
+          philox(seed, Stream::sample, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32)).word[0]) *
+      kept;
   for (size_t i = 0; i < count; i++)
     if ((at -= candidates[i].first) < 0) return candidates[i].second;
   return candidates[count - 1].second;

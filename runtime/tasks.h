@@ -1,13 +1,15 @@
-// Needles: tasks whose answer stands once, in one chunk of a long text. Here they are made: the text, the needles in it, the questions,
-// from (seed, number of the row) alone.
+// Needles: tasks whose answer stands once, in one chunk of a long text. Here they are made: the text, the needles in
+// it, the questions, from (seed, number of the row) alone.
 //
-// A chunk fetches with the landmark of the chunk before it. So a prompt's last token is slot 0 of a chunk and predicts the answer's first
-// token; all before it ends at slot S-2 of the chunk before (or `gap` chunks further back), whose landmark has then seen the question.
+// A chunk fetches with the landmark of the chunk before it. So a prompt's last token is slot 0 of a chunk and predicts
+// the answer's first token; all before it ends at slot S-2 of the chunk before (or `gap` chunks further back), whose
+// landmark has then seen the question.
 //
-//   single, recall   [KEY name v1..vn END] somewhere, prompt [ASK name | name], answer v1..vn      ( | is the chunk's end)
-//   two-hop          [KEY A ARROW B END] and [KEY B ARROW C END], prompt [ASK A | ARROW], answer B COMMA C
+//   single, recall   [KEY name v1..vn END] somewhere, prompt [ASK name | name], answer v1..vn      ( | is the chunk's
+//   end) two-hop          [KEY A ARROW B END] and [KEY B ARROW C END], prompt [ASK A | ARROW], answer B COMMA C
 //
-// Single rows have one question, at their end; recall rows many. In the text style, words stand for KEY, END, ASK, ARROW and COMMA.
+// Single rows have one question, at their end; recall rows many. In the text style, words stand for KEY, END, ASK,
+// ARROW and COMMA.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -32,10 +34,12 @@ struct TaskSettings {
 
 // What train and passkey share.
 inline void add_task_flags(Flags& flags, TaskSettings& s, Flags::Role role) {
-  flags.add("haystack", s.haystack, "GLOB,...", "text that needles are hidden in: files, folders or patterns; files with the task's own words are left out",
+  flags.add("haystack", s.haystack, "GLOB,...",
+            "text that needles are hidden in: files, folders or patterns; files with the task's own words are left out",
             role == Flags::run ? Flags::remembered : role);
   flags.add_choice("style", s.style, "ids|text", "of needles and questions: special ids, or words", role);
-  flags.add_choice("values", s.values, "letters|random", "what names and values are made of: letters, or any tokens", role);
+  flags.add_choice("values", s.values, "letters|random", "what names and values are made of: letters, or any tokens",
+                   role);
   flags.add("value-tokens", s.value_tokens, 1, 4096, "tokens of a value (two-hop: of A, B and C)", role);
   flags.add("name-tokens", s.name_tokens, 1, 4096, "tokens of a name (two-hop: as a value)", role);
   flags.add("gap", s.gap, 0, 1 << 20, "chunks of text between a question's chunk and its answer's", role);
@@ -46,10 +50,13 @@ inline void add_task_flags(Flags& flags, TaskSettings& s, Flags::Role role) {
 class Draws {
  public:
   enum Purpose : uint32_t { training, trial };
-  Draws(uint64_t seed, Purpose purpose, int64_t number) : seed_(seed), purpose_(purpose), number_(static_cast<uint64_t>(number)) {}
+  Draws(uint64_t seed, Purpose purpose, int64_t number)
+      : seed_(seed), purpose_(purpose), number_(static_cast<uint64_t>(number)) {}
   // Uniform over [0, n), n < 2^32, to within n / 2^32.
   int64_t below(int64_t n) {
-    if (drawn_ % 4 == 0) words_ = philox(seed_, Stream::task, drawn_ / 4, purpose_, static_cast<uint32_t>(number_), static_cast<uint32_t>(number_ >> 32));
+    if (drawn_ % 4 == 0)
+      words_ = philox(seed_, Stream::task, drawn_ / 4, purpose_, static_cast<uint32_t>(number_),
+                      static_cast<uint32_t>(number_ >> 32));
     return static_cast<int64_t>(static_cast<uint64_t>(words_.word[drawn_++ % 4]) * static_cast<uint64_t>(n) >> 32);
   }
   // count different ones of [first, last), in random order; all where there are no more.
@@ -57,7 +64,8 @@ class Draws {
     std::vector<int64_t> all(static_cast<size_t>(std::max<int64_t>(0, last - first)));
     std::iota(all.begin(), all.end(), first);
     count = std::min(count, static_cast<int64_t>(all.size()));
-    for (int64_t i = 0; i < count; i++) std::swap(all[static_cast<size_t>(i)], all[static_cast<size_t>(i + below(static_cast<int64_t>(all.size()) - i))]);
+    for (int64_t i = 0; i < count; i++)
+      std::swap(all[static_cast<size_t>(i)], all[static_cast<size_t>(i + below(static_cast<int64_t>(all.size()) - i))]);
     all.resize(static_cast<size_t>(count));
     return all;
   }
@@ -83,7 +91,8 @@ struct Haystack {
       const size_t comma = std::min(patterns.find(',', at), patterns.size());
       for (const TextFile& file : text_files(glob_files(patterns.substr(at, comma - at)))) {
         const std::string text = read_file(file.path, size_t{1} << 40);
-        const bool clean = std::none_of(std::begin(words), std::end(words), [&](const char* word) { return text.find(word) != text.npos; });
+        const bool clean = std::none_of(std::begin(words), std::end(words),
+                                        [&](const char* word) { return text.find(word) != text.npos; });
         (clean ? haystack.files : haystack.left_out)++;
         if (!clean) continue;
         haystack.tokens.push_back(tokenizer.end_of_text);
@@ -94,7 +103,8 @@ struct Haystack {
     }
     if (haystack.tokens.size() <= static_cast<size_t>(haystack.files))
       throw Error("--haystack '" + patterns + "': expected some text, found " +
-                  (haystack.left_out ? "only files that hold the words of needles themselves (\"The passkey of\")" : "only empty files") +
+                  (haystack.left_out ? "only files that hold the words of needles themselves (\"The passkey of\")"
+                                     : "only empty files") +
                   "; give other files");
     return haystack;
   }
@@ -108,8 +118,8 @@ struct Haystack {
   }
   void check_same(const JsonField& saved) const {
     if (state() != saved.json())
-      throw Error(saved.where() + ": the haystack has changed: expected " + saved.json().dump() + ", found " + state().dump() +
-                  "; resume with the same text, or start a new run from the weights with --init");
+      throw Error(saved.where() + ": the haystack has changed: expected " + saved.json().dump() + ", found " +
+                  state().dump() + "; resume with the same text, or start a new run from the weights with --init");
   }
 };
 
@@ -145,51 +155,64 @@ class Task {
     const bool letters = s_.values == "letters";
     for (int32_t id = 0; id < tokenizer.vocab_size(); id++) {
       const std::string_view bytes = tokenizer.bytes_of(id);
-      const bool upper = bytes.size() == 1 && bytes[0] >= 'A' && bytes[0] <= 'Z', lower = bytes.size() == 1 && bytes[0] >= 'a' && bytes[0] <= 'z';
+      const bool upper = bytes.size() == 1 && bytes[0] >= 'A' && bytes[0] <= 'Z',
+                 lower = bytes.size() == 1 && bytes[0] >= 'a' && bytes[0] <= 'z';
       if (letters ? upper || (two_hop_ && lower) : !bytes.empty()) names_.push_back(id);
       if (letters ? lower || (two_hop_ && upper) : !bytes.empty()) values_.push_back(id);
     }
     name_tokens_ = two_hop_ ? s_.value_tokens : s_.name_tokens;
     const int64_t most = static_cast<int64_t>(values_.size()) / 2;
     if (s_.value_tokens > most)
-      throw UsageError(format("--value-tokens: expected at most %lld, half of the different tokens that --values %s has, found %lld",
-                              static_cast<long long>(most), s_.values.c_str(), static_cast<long long>(s_.value_tokens)));
+      throw UsageError(
+          format("--value-tokens: expected at most %lld, half of the different tokens that --values %s has, found %lld",
+                 static_cast<long long>(most), s_.values.c_str(), static_cast<long long>(s_.value_tokens)));
     const int64_t room = S - 1, longest = std::max({needle_length(), question_length(), 1 + answer_length()});
     if (longest > room)
-      throw UsageError(
-          format("--chunk: a needle takes %lld tokens, a question %lld before its chunk's end, the answer's chunk %lld: expected at least %lld slots a chunk, "
-                 "found %lld; "
-                 "use larger chunks or fewer --value-tokens",
-                 static_cast<long long>(needle_length()), static_cast<long long>(question_length()), static_cast<long long>(1 + answer_length()),
-                 static_cast<long long>(longest + 1), static_cast<long long>(S)));
+      throw UsageError(format(
+          "--chunk: a needle takes %lld tokens, a question %lld before its chunk's end, the answer's chunk %lld: "
+          "expected at least %lld slots a chunk, "
+          "found %lld; "
+          "use larger chunks or fewer --value-tokens",
+          static_cast<long long>(needle_length()), static_cast<long long>(question_length()),
+          static_cast<long long>(1 + answer_length()), static_cast<long long>(longest + 1), static_cast<long long>(S)));
   }
 
   int64_t fewest_chunks() const { return (two_hop_ ? 4 : 3) + s_.gap; }  // needles, then a question, then its answer
-  int64_t needle_length() const { return std::ssize(open_) + name_tokens_ + std::ssize(middle_) + s_.value_tokens + std::ssize(close_); }
-  int64_t question_length() const { return std::ssize(ask_) + name_tokens_ + std::max<int64_t>(0, std::ssize(middle_) - 1); }  // less its last token
+  int64_t needle_length() const {
+    return std::ssize(open_) + name_tokens_ + std::ssize(middle_) + s_.value_tokens + std::ssize(close_);
+  }
+  int64_t question_length() const {
+    return std::ssize(ask_) + name_tokens_ + std::max<int64_t>(0, std::ssize(middle_) - 1);
+  }  // less its last token
   int64_t answer_length() const { return two_hop_ ? 2 * s_.value_tokens + std::ssize(comma_) : s_.value_tokens; }
-  // A UsageError where these needles (two-hop: chains) of a row cannot all have names with first and last tokens of their own.
+  // A UsageError where these needles (two-hop: chains) of a row cannot all have names with first and last tokens of
+  // their own.
   void check_names(int64_t needles) const {
     const int64_t most = (two_hop_ ? std::ssize(names_) / 3 : std::ssize(names_));
     if (needles > most)
-      throw UsageError(format("--values %s has names for %lld %s in a row, expected %lld; use fewer, or --values random", s_.values.c_str(),
-                              static_cast<long long>(most), two_hop_ ? "chains" : "needles", static_cast<long long>(needles)));
+      throw UsageError(format(
+          "--values %s has names for %lld %s in a row, expected %lld; use fewer, or --values random", s_.values.c_str(),
+          static_cast<long long>(most), two_hop_ ? "chains" : "needles", static_cast<long long>(needles)));
   }
-  // How often an answer is right by luck in rows of C chunks: by guessing, or because `random` chunks that each group fetches hold the needles.
+  // How often an answer is right by luck in rows of C chunks: by guessing, or because `random` chunks that each group
+  // fetches hold the needles.
   double chance(int64_t C, int64_t random, size_t groups) const {
     double guess = 1;
-    for (int64_t i = 0; i < s_.value_tokens * (two_hop_ ? 2 : 1); i++) guess /= static_cast<double>(std::ssize(values_) - i % s_.value_tokens);
+    for (int64_t i = 0; i < s_.value_tokens * (two_hop_ ? 2 : 1); i++)
+      guess /= static_cast<double>(std::ssize(values_) - i % s_.value_tokens);
     const double missed = 1 - std::min(1.0, static_cast<double>(random) / static_cast<double>(C - 2 - s_.gap));
     return guess + (1 - guess) * std::pow(1 - std::pow(missed, static_cast<double>(groups)), two_hop_ ? 2 : 1);
   }
 
-  // Row `number` of a training: C chunks, about as many needles (two-hop: chains) and questions, each needle asked for once at most; less
-  // where there is no room. A question comes after its needle's chunk.
+  // Row `number` of a training: C chunks, about as many needles (two-hop: chains) and questions, each needle asked for
+  // once at most; less where there is no room. A question comes after its needle's chunk.
   TaskRow training_row(uint64_t seed, int64_t number, int64_t C, int64_t needles, int64_t questions) const {
     return make(Draws(seed, Draws::training, number), C, [&](Draws& draws, TaskRow& row, const Text& text) {
       const int64_t last = C - 1 - s_.gap, hops = two_hop_ ? 2 : 1;  // one past the last chunk that may ask
       const std::vector<int64_t> places = draws.choose(0, last - 1, needles * hops);
-      place_needles(draws, row, std::span(places).first(places.size() / static_cast<size_t>(hops) * static_cast<size_t>(hops)), text);
+      place_needles(draws, row,
+                    std::span(places).first(places.size() / static_cast<size_t>(hops) * static_cast<size_t>(hops)),
+                    text);
       std::vector<int64_t> at = draws.choose(1, last, questions);
       std::sort(at.begin(), at.end());
       std::vector<char> asked(row.needles.size());
@@ -197,11 +220,12 @@ class Task {
       for (const Needle& needle : row.needles) taken[static_cast<size_t>(needle.chunk)] += needle.length;
       for (const int64_t chunk : at) {
         int64_t& head = taken[static_cast<size_t>(chunk + 1 + s_.gap)];
-        if (taken[static_cast<size_t>(chunk)] + question_length() > S_ - 1 || head + 1 + answer_length() > S_ - 1) continue;
+        if (taken[static_cast<size_t>(chunk)] + question_length() > S_ - 1 || head + 1 + answer_length() > S_ - 1)
+          continue;
         std::vector<int64_t> known;  // first needles of what may be asked here
         for (int64_t i = 0; i < std::ssize(row.needles); i += hops)
-          if (!asked[static_cast<size_t>(i)] &&
-              std::max(row.needles[static_cast<size_t>(i)].chunk, row.needles[static_cast<size_t>(i + hops - 1)].chunk) < chunk)
+          if (!asked[static_cast<size_t>(i)] && std::max(row.needles[static_cast<size_t>(i)].chunk,
+                                                         row.needles[static_cast<size_t>(i + hops - 1)].chunk) < chunk)
             known.push_back(i);
         if (known.empty()) continue;
         const int64_t needle = known[static_cast<size_t>(draws.below(std::ssize(known)))];
@@ -212,39 +236,46 @@ class Task {
     });
   }
 
-  // Trial `number`: one question at the row's end, whose needle lies further back than `reach` slots (near: not so far) with `others` more
-  // needles (two-hop: chains) anywhere before the question. A UsageError where C chunks are too few.
+  // Trial `number`: one question at the row's end, whose needle lies further back than `reach` slots (near: not so far)
+  // with `others` more needles (two-hop: chains) anywhere before the question. A UsageError where C chunks are too few.
   TaskRow trial(uint64_t seed, int64_t number, int64_t C, int64_t others, int64_t reach, bool near) const {
-    const int64_t question = C - 2 - s_.gap, hops = two_hop_ ? 2 : 1, far = far_chunks(C, reach), begin = near ? far : 0, end = near ? question : far;
+    const int64_t question = C - 2 - s_.gap, hops = two_hop_ ? 2 : 1, far = far_chunks(C, reach),
+                  begin = near ? far : 0, end = near ? question : far;
     if (end - begin < hops || question < (others + 1) * hops)
       throw UsageError(
-          format("a row of %lld chunks has %lld before the question, %lld of them %s: expected room for %lld needles and %lld of these; use a longer --length "
+          format("a row of %lld chunks has %lld before the question, %lld of them %s: expected room for %lld needles "
+                 "and %lld of these; use a longer --length "
                  "or fewer needles",
-                 static_cast<long long>(C), static_cast<long long>(question), static_cast<long long>(end - begin), near ? "near" : "out of the windows' reach",
-                 static_cast<long long>((others + 1) * hops), static_cast<long long>(hops)));
+                 static_cast<long long>(C), static_cast<long long>(question), static_cast<long long>(end - begin),
+                 near ? "near" : "out of the windows' reach", static_cast<long long>((others + 1) * hops),
+                 static_cast<long long>(hops)));
     return make(Draws(seed, Draws::trial, number), C, [&](Draws& draws, TaskRow& row, const Text& text) {
       std::vector<int64_t> places = draws.choose(begin, end, hops);
       for (const int64_t place : draws.choose(0, question, (others + 1) * hops))
-        if (std::ssize(places) < (others + 1) * hops && std::find(places.begin(), places.begin() + hops, place) == places.begin() + hops)
+        if (std::ssize(places) < (others + 1) * hops &&
+            std::find(places.begin(), places.begin() + hops, place) == places.begin() + hops)
           places.push_back(place);
       place_needles(draws, row, places, text);
       ask(row, question, 0);
     });
   }
   // How many chunks, from the row's first on, lie wholly further back than `reach` slots from the answer.
-  int64_t far_chunks(int64_t C, int64_t reach) const { return std::clamp<int64_t>(((C - 1) * S_ - reach) / S_, 0, C - 2 - s_.gap); }
+  int64_t far_chunks(int64_t C, int64_t reach) const {
+    return std::clamp<int64_t>(((C - 1) * S_ - reach) / S_, 0, C - 2 - s_.gap);
+  }
 
  private:
   using Text = std::vector<int32_t>;  // a row's real tokens, C*(S-1)+1
 
-  // Text first; then plan(draws, row, text) says which needles and questions, and they are written. Anew where an answer turns out to
-  // stand in the row elsewhere.
+  // Text first; then plan(draws, row, text) says which needles and questions, and they are written. Anew where an
+  // answer turns out to stand in the row elsewhere.
   template <class Plan>
   TaskRow make(Draws draws, int64_t C, Plan plan) const {
     for (int attempt = 0; attempt < attempts; attempt++) {
       const int64_t real = C * (S_ - 1) + 1, size = std::ssize(haystack_.tokens), from = draws.below(size);
       Text text(static_cast<size_t>(real));
-      for (int64_t i = 0; i < real; i++) text[static_cast<size_t>(i)] = haystack_.tokens[static_cast<size_t>((from + i) % size)];
+      for (int64_t i = 0; i < real; i++)
+        text[static_cast<size_t>(i)] = haystack_.tokens[static_cast<size_t>((from + i) % size)];
       TaskRow row;
       plan(draws, row, text);
       write(draws, row, text, C);
@@ -259,8 +290,10 @@ class Task {
   }
   static constexpr int attempts = 1000;
   UsageError too_short() const {
-    return UsageError(format("--value-tokens: found no values of %lld tokens that the text does not hold already; expected more tokens, or --values random",
-                             static_cast<long long>(s_.value_tokens)));
+    return UsageError(
+        format("--value-tokens: found no values of %lld tokens that the text does not hold already; expected more "
+               "tokens, or --values random",
+               static_cast<long long>(s_.value_tokens)));
   }
 
   // Names and values for a needle in each of these chunks; for two hops, pairs of them.
@@ -269,8 +302,9 @@ class Task {
     auto name = [&](const Text& before) {
       for (;;) {
         const Text found = different(draws, names_, name_tokens_);
-        const bool known =
-            std::any_of(names.begin(), names.end(), [&](const Text& other) { return other.front() == found.front() || other.back() == found.back(); });
+        const bool known = std::any_of(names.begin(), names.end(), [&](const Text& other) {
+          return other.front() == found.front() || other.back() == found.back();
+        });
         if (known || share(found, before) || (two_hop_ && stands_in(found, text))) continue;
         names.push_back(found);
         return found;
@@ -306,7 +340,9 @@ class Task {
   // Questions and answers to their places; needles anywhere in what is free of their chunks.
   void write(Draws& draws, TaskRow& row, Text& text, int64_t C) const {
     std::vector<int64_t> head(static_cast<size_t>(C)), tail(head.size());
-    auto put = [&](int64_t& at, const Text& tokens) { std::copy(tokens.begin(), tokens.end(), text.begin() + at), at += std::ssize(tokens); };
+    auto put = [&](int64_t& at, const Text& tokens) {
+      std::copy(tokens.begin(), tokens.end(), text.begin() + at), at += std::ssize(tokens);
+    };
     for (const Question& question : row.questions) {
       const Text& name = row.needles[static_cast<size_t>(question.needles[0])].name;
       int64_t at = (question.chunk + 1) * (S_ - 1) - question_length(), answer_at = question.first_slot / S_ * (S_ - 1);
@@ -324,14 +360,17 @@ class Task {
     }
   }
 
-  // Whether every value stands where it was put and nowhere else. One token stands anywhere by chance: then nothing is asked.
+  // Whether every value stands where it was put and nowhere else. One token stands anywhere by chance: then nothing is
+  // asked.
   bool unique(const TaskRow& row, const Text& text) const {
     if (s_.value_tokens == 1) return true;
     for (size_t i = 0; i < row.needles.size(); i++) {
       const Text& value = row.needles[i].value;
       int64_t expected = 1 + (two_hop_ && i % 2 == 0), found = 0;
-      for (const Question& question : row.questions) expected += std::count(question.needles.begin(), question.needles.end(), static_cast<int64_t>(i));
-      for (auto at = text.begin(); (at = std::search(at, text.end(), value.begin(), value.end())) != text.end(); at++) found++;
+      for (const Question& question : row.questions)
+        expected += std::count(question.needles.begin(), question.needles.end(), static_cast<int64_t>(i));
+      for (auto at = text.begin(); (at = std::search(at, text.end(), value.begin(), value.end())) != text.end(); at++)
+        found++;
       if (found != expected) return false;
     }
     return true;
@@ -345,7 +384,9 @@ class Task {
     }
     return found;
   }
-  static bool share(const Text& a, const Text& b) { return std::find_first_of(a.begin(), a.end(), b.begin(), b.end()) != a.end(); }
+  static bool share(const Text& a, const Text& b) {
+    return std::find_first_of(a.begin(), a.end(), b.begin(), b.end()) != a.end();
+  }
   bool stands_in(const Text& value, const Text& text) const {
     return s_.value_tokens > 1 && std::search(text.begin(), text.end(), value.begin(), value.end()) != text.end();
   }
@@ -368,8 +409,8 @@ struct Score {
 
   // 95% Wilson interval of a share.
   static std::pair<double, double> interval(int64_t right, int64_t of) {
-    const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n, middle = p + z * z / (2 * n),
-                 half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
+    const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n,
+                 middle = p + z * z / (2 * n), half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
     return {(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)};
   }
 };

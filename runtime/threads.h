@@ -1,6 +1,6 @@
-// One pool of std::threads for all CPU work. Tasks are handed out by a counter, so which thread takes which task varies; a task
-// writes only what belongs to its index, and sums over tasks are made afterwards in index order. Hence the same bits for any
-// number of threads.
+// One pool of std::threads for all CPU work. Tasks are handed out by a counter, so which thread takes which task
+// varies; a task writes only what belongs to its index, and sums over tasks are made afterwards in index order. Hence
+// the same bits for any number of threads.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -35,8 +35,9 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls task(index, worker) for every index in [0, count); returns when all are done. worker < size() names the thread, for
-  // scratch memory only. The first exception that a task throws is thrown again here. Not to be called from inside a task.
+  // Calls task(index, worker) for every index in [0, count); returns when all are done. worker < size() names the
+  // thread, for scratch memory only. The first exception that a task throws is thrown again here. Not to be called from
+  // inside a task.
   template <class Task>
   void run(int64_t count, Task&& task) {
     if (count <= 0) return;
@@ -44,7 +45,9 @@ class ThreadPool {
       for (int64_t i = 0; i < count; i++) task(i, 0);
       return;
     }
-    call_ = [](void* context, int64_t i, int worker) { (*static_cast<std::remove_reference_t<Task>*>(context))(i, worker); };
+    call_ = [](void* context, int64_t i, int worker) {
+      (*static_cast<std::remove_reference_t<Task>*>(context))(i, worker);
+    };
     context_ = &task;
     count_ = count;
     next_.store(0, std::memory_order_relaxed);

@@ -13,16 +13,20 @@
 namespace gca {
 
 struct VerifyOptions {
-  double tolerance;        // largest difference over largest entry, for each tensor
-  bool use_picks = false;  // take the file's picks; the nine losses after the first update, whose picks the file lacks, are left out
-  bool quiet = false;      // only the worst tensor of each file
+  double tolerance;  // largest difference over largest entry, for each tensor
+  bool use_picks =
+      false;  // take the file's picks; the nine losses after the first update, whose picks the file lacks, are left out
+  bool quiet = false;  // only the worst tensor of each file
 };
 
 class Verifier {
  public:
-  Verifier(const std::string& path, const VerifyOptions& options) : file_(SafetensorsFile::open(path)), options_(options) {
-    config_.vocab = field("vocab"), config_.width = field("width"), config_.heads = field("heads"), config_.ffn = field("ffn");
-    config_.lower = field("lower"), config_.encoder = field("encoder"), config_.chunk = field("chunk"), config_.topk = field("topk");
+  Verifier(const std::string& path, const VerifyOptions& options)
+      : file_(SafetensorsFile::open(path)), options_(options) {
+    config_.vocab = field("vocab"), config_.width = field("width"), config_.heads = field("heads"),
+    config_.ffn = field("ffn");
+    config_.lower = field("lower"), config_.encoder = field("encoder"), config_.chunk = field("chunk"),
+    config_.topk = field("topk");
     config_.window = field("window"), config_.null_slot = field("null_slot") != 0;
     const std::string& groups = text("groups");
     for (size_t at = 0; at < groups.size();) {
@@ -33,9 +37,11 @@ class Verifier {
     const std::string& eps = text("eps");
     char* end = nullptr;
     config_.eps = strtod(eps.c_str(), &end);
-    if (eps.empty() || *end || !(config_.eps >= 0 && config_.eps < 1)) throw Error(where("eps") + "expected a number from 0 to 1, found '" + eps + "'");
+    if (eps.empty() || *end || !(config_.eps >= 0 && config_.eps < 1))
+      throw Error(where("eps") + "expected a number from 0 to 1, found '" + eps + "'");
     B_ = field("batch"), C_ = field("chunks");
-    if (B_ < 1 || C_ < 1 || B_ > (1 << 20) || C_ > (1 << 20)) throw Error(where("batch, chunks") + "expected at least 1 each");
+    if (B_ < 1 || C_ < 1 || B_ > (1 << 20) || C_ > (1 << 20))
+      throw Error(where("batch, chunks") + "expected at least 1 each");
     try {
       config_.validate();
     } catch (const UsageError& error) {
@@ -50,13 +56,16 @@ class Verifier {
     const int64_t S = config_.chunk, T = C_ * S, R = B_ * T, G = static_cast<int64_t>(config_.groups.size());
     Model model(device, config_);
     // Before anything of those sizes is allocated: they are the file's tensors', whatever its metadata say.
-    for (const Tensor& t : model.table.tensors) file_.at("param." + t.name, t.columns ? Shape{t.rows, t.columns} : Shape{t.rows});
+    for (const Tensor& t : model.table.tensors)
+      file_.at("param." + t.name, t.columns ? Shape{t.rows, t.columns} : Shape{t.rows});
     for (const char* name : {"tokens", "targets"}) file_.at(name, {B_, T});
     for (int64_t g = 0; g < G; g++) file_.at(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_});
     model.plan(B_, T);
-    if (const int64_t n_bytes = model.model_memory().total_bytes() + model.activation_memory().total_bytes(), room = device.free_bytes(); n_bytes > room)
-      throw Error(format("'%s' needs %.1f MiB, %.1f MiB are free; run it on a larger machine", file_.path().c_str(), static_cast<double>(n_bytes) / (1 << 20),
-                         static_cast<double>(room) / (1 << 20)));
+    if (const int64_t n_bytes = model.model_memory().total_bytes() + model.activation_memory().total_bytes(),
+        room = device.free_bytes();
+        n_bytes > room)
+      throw Error(format("'%s' needs %.1f MiB, %.1f MiB are free; run it on a larger machine", file_.path().c_str(),
+                         static_cast<double>(n_bytes) / (1 << 20), static_cast<double>(room) / (1 << 20)));
     model.allocate();
     model.commit_activations();
     std::vector<typename Model::master> values;
@@ -73,16 +82,18 @@ class Verifier {
     int64_t N = 0;
     for (size_t i = 0; i < tokens.size(); i++) {
       if (tokens[i] < 0 || tokens[i] >= config_.vocab || targets[i] >= config_.vocab)
-        throw Error(format("'%s': tokens, targets: expected ids below vocab %lld, found %d and %d at slot %zu", file_.path().c_str(),
-                           static_cast<long long>(config_.vocab), tokens[i], targets[i], i));
+        throw Error(format("'%s': tokens, targets: expected ids below vocab %lld, found %d and %d at slot %zu",
+                           file_.path().c_str(), static_cast<long long>(config_.vocab), tokens[i], targets[i], i));
       N += targets[i] >= 0;
     }
     if (!N) throw Error("'" + file_.path() + "': targets: expected at least one slot with a target");
     noise_.resize(static_cast<size_t>(G * B_ * C_ * C_));
-    for (int64_t g = 0; g < G; g++) file_.read(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_}, noise_.data() + g * B_ * C_ * C_);
+    for (int64_t g = 0; g < G; g++)
+      file_.read(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_},
+                 noise_.data() + g * B_ * C_ * C_);
     const auto release = [&](float* memory) { device.release(memory); };
-    const std::unique_ptr<float, decltype(release)> device_noise(static_cast<float*>(device.allocate(static_cast<int64_t>(noise_.size() * sizeof(float)))),
-                                                                 release);
+    const std::unique_ptr<float, decltype(release)> device_noise(
+        static_cast<float*>(device.allocate(static_cast<int64_t>(noise_.size() * sizeof(float)))), release);
     if (G) device.upload(device_noise.get(), noise_.data(), static_cast<int64_t>(noise_.size() * sizeof(float)));
     model.upload(tokens.data(), targets.data(), nullptr, R);
 
@@ -103,18 +114,20 @@ class Verifier {
       picks_differ_ = false;
     }
     for (int64_t g = 0; g < G; g++) compare_weights(model, device, g);
-    compare_stage(device, "stage.lower_out", model.lower.empty() ? model.embedded : model.lower.back().out, R * config_.width);
+    compare_stage(device, "stage.lower_out", model.lower.empty() ? model.embedded : model.lower.back().out,
+                  R * config_.width);
     if (G) compare_stage(device, "stage.encoder_out", model.enc_out, R * config_.width);
     for (int64_t g = 0; g < G; g++)
-      compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)), model.groups[static_cast<size_t>(g)].layers.back().out,
-                    R * config_.width);
+      compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)),
+                    model.groups[static_cast<size_t>(g)].layers.back().out, R * config_.width);
     compare("logits", logits(model, device, R));
     model.head(1.0 / static_cast<double>(N), true);
     model.backward();
     const bool held = G && in.selection.picking == Picking::given;
     std::vector<double> losses{model.step_state().loss};
     compare("loss", losses);
-    for (const Tensor& t : model.table.tensors) compare("grad." + t.name, download<double>(device, model.gradient + t.offset, t.size()));
+    for (const Tensor& t : model.table.tensors)
+      compare("grad." + t.name, download<double>(device, model.gradient + t.offset, t.size()));
 
     const AdamW hyper{.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1.0};
     model.update(hyper);
@@ -132,8 +145,9 @@ class Verifier {
     compare("train.losses", losses, expected);
 
     const bool good = worst_ <= options_.tolerance && !picks_differ_;
-    printf("%s %s: %d tensors, worst %s %.3g (tolerance %.3g)%s%s\n", good ? "ok  " : "FAIL", file_.path().c_str(), compared_, worst_name_.c_str(), worst_,
-           options_.tolerance, picks_differ_ ? ", picks differ" : "", held ? ", picks of the file held: only the first loss" : "");
+    printf("%s %s: %d tensors, worst %s %.3g (tolerance %.3g)%s%s\n", good ? "ok  " : "FAIL", file_.path().c_str(),
+           compared_, worst_name_.c_str(), worst_, options_.tolerance, picks_differ_ ? ", picks differ" : "",
+           held ? ", picks of the file held: only the first loss" : "");
     return good;
   }
 
@@ -151,13 +165,15 @@ class Verifier {
   std::string where(const char* name) const { return "'" + file_.path() + "': metadata: " + name + ": "; }
   const std::string& text(const char* name) const {
     const auto place = file_.metadata().find(name);
-    if (place == file_.metadata().end()) throw Error(where(name) + "expected, but missing; is this an oracle's file? dev/make_oracle.py makes one");
+    if (place == file_.metadata().end())
+      throw Error(where(name) + "expected, but missing; is this an oracle's file? dev/make_oracle.py makes one");
     return place->second;
   }
   int64_t integer(const std::string& value, const char* name) const {
     char* end = nullptr;
     const long long number = strtoll(value.c_str(), &end, 10);
-    if (value.empty() || *end || number < 0 || number > (1 << 30)) throw Error(where(name) + "expected a number of at most 2^30, found '" + value + "'");
+    if (value.empty() || *end || number < 0 || number > (1 << 30))
+      throw Error(where(name) + "expected a number of at most 2^30, found '" + value + "'");
     return number;
   }
   int64_t field(const char* name) const { return integer(text(name), name); }
@@ -182,15 +198,19 @@ class Verifier {
       const int64_t count = std::min(model.logits_rows(), rows - first);
       model.piece_of_logits(first, count);
       const std::vector<double> piece = download<double>(device, model.logits, count * stride);
-      for (int64_t r = 0; r < count; r++) all.insert(all.end(), piece.begin() + r * stride, piece.begin() + r * stride + V);
+      for (int64_t r = 0; r < count; r++)
+        all.insert(all.end(), piece.begin() + r * stride, piece.begin() + r * stride + V);
     }
     return all;
   }
 
-  void compare(const std::string& name, const std::vector<double>& found) { compare(name, found, file_.values<double>(name)); }
+  void compare(const std::string& name, const std::vector<double>& found) {
+    compare(name, found, file_.values<double>(name));
+  }
   void compare(const std::string& name, const std::vector<double>& found, const std::vector<double>& expected) {
     if (found.size() != expected.size())
-      throw Error(format("'%s': tensor '%s': expected %zu numbers, found %zu", file_.path().c_str(), name.c_str(), found.size(), expected.size()));
+      throw Error(format("'%s': tensor '%s': expected %zu numbers, found %zu", file_.path().c_str(), name.c_str(),
+                         found.size(), expected.size()));
     double largest = 0, difference = 0, squares = 0, reference = 0;
     for (size_t i = 0; i < found.size(); i++) {
       const double delta = std::fabs(found[i] - expected[i]);
@@ -201,8 +221,8 @@ class Verifier {
     const double error = largest > 0 ? difference / largest : difference;
     const bool good = error <= options_.tolerance;
     if (!options_.quiet || !good)
-      printf("  %-60s %10.3g largest  %10.3g rms%s\n", name.c_str(), error, reference > 0 ? std::sqrt(squares / reference) : std::sqrt(squares),
-             good ? "" : "   PAST THE TOLERANCE");
+      printf("  %-60s %10.3g largest  %10.3g rms%s\n", name.c_str(), error,
+             reference > 0 ? std::sqrt(squares / reference) : std::sqrt(squares), good ? "" : "   PAST THE TOLERANCE");
     if (!(error <= worst_)) worst_ = std::isnan(error) ? HUGE_VAL : error, worst_name_ = name;
     compared_++;
   }
@@ -238,8 +258,8 @@ class Verifier {
             const size_t from = static_cast<size_t>((b * C_ + c) * columns() + k);
             if (weights[from] == 0) continue;
             if (picks[from] < 0 || picks[from] >= c)
-              throw Error(format("'%s': group%zu.topk_index: chunk %lld expected to fetch an earlier chunk, found %d", file_.path().c_str(), g,
-                                 static_cast<long long>(c), picks[from]));
+              throw Error(format("'%s': group%zu.topk_index: chunk %lld expected to fetch an earlier chunk, found %d",
+                                 file_.path().c_str(), g, static_cast<long long>(c), picks[from]));
             table[static_cast<size_t>((b * (C_ + 1) + c + 1) * K + k)] = picks[from];
           }
       device.upload(model.groups[g].pick, table.data(), static_cast<int64_t>(table.size() * sizeof(int32_t)));
@@ -251,7 +271,8 @@ class Verifier {
   void check_picks(Model& model, Device& device, int64_t g) {
     const int64_t D = config_.width, K = config_.topk, S = config_.chunk;
     const auto& group = model.groups[static_cast<size_t>(g)];
-    const std::vector<int32_t> found = download<int32_t>(device, group.pick, B_ * (C_ + 1) * K), expected = file_picks(g);
+    const std::vector<int32_t> found = download<int32_t>(device, group.pick, B_ * (C_ + 1) * K),
+                               expected = file_picks(g);
     const std::vector<double> weights = file_weights(g), r = download<double>(device, group.r, B_ * C_ * D),
                               h = download<double>(device, model.enc_out, B_ * C_ * S * D);
     int64_t differ = 0, near = 0;
@@ -266,36 +287,43 @@ class Verifier {
         std::vector<double> score;
         for (int64_t m = 0; m < c; m++) {
           double sum = 0;
-          for (int64_t j = 0; j < D; j++) sum += r[static_cast<size_t>((b * C_ + c) * D + j)] * h[static_cast<size_t>(((b * C_ + m) * S + S - 1) * D + j)];
-          sum = sum / std::sqrt(static_cast<double>(D)) + static_cast<double>(noise_[static_cast<size_t>(((g * B_ + b) * C_ + c) * C_ + m)]);
+          for (int64_t j = 0; j < D; j++)
+            sum += r[static_cast<size_t>((b * C_ + c) * D + j)] *
+                   h[static_cast<size_t>(((b * C_ + m) * S + S - 1) * D + j)];
+          sum = sum / std::sqrt(static_cast<double>(D)) +
+                static_cast<double>(noise_[static_cast<size_t>(((g * B_ + b) * C_ + c) * C_ + m)]);
           score.push_back(std::isnan(sum) ? -HUGE_VAL : sum);  // NaN cannot be sorted
         }
         std::sort(score.rbegin(), score.rend());
-        // Neighbours within the first K + 1: a swap inside the K changes the order that the file fixes, one at the edge the set.
+        // Neighbours within the first K + 1: a swap inside the K changes the order that the file fixes, one at the edge
+        // the set.
         for (size_t k = 1; k < score.size() && k <= static_cast<size_t>(K); k++) {
           nearest = std::min(nearest, score[k - 1] - score[k]);
           near += k == static_cast<size_t>(K) && score[k - 1] - score[k] < near_tie;
         }
       }
     if (near)
-      printf("  group %lld: near tie: the K-th and the next score are closer than %g in %lld chunks\n", static_cast<long long>(g), near_tie,
-             static_cast<long long>(near));
+      printf("  group %lld: near tie: the K-th and the next score are closer than %g in %lld chunks\n",
+             static_cast<long long>(g), near_tie, static_cast<long long>(near));
     near_tie_ |= near > 0 || nearest < near_tie;
     picks_differ_ |= differ > 0;
     if (!options_.quiet || differ)
-      printf("  group%lld.topk_index %*s %s (%lld of %lld differ; nearest scores %.3g apart)\n", static_cast<long long>(g), 42, "", differ ? "DIFFER" : "equal",
-             static_cast<long long>(differ), static_cast<long long>(expected.size()), nearest);
+      printf("  group%lld.topk_index %*s %s (%lld of %lld differ; nearest scores %.3g apart)\n",
+             static_cast<long long>(g), 42, "", differ ? "DIFFER" : "equal", static_cast<long long>(differ),
+             static_cast<long long>(expected.size()), nearest);
   }
   static constexpr double near_tie = 1e-3;
 
   template <class Model, class Device>
   void compare_weights(Model& model, Device& device, int64_t g) {
     const int64_t K = config_.topk;
-    const std::vector<double> table = download<double>(device, model.groups[static_cast<size_t>(g)].w, B_ * (C_ + 1) * K);
+    const std::vector<double> table =
+        download<double>(device, model.groups[static_cast<size_t>(g)].w, B_ * (C_ + 1) * K);
     std::vector<double> found;
     for (int64_t b = 0; b < B_; b++)
       for (int64_t c = 0; c < C_; c++)
-        for (int64_t k = 0; k < columns(); k++) found.push_back(table[static_cast<size_t>((b * (C_ + 1) + c + 1) * K + k)]);
+        for (int64_t k = 0; k < columns(); k++)
+          found.push_back(table[static_cast<size_t>((b * (C_ + 1) + c + 1) * K + k)]);
     compare(format("group%lld.topk_weight", static_cast<long long>(g)), found, file_weights(g));
   }
 };

@@ -27,8 +27,8 @@ class WordScanner {
         if (const size_t length = contraction(p, end)) return p + length;
       return run_end(run + first.length, end, first.kind);
     }
-    // White space up to the end of the text is one word. Before anything else its last character is left for what follows,
-    // unless it is the only one.
+    // White space up to the end of the text is one word. Before anything else its last character is left for what
+    // follows, unless it is the only one.
     const char* last = p;
     for (const char* q = p;;) {
       const Char c = char_at(q, end);
@@ -39,13 +39,16 @@ class WordScanner {
     }
   }
 
-  // The first place in [p, end) where the text may be cut without changing its words, p itself included if the text goes on
-  // before it (`begin` is where it starts): before white space that follows anything else. `end` if there is none.
+  // The first place in [p, end) where the text may be cut without changing its words, p itself included if the text
+  // goes on before it (`begin` is where it starts): before white space that follows anything else. `end` if there is
+  // none.
   const char* next_cut(const char* begin, const char* p, const char* end) const {
     for (; p < end; p++) {
-      if (p == begin || (static_cast<unsigned char>(*p) & 0xC0) == 0x80 || char_at(p, end).kind != unicode::space) continue;
+      if (p == begin || (static_cast<unsigned char>(*p) & 0xC0) == 0x80 || char_at(p, end).kind != unicode::space)
+        continue;
       const char* before = p - 1;
-      for (int back = 0; back < 3 && before > begin && (static_cast<unsigned char>(*before) & 0xC0) == 0x80; back++) before--;
+      for (int back = 0; back < 3 && before > begin && (static_cast<unsigned char>(*before) & 0xC0) == 0x80; back++)
+        before--;
       const Char c = char_at(before, p);
       if (before + c.length != p || c.kind != unicode::space) return p;
     }
@@ -69,8 +72,9 @@ class WordScanner {
     return table;
   }
 
-  // What a first byte says: how long its character is, in [low, low + span] of what the second byte must be, and the class where it is
-  // not: of ASCII's characters, which are followed by none such, and of bytes that are no part of valid UTF-8.
+  // What a first byte says: how long its character is, in [low, low + span] of what the second byte must be, and the
+  // class where it is not: of ASCII's characters, which are followed by none such, and of bytes that are no part of
+  // valid UTF-8.
   struct Lead {
     uint16_t low;
     uint8_t span, length;
@@ -82,7 +86,8 @@ class WordScanner {
       table[byte] = {0x100, 0, 1, unicode::other};
       for (const unicode::Range* range = unicode::ranges; range->first < 0x80; range++)
         if (byte >= range->first && byte <= range->last && byte < 0x80) table[byte].alone = range->kind;
-      if (byte >= 0xC2 && byte < 0xF5) table[byte] = {0x80, 0x3F, static_cast<uint8_t>(byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4), unicode::other};
+      if (byte >= 0xC2 && byte < 0xF5)
+        table[byte] = {0x80, 0x3F, static_cast<uint8_t>(byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4), unicode::other};
     }
     table[0xE0].low = 0xA0, table[0xE0].span = 0x1F;  // not overlong
     table[0xED].span = 0x1F;                          // no surrogate
@@ -134,7 +139,8 @@ class WordScanner {
     memcpy(&word, p, 8);
     if constexpr (std::endian::native == std::endian::big) word = __builtin_bswap64(word);
     const uint64_t lower = (word | 0x20 * ones) & ~high;
-    const uint64_t from_a = lower + (0x80 - 'a') * ones, past_z = lower + (0x80 - 'z' - 1) * ones;  // no sum leaves its byte
+    const uint64_t from_a = lower + (0x80 - 'a') * ones,
+                   past_z = lower + (0x80 - 'z' - 1) * ones;  // no sum leaves its byte
     return std::countr_zero(~(from_a & ~past_z & ~word) & high) / 8;
   }
 

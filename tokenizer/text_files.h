@@ -57,11 +57,13 @@ struct TextFile {
   bool val;  // kept for validation
 };
 
-// The files that a list of files and folders stands for. A folder stands for all files in it, in sorted order, names that begin
-// with a dot left out; those in its subfolder val/ come last and are for validation.
+// The files that a list of files and folders stands for. A folder stands for all files in it, in sorted order, names
+// that begin with a dot left out; those in its subfolder val/ come last and are for validation.
 inline std::vector<TextFile> text_files(const std::vector<std::string>& paths) {
   std::vector<TextFile> files;
-  const auto add = [&](const std::string& path, bool val) { files.push_back({path, File::open(path).size_bytes(), val}); };
+  const auto add = [&](const std::string& path, bool val) {
+    files.push_back({path, File::open(path).size_bytes(), val});
+  };
   const std::function<void(const std::string&, bool, int)> walk = [&](const std::string& folder, bool val, int depth) {
     if (depth > 64) throw Error("'" + folder + "' lies more than 64 folders deep: give a folder further down");
     for (const std::string& name : list_folder(folder)) {
@@ -96,8 +98,9 @@ class TextPieces {
   }
   int64_t total_bytes() const { return total_bytes_; }
 
-  // Calls work(text, result, worker) for the text of every piece, on the pool's threads, and collect(piece, result) for every piece in
-  // order, one at a time. Result: what a piece is made into; it may point into the text. Returns the seconds that it took.
+  // Calls work(text, result, worker) for the text of every piece, on the pool's threads, and collect(piece, result) for
+  // every piece in order, one at a time. Result: what a piece is made into; it may point into the text. Returns the
+  // seconds that it took.
   template <class Result, class Work, class Collect>
   double run(ThreadPool& pool, const char* doing, Work&& work, Collect&& collect) {
     struct Item {
@@ -189,22 +192,27 @@ struct TokenizeReport {
   double seconds = 0;
 };
 
-// Writes the shards PREFIX_train_000000.bin ... and PREFIX_val_000000.bin ... of the texts, files or folders as text_files takes
-// them: one document a file (empty ones left out), end-of-text before each. On all of the pool's threads; memory does not grow
-// with the text, only with its longest run without white space and with a shard. All shards appear at the end, or none.
-inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vector<std::string>& texts, const std::string& prefix,
-                                     const TokenizeOptions& options, ThreadPool& pool) {
+// Writes the shards PREFIX_train_000000.bin ... and PREFIX_val_000000.bin ... of the texts, files or folders as
+// text_files takes them: one document a file (empty ones left out), end-of-text before each. On all of the pool's
+// threads; memory does not grow with the text, only with its longest run without white space and with a shard. All
+// shards appear at the end, or none.
+inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vector<std::string>& texts,
+                                     const std::string& prefix, const TokenizeOptions& options, ThreadPool& pool) {
   std::vector<TextFile> files = text_files(texts);
   int64_t total = 0, val_bytes = 0;
   for (const TextFile& file : files) (file.val ? val_bytes : total) += file.bytes;
   const bool has_val = val_bytes > 0;
-  if (total == 0) throw Error(format("no text to train on: the %zu files given are empty; check the paths", files.size()));
+  if (total == 0)
+    throw Error(format("no text to train on: the %zu files given are empty; check the paths", files.size()));
   if (!(options.val_fraction >= 0 && options.val_fraction < 1))
-    throw UsageError(format("the part kept for validation: expected at least 0 and below 1, found %g", options.val_fraction));
-  const int64_t cut_off = has_val ? 0 : static_cast<int64_t>(std::ceil(static_cast<double>(total) * options.val_fraction));
+    throw UsageError(
+        format("the part kept for validation: expected at least 0 and below 1, found %g", options.val_fraction));
+  const int64_t cut_off =
+      has_val ? 0 : static_cast<int64_t>(std::ceil(static_cast<double>(total) * options.val_fraction));
   TextPieces text(std::move(files), cut_off);
 
-  ShardWriter train(prefix + "_train", tokenizer, options.shard_tokens), val(prefix + "_val", tokenizer, options.shard_tokens);
+  ShardWriter train(prefix + "_train", tokenizer, options.shard_tokens),
+      val(prefix + "_val", tokenizer, options.shard_tokens);
   TokenizeReport report;
   bool opens_document = false;  // an end-of-text token is due before the next token
   const auto write = [&](ShardWriter& shards, std::span<const int32_t> ids) {
@@ -240,10 +248,11 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
   report.train_tokens = train.tokens();
   report.val_tokens = val.tokens();
   if (report.train_tokens == 0 || (report.val_tokens == 0 && (has_val || options.val_fraction > 0)))
-    throw Error(
-        format("%lld bytes of text are too short to keep a part (%g) for validation: %lld tokens would be left to train on, "
-               "%lld to validate; give more text, another part, or 0 for no validation",
-               static_cast<long long>(total), options.val_fraction, static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens)));
+    throw Error(format(
+        "%lld bytes of text are too short to keep a part (%g) for validation: %lld tokens would be left to train on, "
+        "%lld to validate; give more text, another part, or 0 for no validation",
+        static_cast<long long>(total), options.val_fraction, static_cast<long long>(report.train_tokens),
+        static_cast<long long>(report.val_tokens)));
   train.commit();
   val.commit();
   return report;
@@ -263,7 +272,8 @@ inline void encode_stream(const Tokenizer& tokenizer, FILE* in, FILE* out) {
     text.resize(held + got);
     more = got == wanted;
     const char *begin = text.data(), *end = begin + text.size();
-    const size_t ready = more ? static_cast<size_t>(scanner.next_cut(begin, begin + text.size() / 2, end) - begin) : text.size();
+    const size_t ready =
+        more ? static_cast<size_t>(scanner.next_cut(begin, begin + text.size() / 2, end) - begin) : text.size();
     if (more && ready == text.size()) continue;
     ids.clear();
     encoder.append(std::string_view(text).substr(0, ready), ids);
@@ -296,8 +306,9 @@ inline void decode_stream(const Tokenizer& tokenizer, FILE* in, FILE* out) {
     int32_t id = 0;
     const char* end = word + strlen(word);
     if (const auto [stop, error] = std::from_chars(word, end, id); error != std::errc() || stop != end)
-      throw Error(format("input, number %lld: expected a token id, found '%s'; ids are decimal numbers with spaces between them", static_cast<long long>(count),
-                         printable(word).c_str()));
+      throw Error(format(
+          "input, number %lld: expected a token id, found '%s'; ids are decimal numbers with spaces between them",
+          static_cast<long long>(count), printable(word).c_str()));
     tokenizer.decode(std::span(&id, 1), text);
   }
   if (fflush(out)) throw system_error("cannot write the output", errno);

@@ -1,8 +1,9 @@
-// The tokenizer: byte-level BPE with GPT-2's pre-tokenisation. Encodes and decodes any bytes; reads GPT-2's tokenizer.json and
-// files of its own. `bytes`, 256 ids and nothing learned, is the BPE without merges. Learning one is in train.h.
+// The tokenizer: byte-level BPE with GPT-2's pre-tokenisation. Encodes and decodes any bytes; reads GPT-2's
+// tokenizer.json and files of its own. `bytes`, 256 ids and nothing learned, is the BPE without merges. Learning one is
+// in train.h.
 //
-// Ids 0-255 are the bytes, id 256 + r is what merge r makes of two smaller ids, then come the special ids. So of two merges the
-// one with the smaller id comes first, and an id says both what a merge makes and how soon.
+// Ids 0-255 are the bytes, id 256 + r is what merge r makes of two smaller ids, then come the special ids. So of two
+// merges the one with the smaller id comes first, and an id says both what a merge makes and how soon.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -58,7 +59,8 @@ class Tokenizer {
     if (path_or_word == "bytes") return Tokenizer(std::vector<Merge>());
     return parse(read_file(path_or_word, size_t{64} << 20), "'" + path_or_word + "'");
   }
-  // The same from a file's content; what: its name in errors. gpt2_merges: how many a tokenizer.json must have; tests take fewer.
+  // The same from a file's content; what: its name in errors. gpt2_merges: how many a tokenizer.json must have; tests
+  // take fewer.
   static Tokenizer parse(std::string_view content, const std::string& what, size_t gpt2_merges = 50000);
   // A vocabulary of our own, from its merges in order. Their ids must be smaller than 256 + the merge's place.
   explicit Tokenizer(std::vector<Merge> merges) : Tokenizer(Layout::own, std::move(merges), "the merges") {}
@@ -72,7 +74,9 @@ class Tokenizer {
   // Depends on the vocabulary and the layout of ids alone; never 0. Shards carry it.
   uint64_t hash() const { return hash_; }
   std::string description() const {
-    return layout_ == Layout::gpt2 ? "GPT-2" : merges_.empty() ? "bytes" : format("byte-level BPE of %zu", 256 + merges_.size());
+    return layout_ == Layout::gpt2 ? "GPT-2"
+           : merges_.empty()       ? "bytes"
+                                   : format("byte-level BPE of %zu", 256 + merges_.size());
   }
 
   bool is_special(int32_t id) const { return static_cast<size_t>(id) >= names_at_; }
@@ -90,8 +94,9 @@ class Tokenizer {
   void decode(std::span<const int32_t> ids, std::string& out) const {
     for (const int32_t id : ids) {
       if (id < 0 || id >= vocab_size())
-        throw Error(format("token id %d: expected 0 to %d, the vocabulary of %s; these ids were made with another tokenizer", id, vocab_size() - 1,
-                           description().c_str()));
+        throw Error(
+            format("token id %d: expected 0 to %d, the vocabulary of %s; these ids were made with another tokenizer",
+                   id, vocab_size() - 1, description().c_str()));
       if (is_special(id)) out += name_of(id);
       else out += bytes_of(id);
     }
@@ -108,7 +113,8 @@ class Tokenizer {
   static constexpr uint32_t none = UINT32_MAX;
   static constexpr char magic[9] = "gca-bpe\n";
   static constexpr uint32_t version = 1;
-  static constexpr size_t header_bytes = 8 + 3 * 4;  // magic, version, layout, number of merges; then the merges and the hash
+  static constexpr size_t header_bytes =
+      8 + 3 * 4;  // magic, version, layout, number of merges; then the merges and the hash
 
   Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what);
   static Tokenizer parse_own(std::string_view content, const std::string& what);
@@ -139,17 +145,20 @@ class Tokenizer {
   uint32_t byte_ids_[256];
   std::vector<uint64_t> pairs_;  // hash table, open addressing: left << 42 | right << 21 | merged + 1; 0 is free
   int pairs_shift_;
-  std::vector<uint64_t> filter_;      // 2^19 bits, of each pair's hash one: most pairs that are asked for merge to nothing
-  std::vector<uint32_t> byte_pairs_;  // [256 first + second] what two bytes merge to: the pairs that every new word asks for
+  std::vector<uint64_t> filter_;  // 2^19 bits, of each pair's hash one: most pairs that are asked for merge to nothing
+  std::vector<uint32_t>
+      byte_pairs_;  // [256 first + second] what two bytes merge to: the pairs that every new word asks for
   uint64_t hash_;
 };
 
 // ---- the vocabulary -----------------------------------------------------------------------------------------------
 
-inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what) : layout_(layout), merges_(std::move(merges)) {
+inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what)
+    : layout_(layout), merges_(std::move(merges)) {
   const size_t ordinary = 256 + merges_.size();
   if (ordinary > max_vocabulary)
-    throw Error(format("%s: expected a vocabulary of at most %zu, found %zu; choose a smaller one", what.c_str(), max_vocabulary, ordinary));
+    throw Error(format("%s: expected a vocabulary of at most %zu, found %zu; choose a smaller one", what.c_str(),
+                       max_vocabulary, ordinary));
   names_at_ = ordinary;
   end_of_text = static_cast<int32_t>(ordinary);
   if (layout == Layout::gpt2) {
@@ -157,7 +166,8 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     KEY = end_of_text + 1, END = KEY + 1, ASK = KEY + 2, ARROW = KEY + 3, COMMA = KEY + 4, landmark = KEY + 7;
   } else {
     names_ = {"endoftext", "landmark", "KEY", "END", "ASK", "ARROW", "COMMA"};
-    landmark = end_of_text + 1, KEY = landmark + 1, END = landmark + 2, ASK = landmark + 3, ARROW = landmark + 4, COMMA = landmark + 5;
+    landmark = end_of_text + 1, KEY = landmark + 1, END = landmark + 2, ASK = landmark + 3, ARROW = landmark + 4,
+    COMMA = landmark + 5;
   }
 
   uint32_t next = 0;
@@ -177,15 +187,18 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     const uint32_t left = merges_[r].left, right = merges_[r].right;
     const size_t id = 256 + r;
     const auto bad = [&](const char* expected) {
-      return Error(format("%s: merge %zu: expected %s, found ids %u and %u; the file is damaged: make it anew", what.c_str(), r, expected, left, right));
+      return Error(format("%s: merge %zu: expected %s, found ids %u and %u; the file is damaged: make it anew",
+                          what.c_str(), r, expected, left, right));
     };
     if (left >= id || right >= id) throw bad("two ids that bytes or earlier merges have");
     if (merged(left, right) != none) throw bad("a pair that no earlier merge has");
     const size_t left_at = starts_[left], right_at = starts_[right];
     starts_.push_back(static_cast<uint32_t>(bytes_.size()));
     const size_t left_bytes = length_of(left), right_bytes = length_of(right);
-    if (left_bytes + right_bytes > max_token_bytes) throw bad(format("a token of at most %zu bytes", max_token_bytes).c_str());
-    if (bytes_.size() + left_bytes + right_bytes > max_all_bytes) throw bad(format("at most %zu bytes in all tokens", max_all_bytes).c_str());
+    if (left_bytes + right_bytes > max_token_bytes)
+      throw bad(format("a token of at most %zu bytes", max_token_bytes).c_str());
+    if (bytes_.size() + left_bytes + right_bytes > max_all_bytes)
+      throw bad(format("at most %zu bytes in all tokens", max_all_bytes).c_str());
     bytes_.append(bytes_, left_at, left_bytes).append(bytes_, right_at, right_bytes);
     const uint64_t key = uint64_t{left} << 21 | right;
     const uint64_t key_hash = hash_of(key);
@@ -222,7 +235,8 @@ inline Tokenizer Tokenizer::parse(std::string_view content, const std::string& w
   const size_t first = content.find_first_not_of(" \t\r\n");
   if (first != content.npos && content[first] == '{') return parse_gpt2(content, what, gpt2_merges);
   throw Error(what +
-              ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), found something "
+              ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), "
+              "found something "
               "else; check the path");
 }
 
@@ -231,21 +245,26 @@ inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::strin
   if (content.size() >= header_bytes) memcpy(words, content.data() + 8, sizeof words);
   const auto [file_version, layout, count] = words;
   if (content.size() >= header_bytes && file_version != version)
-    throw Error(format("%s: expected version %u of the format, found %u; another release wrote it: use that one, or make the file anew", what.c_str(), version,
-                       file_version));
+    throw Error(
+        format("%s: expected version %u of the format, found %u; another release wrote it: use that one, or make the "
+               "file anew",
+               what.c_str(), version, file_version));
   const uint64_t expected_bytes = header_bytes + uint64_t{count} * sizeof(Merge) + 8;
   if (content.size() != expected_bytes)
-    throw Error(format("%s: expected %llu bytes for %u merges, found %zu; the file is cut off or damaged: make it anew", what.c_str(),
-                       static_cast<unsigned long long>(expected_bytes), count, content.size()));
-  if (layout > 1) throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew", what.c_str(), layout));
+    throw Error(format("%s: expected %llu bytes for %u merges, found %zu; the file is cut off or damaged: make it anew",
+                       what.c_str(), static_cast<unsigned long long>(expected_bytes), count, content.size()));
+  if (layout > 1)
+    throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew",
+                       what.c_str(), layout));
   std::vector<Merge> merges(count);
   if (count) memcpy(merges.data(), content.data() + header_bytes, count * sizeof(Merge));
   Tokenizer tokenizer(static_cast<Layout>(layout), std::move(merges), what);
   uint64_t hash;
   memcpy(&hash, content.data() + content.size() - 8, 8);
   if (hash != tokenizer.hash_)
-    throw Error(format("%s: expected the hash %016llx at the end, found %016llx; the file is damaged: make it anew", what.c_str(),
-                       static_cast<unsigned long long>(tokenizer.hash_), static_cast<unsigned long long>(hash)));
+    throw Error(format("%s: expected the hash %016llx at the end, found %016llx; the file is damaged: make it anew",
+                       what.c_str(), static_cast<unsigned long long>(tokenizer.hash_),
+                       static_cast<unsigned long long>(hash)));
   return tokenizer;
 }
 
@@ -273,21 +292,26 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
       if (gpt2_prints(byte) == first) {
         const size_t code = first ? static_cast<size_t>(byte) : moved++;
         const std::string token =
-            code < 0x80 ? std::string(1, static_cast<char>(code)) : std::string{static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
+            code < 0x80 ? std::string(1, static_cast<char>(code))
+                        : std::string{static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
         expect(vocab, id_is(token, next), format("id %zu for byte %d", next, byte));
         next++;
       }
   expect(vocab, id_is("<|endoftext|>", 256 + merge_count), format("id %zu for <|endoftext|>", 256 + merge_count));
   std::vector<Merge> merges;
-  const bool in_pairs = merge_count && merge_list.at(size_t{0}).json().dump()[0] == '[';  // newer files: ["left", "right"], not "left right"
+  const bool in_pairs = merge_count && merge_list.at(size_t{0}).json().dump()[0] ==
+                                           '[';  // newer files: ["left", "right"], not "left right"
   for (size_t r = 0; r < merge_count; r++) {
     const JsonField item = merge_list.at(r);
     const std::string first = in_pairs ? item.at(size_t{0}).string() : item.string();
     const std::string left = first.substr(0, in_pairs ? first.npos : first.find(' '));
     const std::string right = in_pairs ? item.at(1).string() : first.substr(std::min(left.size() + 1, first.size()));
     const Json *left_id = vocab.json().find(left), *right_id = vocab.json().find(right);
-    expect(item, left_id && right_id && id_is(left + right, 256 + r), format("two tokens of the vocabulary that make token %zu", 256 + r));
-    const auto id = [&](const Json* entry) { return static_cast<uint32_t>(JsonField(*entry, vocab.where()).integer(0, UINT32_MAX)); };
+    expect(item, left_id && right_id && id_is(left + right, 256 + r),
+           format("two tokens of the vocabulary that make token %zu", 256 + r));
+    const auto id = [&](const Json* entry) {
+      return static_cast<uint32_t>(JsonField(*entry, vocab.where()).integer(0, UINT32_MAX));
+    };
     merges.push_back({id(left_id), id(right_id)});
   }
   return Tokenizer(Layout::gpt2, std::move(merges), what);
@@ -295,14 +319,16 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
 
 // ---- encoding -----------------------------------------------------------------------------------------------------
 
-// Encodes text after text, with a cache of words that it keeps between calls: one for each thread. The cache is a table of fixed
-// size in which a word replaces whatever had its place, so it is bounded, and exact: a word is found by all of its bytes.
-// The tokenizer must outlive it.
+// Encodes text after text, with a cache of words that it keeps between calls: one for each thread. The cache is a table
+// of fixed size in which a word replaces whatever had its place, so it is bounded, and exact: a word is found by all of
+// its bytes. The tokenizer must outlive it.
 class Encoder {
  public:
   explicit Encoder(const Tokenizer& tokenizer)
-      : tokenizer_(tokenizer), cache_(static_cast<Entry*>(calloc(cache_size, sizeof(Entry))), &free) {  // pages come as they are touched
-    if (!cache_) throw Error(format("out of memory: the tokenizer needs %zu KiB a thread", cache_size * sizeof(Entry) / 1024));
+      : tokenizer_(tokenizer),
+        cache_(static_cast<Entry*>(calloc(cache_size, sizeof(Entry))), &free) {  // pages come as they are touched
+    if (!cache_)
+      throw Error(format("out of memory: the tokenizer needs %zu KiB a thread", cache_size * sizeof(Entry) / 1024));
   }
 
   // Appends the ids of text, which is one whole text or the next piece of one that WordScanner::next_cut cut.
@@ -317,12 +343,15 @@ class Encoder {
     size_t filled = 0;
     for (const char *p = text.data(), *end = p + text.size(); p < end;) {
       size_t count = 0;
-      for (; count < std::size(words) && p < end; count++) {  // all are found before the first is looked up: their entries are on their way
+      for (; count < std::size(words) && p < end;
+           count++) {  // all are found before the first is looked up: their entries are on their way
         const char* word_end = scanner_.word_end(p, end);
         Word& word = words[count] = {p, static_cast<size_t>(word_end - p), nullptr, 0, 0};
         if (word.length <= max_cached_bytes) {
           key_of(p, word.length, end, word.low, word.high);
-          word.entry = &cache_.get()[((word.low * 0x9E3779B97F4A7C15u) ^ (word.high * 0xC2B2AE3D27D4EB4Fu)) >> (64 - cache_bits)];
+          word.entry =
+              &cache_
+                   .get()[((word.low * 0x9E3779B97F4A7C15u) ^ (word.high * 0xC2B2AE3D27D4EB4Fu)) >> (64 - cache_bits)];
           __builtin_prefetch(word.entry, 1);
         }
         p = word_end;
@@ -392,18 +421,24 @@ class Encoder {
     return count;
   }
 
-  // BPE of n bytes: their ids are ids_[0 .. result). The earliest merge that is possible, the leftmost of equals, again and again.
+  // BPE of n bytes: their ids are ids_[0 .. result). The earliest merge that is possible, the leftmost of equals, again
+  // and again.
   size_t merge(const char* p, size_t n) {
-    return n <= 8 ? merge_short<8>(p, n) : n <= 16 ? merge_short<16>(p, n) : n <= shortest_window ? merge_short<shortest_window>(p, n) : merge_long(p, n);
+    return n <= 8                 ? merge_short<8>(p, n)
+           : n <= 16              ? merge_short<16>(p, n)
+           : n <= shortest_window ? merge_short<shortest_window>(p, n)
+                                  : merge_long(p, n);
   }
 
-  // All places are looked at in every round, whatever n: new words come as no processor can guess, and a wrong guess costs more. The
-  // halves of `made` keep compilers from vectors of four, which would wait for each place that was just written.
+  // All places are looked at in every round, whatever n: new words come as no processor can guess, and a wrong guess
+  // costs more. The halves of `made` keep compilers from vectors of four, which would wait for each place that was just
+  // written.
   template <uint32_t places>
   size_t merge_short(const char* p, size_t n) {
     unsigned char bytes[places + 1] = {};
     memcpy(bytes, p, n);
-    // Places 1 to n, and no id at either end. made: what the id in a place and the next one merge to; the place in the low half.
+    // Places 1 to n, and no id at either end. made: what the id in a place and the next one merge to; the place in the
+    // low half.
     uint32_t ids[places + 2];
     uint64_t made[places + 1];
     const auto set = [&](uint32_t i, uint32_t id) { made[i] = uint64_t{id} << 32 | i; };
@@ -421,8 +456,11 @@ class Encoder {
       const uint64_t first = std::min(std::min(best[0], best[1]), std::min(best[2], best[3]));
       const uint32_t id = static_cast<uint32_t>(first >> 32), i = static_cast<uint32_t>(first);
       if (id == Tokenizer::none) break;
-      const auto after = [live](uint32_t place) { return place + 1 + static_cast<uint32_t>(std::countr_zero(live >> place >> 1)); };
-      const uint32_t j = after(i), k = after(j), before = static_cast<uint32_t>(31 - std::countl_zero(live & ((1u << i) - 1)));
+      const auto after = [live](uint32_t place) {
+        return place + 1 + static_cast<uint32_t>(std::countr_zero(live >> place >> 1));
+      };
+      const uint32_t j = after(i), k = after(j),
+                     before = static_cast<uint32_t>(31 - std::countl_zero(live & ((1u << i) - 1)));
       live ^= 1u << j;
       ids[i] = id;
       set(j, Tokenizer::none);
@@ -470,9 +508,10 @@ class Encoder {
     return count;
   }
 
-  // Appends the ids of one long word. Tokens of which every two neighbours are what BPE makes of their bytes are what BPE makes of all
-  // the bytes. So a window is encoded, all but its last part kept, and the next window begins with that part: if it finds the same first
-  // token again, the seam holds; else the window was too short, and a larger one begins further back, at a seam that held.
+  // Appends the ids of one long word. Tokens of which every two neighbours are what BPE makes of their bytes are what
+  // BPE makes of all the bytes. So a window is encoded, all but its last part kept, and the next window begins with
+  // that part: if it finds the same first token again, the seam holds; else the window was too short, and a larger one
+  // begins further back, at a seam that held.
   void append_long(const char* p, size_t length, std::vector<int32_t>& out);
 
   const Tokenizer& tokenizer_;
@@ -484,34 +523,40 @@ class Encoder {
   };
   static constexpr uint32_t shortest_window = 24;
   std::vector<uint32_t> ids_ = std::vector<uint32_t>(shortest_window + 1);  // what merge made
-  std::vector<Link> links_;                                                 // of merge_long, with the merges that are possible
+  std::vector<Link> links_;  // of merge_long, with the merges that are possible
   std::vector<uint64_t> queue_;
 };
 
 inline void Encoder::append_long(const char* p, size_t length, std::vector<int32_t>& out) {
   const size_t start = out.size();
-  size_t window = shortest_window, before = length, bytes = 0, count = 0, failed = 0;  // failed: the furthest place where no seam held
-  uint32_t seam = Tokenizer::none;                                                     // the token after those in out, as a window found it
+  size_t window = shortest_window, before = length, bytes = 0, count = 0,
+         failed = 0;                // failed: the furthest place where no seam held
+  uint32_t seam = Tokenizer::none;  // the token after those in out, as a window found it
   for (size_t at = 0; at < length;) {
     // Text that repeats itself has the same window again.
-    const bool same = bytes == shortest_window && window == bytes && length - at >= bytes && !memcmp(p + at, p + before, bytes);
+    const bool same =
+        bytes == shortest_window && window == bytes && length - at >= bytes && !memcmp(p + at, p + before, bytes);
     bytes = std::min(window, length - at);
     if (!same) count = merge(p + at, bytes);
     before = at;
     if (seam != Tokenizer::none && ids_[0] != seam) {
       failed = std::max(failed, at);
-      for (const size_t back_to = at - std::min(at, window); at > back_to; out.pop_back()) at -= tokenizer_.length_of(seam = static_cast<uint32_t>(out.back()));
+      for (const size_t back_to = at - std::min(at, window); at > back_to; out.pop_back())
+        at -= tokenizer_.length_of(seam = static_cast<uint32_t>(out.back()));
       if (out.size() == start) seam = Tokenizer::none;
       window *= 4;
       continue;
     }
     const size_t sure = at + bytes == length ? bytes : bytes - bytes / 4;
     size_t kept = 0, kept_bytes = 0;
-    while (kept < count && kept_bytes + tokenizer_.length_of(ids_[kept]) <= sure) kept_bytes += tokenizer_.length_of(ids_[kept++]);
+    while (kept < count && kept_bytes + tokenizer_.length_of(ids_[kept]) <= sure)
+      kept_bytes += tokenizer_.length_of(ids_[kept++]);
     out.insert(out.end(), ids_.begin(), ids_.begin() + static_cast<ptrdiff_t>(kept));
     at += kept_bytes;
     seam = kept < count ? ids_[kept] : Tokenizer::none;
-    window = kept == 0 ? 4 * window : at > failed ? shortest_window : window;  // a place is never failed at twice with one window
+    window = kept == 0     ? 4 * window
+             : at > failed ? shortest_window
+                           : window;  // a place is never failed at twice with one window
   }
 }
 

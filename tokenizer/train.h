@@ -1,5 +1,5 @@
-// Learns a byte-level BPE: counts the distinct words of a text, then again and again makes the pair of neighbours that is most
-// frequent in them into a new token.
+// Learns a byte-level BPE: counts the distinct words of a text, then again and again makes the pair of neighbours that
+// is most frequent in them into a new token.
 #pragma once
 #include <queue>
 #include <string>
@@ -14,8 +14,8 @@
 
 namespace gca {
 
-// Counts of distinct words, in bounded memory: when they take more than max_bytes, those that occurred once are forgotten, then
-// twice, and so on. What is left depends on the order of the pieces alone.
+// Counts of distinct words, in bounded memory: when they take more than max_bytes, those that occurred once are
+// forgotten, then twice, and so on. What is left depends on the order of the pieces alone.
 class WordCounts {
  public:
   using Piece = std::unordered_map<std::string_view, int64_t>;
@@ -37,7 +37,8 @@ class WordCounts {
   }
   // In order of their bytes, so that nothing depends on the order of a hash table.
   std::vector<std::pair<std::string, int64_t>> sorted() {
-    std::vector<std::pair<std::string, int64_t>> words(std::make_move_iterator(counts_.begin()), std::make_move_iterator(counts_.end()));
+    std::vector<std::pair<std::string, int64_t>> words(std::make_move_iterator(counts_.begin()),
+                                                       std::make_move_iterator(counts_.end()));
     counts_.clear();
     bytes_ = 0;
     std::sort(words.begin(), words.end());
@@ -54,8 +55,8 @@ class WordCounts {
   int64_t forgotten_ = 0;
 };
 
-// The merges that BPE learns from words and their counts: of the pairs of neighbours the most frequent, of equals the one with the
-// smaller ids, `wanted` times, or until no pair occurs twice.
+// The merges that BPE learns from words and their counts: of the pairs of neighbours the most frequent, of equals the
+// one with the smaller ids, `wanted` times, or until no pair occurs twice.
 class MergeLearner {
  public:
   explicit MergeLearner(const std::vector<std::pair<std::string, int64_t>>& words) {
@@ -75,7 +76,8 @@ class MergeLearner {
       const Candidate best = queue_.top();
       queue_.pop();
       const auto place = pairs_.find(best.pair);
-      // Counts only fall once a pair is known, so an entry that is out of date is too high: it goes back with its true count.
+      // Counts only fall once a pair is known, so an entry that is out of date is too high: it goes back with its true
+      // count.
       if (place == pairs_.end()) continue;
       if (place->second.count != best.count) {
         if (place->second.count >= 2) queue_.push({place->second.count, best.pair});
@@ -105,7 +107,9 @@ class MergeLearner {
   struct Candidate {
     int64_t count;
     uint64_t pair;  // left << 32 | right
-    bool operator<(const Candidate& other) const { return count != other.count ? count < other.count : pair > other.pair; }
+    bool operator<(const Candidate& other) const {
+      return count != other.count ? count < other.count : pair > other.pair;
+    }
   };
 
   // The pair occurs `times` more (or less) often in words, because of word w.
@@ -161,12 +165,14 @@ struct TrainReport {
   double seconds = 0;
 };
 
-// Learns vocabulary_size - 256 merges (the special ids come on top) from texts, files or folders as text_files takes them; what
-// folders keep for validation is not read. Needs at most about 2 GiB for any amount of text. The result depends on the text and its
-// order alone, not on the number of threads.
-inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool, TrainReport* report = nullptr) {
+// Learns vocabulary_size - 256 merges (the special ids come on top) from texts, files or folders as text_files takes
+// them; what folders keep for validation is not read. Needs at most about 2 GiB for any amount of text. The result
+// depends on the text and its order alone, not on the number of threads.
+inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool,
+                                 TrainReport* report = nullptr) {
   if (vocabulary_size < 256 || vocabulary_size > static_cast<int64_t>(Tokenizer::max_vocabulary))
-    throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary, static_cast<long long>(vocabulary_size)));
+    throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary,
+                            static_cast<long long>(vocabulary_size)));
   std::vector<TextFile> files = text_files(texts);
   std::erase_if(files, [](const TextFile& file) { return file.val || file.bytes == 0; });
   const int64_t documents = static_cast<int64_t>(files.size());
@@ -197,7 +203,8 @@ inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t 
   std::vector<Tokenizer::Merge> merges = MergeLearner(words).learn(wanted, progress);
   if (merges.size() < wanted)
     throw Error(
-        format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask for less or "
+        format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask "
+               "for less or "
                "give more text",
                256 + merges.size(), static_cast<long long>(vocabulary_size)));
   result.seconds += progress.seconds();

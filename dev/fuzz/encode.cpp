@@ -1,5 +1,5 @@
-// libFuzzer: any bytes, with one of 64 vocabularies, come back from encode and decode as they were, in pieces and from the cache too.
-// clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined dev/fuzz/encode.cpp
+// libFuzzer: any bytes, with one of 64 vocabularies, come back from encode and decode as they were, in pieces and from
+// the cache too. clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined dev/fuzz/encode.cpp
 #include "../../tokenizer/tokenizer.h"
 
 using namespace gca;
@@ -28,14 +28,16 @@ static std::vector<Tokenizer::Merge> random_merges(uint32_t seed) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static std::vector<std::unique_ptr<Tokenizer>> tokenizers;
   static std::vector<Encoder> encoders;
-  for (uint32_t seed = 0; encoders.size() < 64; seed++) encoders.emplace_back(*tokenizers.emplace_back(std::make_unique<Tokenizer>(random_merges(seed))));
+  for (uint32_t seed = 0; encoders.size() < 64; seed++)
+    encoders.emplace_back(*tokenizers.emplace_back(std::make_unique<Tokenizer>(random_merges(seed))));
   if (!size) return 0;
   const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
   Encoder& encoder = encoders[data[0] % 64];
   std::vector<int32_t> ids, pieces;
   encoder.append(text, ids);
   if (tokenizers[data[0] % 64]->decode(ids) != text) __builtin_trap();
-  const char *begin = text.data(), *end = begin + text.size(), *cut = WordScanner().next_cut(begin, begin + text.size() / 2, end);
+  const char *begin = text.data(), *end = begin + text.size(),
+             *cut = WordScanner().next_cut(begin, begin + text.size() / 2, end);
   encoder.append(std::string_view(begin, static_cast<size_t>(cut - begin)), pieces);
   encoder.append(std::string_view(cut, static_cast<size_t>(end - cut)), pieces);
   if (pieces != ids) __builtin_trap();

@@ -12,7 +12,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     int64_t bytes = 0;
     for (const SafetensorsTensor& t : file.tensors()) {
       bytes += t.count * t.dtype.bytes();
-      const bool number = t.dtype == Dtype::F64 || t.dtype == Dtype::F32 || t.dtype == Dtype::F16 || t.dtype == Dtype::BF16;
+      const bool number =
+          t.dtype == Dtype::F64 || t.dtype == Dtype::F32 || t.dtype == Dtype::F16 || t.dtype == Dtype::BF16;
       if (number) static_cast<void>(file.values<float>(t.name));
       if (t.dtype == Dtype::I64) static_cast<void>(file.values<int64_t>(t.name));
       if (file.find(t.name) != &t) __builtin_trap();

@@ -15,7 +15,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     file.erase(0, 1);
     if (file.size() > 20) file.insert(20, ShardHeader::bytes - 20, '\0');
   }
-  if (::ftruncate(fd, static_cast<off_t>(file.size())) || ::pwrite(fd, file.data(), file.size(), 0) != static_cast<ssize_t>(file.size())) abort();
+  if (::ftruncate(fd, static_cast<off_t>(file.size())) ||
+      ::pwrite(fd, file.data(), file.size(), 0) != static_cast<ssize_t>(file.size()))
+    abort();
   try {
     const TokenStream stream(path, tokenizer);
     for (const bool cross : {true, false}) {
@@ -24,7 +26,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         int32_t tokens[8], targets[8];
         rows.fill_window(w, tokens, targets);
         for (int i = 0; i < 8; i++)
-          if (tokens[i] < 0 || tokens[i] >= tokenizer.vocab_size() || targets[i] >= tokenizer.vocab_size() || (targets[i] < 0 && targets[i] != no_target))
+          if (tokens[i] < 0 || tokens[i] >= tokenizer.vocab_size() || targets[i] >= tokenizer.vocab_size() ||
+              (targets[i] < 0 && targets[i] != no_target))
             __builtin_trap();
       }
     }

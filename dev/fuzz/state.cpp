@@ -1,5 +1,5 @@
-// libFuzzer: any bytes as the state of a checkpoint are refused with an Error, or give settings that say themselves again, a model that
-// can be planned, and data that are compared.
+// libFuzzer: any bytes as the state of a checkpoint are refused with an Error, or give settings that say themselves
+// again, a model that can be planned, and data that are compared.
 #include "../../dataloader.h"
 #include "../../gca_cpu.h"
 #include "../../runtime/run.h"
@@ -28,7 +28,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (copy.values() != values) __builtin_trap();
     settings.config.vocab = tokenizer.vocab_size();
     settings.config.validate();
-    if (settings.config.lower + settings.config.upper() + settings.config.encoder < 20) {  // of more layers only the names take long
+    if (settings.config.lower + settings.config.upper() + settings.config.encoder <
+        20) {  // of more layers only the names take long
       DRT<Cpu<float>> model(cpu, settings.config);
       model.plan(settings.micro(), settings.stage_chunks(0) * settings.config.chunk);
       if (model.model_memory().total_bytes() < 0 || model.activation_memory().total_bytes() < 0) __builtin_trap();

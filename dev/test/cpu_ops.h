@@ -8,7 +8,9 @@ namespace gca::test {
 using Double = Cpu<double>;
 inline constexpr double infinity = std::numeric_limits<double>::infinity();
 
-inline Vec randoms(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) { return random_values<double>(n, seed, deviation, mean); }
+inline Vec randoms(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
+  return random_values<double>(n, seed, deviation, mean);
+}
 inline Vec zeros(int64_t n) { return Vec(static_cast<size_t>(n), 0.0); }
 inline double inner(const Vec& a, const Vec& b) {
   double sum = 0;
@@ -28,15 +30,18 @@ struct Table {
   std::vector<int32_t> pick;  // (B,C+1,K)
   Vec w;
 };
-// A table as a row's C chunks make it: row c+1 holds up to K different chunks before c, in no order, weights in (0,1); holes of -1 at
-// the end where the past is short, and one in the middle now and then.
+// A table as a row's C chunks make it: row c+1 holds up to K different chunks before c, in no order, weights in (0,1);
+// holes of -1 at the end where the past is short, and one in the middle now and then.
 inline Table random_table(int64_t B, int64_t C, int K, uint64_t seed) {
   Table table{std::vector<int32_t>(at(B * (C + 1) * K), -1), zeros(B * (C + 1) * K)};
   for (int64_t b = 0; b < B; b++)
     for (int64_t c = 1; c < C; c++) {
       std::vector<int32_t> past;
       for (int64_t m = 0; m < c; m++)
-        past.insert(past.begin() + philox(seed, Stream::sample, static_cast<uint32_t>(b), static_cast<uint32_t>(c), static_cast<uint32_t>(m)).word[0] % (m + 1),
+        past.insert(past.begin() + philox(seed, Stream::sample, static_cast<uint32_t>(b), static_cast<uint32_t>(c),
+                                          static_cast<uint32_t>(m))
+                                           .word[0] %
+                                       (m + 1),
                     static_cast<int32_t>(m));
       for (int k = 0; k < K && k < c; k++) {
         const int64_t entry = (b * (C + 1) + c + 1) * K + k;

@@ -1,4 +1,5 @@
-// One op, or several in a row, on any backend and on the same inputs: what comes out, and how far it lies from Cpu<double>'s.
+// One op, or several in a row, on any backend and on the same inputs: what comes out, and how far it lies from
+// Cpu<double>'s.
 #pragma once
 #include <algorithm>
 #include <cfloat>
@@ -67,7 +68,9 @@ class Bench {
   // n numbers: the values, again and again.
   template <class T>
   T* put(const Vec& values, int64_t n) {
-    std::vector<T> host(std::min(at(n), values.size() * std::max<size_t>(1, (1 << 20) / std::max<size_t>(1, values.size()))));  // some MiB at once
+    std::vector<T> host(std::min(
+        at(n),
+        values.size() * std::max<size_t>(1, (1 << 20) / std::max<size_t>(1, values.size()))));  // some MiB at once
     for (size_t i = 0; i < host.size(); i++) host[i] = from_number<T>(values[i % values.size()]);
     return put_as_is(host, n);
   }
@@ -86,7 +89,9 @@ class Bench {
   // The first n numbers are a result, or more of the one of that name.
   template <class T>
   void result(const std::string& name, const T* from, int64_t n) {
-    outputs[name].append(get(from, n), std::is_same_v<T, bf16> ? 1.0 / 256 : std::is_same_v<T, float> ? 1.0 / (1 << 23) : 0);
+    outputs[name].append(get(from, n), std::is_same_v<T, bf16>    ? 1.0 / 256
+                                       : std::is_same_v<T, float> ? 1.0 / (1 << 23)
+                                                                  : 0);
   }
 
  private:
@@ -101,14 +106,15 @@ class Bench {
     const int64_t period = static_cast<int64_t>(host.size()), size = static_cast<int64_t>(sizeof(T));
     T* memory = static_cast<T*>(device.allocate(n * size));
     memory_.push_back(memory);
-    for (int64_t done = 0; done < n; done += period) device.upload(memory + done, host.data(), std::min(period, n - done) * size);
+    for (int64_t done = 0; done < n; done += period)
+      device.upload(memory + done, host.data(), std::min(period, n - done) * size);
     return memory;
   }
   std::vector<void*> memory_;
 };
 
-// The largest difference over the largest entry, and root mean squares one over the other. Of several draws: the mean of their largest
-// differences, since the one largest of all is the luck of a single number (dev/LOG.md).
+// The largest difference over the largest entry, and root mean squares one over the other. Of several draws: the mean
+// of their largest differences, since the one largest of all is the luck of a single number (dev/LOG.md).
 struct Errors {
   double largest, rms;
 };
@@ -118,7 +124,9 @@ inline Errors errors(const Output& got, const Output& want) {
   for (const size_t end : want.ends) {
     double difference = 0;
     for (; i < end; i++) {
-      const double delta = got.values[i] == want.values[i] ? 0 : std::fabs(got.values[i] - want.values[i]);  // equal infinities are no error
+      const double delta = got.values[i] == want.values[i]
+                               ? 0
+                               : std::fabs(got.values[i] - want.values[i]);  // equal infinities are no error
       if (delta > difference || std::isnan(delta)) difference = delta;
       size = std::fmax(size, std::fabs(want.values[i]));
       squares += delta * delta, reference += want.values[i] * want.values[i];
@@ -129,8 +137,9 @@ inline Errors errors(const Output& got, const Output& want) {
   return {differences / static_cast<double>(want.ends.size()) / size, std::sqrt(squares / reference)};
 }
 
-// GCA_REDUCED=1 in the environment, for compute-sanitizer, which takes minutes for what takes a second: one run of each shape, one draw and one step of
-// a model, few rows. The size of errors is not looked at then (one draw says little of it), only that results are numbers, and exact where they must be.
+// GCA_REDUCED=1 in the environment, for compute-sanitizer, which takes minutes for what takes a second: one run of each
+// shape, one draw and one step of a model, few rows. The size of errors is not looked at then (one draw says little of
+// it), only that results are numbers, and exact where they must be.
 inline bool reduced() { return getenv("GCA_REDUCED") != nullptr; }
 
 // The devices, made once: a GPU's memory is asked for only once. Null where no GPU answers.
@@ -158,7 +167,8 @@ Outputs run(Device& device, auto&& body) {
 inline Vec randoms(bool in_bf16, int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
   return exact_in(in_bf16, random_values<double>(n, seed, deviation, mean));
 }
-// Small whole numbers: their sums of products are exact in every type, so that scores are equal everywhere, ties and all.
+// Small whole numbers: their sums of products are exact in every type, so that scores are equal everywhere, ties and
+// all.
 inline Vec whole_numbers(int64_t n, uint64_t seed, int64_t limit = 3) {
   Vec values(at(n));
   const Ids ids = random_ids(n, seed, 2 * limit + 1);
@@ -166,7 +176,8 @@ inline Vec whole_numbers(int64_t n, uint64_t seed, int64_t limit = 3) {
   return values;
 }
 
-// A pick table (B,C+1,K): row c+1 has different chunks before c, as many as there are, K at most; an eighth of them -1 instead, unless `all`.
+// A pick table (B,C+1,K): row c+1 has different chunks before c, as many as there are, K at most; an eighth of them -1
+// instead, unless `all`.
 inline Ids random_picks(int64_t B, int64_t C, int K, uint64_t seed, bool all = false) {
   Ids pick(at(B * (C + 1) * K), -1);
   for (int64_t b = 0; b < B; b++)

@@ -1,4 +1,5 @@
-// A small model for the CPU's tests, with weights drawn so wide that every path carries signal, a batch for it, and one step.
+// A small model for the CPU's tests, with weights drawn so wide that every path carries signal, a batch for it, and one
+// step.
 #pragma once
 #include "../../gca_cpu.h"
 #include "../../model.h"
@@ -25,7 +26,8 @@ struct Model {
   using Net = DRT<Device>;
   Device device;
   Net net;
-  Model(const Config& config, int64_t B, int64_t T, Use use = Use::training, int threads = 1, Recompute recompute = Recompute::none)
+  Model(const Config& config, int64_t B, int64_t T, Use use = Use::training, int threads = 1,
+        Recompute recompute = Recompute::none)
       : device(threads), net(device, config, use) {
     net.allocate();
     net.recompute = recompute;
@@ -33,8 +35,8 @@ struct Model {
     net.commit_activations();
     for (size_t i = 0; i < net.table.tensors.size(); i++) {
       const Tensor& t = net.table.tensors[i];
-      const auto values =
-          random_values<typename Device::master>(t.size(), 100 + i, t.columns ? 1 / std::sqrt(static_cast<double>(config.width)) : 0.3, t.columns ? 0 : 1);
+      const auto values = random_values<typename Device::master>(
+          t.size(), 100 + i, t.columns ? 1 / std::sqrt(static_cast<double>(config.width)) : 0.3, t.columns ? 0 : 1);
       std::copy(values.begin(), values.end(), net.masters + t.offset);
     }
     net.weights_changed();

@@ -53,13 +53,14 @@ std::string error_of(Call&& call) {
 inline bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 // ---- numbers ------------------------------------------------------------------------------------------------------
-// n numbers, uniform, of the given mean and standard deviation. Each is a float whatever real is, so that backends of any precision
-// get the same ones.
+// n numbers, uniform, of the given mean and standard deviation. Each is a float whatever real is, so that backends of
+// any precision get the same ones.
 template <class real>
 std::vector<real> random_values(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
   std::vector<real> values(static_cast<size_t>(n));
   for (size_t i = 0; i < values.size(); i++) {
-    const double unit = 2 * static_cast<double>(uniform_open(philox(seed, Stream::sample, static_cast<uint32_t>(i)).word[0])) - 1;
+    const double unit =
+        2 * static_cast<double>(uniform_open(philox(seed, Stream::sample, static_cast<uint32_t>(i)).word[0])) - 1;
     values[i] = static_cast<real>(static_cast<float>(mean + deviation * std::sqrt(3.0) * unit));
   }
   return values;
@@ -69,12 +70,14 @@ std::vector<real> random_values(int64_t n, uint64_t seed, double deviation = 1, 
 inline std::vector<int32_t> random_ids(int64_t n, uint64_t seed, int64_t limit) {
   std::vector<int32_t> ids(static_cast<size_t>(n));
   for (size_t i = 0; i < ids.size(); i++)
-    ids[i] = static_cast<int32_t>(philox(seed, Stream::sample, static_cast<uint32_t>(i), 1).word[0] % static_cast<uint64_t>(limit));
+    ids[i] = static_cast<int32_t>(philox(seed, Stream::sample, static_cast<uint32_t>(i), 1).word[0] %
+                                  static_cast<uint64_t>(limit));
   return ids;
 }
 
 // ---- errors -------------------------------------------------------------------------------------------------------
-// Largest |got - want| over largest |want|, of n numbers; not a number where one of them is not. No want but zeros: 0, or infinite.
+// Largest |got - want| over largest |want|, of n numbers; not a number where one of them is not. No want but zeros: 0,
+// or infinite.
 template <class Got, class Want>
 double relative_error(const Got* got, const Want* want, int64_t n) {
   double difference = 0, size = 0;
@@ -92,11 +95,12 @@ double relative_error(const std::vector<Got>& got, const std::vector<Want>& want
   return relative_error(got.data(), want.data(), static_cast<int64_t>(got.size()));
 }
 
-inline constexpr double slope_tolerance = 1e-6;  // of the errors below; right gradients reach 1e-7 in a model, 1e-9 in an op
+inline constexpr double slope_tolerance =
+    1e-6;  // of the errors below; right gradients reach 1e-7 in a model, 1e-9 in an op
 
-// Finite differences: how far gradient . direction lies from the slope of loss() when x moves along the direction, relative to the
-// larger of the two. A central difference of fourth order, so that a coarse step serves and rounding does not matter. x, gradient and
-// direction hold n numbers; x is given back as it was.
+// Finite differences: how far gradient . direction lies from the slope of loss() when x moves along the direction,
+// relative to the larger of the two. A central difference of fourth order, so that a coarse step serves and rounding
+// does not matter. x, gradient and direction hold n numbers; x is given back as it was.
 template <class Loss>
 double slope_error(double* x, const double* gradient, const std::vector<double>& direction, Loss&& loss) {
   const std::vector<double> at(x, x + direction.size());

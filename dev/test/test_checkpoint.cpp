@@ -1,5 +1,5 @@
-// Files and checkpoints: killed or out of space at every write, damaged in every way, deleted with care. This file stands in for the
-// system's write, fsync, rename and unlink, so that the n-th of them can fail or end the process.
+// Files and checkpoints: killed or out of space at every write, damaged in every way, deleted with care. This file
+// stands in for the system's write, fsync, rename and unlink, so that the n-th of them can fail or end the process.
 #include <doctest/doctest.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -29,7 +29,9 @@ bool fails_now() {
 extern "C" {
 ssize_t write(int fd, const void* data, size_t bytes) { return fails_now() ? -1 : syscall(SYS_write, fd, data, bytes); }
 int fsync(int fd) {  // notes the call only: its place is what is tested, and waiting for the disk takes seconds
-  if (calls) *calls += "fsync " + std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd)).filename().string() + "\n";
+  if (calls)
+    *calls +=
+        "fsync " + std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd)).filename().string() + "\n";
   return fails_now() ? -1 : 0;
 }
 int rename(const char* from, const char* to) noexcept {
@@ -40,7 +42,9 @@ int unlinkat(int fd, const char* path, int flags) noexcept {
   if (calls) *calls += std::string("delete ") + path + "\n";
   return fails_now() ? -1 : static_cast<int>(syscall(SYS_unlinkat, fd, path, flags));
 }
-int rmdir(const char* path) noexcept { return fails_now() ? -1 : static_cast<int>(syscall(SYS_unlinkat, AT_FDCWD, path, AT_REMOVEDIR)); }
+int rmdir(const char* path) noexcept {
+  return fails_now() ? -1 : static_cast<int>(syscall(SYS_unlinkat, AT_FDCWD, path, AT_REMOVEDIR));
+}
 }
 
 using namespace gca;
@@ -48,7 +52,9 @@ using namespace gca::test;
 
 namespace {
 
-std::string weights_of(int64_t step) { return format("weights of step %lld ", static_cast<long long>(step)) + std::string(100000, 'w'); }
+std::string weights_of(int64_t step) {
+  return format("weights of step %lld ", static_cast<long long>(step)) + std::string(100000, 'w');
+}
 
 void save(const std::string& run, int64_t step) {
   Json state;
@@ -118,8 +124,10 @@ TEST_CASE("checkpoint: all is on the disk before it is named, so a power cut is 
   const auto written = [&](const std::string& name) {
     return "fsync " + name + format(".%ld.partial\nrename to ", static_cast<long>(getpid())) + name + "\n" + folder;
   };
-  const std::string expected = written("model.safetensors") + "fsync model.safetensors\nfsync tokenizer.json\n" + written("state.json") + "fsync state.json\n" +
-                               written("manifest.json") + "rename to step_00000001\nfsync " + std::filesystem::path(run.path).filename().string() + "\n";
+  const std::string expected = written("model.safetensors") + "fsync model.safetensors\nfsync tokenizer.json\n" +
+                               written("state.json") + "fsync state.json\n" + written("manifest.json") +
+                               "rename to step_00000001\nfsync " + std::filesystem::path(run.path).filename().string() +
+                               "\n";
   CHECK(made == expected);
 }
 
@@ -172,7 +180,8 @@ TEST_CASE("checkpoint: every kind of damage is named, and the fallback takes the
     const char* message;
   };
   const Case cases[] = {
-      {[&] { std::filesystem::resize_file(folder + "/model.safetensors", 99999); }, "model.safetensors' is cut off: expected 100019 bytes, found 99999"},
+      {[&] { std::filesystem::resize_file(folder + "/model.safetensors", 99999); },
+       "model.safetensors' is cut off: expected 100019 bytes, found 99999"},
       {[&] { std::filesystem::resize_file(folder + "/state.json", 1000); }, "state.json' is too long"},
       {[&] { flip(folder + "/model.safetensors", 70000); }, "model.safetensors' has changed since it was saved"},
       {[&] { flip(folder + "/tokenizer.json", 0); }, "tokenizer.json' has changed since it was saved"},
@@ -182,8 +191,10 @@ TEST_CASE("checkpoint: every kind of damage is named, and the fallback takes the
       {[&] { replace("\"version\": 1", "\"version\": 2"); }, "a newer train_gca made it"},
       {[&] { replace("train_gca checkpoint", "something else"); }, "found \"something else\""},
       {[&] { replace("\"step\": 12", "\"step\": 13"); }, "holds step 13"},
-      {[&] { replace("\"model.safetensors\"", "\"../step_00000007/model.safetensors\""); }, "files[0].name: expected the name of a file in the folder"},
-      {[&] { replace("\"tokenizer.json\"", "\"model.safetensors\""); }, "files[1].name: expected the name of a file in the folder, once"},
+      {[&] { replace("\"model.safetensors\"", "\"../step_00000007/model.safetensors\""); },
+       "files[0].name: expected the name of a file in the folder"},
+      {[&] { replace("\"tokenizer.json\"", "\"model.safetensors\""); },
+       "files[1].name: expected the name of a file in the folder, once"},
       {[&] { replace("\"state.json\"", "\"manifest.json\""); }, "files[2].name"},
       {[&] { replace("\"bytes\": 6", "\"bytes\": -6"); }, "files[1].bytes: expected an integer from 0"},
   };
@@ -219,11 +230,13 @@ TEST_CASE("checkpoint: nothing whole is overwritten, and a writer that fails lea
   const auto write = [&](const std::string& name, const std::function<void(const std::string&)>& f) {
     return error_of([&] { write_checkpoint(run.path, 6, {{name, f}}, Json::object()); });
   };
-  CHECK(has(write("a", [](const std::string&) { throw std::runtime_error("broken"); }), "step 6 was not saved: broken"));
+  CHECK(
+      has(write("a", [](const std::string&) { throw std::runtime_error("broken"); }), "step 6 was not saved: broken"));
   CHECK(has(write("a", [](const std::string&) {}), "No such file"));
   CHECK(has(write("../a", [](const std::string& path) { write_file(path, "x"); }), "as a file's name"));
   CHECK(list_folder(run.path).size() == 2);
-  CHECK(has(error_of([&] { open_checkpoint(run.path).file("optimizer.safetensors"); }), "has no file 'optimizer.safetensors'"));
+  CHECK(has(error_of([&] { open_checkpoint(run.path).file("optimizer.safetensors"); }),
+            "has no file 'optimizer.safetensors'"));
 }
 
 TEST_CASE("checkpoint: only what a manifest lists is deleted, inside the run, the best one kept") {
@@ -256,14 +269,16 @@ TEST_CASE("files: read, written, refused") {
   write_file(path, "hello");
   CHECK(read_file(path, 5) == "hello");
   CHECK(has(error_of([&] { read_file(path, 4); }), "expected at most 4 bytes, found 5"));
-  CHECK(has(error_of([&] { read_file(path + "x", 4); }), "cannot open '" + path + "x': No such file or directory; check the path"));
+  CHECK(has(error_of([&] { read_file(path + "x", 4); }),
+            "cannot open '" + path + "x': No such file or directory; check the path"));
   CHECK(has(error_of([&] { read_file(folder.path, 4); }), "expected a regular file"));
   CHECK(has(error_of([&] { write_file("/dev/null", "x"); }), "expected a regular file"));
   CHECK(has(error_of([&] { write_file(path + "/b", "x"); }), "Not a directory"));
   char buffer[8];
   CHECK(has(error_of([&] { File::open(path).read(buffer, 4, 2); }), "ends at byte 5: expected 1 bytes more"));
   REQUIRE(mkfifo((folder.path + "/pipe").c_str(), 0600) == 0);
-  CHECK(has(error_of([&] { read_file(folder.path + "/pipe", 4); }), "expected a regular file"));  // and does not wait for a writer
+  CHECK(has(error_of([&] { read_file(folder.path + "/pipe", 4); }),
+            "expected a regular file"));  // and does not wait for a writer
 
   std::filesystem::create_symlink("a", folder.path + "/link");
   write_file(folder.path + "/link", "through");
@@ -294,7 +309,8 @@ TEST_CASE("files: CRC-32C") {
   CHECK(crc32c(ones.data(), 32) == 0x62a8ab43u);
   std::string text;
   for (int i = 0; i < 1000; i++) text += static_cast<char>(i * 7);
-  for (size_t cut = 0; cut <= 40; cut++) CHECK(crc32c(text.data() + cut, text.size() - cut, crc32c(text.data(), cut)) == crc32c(text.data(), text.size()));
+  for (size_t cut = 0; cut <= 40; cut++)
+    CHECK(crc32c(text.data() + cut, text.size() - cut, crc32c(text.data(), cut)) == crc32c(text.data(), text.size()));
 }
 
 TEST_CASE("files: one run a folder") {
@@ -302,7 +318,8 @@ TEST_CASE("files: one run a folder") {
   {
     const RunLock lock(folder.path);
     const std::string error = error_of([&] { RunLock again(folder.path); });
-    CHECK_MESSAGE(has(error, format("is being written by another run, process %ld", static_cast<long>(getpid()))), error);
+    CHECK_MESSAGE(has(error, format("is being written by another run, process %ld", static_cast<long>(getpid()))),
+                  error);
   }
   const RunLock lock(folder.path);
   CHECK(has(error_of([&] { RunLock none(folder.path + "/no"); }), "No such file"));

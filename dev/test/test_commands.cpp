@@ -13,7 +13,8 @@ TEST_CASE("training goes on after a stop bit for bit, and whatever the number of
   REQUIRE(shop.run(shop.training("whole") + " --steps 12 --save-every 6 --threads 1").exit == 0);
   REQUIRE(shop.run(shop.training("cut") + " --steps 12 --save-every 6 --threads 2 --keep 9").exit == 0);
   CHECK(shop.weights("whole", "00000012") == shop.weights("cut", "00000012"));
-  for (const char* later : {"10", "12"}) remove_tree(shop.path + "/cut/step_000000" + later);  // as if killed after step 6
+  for (const char* later : {"10", "12"})
+    remove_tree(shop.path + "/cut/step_000000" + later);  // as if killed after step 6
   REQUIRE(list_folder(shop.path + "/cut").back() == "step_00000006");
   const Workshop::Result resumed = shop.run("train --resume --out " + shop.path + "/cut --threads 2");
   CHECK(resumed.exit == 0);
@@ -26,12 +27,14 @@ TEST_CASE("training goes on after a stop bit for bit, and whatever the number of
 
 TEST_CASE("micro-batches change a run by rounding only") {
   const Workshop shop;
-  const Workshop::Result one = shop.run(shop.training("one") + " --steps 5"), three = shop.run(shop.training("three") + " --steps 5 --micro-batch 1");
+  const Workshop::Result one = shop.run(shop.training("one") + " --steps 5"),
+                         three = shop.run(shop.training("three") + " --steps 5 --micro-batch 1");
   REQUIRE(one.exit == 0);
   REQUIRE(three.exit == 0);
   auto losses = [](const std::string& out) {
     std::vector<std::string> found;
-    for (size_t at = 0; (at = out.find("  loss ", at)) != std::string::npos; at += 7) found.push_back(out.substr(at + 7, 6));
+    for (size_t at = 0; (at = out.find("  loss ", at)) != std::string::npos; at += 7)
+      found.push_back(out.substr(at + 7, 6));
     return found;
   };
   CHECK(losses(one.out).size() == 5);
@@ -42,7 +45,8 @@ TEST_CASE("a signal ends a run within a step, with a whole checkpoint to go on f
   const Workshop shop;
   const pid_t child = fork();
   if (child == 0) {
-    const std::string command = "exec " + shop.program + " " + shop.training("run") + " --steps 1000000 > " + shop.path + "/log 2>&1";
+    const std::string command =
+        "exec " + shop.program + " " + shop.training("run") + " --steps 1000000 > " + shop.path + "/log 2>&1";
     execl("/bin/sh", "sh", "-c", command.c_str(), static_cast<char*>(nullptr));
     _exit(127);
   }
@@ -55,14 +59,17 @@ TEST_CASE("a signal ends a run within a step, with a whole checkpoint to go on f
   const std::string out = read_file(shop.path + "/log", size_t{1} << 24);
   CHECK(out.find("stopped after step") != std::string::npos);
   CHECK(out.find("--resume") != std::string::npos);
-  CHECK(shop.run("eval --checkpoint " + shop.path + "/run --rows 2 --data '" + shop.path + "/shards/t_val_*'").exit == 0);
+  CHECK(shop.run("eval --checkpoint " + shop.path + "/run --rows 2 --data '" + shop.path + "/shards/t_val_*'").exit ==
+        0);
 }
 
 TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repeats; fine-tuning starts from weights") {
   const Workshop shop;
   REQUIRE(shop.run(shop.training("run") + " --steps 40 --save-every 20").exit == 0);
-  const std::string checkpoint = " --checkpoint " + shop.path + "/run", data = " --data '" + shop.path + "/shards/t_val_*'";
-  const Workshop::Result eval = shop.run("eval" + checkpoint + data), none = shop.run("eval --no-retrieval" + checkpoint + data);
+  const std::string checkpoint = " --checkpoint " + shop.path + "/run",
+                    data = " --data '" + shop.path + "/shards/t_val_*'";
+  const Workshop::Result eval = shop.run("eval" + checkpoint + data),
+                         none = shop.run("eval --no-retrieval" + checkpoint + data);
   CHECK(eval.exit == 0);
   CHECK(says(eval, "bits per byte"));
   CHECK(none.exit == 0);
@@ -84,9 +91,12 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
   CHECK(shop.run(shop.training("tuned") + " --steps 2 --null-slot off --init " + shop.path + "/run").exit == 0);
 }
 
-TEST_CASE("what is wrong with a command line or a file is said, with its name and the mend, and nothing is overwritten") {
+TEST_CASE(
+    "what is wrong with a command line or a file is said, with its name and the mend, and nothing is overwritten") {
   const Workshop shop;
-  auto fails = [&](const std::string& arguments, int exit, const std::string& words) { shop.fails(arguments, exit, words); };
+  auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
+    shop.fails(arguments, exit, words);
+  };
   fails("trian", 2, "did you mean train?");
   fails("train --widht 3", 2, "did you mean --width?");
   fails("train --width", 2, "needs a value");
@@ -116,12 +126,14 @@ TEST_CASE("what is wrong with a command line or a file is said, with its name an
   bytes = read_file(file, size_t{1} << 24);
   bytes[bytes.size() / 2] ^= 1;
   write_file(file, bytes);
-  fails("eval --checkpoint " + shop.path + "/run --data '" + shop.path + "/shards/t_val_*'", 1, "has changed since it was saved");
+  fails("eval --checkpoint " + shop.path + "/run --data '" + shop.path + "/shards/t_val_*'", 1,
+        "has changed since it was saved");
 }
 
 TEST_CASE("a tokenizer is learned, used, and its shards looked into") {
   const Workshop shop;
-  const std::string texts = shop.path + "/texts", bpe = shop.path + "/new/t.bpe", learn = "tokenizer-train --vocab-size 266 --out " + bpe + " " + texts;
+  const std::string texts = shop.path + "/texts", bpe = shop.path + "/new/t.bpe",
+                    learn = "tokenizer-train --vocab-size 266 --out " + bpe + " " + texts;
   make_folder(texts + "/val");
   write_file(texts + "/a.txt", read_file(shop.path + "/text.txt", size_t{1} << 24));
   write_file(texts + "/b.txt", "\x1b[2Jthe sea");
@@ -142,10 +154,13 @@ TEST_CASE("a tokenizer is learned, used, and its shards looked into") {
   CHECK(says(shop.run("tokenizer-train --out " + bpe + "2 " + texts), "needs --vocab-size N"));
   CHECK(shop.run("tokenizer-train --vocab-size 255 --out " + bpe + "2 " + texts).exit == 2);
   CHECK(shop.run("tokenizer-train --vocab-size 266 " + texts).exit == 2);
-  CHECK(says(shop.run("tokenizer-train --vocab-size 266 --out " + bpe + "2 " + texts + "/none"), "none': No such file"));
+  CHECK(
+      says(shop.run("tokenizer-train --vocab-size 266 --out " + bpe + "2 " + texts + "/none"), "none': No such file"));
   CHECK(!std::filesystem::exists(bpe + "2"));
 
-  REQUIRE(shop.run("tokenize --tokenizer " + bpe + " --shard-tokens 9000 --out " + shop.path + "/s " + texts + "/b.txt " + texts + "/a.txt").exit == 0);
+  REQUIRE(shop.run("tokenize --tokenizer " + bpe + " --shard-tokens 9000 --out " + shop.path + "/s " + texts +
+                   "/b.txt " + texts + "/a.txt")
+              .exit == 0);
   const std::string info = "info --data '" + shop.path + "/s_train_*' --first 9 --tokenizer ";
   const Workshop::Result shown = shop.run(info + bpe);
   CHECK(shown.exit == 0);
@@ -154,7 +169,8 @@ TEST_CASE("a tokenizer is learned, used, and its shards looked into") {
   CHECK(says(shown, format("%lld shards, %lld tokens, 2 documents (end-of-text tokens), 0 ids out of vocabulary",
                            static_cast<long long>(ceil_div(tokens, 9000)), static_cast<long long>(tokens))));
   CHECK(says(shown, format("%-40s %14d %14d %12d %18d\n", "s_train_000000.bin", 1024 + 2 * 9000, 9000, 2, 0)));
-  CHECK(says(shown, format("byte-level BPE of 266, V = 273, hash %016llx", static_cast<unsigned long long>(tokenizer.hash()))));
+  CHECK(says(shown, format("byte-level BPE of 266, V = 273, hash %016llx",
+                           static_cast<unsigned long long>(tokenizer.hash()))));
   CHECK(says(shown, "the first 9 tokens: <|endoftext|>\\x1b[2Jthe"));
   const Workshop::Result other = shop.run(info + "bytes");
   CHECK(other.exit == 1);
@@ -169,7 +185,9 @@ TEST_CASE("a tokenizer is learned, used, and its shards looked into") {
   const Workshop::Result stray = shop.run("info --data " + shard + " --first 4 --tokenizer " + bpe);
   CHECK(stray.exit == 1);
   CHECK(says(stray, "3 ids out of vocabulary"));
-  CHECK(says(stray, "the first 4 tokens: <|65535, out of vocabulary|><|65535, out of vocabulary|><|65535, out of vocabulary|>"));
+  CHECK(
+      says(stray,
+           "the first 4 tokens: <|65535, out of vocabulary|><|65535, out of vocabulary|><|65535, out of vocabulary|>"));
   CHECK(says(stray, "1 of 1 shards do not say which tokenizer made them"));
   write_file(shard, content.substr(0, content.size() - 1));
   CHECK(says(shop.run(info + bpe), "s_train_000001.bin': the header says"));
@@ -182,7 +200,8 @@ TEST_CASE("help of every command, and the list of commands") {
   const Workshop shop;
   const Workshop::Result list = shop.run("");
   CHECK(list.exit == 0);
-  for (const char* command : {"tokenizer-train", "tokenize", "encode", "decode", "train", "eval", "generate", "inspect", "verify", "info"}) {
+  for (const char* command :
+       {"tokenizer-train", "tokenize", "encode", "decode", "train", "eval", "generate", "inspect", "verify", "info"}) {
     CAPTURE(command);
     CHECK(says(list, std::string("\n  ") + command));
     const Workshop::Result help = shop.run(std::string(command) + " --help");

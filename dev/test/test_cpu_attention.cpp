@@ -1,5 +1,5 @@
-// The CPU backend's attentions and retrieval: each forward against the formula of the paper's model written out number by number, each
-// backward against finite differences, in double.
+// The CPU backend's attentions and retrieval: each forward against the formula of the paper's model written out number
+// by number, each backward against finite differences, in double.
 #include <algorithm>
 #include <complex>
 #include <functional>
@@ -13,13 +13,15 @@ namespace {
 
 // ---- the formulas, written out ------------------------------------------------------------------------------------
 
-// One query against n keys, step apart from each other, of d numbers: softmax(logits) V, where extra is added to the denominator.
+// One query against n keys, step apart from each other, of d numbers: softmax(logits) V, where extra is added to the
+// denominator.
 struct Attended {
   Vec out;
   double lse;
 };
-Attended attend(const double* q, int64_t n, const std::function<const double*(int64_t)>& key, const std::function<const double*(int64_t)>& value,
-                const std::function<double(int64_t)>& bias, int d, double extra = 0) {
+Attended attend(const double* q, int64_t n, const std::function<const double*(int64_t)>& key,
+                const std::function<const double*(int64_t)>& value, const std::function<double(int64_t)>& bias, int d,
+                double extra = 0) {
   Vec out = zeros(d);
   double denominator = extra;
   for (int64_t j = 0; j < n; j++) {
@@ -46,7 +48,8 @@ AttentionResult sliding_by_hand(const Vec& qkv, const SlidingShape& s) {
         const int64_t first = std::max<int64_t>(0, i - s.W);
         const auto row = [&](int64_t slot, int part) { return &qkv[at(((b * s.T + slot) * 3 + part) * D + h * s.d)]; };
         const Attended a = attend(
-            row(i, 0), i - first + 1, [&](int64_t j) { return row(first + j, 1); }, [&](int64_t j) { return row(first + j, 2); },
+            row(i, 0), i - first + 1, [&](int64_t j) { return row(first + j, 1); },
+            [&](int64_t j) { return row(first + j, 2); },
             [&](int64_t j) { return -std::pow(2.0, -8.0 * (h + 1) / s.H) * static_cast<double>(i - first - j); }, s.d);
         std::copy(a.out.begin(), a.out.end(), &r.out[at((b * s.T + i) * D + h * s.d)]);
         r.lse[at((b * s.H + h) * s.T + i)] = a.lse;
@@ -58,7 +61,8 @@ AttentionResult sliding_by_hand(const Vec& qkv, const SlidingShape& s) {
 Vec rotated(const double* x, int position, int d) {
   Vec y = zeros(d);
   for (int t = 0; t < d / 2; t++) {
-    const std::complex<double> z = std::complex<double>(x[t], x[t + d / 2]) * std::polar(1.0, position * std::pow(10000.0, -2.0 * t / d));
+    const std::complex<double> z =
+        std::complex<double>(x[t], x[t + d / 2]) * std::polar(1.0, position * std::pow(10000.0, -2.0 * t / d));
     y[at(t)] = z.real(), y[at(t + d / 2)] = z.imag();
   }
   return y;
@@ -74,8 +78,8 @@ AttentionResult chunk_by_hand(const Vec& qkv, const ChunkShape& s) {
       for (int j = 0; j < s.S; j++) keys.push_back(rotated(row(j, 1), j, s.d));
       for (int i = 0; i < s.S; i++) {
         const Attended a = attend(
-            rotated(row(i, 0), i, s.d).data(), s.S, [&](int64_t j) { return keys[at(j)].data(); }, [&](int64_t j) { return row(j, 2); },
-            [](int64_t) { return 0.0; }, s.d);
+            rotated(row(i, 0), i, s.d).data(), s.S, [&](int64_t j) { return keys[at(j)].data(); },
+            [&](int64_t j) { return row(j, 2); }, [](int64_t) { return 0.0; }, s.d);
         std::copy(a.out.begin(), a.out.end(), &r.out[at((n * s.S + i) * D + h * s.d)]);
         r.lse[at((n * s.H + h) * s.S + i)] = a.lse;
       }
@@ -92,10 +96,12 @@ Vec gca_by_hand(const Vec& q, const Vec& kv, const std::vector<int32_t>& pick, c
       for (int k = 0; k < s.K; k++) {
         const int64_t entry = (b * (C + 1) + t / s.S) * s.K + k, m = pick[at(entry)];
         for (int h = 0; m >= 0 && h < s.H; h++) {
-          const auto row = [&](int64_t j, int part) { return &kv[at((((b * s.M + m) * s.S + j) * 2 + part) * D + h * s.d)]; };
+          const auto row = [&](int64_t j, int part) {
+            return &kv[at((((b * s.M + m) * s.S + j) * 2 + part) * D + h * s.d)];
+          };
           const Attended a = attend(
-              &q[at((b * s.T + t) * D + h * s.d)], s.S - 1, [&](int64_t j) { return row(j, 0); }, [&](int64_t j) { return row(j, 1); },
-              [](int64_t) { return 0.0; }, s.d, s.null_slot ? 1 : 0);
+              &q[at((b * s.T + t) * D + h * s.d)], s.S - 1, [&](int64_t j) { return row(j, 0); },
+              [&](int64_t j) { return row(j, 1); }, [](int64_t) { return 0.0; }, s.d, s.null_slot ? 1 : 0);
           for (int e = 0; e < s.d; e++) out[at((b * s.T + t) * D + h * s.d + e)] += w[at(entry)] * a.out[at(e)];
         }
       }
@@ -108,8 +114,13 @@ Vec gca_by_hand(const Vec& q, const Vec& kv, const std::vector<int32_t>& pick, c
 
 TEST_CASE("sliding attention: formula and gradients") {
   Double cpu(1);
-  for (const SlidingShape s :
-       {SlidingShape{1, 1, 1, 2, 3}, {2, 13, 3, 2, 5}, {1, 70, 1, 6, 0}, {1, 130, 3, 10, 17}, {2, 65, 3, 6, 1000}, {1, 129, 1, 2, 64}, {1, 64, 5, 6, 63}}) {
+  for (const SlidingShape s : {SlidingShape{1, 1, 1, 2, 3},
+                               {2, 13, 3, 2, 5},
+                               {1, 70, 1, 6, 0},
+                               {1, 130, 3, 10, 17},
+                               {2, 65, 3, 6, 1000},
+                               {1, 129, 1, 2, 64},
+                               {1, 64, 5, 6, 63}}) {
     CAPTURE(s.T);
     CAPTURE(s.H);
     CAPTURE(s.W);
@@ -129,8 +140,8 @@ TEST_CASE("sliding attention: formula and gradients") {
         for (int64_t i = 0; i < n * D; i++) CHECK(std::fabs(dqkv[at(i / D * 3 * D + part * D + i % D)]) < 1e-12);
         continue;
       }
-      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] { return forward(), inner(dout, out); }) <
-            slope_tolerance);
+      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D),
+                        [&] { return forward(), inner(dout, out); }) < slope_tolerance);
     }
   }
 }
@@ -148,12 +159,14 @@ TEST_CASE("sliding attention: a row read in segments through the ring has the sa
     for (const std::vector<int64_t>& cut : cuts) {
       CAPTURE(W);
       CAPTURE(cut.size());
-      Vec ring(at(std::max<int64_t>(W, 1) * 2 * D), infinity), out = zeros(T * D);  // infinity: what was not written must not be read
+      Vec ring(at(std::max<int64_t>(W, 1) * 2 * D), infinity),
+          out = zeros(T * D);  // infinity: what was not written must not be read
       int64_t first = 0;
       for (int64_t count : cut) {
         const SlidingShape s{1, count, H, d, W, first};
         Vec piece_lse = zeros(H * count);
-        cpu.sliding_attention_forward(out.data() + first * D, piece_lse.data(), qkv.data() + first * 3 * D, ring.data(), s);
+        cpu.sliding_attention_forward(out.data() + first * D, piece_lse.data(), qkv.data() + first * 3 * D, ring.data(),
+                                      s);
         cpu.ring_append(ring.data(), qkv.data() + first * 3 * D, s);
         first += count;
       }
@@ -164,7 +177,8 @@ TEST_CASE("sliding attention: a row read in segments through the ring has the sa
 
 TEST_CASE("chunk attention: formula and gradients") {
   Double cpu(1);
-  for (const ChunkShape s : {ChunkShape{1, 2, 1, 2}, {2, 5, 3, 2}, {1, 64, 1, 10}, {3, 2, 3, 6}, {1, 8, 1, 6}, {1, 13, 3, 4}}) {
+  for (const ChunkShape s :
+       {ChunkShape{1, 2, 1, 2}, {2, 5, 3, 2}, {1, 64, 1, 10}, {3, 2, 3, 6}, {1, 8, 1, 6}, {1, 13, 3, 4}}) {
     CAPTURE(s.S);
     CAPTURE(s.H);
     CAPTURE(s.d);
@@ -178,8 +192,8 @@ TEST_CASE("chunk attention: formula and gradients") {
     const Vec dout = randoms(n * D, 2);
     cpu.chunk_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
     for (int part = 0; part < 3; part++)
-      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] { return forward(), inner(dout, out); }) <
-            slope_tolerance);
+      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D),
+                        [&] { return forward(), inner(dout, out); }) < slope_tolerance);
   }
 }
 
@@ -191,7 +205,8 @@ struct Retrieved {
   Vec w;
 };
 template <class Device = Double>
-Retrieved retrieved(Device& cpu, const Vec& r, const Vec& landmark, const RetrievalShape& s, const Selection& selection) {
+Retrieved retrieved(Device& cpu, const Vec& r, const Vec& landmark, const RetrievalShape& s,
+                    const Selection& selection) {
   Retrieved result{std::vector<int32_t>(at(s.B * (s.C + 1) * s.K), 77), Vec(at(s.B * (s.C + 1) * s.K), 77.0)};
   cpu.no_pick(result.pick.data(), result.w.data(), s.B, s.C, s.K);
   cpu.chunk_retrieval_forward(result.pick.data(), result.w.data(), r.data(), landmark.data(), s, selection);
@@ -209,7 +224,12 @@ std::vector<int32_t> second_row(const Retrieved& r, int K) { return {r.pick.begi
 
 TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
   Double cpu(1);
-  for (const auto& size : {std::array<int64_t, 4>{1, 1, 5, 2}, {2, 7, 5, 3}, {1, 13, 1, 1}, {3, 5, 13, 8}, {1, 64, 7, 8}, {1, 40, 6, 32}}) {
+  for (const auto& size : {std::array<int64_t, 4>{1, 1, 5, 2},
+                           {2, 7, 5, 3},
+                           {1, 13, 1, 1},
+                           {3, 5, 13, 8},
+                           {1, 64, 7, 8},
+                           {1, 40, 6, 32}}) {
     const int64_t B = size[0], C = size[1], D = size[2], K = size[3];
     const int64_t apart = 2;  // landmarks lie apart, as in the encoder's output
     const RetrievalShape s{B, C, static_cast<int>(D), static_cast<int>(K), 0, apart * D, C * apart * D + 3};
@@ -237,14 +257,16 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
           std::vector<Candidate> past;
           for (int64_t m = 0; m < c; m++) {
             double score = 0;
-            for (int64_t j = 0; j < D; j++) score += r[at((b * C + c) * D + j)] * landmark[at(b * s.row_stride + m * s.stride + j)];
+            for (int64_t j = 0; j < D; j++)
+              score += r[at((b * C + c) * D + j)] * landmark[at(b * s.row_stride + m * s.stride + j)];
             score /= std::sqrt(static_cast<double>(D));
             double noise = 0;
             if (selection.given_noise) noise = given_noise[at((b * C + c) * C + m)];
             else if (selection.noise) noise = gumbel(selection_draw(selection, b, c, m / 4).word[m % 4]);
             past.push_back({score + noise, score, static_cast<int32_t>(m)});
           }
-          std::stable_sort(past.begin(), past.end(), [](const Candidate& x, const Candidate& y) { return x.key > y.key; });
+          std::stable_sort(past.begin(), past.end(),
+                           [](const Candidate& x, const Candidate& y) { return x.key > y.key; });
           if (static_cast<int64_t>(past.size()) > K) past.resize(at(K));
           double sum = 0;
           for (const Candidate& p : past) sum += std::exp(p.score);
@@ -269,7 +291,8 @@ TEST_CASE("retrieval: a later segment of a row picks the same, noise included") 
   for (bool noise : {false, true}) {
     selection.noise = noise;
     const Retrieved whole = retrieved(cpu, r, landmark, {1, C, D, K, 0, D, C * D}, selection);
-    const Retrieved later = retrieved(cpu, Vec(r.begin() + done * D, r.end()), landmark, {1, C - done, D, K, done, D, 0}, selection);
+    const Retrieved later =
+        retrieved(cpu, Vec(r.begin() + done * D, r.end()), landmark, {1, C - done, D, K, done, D, 0}, selection);
     CHECK(std::equal(later.pick.begin() + K, later.pick.end(), whole.pick.begin() + (done + 1) * K));
     CHECK(std::equal(later.w.begin() + K, later.w.end(), whole.w.begin() + (done + 1) * K));
   }
@@ -337,17 +360,20 @@ TEST_CASE("retrieval: gradients of queries and landmarks with picks held") {
     selection.picking = Picking::given;
     std::vector<int32_t> pick = held.pick;
     pick[at(rows - 2 * K)] = -1;  // a hole
-    const auto forward = [&] { cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection); };
+    const auto forward = [&] {
+      cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection);
+    };
     forward();
     Vec weights_gradient = randoms(B * rows, 3);
     for (int64_t b = 0; b < B; b++)
-      for (int64_t k = 0; k < K; k++) weights_gradient[at(b * rows + C * K + k)] = 0;  // nobody is served by what the last chunk picked
+      for (int64_t k = 0; k < K; k++)
+        weights_gradient[at(b * rows + C * K + k)] = 0;  // nobody is served by what the last chunk picked
     const auto loss = [&] { return forward(), inner(weights_gradient, w); };
     const Inverse inverse = inverted(cpu, pick, B, C, static_cast<int>(K));
     const Vec before = randoms(B * s.row_stride, 4);
     Vec dw = weights_gradient, dr(at(B * C * D), 5.0), dlandmark = before;
-    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(), inverse.entry.data(), r.data(),
-                                 landmark.data(), s);
+    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(),
+                                 inverse.entry.data(), r.data(), landmark.data(), s);
     CHECK(slope_error(r, dr, loss) < slope_tolerance);
     for (size_t i = 0; i < dlandmark.size(); i++) dlandmark[i] -= before[i];
     CHECK(slope_error(landmark, dlandmark, loss) < slope_tolerance);
@@ -385,12 +411,14 @@ TEST_CASE("retrieval ablations: none, and uniform over the past") {
       if (c > 0) CHECK(sum == doctest::Approx(1).epsilon(1e-12));
       if (c > K) score_order += uniform.w[at(entry)] > uniform.w[at(entry + 1)] ? 1 : -1;
       std::sort(mine.begin(), mine.end());
-      CHECK(std::unique(mine.begin(), mine.begin() + std::min<int64_t>(c, K)) == mine.begin() + std::min<int64_t>(c, K));
+      CHECK(std::unique(mine.begin(), mine.begin() + std::min<int64_t>(c, K)) ==
+            mine.begin() + std::min<int64_t>(c, K));
     }
     // Each of c chunks is picked with probability K/c: five standard errors of that many rows.
     if (c <= K) continue;
     const double p = static_cast<double>(K) / static_cast<double>(c), n = static_cast<double>(B);
-    for (int64_t m = 0; m < C; m++) CHECK(std::fabs(static_cast<double>(picked[at(m)]) - (m < c ? n * p : 0)) <= 5 * std::sqrt(n * p * (1 - p)));
+    for (int64_t m = 0; m < C; m++)
+      CHECK(std::fabs(static_cast<double>(picked[at(m)]) - (m < c ? n * p : 0)) <= 5 * std::sqrt(n * p * (1 - p)));
   }
   CHECK(std::fabs(score_order) < 5 * std::sqrt(static_cast<double>(B * (C - K - 1))));  // no order of scores among them
   selection.step = 1;
@@ -428,7 +456,11 @@ TEST_CASE("zero_landmarks: the last slot of every chunk, nothing else") {
 
 TEST_CASE("grouped cross attention: formula, null slot on and off") {
   Double cpu(1);
-  for (const auto& size : {std::array<int, 6>{2, 5, 5, 3, 2, 3}, {1, 3, 64, 1, 10, 2}, {1, 7, 2, 3, 6, 8}, {2, 4, 8, 1, 6, 1}, {1, 1, 5, 1, 2, 2}})
+  for (const auto& size : {std::array<int, 6>{2, 5, 5, 3, 2, 3},
+                           {1, 3, 64, 1, 10, 2},
+                           {1, 7, 2, 3, 6, 8},
+                           {2, 4, 8, 1, 6, 1},
+                           {1, 1, 5, 1, 2, 2}})
     for (bool null_slot : {true, false}) {
       const int B = size[0], C = size[1], S = size[2], H = size[3], d = size[4], K = size[5];
       CAPTURE(S);
@@ -437,7 +469,8 @@ TEST_CASE("grouped cross attention: formula, null slot on and off") {
       const int64_t D = H * d, T = static_cast<int64_t>(C) * S, M = C + 2;  // the memory may be longer than the row
       const GcaShape s{B, T, H, d, S, K, M, 0, null_slot};
       const Table table = random_table(B, C, K, 3);
-      const Vec q = randoms(B * T * D, 1), kv = random_memory(cpu, B * M, S, D, 2), want = gca_by_hand(q, kv, table.pick, table.w, s);
+      const Vec q = randoms(B * T * D, 1), kv = random_memory(cpu, B * M, S, D, 2),
+                want = gca_by_hand(q, kv, table.pick, table.w, s);
       Vec out(at(B * T * D), 5.0), again = out, lse(at(static_cast<int64_t>(B) * C * K * H * S), 5.0);
       cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), table.pick.data(), table.w.data(), s);
       CHECK(relative_error(out, want) < 1e-13);
@@ -458,14 +491,16 @@ TEST_CASE("grouped cross attention: slots of a later segment, and single ones, h
     const int64_t first = size[0], count = size[1];
     Vec piece = zeros(count * D);
     const GcaShape s{1, count, H, d, S, K, C, first};
-    cpu.gca_forward(piece.data(), nullptr, q.data() + first * D, kv.data(), table.pick.data() + first / S * K, table.w.data() + first / S * K, s);
+    cpu.gca_forward(piece.data(), nullptr, q.data() + first * D, kv.data(), table.pick.data() + first / S * K,
+                    table.w.data() + first / S * K, s);
     CHECK(piece == Vec(whole.begin() + first * D, whole.begin() + (first + count) * D));
   }
 }
 
 TEST_CASE("grouped cross attention: gradients of queries, weights and memory, two layers and two tables") {
   Double cpu(1);
-  for (const auto& size : {std::array<int, 6>{2, 5, 5, 3, 2, 3}, {1, 4, 64, 1, 10, 2}, {1, 7, 2, 3, 6, 8}, {2, 5, 8, 1, 6, 1}})
+  for (const auto& size :
+       {std::array<int, 6>{2, 5, 5, 3, 2, 3}, {1, 4, 64, 1, 10, 2}, {1, 7, 2, 3, 6, 8}, {2, 5, 8, 1, 6, 1}})
     for (bool null_slot : {true, false}) {
       const int B = size[0], C = size[1], S = size[2], H = size[3], d = size[4], K = size[5];
       CAPTURE(S);
@@ -484,8 +519,8 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
       for (uint64_t l = 0; l < 2; l++) {
         Table table = random_table(B, C, K, 3 + l);
         Inverse inverse = inverted(cpu, table.pick, B, C, K);
-        layers.push_back({table, inverse, randoms(B * T * D, 20 + l), randoms(B * T * D, 30 + l), zeros(B * T * D), zeros(saved), zeros(saved),
-                          Vec(at(B * T * D), 5.0), zeros(entries)});
+        layers.push_back({table, inverse, randoms(B * T * D, 20 + l), randoms(B * T * D, 30 + l), zeros(B * T * D),
+                          zeros(saved), zeros(saved), Vec(at(B * T * D), 5.0), zeros(entries)});
       }
       const auto loss = [&] {
         double sum = 0;
@@ -500,16 +535,18 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
       for (Layer& l : layers) {
         const Vec before = randoms(entries, 9);
         l.dw = before;
-        cpu.gca_backward_query(l.dq.data(), l.dw.data(), l.delta.data(), l.dout.data(), l.q.data(), kv.data(), l.lse.data(), l.table.pick.data(),
-                               l.table.w.data(), s);
+        cpu.gca_backward_query(l.dq.data(), l.dw.data(), l.delta.data(), l.dout.data(), l.q.data(), kv.data(),
+                               l.lse.data(), l.table.pick.data(), l.table.w.data(), s);
         for (size_t i = 0; i < before.size(); i++) l.dw[i] -= before[i];
-        fetching.push_back({l.q.data(), l.dout.data(), l.lse.data(), l.delta.data(), l.table.w.data(), l.inverse.start.data(), l.inverse.entry.data()});
+        fetching.push_back({l.q.data(), l.dout.data(), l.lse.data(), l.delta.data(), l.table.w.data(),
+                            l.inverse.start.data(), l.inverse.entry.data()});
       }
       Vec dkv(kv.size(), 5.0);
       cpu.gca_backward_memory(dkv.data(), fetching.data(), 2, kv.data(), s);
       for (Layer& l : layers) {
         // One real key and no null slot: the softmax is constant, q and k have no gradient.
-        if (S == 2 && !null_slot) CHECK(std::all_of(l.dq.begin(), l.dq.end(), [](double x) { return std::fabs(x) < 1e-12; }));
+        if (S == 2 && !null_slot)
+          CHECK(std::all_of(l.dq.begin(), l.dq.end(), [](double x) { return std::fabs(x) < 1e-12; }));
         else CHECK(slope_error(l.q, l.dq, loss) < slope_tolerance);
         CHECK(slope_error(
                   l.table.w.data(), l.dw.data(),
@@ -536,7 +573,9 @@ TEST_CASE("attention in float bears logits far out of exp's range") {
   Cpu<float> cpu(1);
   const int H = 1, d = 2, S = 5, K = 1;
   const int64_t C = 3, T = C * S;
-  const auto all_finite = [](const std::vector<float>& x) { return std::all_of(x.begin(), x.end(), [](float v) { return std::isfinite(v); }); };
+  const auto all_finite = [](const std::vector<float>& x) {
+    return std::all_of(x.begin(), x.end(), [](float v) { return std::isfinite(v); });
+  };
   const std::vector<float> qkv = random_values<float>(T * 6, 1, 1000), dout = random_values<float>(T * 2, 2);
   std::vector<float> out(at(T * 2)), lse(at(T)), dqkv(at(T * 6));
   cpu.sliding_attention_forward(out.data(), lse.data(), qkv.data(), nullptr, {1, T, H, d, 7});
@@ -554,8 +593,10 @@ TEST_CASE("attention in float bears logits far out of exp's range") {
   const GcaShape s{1, T, H, d, S, K, C};
   const Inverse inverse = inverted(cpu, pick, 1, C, K);
   cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), pick.data(), w.data(), s);
-  cpu.gca_backward_query(dq.data(), dw.data(), delta.data(), dout.data(), q.data(), kv.data(), lse.data(), pick.data(), w.data(), s);
-  const FetchingLayer<float, float> layer{q.data(), dout.data(), lse.data(), delta.data(), w.data(), inverse.start.data(), inverse.entry.data()};
+  cpu.gca_backward_query(dq.data(), dw.data(), delta.data(), dout.data(), q.data(), kv.data(), lse.data(), pick.data(),
+                         w.data(), s);
+  const FetchingLayer<float, float> layer{q.data(), dout.data(),          lse.data(),          delta.data(),
+                                          w.data(), inverse.start.data(), inverse.entry.data()};
   cpu.gca_backward_memory(dkv.data(), &layer, 1, kv.data(), s);
   CHECK(all_finite(out));
   CHECK(all_finite(dq));

@@ -1,5 +1,6 @@
-// cpu_matmul.h: every element bit for bit against the order of summation that it documents, in every instruction set that this processor
-// has, for odd sizes and all layouts; hence also the same bits for any number of threads, any M and any N.
+// cpu_matmul.h: every element bit for bit against the order of summation that it documents, in every instruction set
+// that this processor has, for odd sizes and all layouts; hence also the same bits for any number of threads, any M and
+// any N.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -26,11 +27,14 @@ struct Matrix {
   Matrix(int64_t rows, int64_t columns, Layout layout, uint32_t key) {
     const int64_t row = layout == Layout::rows ? columns + 3 : layout == Layout::transposed ? 1 : 2 * columns + 5;
     const int64_t col = layout == Layout::rows ? 1 : layout == Layout::transposed ? rows + 2 : 2;
-    const int64_t last = (rows - 1) * row + (columns - 1) * col;  // nothing behind it, that a sanitizer may see what is read there
+    const int64_t last =
+        (rows - 1) * row + (columns - 1) * col;  // nothing behind it, that a sanitizer may see what is read there
     data.assign(static_cast<size_t>(last + 1), std::numeric_limits<real>::quiet_NaN());
     view = {data.data(), row, col};
     for (int64_t i = 0; i < rows; i++)
-      for (int64_t j = 0; j < columns; j++) at(i, j) = 2 * static_cast<real>(uniform_open(philox(5, Stream::init, key, uint32_t(i), uint32_t(j)).word[0])) - 1;
+      for (int64_t j = 0; j < columns; j++)
+        at(i, j) =
+            2 * static_cast<real>(uniform_open(philox(5, Stream::init, key, uint32_t(i), uint32_t(j)).word[0])) - 1;
   }
   real& at(int64_t i, int64_t j) { return data[static_cast<size_t>(i * view.row + j * view.col)]; }
   std::vector<real> data;
@@ -42,7 +46,8 @@ template <class real>
 real expected(Matrix<real>& A, Matrix<real>& B, int64_t i, int64_t j, int64_t K, real start, bool fused) {
   for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += matmul_detail::depth) {
     real sum = 0;
-    for (int64_t k = k0; k < std::min(K, k0 + matmul_detail::depth); k++) sum = fused ? std::fma(A.at(i, k), B.at(k, j), sum) : A.at(i, k) * B.at(k, j) + sum;
+    for (int64_t k = k0; k < std::min(K, k0 + matmul_detail::depth); k++)
+      sum = fused ? std::fma(A.at(i, k), B.at(k, j), sum) : A.at(i, k) * B.at(k, j) + sum;
     start += sum;
   }
   return start;
@@ -62,11 +67,13 @@ void check_multiply(Isa which, Shape s, Layout a, Layout b, bool with_base) {
   CAPTURE(isa_name(which));
   Matrix<real> A(s.M, s.K, a, 1), B(s.K, s.N, b, 2), C(s.M, s.N, Layout::rows, 3), base(s.M, s.N, Layout::rows, 4);
   base.view.row = C.view.row;
-  matmul_detail::multiply(matmul_detail::kernels<real>(which), C.data.data(), C.view.row, A.view, B.view, s.M, s.N, s.K, with_base ? base.data.data() : nullptr,
-                          base.view.row);
+  matmul_detail::multiply(matmul_detail::kernels<real>(which), C.data.data(), C.view.row, A.view, B.view, s.M, s.N, s.K,
+                          with_base ? base.data.data() : nullptr, base.view.row);
   int64_t wrong = 0;
   for (int64_t i = 0; i < s.M; i++)
-    for (int64_t j = 0; j < s.N; j++) wrong += !same_bits(C.at(i, j), expected(A, B, i, j, s.K, with_base ? base.at(i, j) : real(0), which != Isa::portable));
+    for (int64_t j = 0; j < s.N; j++)
+      wrong += !same_bits(C.at(i, j),
+                          expected(A, B, i, j, s.K, with_base ? base.at(i, j) : real(0), which != Isa::portable));
   CHECK(wrong == 0);
   for (int64_t i = 0; i + 1 < s.M; i++)
     for (int64_t j = s.N; j < C.view.row; j++) wrong += !std::isnan(C.data[static_cast<size_t>(i * C.view.row + j)]);
@@ -75,19 +82,24 @@ void check_multiply(Isa which, Shape s, Layout a, Layout b, bool with_base) {
 
 template <class real>
 void check_all_kernels() {
-  // One of each path: single elements, whole panels, edges of both kinds, many panels over a transposed A, B packed for many rows, several
-  // blocks of terms and of columns.
-  const Shape shapes[] = {{1, 1, 1}, {7, 113, 3}, {8, 32, 16}, {64, 64, 64}, {15, 203, 257}, {270, 37, 21}, {13, 300, 270}, {2, 260, 513}, {11, 3, 100}};
+  // One of each path: single elements, whole panels, edges of both kinds, many panels over a transposed A, B packed for
+  // many rows, several blocks of terms and of columns.
+  const Shape shapes[] = {{1, 1, 1},     {7, 113, 3},    {8, 32, 16},   {64, 64, 64}, {15, 203, 257},
+                          {270, 37, 21}, {13, 300, 270}, {2, 260, 513}, {11, 3, 100}};
   for (Isa which : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (which > isa()) continue;
     for (Shape s : shapes)
       for (Layout a : {Layout::rows, Layout::transposed, Layout::spread})
-        for (Layout b : {Layout::rows, Layout::transposed, Layout::spread}) check_multiply<real>(which, s, a, b, (s.M + static_cast<int>(a)) % 2 == 0);
+        for (Layout b : {Layout::rows, Layout::transposed, Layout::spread})
+          check_multiply<real>(which, s, a, b, (s.M + static_cast<int>(a)) % 2 == 0);
   }
 }
 
-#ifdef __x86_64__  // elsewhere a compiler is free to contract the portable kernel's products and sums, and ours above differently
-TEST_CASE_TEMPLATE("matmul: each element is summed in the documented order", real, float, double) { check_all_kernels<real>(); }
+#ifdef __x86_64__  // elsewhere a compiler is free to contract the portable kernel's products and sums, and ours above
+                   // differently
+TEST_CASE_TEMPLATE("matmul: each element is summed in the documented order", real, float, double) {
+  check_all_kernels<real>();
+}
 #endif
 
 TEST_CASE_TEMPLATE("matmul: within rounding of a sum in long double", real, float, double) {
@@ -95,7 +107,8 @@ TEST_CASE_TEMPLATE("matmul: within rounding of a sum in long double", real, floa
   const int64_t M = 61, N = 70, K = 1000;
   Matrix<real> A(M, K, Layout::rows, 1), B(K, N, Layout::transposed, 2), C(M, N, Layout::rows, 3);
   matmul(pool, C.data.data(), C.view.row, A.view, B.view, M, N, K, false);
-  double worst = 0;  // in units of eps times the sum of magnitudes, of which `depth` terms and K / depth blocks may each lose half a unit
+  double worst = 0;  // in units of eps times the sum of magnitudes, of which `depth` terms and K / depth blocks may
+                     // each lose half a unit
   for (int64_t i = 0; i < M; i++)
     for (int64_t j = 0; j < N; j++) {
       long double sum = 0, size = 0;
@@ -103,14 +116,17 @@ TEST_CASE_TEMPLATE("matmul: within rounding of a sum in long double", real, floa
         sum += static_cast<long double>(A.at(i, k)) * B.at(k, j);
         size += std::fabs(static_cast<long double>(A.at(i, k)) * B.at(k, j));
       }
-      worst = std::max(worst, static_cast<double>(std::fabs(sum - C.at(i, j)) / size) / std::numeric_limits<real>::epsilon());
+      worst = std::max(worst,
+                       static_cast<double>(std::fabs(sum - C.at(i, j)) / size) / std::numeric_limits<real>::epsilon());
     }
   CHECK(worst <= (matmul_detail::depth + 4) / 2.0);
 }
 
-TEST_CASE_TEMPLATE("matmul: the same bits for any number of threads, any part of the rows and columns, any layout", real, float, double) {
+TEST_CASE_TEMPLATE("matmul: the same bits for any number of threads, any part of the rows and columns, any layout",
+                   real, float, double) {
   const int64_t M = 310, N = 333, K = 300;
-  Matrix<real> A(M, K, Layout::rows, 1), B(K, N, Layout::rows, 2), At(M, K, Layout::transposed, 1), Bt(K, N, Layout::transposed, 2);
+  Matrix<real> A(M, K, Layout::rows, 1), B(K, N, Layout::rows, 2), At(M, K, Layout::transposed, 1),
+      Bt(K, N, Layout::transposed, 2);
   Matrix<real> whole(M, N, Layout::rows, 3), other(M, N, Layout::rows, 4);
   ThreadPool one(1);
   matmul(one, whole.data.data(), whole.view.row, A.view, B.view, M, N, K, false);
@@ -150,13 +166,15 @@ TEST_CASE_TEMPLATE("matmul: what C starts from", real, float, double) {
     matmul(pool, C.data.data(), C.view.row, A.view, B.view, M, N, K, accumulate, added, residual.view.row);
     int64_t wrong = 0;
     for (int64_t i = 0; i < M; i++)
-      for (int64_t j = 0; j < N; j++) wrong += !same_bits(C.at(i, j), static_cast<real>(start(i, j) + product.at(i, j)));
+      for (int64_t j = 0; j < N; j++)
+        wrong += !same_bits(C.at(i, j), static_cast<real>(start(i, j) + product.at(i, j)));
     return wrong;
   };
   CHECK(run(false, nullptr, [&](int64_t, int64_t) { return real(0); }) == 0);
   CHECK(run(true, nullptr, [&](int64_t i, int64_t j) { return before.at(i, j); }) == 0);
   CHECK(run(false, residual.data.data(), [&](int64_t i, int64_t j) { return residual.at(i, j); }) == 0);
-  CHECK(run(true, residual.data.data(), [&](int64_t i, int64_t j) { return static_cast<real>(before.at(i, j) + residual.at(i, j)); }) == 0);
+  CHECK(run(true, residual.data.data(),
+            [&](int64_t i, int64_t j) { return static_cast<real>(before.at(i, j) + residual.at(i, j)); }) == 0);
   CHECK(run(false, C.data.data(), [&](int64_t i, int64_t j) { return before.at(i, j); }) == 0);
   C.data = before.data;
   matmul_tile(C.data.data(), C.view.row, A.view, B.view, M, N, K, true);
@@ -181,7 +199,8 @@ TEST_CASE_TEMPLATE("matmul: empty products", real, float, double) {
   CHECK_THROWS_AS(matmul<real>(pool, c, ldc, A.view, B.view, 5, 9, -1, false), Error);
 }
 
-TEST_CASE_TEMPLATE("matmul: NaN and Inf reach their row and column, zeros do not hide them, nothing else is touched", real, float, double) {
+TEST_CASE_TEMPLATE("matmul: NaN and Inf reach their row and column, zeros do not hide them, nothing else is touched",
+                   real, float, double) {
   ThreadPool pool(2);
   for (Layout layout : {Layout::rows, Layout::transposed}) {
     const int64_t M = 21, N = 51, K = 9;
@@ -193,7 +212,9 @@ TEST_CASE_TEMPLATE("matmul: NaN and Inf reach their row and column, zeros do not
     int64_t wrong = 0;
     for (int64_t i = 0; i < M; i++)
       for (int64_t j = 0; j < N; j++)
-        wrong += i == 20 || (i == 2 && j == 50) ? !std::isnan(C.at(i, j)) : j == 50 ? !std::isinf(C.at(i, j)) : !std::isfinite(C.at(i, j));
+        wrong += i == 20 || (i == 2 && j == 50) ? !std::isnan(C.at(i, j))
+                 : j == 50                      ? !std::isinf(C.at(i, j))
+                                                : !std::isfinite(C.at(i, j));
     CHECK(wrong == 0);
   }
 }

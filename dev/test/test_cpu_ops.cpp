@@ -1,5 +1,5 @@
-// The ops of the CPU backend but attention and retrieval: each forward against its formula, each backward against finite differences, in
-// double; then all ops together: the same bits for any number of threads, and the bf16 twin.
+// The ops of the CPU backend but attention and retrieval: each forward against its formula, each backward against
+// finite differences, in double; then all ops together: the same bits for any number of threads, and the bf16 twin.
 #include <algorithm>
 #include <array>
 #include <functional>
@@ -14,23 +14,27 @@ using namespace gca::test;
 TEST_CASE("philox: the published vectors") {
   // The stream is folded into the key, so a key of the vectors is reached by a seed that undoes it.
   const auto of_key = [](uint32_t k0, uint32_t k1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
-    return philox(static_cast<uint64_t>(k1 - static_cast<uint32_t>(Stream::init) * 0x632BE5ABu) << 32 | k0, Stream::init, c0, c1, c2, c3);
+    return philox(static_cast<uint64_t>(k1 - static_cast<uint32_t>(Stream::init) * 0x632BE5ABu) << 32 | k0,
+                  Stream::init, c0, c1, c2, c3);
   };
   const auto same = [](const Philox& p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return p.word[0] == a && p.word[1] == b && p.word[2] == c && p.word[3] == d;
   };
   CHECK(same(of_key(0, 0, 0, 0, 0, 0), 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8));
   CHECK(same(of_key(~0u, ~0u, ~0u, ~0u, ~0u, ~0u), 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd));
-  CHECK(same(of_key(0xa4093822, 0x299f31d0, 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344), 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1));
+  CHECK(same(of_key(0xa4093822, 0x299f31d0, 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344), 0xd16cfe09, 0x94fdcceb,
+             0x5001e420, 0x24126ea1));
 }
 
 TEST_CASE("exact_log and exponential: close to the library's") {
   double worst_log = 0, worst_exp = 0;
   for (uint32_t i = 0; i < 20000; i++) {
     const Philox draw = philox(5, Stream::sample, i);
-    const float u = uniform_open(draw.word[0]), wide = std::ldexp(1 + uniform_open(draw.word[1]), static_cast<int>(draw.word[2] % 250) - 125);
+    const float u = uniform_open(draw.word[0]),
+                wide = std::ldexp(1 + uniform_open(draw.word[1]), static_cast<int>(draw.word[2] % 250) - 125);
     for (float x : {u, 1 - u / 1024, wide})
-      worst_log = std::fmax(worst_log, std::fabs(exact_log(x) - std::log(static_cast<double>(x))) / std::fabs(std::log(static_cast<double>(x))));
+      worst_log = std::fmax(worst_log, std::fabs(exact_log(x) - std::log(static_cast<double>(x))) /
+                                           std::fabs(std::log(static_cast<double>(x))));
     const float x = 174 * u - 87;
     worst_exp = std::fmax(worst_exp, std::fabs(exponential(x) / std::exp(static_cast<double>(x)) - 1));
   }
@@ -120,7 +124,9 @@ TEST_CASE("embedding: rows of E, and their gradients summed") {
     // <dx, x> is linear in E, with slope dE: finite differences say the same.
     Vec moved = E, gradient = zeros(V * D);
     cpu.embedding_backward(gradient.data(), dx.data(), token.data(), rows, D);
-    CHECK(slope_error(moved, gradient, [&] { return cpu.embedding_forward(x.data(), token.data(), moved.data(), rows, D), inner(dx, x); }) < slope_tolerance);
+    CHECK(slope_error(moved, gradient, [&] {
+            return cpu.embedding_forward(x.data(), token.data(), moved.data(), rows, D), inner(dx, x);
+          }) < slope_tolerance);
   }
 }
 
@@ -133,13 +139,16 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
     CAPTURE(D);
     const int64_t stride = D * apart, n = (rows - 1) * stride + D;
     Vec x = randoms(n, 1), gain = randoms(D, 2, 0.3, 1), out = zeros(rows * D), rstd = zeros(rows);
-    const auto forward = [&] { cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), rows, D, stride, eps); };
+    const auto forward = [&] {
+      cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), rows, D, stride, eps);
+    };
     forward();
     Vec want = zeros(rows * D);
     for (int64_t r = 0; r < rows; r++) {
       double squares = 0;
       for (int64_t j = 0; j < D; j++) squares += x[at(r * stride + j)] * x[at(r * stride + j)];
-      for (int64_t j = 0; j < D; j++) want[at(r * D + j)] = gain[at(j)] * x[at(r * stride + j)] / std::sqrt(squares / static_cast<double>(D) + eps);
+      for (int64_t j = 0; j < D; j++)
+        want[at(r * D + j)] = gain[at(j)] * x[at(r * stride + j)] / std::sqrt(squares / static_cast<double>(D) + eps);
     }
     CHECK(relative_error(out, want) < 1e-14);
 
@@ -149,10 +158,13 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
     for (double& value : residual2) value *= 0.7;
     for (int residuals = 0; residuals < 3; residuals++) {
       const double *r1 = residuals > 0 ? residual.data() : nullptr, *r2 = residuals > 1 ? residual2.data() : nullptr;
-      const auto loss = [&] { return forward(), inner(dn, out) + (r1 ? inner(residual, x) : 0) + (r2 ? inner(residual2, x) : 0); };
+      const auto loss = [&] {
+        return forward(), inner(dn, out) + (r1 ? inner(residual, x) : 0) + (r2 ? inner(residual2, x) : 0);
+      };
       forward();
       Vec dx(at(n), 5.0), dgain = before;
-      cpu.rmsnorm_backward(dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data(), r1, r2, rows, D, stride);
+      cpu.rmsnorm_backward(dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data(), r1, r2, rows, D,
+                           stride);
       CHECK(slope_error(x.data(), dx.data(), direction_in(n, stride, 0, D), loss) < slope_tolerance);
       for (int64_t i = 0; i < n; i++)
         if (i % stride >= D) CHECK(dx[at(i)] == 5.0);
@@ -163,13 +175,15 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
       // dx may be dn, or the first residual.
       if (apart == 1 && !residuals) {
         Vec in_place = dn, again = before;
-        cpu.rmsnorm_backward(in_place.data(), again.data(), in_place.data(), x.data(), rstd.data(), gain.data(), r1, r2, rows, D, stride);
+        cpu.rmsnorm_backward(in_place.data(), again.data(), in_place.data(), x.data(), rstd.data(), gain.data(), r1, r2,
+                             rows, D, stride);
         CHECK(in_place == dx);
         CHECK(again == dgain);
       }
       if (residuals) {
         Vec in_place = residual, again = before;
-        cpu.rmsnorm_backward(in_place.data(), again.data(), dn.data(), x.data(), rstd.data(), gain.data(), in_place.data(), r2, rows, D, stride);
+        cpu.rmsnorm_backward(in_place.data(), again.data(), dn.data(), x.data(), rstd.data(), gain.data(),
+                             in_place.data(), r2, rows, D, stride);
         for (int64_t i = 0; i < n; i++)
           if (i % stride < D) CHECK(in_place[at(i)] == dx[at(i)]);
       }
@@ -179,14 +193,17 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
 
 TEST_CASE("matmul: y = x W^T + residual, and both gradients") {
   Double cpu(1);
-  for (const auto& size : {std::array<int64_t, 3>{1, 1, 1}, {1, 5, 7}, {13, 7, 5}, {65, 13, 33}, {3, 300, 5}, {7, 64, 300}}) {
+  for (const auto& size :
+       {std::array<int64_t, 3>{1, 1, 1}, {1, 5, 7}, {13, 7, 5}, {65, 13, 33}, {3, 300, 5}, {7, 64, 300}}) {
     const int64_t rows = size[0], in = size[1], out = size[2];
     CAPTURE(rows);
     CAPTURE(in);
     CAPTURE(out);
     Vec x = randoms(rows * in, 1), W = randoms(out * in, 2), residual = randoms(rows * out, 3), y = zeros(rows * out);
     for (bool with_residual : {false, true}) {
-      const auto forward = [&] { cpu.matmul_forward(y.data(), x.data(), W.data(), with_residual ? residual.data() : nullptr, rows, in, out); };
+      const auto forward = [&] {
+        cpu.matmul_forward(y.data(), x.data(), W.data(), with_residual ? residual.data() : nullptr, rows, in, out);
+      };
       forward();
       Vec want = with_residual ? residual : zeros(rows * out);
       for (int64_t r = 0; r < rows; r++)
@@ -226,8 +243,8 @@ TEST_CASE("swiglu: formula and gradients") {
     const Vec dh = randoms(rows * F, 2);
     cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), rows, F);
     for (int part = 0; part < 2; part++)
-      CHECK(slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F), [&] { return forward(), inner(dh, h); }) <
-            slope_tolerance);
+      CHECK(slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F),
+                        [&] { return forward(), inner(dh, h); }) < slope_tolerance);
   }
   // A float's range is no limit: silu tends to 0 and to z.
   Cpu<float> single(1);
@@ -303,7 +320,7 @@ TEST_CASE("cross entropy: losses, sums and gradient, with weights, missing targe
 
 TEST_CASE("AdamW: decay before the update, bias correction, clipping, matrices only") {
   Double cpu(1);
-  const int64_t n = 70000;                                                                        // more than one block of the norm's sum
+  const int64_t n = 70000;  // more than one block of the norm's sum
   const std::vector<Segment> segments = {{0, 5, false}, {8, 60000, true}, {60008, 9000, false}};  // gaps: alignment's
   for (double clip : {0.0, 1.0, 1e9}) {
     CAPTURE(clip);
@@ -328,7 +345,8 @@ TEST_CASE("AdamW: decay before the update, bias correction, clipping, matrices o
           want_m[at(i)] = hyper.beta1 * want_m[at(i)] + (1 - hyper.beta1) * g;
           want_v[at(i)] = hyper.beta2 * want_v[at(i)] + (1 - hyper.beta2) * g * g;
           if (segment.decay) want[at(i)] *= 1 - hyper.lr * hyper.weight_decay;
-          const double mhat = want_m[at(i)] / (1 - std::pow(hyper.beta1, t)), vhat = want_v[at(i)] / (1 - std::pow(hyper.beta2, t));
+          const double mhat = want_m[at(i)] / (1 - std::pow(hyper.beta1, t)),
+                       vhat = want_v[at(i)] / (1 - std::pow(hyper.beta2, t));
           want[at(i)] -= hyper.lr * mhat / (std::sqrt(vhat) + hyper.eps);
         }
     }
@@ -404,7 +422,9 @@ std::vector<Output> all_ops(int threads) {
     return x;
   };
   const auto buffer = [](int64_t n) { return Buffer(at(n), real(0)); };
-  const auto keep = [&](const char* name, const Buffer& x, bool stored_as_bf16) { outputs.push_back({name, Vec(x.begin(), x.end()), stored_as_bf16}); };
+  const auto keep = [&](const char* name, const Buffer& x, bool stored_as_bf16) {
+    outputs.push_back({name, Vec(x.begin(), x.end()), stored_as_bf16});
+  };
 
   const int B = 2, C = 6, S = 16, H = 3, d = 10, K = 3;
   const int64_t D = H * d, T = static_cast<int64_t>(C) * S, R = B * T, F = 70, V = 41;
@@ -419,7 +439,8 @@ std::vector<Output> all_ops(int threads) {
   {
     Buffer out = buffer(R * D), rstd = buffer(R), dx = buffer(R * D), dgain = buffer(D);
     cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), R, D, D, 1e-5);
-    cpu.rmsnorm_backward(dx.data(), dgain.data(), dout.data(), x.data(), rstd.data(), gain.data(), x.data(), dout.data(), R, D, D);
+    cpu.rmsnorm_backward(dx.data(), dgain.data(), dout.data(), x.data(), rstd.data(), gain.data(), x.data(),
+                         dout.data(), R, D, D);
     keep("rmsnorm", out, true), keep("rmsnorm dx", dx, true), keep("rmsnorm dgain", dgain, false);
   }
   {
@@ -459,10 +480,11 @@ std::vector<Output> all_ops(int threads) {
     selection.picking = Picking::given;
     std::vector<int32_t> pick = table.pick;
     const Buffer r = input(B * C * D, 11), landmark = input(B * C * D, 12);
-    Buffer w = buffer(B * (C + 1) * K), dw = input(B * (C + 1) * K, 13), dr = buffer(B * C * D), dlandmark = input(B * C * D, 14);
+    Buffer w = buffer(B * (C + 1) * K), dw = input(B * (C + 1) * K, 13), dr = buffer(B * C * D),
+           dlandmark = input(B * C * D, 14);
     cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection);
-    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(), inverse.entry.data(), r.data(),
-                                 landmark.data(), s);
+    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(),
+                                 inverse.entry.data(), r.data(), landmark.data(), s);
     keep("retrieval w", w, false), keep("retrieval dr", dr, true), keep("retrieval dlandmark", dlandmark, true);
   }
   {
@@ -470,11 +492,14 @@ std::vector<Output> all_ops(int threads) {
     const Inverse inverse = inverted(cpu, table.pick, B, C, K);
     const GcaShape s{B, T, H, d, S, K, C};
     const Buffer w(table.w.begin(), table.w.end());
-    Buffer kv = input(R * 2 * D, 15), out = buffer(R * D), lse = buffer(R * K * H), delta = lse, dq = out, dw = buffer(B * (C + 1) * K), dkv = kv;
+    Buffer kv = input(R * 2 * D, 15), out = buffer(R * D), lse = buffer(R * K * H), delta = lse, dq = out,
+           dw = buffer(B * (C + 1) * K), dkv = kv;
     cpu.zero_landmarks(kv.data(), B * C, S, D);
     cpu.gca_forward(out.data(), lse.data(), x.data(), kv.data(), table.pick.data(), w.data(), s);
-    cpu.gca_backward_query(dq.data(), dw.data(), delta.data(), dout.data(), x.data(), kv.data(), lse.data(), table.pick.data(), w.data(), s);
-    const FetchingLayer<real, real> layer{x.data(), dout.data(), lse.data(), delta.data(), w.data(), inverse.start.data(), inverse.entry.data()};
+    cpu.gca_backward_query(dq.data(), dw.data(), delta.data(), dout.data(), x.data(), kv.data(), lse.data(),
+                           table.pick.data(), w.data(), s);
+    const FetchingLayer<real, real> layer{x.data(), dout.data(),          lse.data(),          delta.data(),
+                                          w.data(), inverse.start.data(), inverse.entry.data()};
     cpu.gca_backward_memory(dkv.data(), &layer, 1, kv.data(), s);
     keep("gca", out, true), keep("gca dq", dq, true), keep("gca dw", dw, false), keep("gca dkv", dkv, true);
   }
@@ -494,7 +519,8 @@ std::vector<Output> all_ops(int threads) {
       cpu.begin_step(&state);
       const Buffer gradient = random_values<real>(n, 19 + t);
       cpu.end_gradient(&state, gradient.data(), n, 1);
-      cpu.adamw(masters.data(), working, m.data(), v.data(), gradient.data(), segments, 2, &state, {.lr = 1e-2, .weight_decay = 0.1});
+      cpu.adamw(masters.data(), working, m.data(), v.data(), gradient.data(), segments, 2, &state,
+                {.lr = 1e-2, .weight_decay = 0.1});
     }
     outputs.push_back({"gradient norm", {state.grad_norm}, false});
     keep("adamw weights", Buffer(working, working + n), true), keep("adamw masters", masters, false);
@@ -518,14 +544,17 @@ TEST_CASE("ops: the same bits with 1, 2 and 3 threads") {
 }
 
 TEST_CASE("ops: float is close to double; the bf16 twin stores bf16, and is off by its rounding only") {
-  const std::vector<Output> exact = all_ops<Double>(1), single = all_ops<Cpu<float>>(1), twin = all_ops<Cpu<float, true>>(1);
+  const std::vector<Output> exact = all_ops<Double>(1), single = all_ops<Cpu<float>>(1),
+                            twin = all_ops<Cpu<float, true>>(1);
   for (size_t i = 0; i < exact.size(); i++) {
     INFO(exact[i].name);
-    const double error = relative_error(single[i].values, exact[i].values), twin_error = relative_error(twin[i].values, exact[i].values);
+    const double error = relative_error(single[i].values, exact[i].values),
+                 twin_error = relative_error(twin[i].values, exact[i].values);
     CHECK(error < 1e-5);
     CHECK(twin_error < 5e-2);
     if (!exact[i].stored_as_bf16) continue;
-    CHECK(std::all_of(twin[i].values.begin(), twin[i].values.end(), [](double x) { return x == round_bf16(static_cast<float>(x)); }));
+    CHECK(std::all_of(twin[i].values.begin(), twin[i].values.end(),
+                      [](double x) { return x == round_bf16(static_cast<float>(x)); }));
     if (exact[i].name != "embedding") CHECK(twin_error > 4 * error);  // an embedding is a copy: no rounding anywhere
   }
 }

@@ -1,4 +1,5 @@
-// Files cut off at every length and changed in every byte: refused with an Error that names the file, or the same as before.
+// Files cut off at every length and changed in every byte: refused with an Error that names the file, or the same as
+// before.
 #include <algorithm>
 #include <map>
 
@@ -13,9 +14,10 @@ using namespace gca::test;
 
 namespace {
 
-// Calls read() for the file at every length shorter than its own, and with every byte changed in turn (from `first` to `last`), one bit
-// and all bits of it, and puts it back. read() returns a description of what it read, or throws an Error, which must name the file or its folder.
-// Returns how often it was neither refused nor the same as of the whole file.
+// Calls read() for the file at every length shorter than its own, and with every byte changed in turn (from `first` to
+// `last`), one bit and all bits of it, and puts it back. read() returns a description of what it read, or throws an
+// Error, which must name the file or its folder. Returns how often it was neither refused nor the same as of the whole
+// file.
 template <class Read>
 int damage_everywhere(const std::string& path, Read read, size_t first = 0, size_t last = SIZE_MAX, bool cut = true) {
   const std::string content = read_file(path, 1 << 24), folder = parent_folder(path), whole = read();
@@ -62,8 +64,10 @@ struct Quiet {
 
 }  // namespace
 
-TEST_CASE("damage: no file of a checkpoint is read otherwise than it was written, and the fallback takes the older one") {
-  const TempFolder run(std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path().string());
+TEST_CASE(
+    "damage: no file of a checkpoint is read otherwise than it was written, and the fallback takes the older one") {
+  const TempFolder run(std::filesystem::is_directory("/dev/shm") ? "/dev/shm"
+                                                                 : std::filesystem::temp_directory_path().string());
   const Tokenizer tokenizer({{'a', 'b'}, {256, 'c'}});
   for (const int64_t step : {1, 2}) {
     TrainSettings settings;
@@ -82,9 +86,11 @@ TEST_CASE("damage: no file of a checkpoint is read otherwise than it was written
   const std::string folder = checkpoint_folder(run.path, 2);
   const auto read = [&] {
     const SavedRun saved = SavedRun::open(run.path);
-    std::string all = format("%lld %s %016llx", static_cast<long long>(saved.checkpoint.step), saved.checkpoint.state.dump().c_str(),
-                             static_cast<unsigned long long>(saved.tokenizer.hash()));
-    for (const float w : SafetensorsFile::open(saved.checkpoint.file(SavedRun::model_file)).values<float>("w")) all += format(" %a", static_cast<double>(w));
+    std::string all =
+        format("%lld %s %016llx", static_cast<long long>(saved.checkpoint.step), saved.checkpoint.state.dump().c_str(),
+               static_cast<unsigned long long>(saved.tokenizer.hash()));
+    for (const float w : SafetensorsFile::open(saved.checkpoint.file(SavedRun::model_file)).values<float>("w"))
+      all += format(" %a", static_cast<double>(w));
     return all;
   };
   for (const std::string& name : list_folder(folder)) {
@@ -106,7 +112,8 @@ TEST_CASE("damage: no file of a checkpoint is read otherwise than it was written
     }
     write_file(path, content);
   }
-  // A folder that was renamed to another step is noticed, whether the run or the step is given; under a name of its own it may go.
+  // A folder that was renamed to another step is noticed, whether the run or the step is given; under a name of its own
+  // it may go.
   rename_path(folder, checkpoint_folder(run.path, 3));
   for (const std::string& path : {run.path, checkpoint_folder(run.path, 3), checkpoint_folder(run.path, 3) + "/"}) {
     const std::string error = error_of([&] { open_checkpoint(path); });
@@ -119,7 +126,8 @@ TEST_CASE("damage: no file of a checkpoint is read otherwise than it was written
 TEST_CASE("damage: manifests that are foreign, nested, too long, double or linked") {
   const TempFolder run;
   write_checkpoint(run.path, 1, {}, Json::object());
-  const std::string folder = checkpoint_folder(run.path, 1), manifest = folder + "/manifest.json", good = read_file(manifest, 1 << 20);
+  const std::string folder = checkpoint_folder(run.path, 1), manifest = folder + "/manifest.json",
+                    good = read_file(manifest, 1 << 20);
   const auto error = [&](const std::string& content) {
     write_file(manifest, content);
     return error_of([&] { open_checkpoint(run.path); });
@@ -135,22 +143,25 @@ TEST_CASE("damage: manifests that are foreign, nested, too long, double or linke
   CHECK(has(error(std::string((1 << 20) + 1, ' ')), "manifest.json': expected at most 1048576 bytes"));
   CHECK(has(error("{\"format\": 1, \"format\": 2}"), "each field once, not \"format\" again"));
   for (const char* name : {"", ".", "..", "../state.json", "/etc/passwd", "a/b", "manifest.json", "a\\u0000b"})
-    CHECK(has(error(format("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"%s\", \"bytes\": 1, \"crc32c\": 1}]}",
+    CHECK(has(error(format("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": "
+                           "\"%s\", \"bytes\": 1, \"crc32c\": 1}]}",
                            name)),
               "files[0].name: expected the name of a file in the folder, once"));
-  CHECK(has(
-      error(
-          "{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", \"bytes\": 9223372036854775808, \"crc32c\": 1}]}"),
-      "an integer that fits 64 bits"));
-  CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", \"bytes\": 1, \"crc32c\": 4294967296}]}"),
+  CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", "
+                  "\"bytes\": 9223372036854775808, \"crc32c\": 1}]}"),
+            "an integer that fits 64 bits"));
+  CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", "
+                  "\"bytes\": 1, \"crc32c\": 4294967296}]}"),
             "crc32c: expected an integer from 0 to 4294967295"));
-  CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": []}"), "has no file 'state.json'"));
+  CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": []}"),
+            "has no file 'state.json'"));
   remove_tree(manifest);
   std::filesystem::create_symlink("manifest.json", manifest);  // to itself
   CHECK(error_of([&] { open_checkpoint(run.path); }) != "");
   remove_tree(manifest);
   write_file(manifest, good);
-  // A link in the place of a partial folder is removed, not followed; and one in the place of a file that is to be made.
+  // A link in the place of a partial folder is removed, not followed; and one in the place of a file that is to be
+  // made.
   const TempFolder other;
   write_file(other.path + "/precious", "x");
   std::filesystem::create_directory_symlink(other.path, checkpoint_folder(run.path, 2) + ".partial");
@@ -158,7 +169,8 @@ TEST_CASE("damage: manifests that are foreign, nested, too long, double or linke
   CHECK(list_folder(other.path) == std::vector<std::string>{"precious"});
   CHECK(open_checkpoint(run.path).step == 2);
   std::filesystem::create_symlink(other.path + "/precious", run.path + "/lock");
-  CHECK(has(error_of([&] { RunLock lock(run.path); }), "lock': Too many levels of symbolic links; a link is not followed here"));
+  CHECK(has(error_of([&] { RunLock lock(run.path); }),
+            "lock': Too many levels of symbolic links; a link is not followed here"));
   CHECK(read_file(other.path + "/precious", 10) == "x");
 }
 
@@ -177,7 +189,8 @@ TEST_CASE("damage: a shard gives ids of the vocabulary or an Error, whatever is 
     return comma_list({ids.begin(), ids.end()});
   };
   CHECK(damage_everywhere(path, read, 0, ShardHeader::bytes) == 0);
-  CHECK(damage_everywhere(path, read, ShardHeader::bytes, SIZE_MAX, false) > 0);  // the tokens have no checksum: another id may stand there
+  CHECK(damage_everywhere(path, read, ShardHeader::bytes, SIZE_MAX, false) >
+        0);  // the tokens have no checksum: another id may stand there
   // But a run that goes on does notice.
   const Json state = TokenStream(path, tokenizer).state();
   CHECK(damage_everywhere(path, [&] {
@@ -227,18 +240,20 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
   REQUIRE(verified() == "good");
   // Its sizes, in the metadata, one digit after another; then the rest of the header thinly, and cut off.
   int tried = 0, refused = 0;
-  for (const char* name :
-       {"vocab", "width", "heads", "ffn", "lower", "groups", "encoder", "chunk", "topk", "window", "null_slot", "eps", "landmark_id", "batch", "chunks"}) {
+  for (const char* name : {"vocab", "width", "heads", "ffn", "lower", "groups", "encoder", "chunk", "topk", "window",
+                           "null_slot", "eps", "landmark_id", "batch", "chunks"}) {
     const size_t at = content.find("\"" + std::string(name) + "\"");
     REQUIRE(at < header_bytes);
     const size_t begin = content.find('"', content.find(':', at)) + 1, end = content.find('"', begin);
-    for (const std::string& value : {std::string("0"), std::string("7"), std::string("-1"), std::string("99999999999999999999"), std::string("1000000"),
-                                     std::string("x"), std::string("")}) {
+    for (const std::string& value :
+         {std::string("0"), std::string("7"), std::string("-1"), std::string("99999999999999999999"),
+          std::string("1000000"), std::string("x"), std::string("")}) {
       CAPTURE(name);
       CAPTURE(value);
       std::string header = content.substr(8, begin - 8) + value + content.substr(end, 8 + header_bytes - end);
       const uint64_t bytes = header.size();
-      write_file(path, std::string(reinterpret_cast<const char*>(&bytes), 8) + header + content.substr(8 + header_bytes));
+      write_file(path,
+                 std::string(reinterpret_cast<const char*>(&bytes), 8) + header + content.substr(8 + header_bytes));
       tried++;
       try {
         verified();
@@ -271,7 +286,8 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
     write_file(path, content);
     const SafetensorsTensor tensor = SafetensorsFile::open(path).at(name);
     std::string damaged = content;
-    for (int64_t i = 0; i < tensor.count * tensor.dtype.bytes(); i++) damaged[static_cast<size_t>(tensor.offset_bytes + i)] = '\xFF';
+    for (int64_t i = 0; i < tensor.count * tensor.dtype.bytes(); i++)
+      damaged[static_cast<size_t>(tensor.offset_bytes + i)] = '\xFF';
     write_file(path, damaged);
     std::string result = "refused";
     try {

@@ -65,7 +65,8 @@ TEST_CASE("data: shards are written and read back, whatever their size and width
     const TokenStream stream(prefix + "_*.bin", *tokenizer);
     CHECK(stream.tokens() == 1000);
     CHECK(stream.notes() == "");
-    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 1000}, {299, 2}, {300, 300}, {900, 100}, {1000, 0}, {17, 0}, {450, 1}}) {
+    for (const auto& [first, count] :
+         {std::pair<int64_t, int64_t>{0, 1000}, {299, 2}, {300, 300}, {900, 100}, {1000, 0}, {17, 0}, {450, 1}}) {
       std::vector<int32_t> got(static_cast<size_t>(count));
       stream.read(first, count, got.data());
       CHECK(std::equal(got.begin(), got.end(), tokens.begin() + first));
@@ -98,15 +99,16 @@ TEST_CASE("data: foreign, damaged and wrong shards") {
   std::vector<int32_t> out(6);
   const TokenStream stream(folder.path + "/*.bin", bytes);
   CHECK_NOTHROW(stream.read(0, 4, out.data()));
-  CHECK(
-      has(error_of([&] { stream.read(0, 6, out.data()); }), "b.bin': expected token ids below 263, the size of the vocabulary, found 263 among tokens 0 to 2"));
+  CHECK(has(error_of([&] { stream.read(0, 6, out.data()); }),
+            "b.bin': expected token ids below 263, the size of the vocabulary, found 263 among tokens 0 to 2"));
   write_foreign<uint32_t>(b, {0xFFFFFFFFu});
   CHECK(has(error_of([&] { all_of(b, bytes); }), "found 4294967295"));
 
   // A file that shrinks while it is open is an error, not a signal.
   REQUIRE(truncate(a.c_str(), 1024 + 3) == 0);
   CHECK(has(error_of([&] { stream.read(0, 3, out.data()); }), "a.bin' ends at byte 1027"));
-  CHECK(has(error_of([&] { TokenStream(a, bytes); }), "the header says 3 tokens of 2 bytes, found a file of 1027 bytes"));
+  CHECK(
+      has(error_of([&] { TokenStream(a, bytes); }), "the header says 3 tokens of 2 bytes, found a file of 1027 bytes"));
   write_file(a, file_content(b).substr(0, 900));
   CHECK(has(error_of([&] { TokenStream(a, bytes); }), "expected a token shard"));
   std::string content = file_content(b);
@@ -122,7 +124,8 @@ TEST_CASE("data: foreign, damaged and wrong shards") {
   ShardWriter writer(folder.path + "/x", bytes, 10);
   writer.append(std::vector<int32_t>{1});
   writer.commit();
-  CHECK(has(error_of([&] { TokenStream(folder.path + "/x_000000.bin", other); }), "was made with another tokenizer: expected the hash"));
+  CHECK(has(error_of([&] { TokenStream(folder.path + "/x_000000.bin", other); }),
+            "was made with another tokenizer: expected the hash"));
 }
 
 TEST_CASE("data: places past four gigabytes") {
@@ -134,7 +137,8 @@ TEST_CASE("data: places past four gigabytes") {
   const int fd = ::open(path.c_str(), O_WRONLY);
   const int32_t count = INT32_MAX;
   const uint16_t last[2] = {41, 42};
-  const bool made = ::ftruncate(fd, size) == 0 && ::pwrite(fd, &count, 4, 8) == 4 && ::pwrite(fd, last, 4, size - 4) == 4;
+  const bool made =
+      ::ftruncate(fd, size) == 0 && ::pwrite(fd, &count, 4, 8) == 4 && ::pwrite(fd, last, 4, size - 4) == 4;
   ::close(fd);
   if (!made) return test::skip("no file of 4 GiB can be made here, not even an empty one");
   write_foreign<uint16_t>(folder.path + "/next.bin", {43, 44});
@@ -193,7 +197,8 @@ TEST_CASE("data: rows") {
   CHECK(other_seed != orders[0]);
 
   CHECK(Rows(stream, bytes, 33, 4, 7).count() == 1);  // all 100 tokens
-  CHECK(has(error_of([&] { Rows(stream, bytes, 34, 4, 7); }), "expected at least the 103 tokens of one row of 34 chunks, found 100"));
+  CHECK(has(error_of([&] { Rows(stream, bytes, 34, 4, 7); }),
+            "expected at least the 103 tokens of one row of 34 chunks, found 100"));
 }
 
 TEST_CASE("data: the order of rows is a permutation for any number of them") {
@@ -225,8 +230,9 @@ TEST_CASE("data: rows of one document each") {
   const Rows rows(stream, bytes, 2, 3, 0, false);  // windows of 5 tokens
   const int32_t E = 256, L = 257, N = no_target;
   const std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> want = {
-      {{E, 1, L, 2, 3, L}, {1, 2, N, 3, 4, N}}, {{4, 5, L, 6, 7, L}, {5, 6, N, 7, E, N}},   {{E, 8, L, 9, E, L}, {8, 9, N, E, N, N}},
-      {{E, E, L, E, E, L}, {E, N, N, N, N, N}}, {{E, 10, L, E, E, L}, {10, N, N, N, N, N}},
+      {{E, 1, L, 2, 3, L}, {1, 2, N, 3, 4, N}},   {{4, 5, L, 6, 7, L}, {5, 6, N, 7, E, N}},
+      {{E, 8, L, 9, E, L}, {8, 9, N, E, N, N}},   {{E, E, L, E, E, L}, {E, N, N, N, N, N}},
+      {{E, 10, L, E, E, L}, {10, N, N, N, N, N}},
   };
   REQUIRE(rows.count() == static_cast<int64_t>(want.size()));
   for (size_t w = 0; w < want.size(); w++) {
@@ -245,7 +251,9 @@ TEST_CASE("data: a checkpoint knows its data again") {
   write_foreign<uint16_t>(folder.path + "/a.bin", tokens);
   write_foreign<uint16_t>(folder.path + "/b.bin", {1, 2});
   const Json saved = parse_json(TokenStream(folder.path + "/*.bin", bytes).state().dump(), "x");
-  const auto check = [&](const std::string& pattern) { return error_of([&] { TokenStream(pattern, bytes).check_same(JsonField(saved, "state.json")); }); };
+  const auto check = [&](const std::string& pattern) {
+    return error_of([&] { TokenStream(pattern, bytes).check_same(JsonField(saved, "state.json")); });
+  };
   CHECK(check(folder.path + "/*.bin") == "");
   CHECK(has(check(folder.path + "/a.bin"), "expected 2 shards, found 1"));
   tokens.back()++;
@@ -254,7 +262,8 @@ TEST_CASE("data: a checkpoint knows its data again") {
   tokens.back()--;
   write_foreign<uint16_t>(folder.path + "/a.bin", tokens);
   std::filesystem::create_directory(folder.path + "/moved");
-  for (const char* name : {"a.bin", "b.bin"}) std::filesystem::rename(folder.path + "/" + name, folder.path + "/moved/" + name);
+  for (const char* name : {"a.bin", "b.bin"})
+    std::filesystem::rename(folder.path + "/" + name, folder.path + "/moved/" + name);
   CHECK(check(folder.path + "/moved/*.bin") == "");
 }
 
@@ -316,7 +325,9 @@ TEST_CASE("data: long files give the same shards for any number of threads and a
   const TempFolder folder;
   std::mt19937 random(1);
   std::string text(1500000, 'x');  // no place to cut for more than a piece
-  while (text.size() < 6000000) text += std::string(1 + random() % 12, static_cast<char>('a' + random() % 3)) + (random() % 5 ? " " : "\xE3\x80\x80\n");
+  while (text.size() < 6000000)
+    text +=
+        std::string(1 + random() % 12, static_cast<char>('a' + random() % 3)) + (random() % 5 ? " " : "\xE3\x80\x80\n");
   write_file(folder.path + "/a.txt", text);
   const Tokenizer tokenizer({{'a', 'a'}, {256, 256}, {' ', 'b'}, {'x', 'x'}, {259, 259}, {'c', 'c'}, {0xE3, 0x80}});
   std::vector<int32_t> want = tokenizer.encode(text);
@@ -340,7 +351,8 @@ TEST_CASE("data: a piece is not cut inside white space of several bytes") {
   TokenizeOptions options;
   options.val_fraction = 0;
   for (size_t before = 0; before < 5; before++) {
-    const std::string text = std::string((1 << 20) - before, 'x') + "\xE3\x80\x80\n\nxx xx", prefix = folder.path + format("/t%zu", before);
+    const std::string text = std::string((1 << 20) - before, 'x') + "\xE3\x80\x80\n\nxx xx",
+                      prefix = folder.path + format("/t%zu", before);
     write_file(folder.path + "/a.txt", text);
     tokenize_files(tokenizer, {folder.path + "/a.txt"}, prefix, options, pool);
     std::vector<int32_t> want = tokenizer.encode(text);

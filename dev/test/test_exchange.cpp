@@ -1,4 +1,5 @@
-// Weights to and from other programs: Python's safetensors where it is installed, names of the released model, F32, BF16, F16.
+// Weights to and from other programs: Python's safetensors where it is installed, names of the released model, F32,
+// BF16, F16.
 #include "../../model.h"
 #include "../../runtime/safetensors.h"
 #include "workshop.h"
@@ -10,8 +11,9 @@ namespace {
 
 struct ExchangeShop : Workshop {
   std::string tiny(const std::string& out, const std::string& more) const {
-    return "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --chunks 2 --batch 2 --steps 1 --data '" + path +
-           "/shards/t_train_*' --out " + path + "/" + out + " " + more;
+    return "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --chunks "
+           "2 --batch 2 --steps 1 --data '" +
+           path + "/shards/t_train_*' --out " + path + "/" + out + " " + more;
   }
   std::string model_of(const std::string& run) const { return path + "/" + run + "/step_00000001/model.safetensors"; }
 };
@@ -19,10 +21,13 @@ struct ExchangeShop : Workshop {
 // A python3 with safetensors: PYTHON, or one that is found; "" if there is none.
 std::string python() {
   for (const char* name : {static_cast<const char*>(getenv("PYTHON")), "python3", "/usr/bin/python3"})
-    if (name && system((std::string(name) + " -c 'import numpy, safetensors.numpy' > /dev/null 2>&1").c_str()) == 0) return name;
+    if (name && system((std::string(name) + " -c 'import numpy, safetensors.numpy' > /dev/null 2>&1").c_str()) == 0)
+      return name;
   return "";
 }
-bool run_exchange(const std::string& python, const std::string& arguments) { return system((python + " dev/test/exchange.py " + arguments).c_str()) == 0; }
+bool run_exchange(const std::string& python, const std::string& arguments) {
+  return system((python + " dev/test/exchange.py " + arguments).c_str()) == 0;
+}
 
 // The file as Python's library sees it: a line "name dtype shape bytes" a tensor, by name, and its bytes.
 std::string seen_by_python(const std::string& python, const std::string& file, const std::string& folder) {
@@ -36,7 +41,8 @@ std::string seen_here(const std::string& path) {
   const std::string bytes = read_file(path, size_t{1} << 24);
   for (const SafetensorsTensor& t : file.tensors()) {
     const int64_t size = t.count * t.dtype.bytes();
-    tensors[t.name] = t.name + " " + t.dtype.name() + " " + shape_text(t.shape) + format(" %lld\n", static_cast<long long>(size)) +
+    tensors[t.name] = t.name + " " + t.dtype.name() + " " + shape_text(t.shape) +
+                      format(" %lld\n", static_cast<long long>(size)) +
                       bytes.substr(static_cast<size_t>(t.offset_bytes), static_cast<size_t>(size));
   }
   std::string all;
@@ -46,15 +52,28 @@ std::string seen_here(const std::string& path) {
 
 }  // namespace
 
-TEST_CASE("exchange: a checkpoint's weights have the released model's names; export writes them in bf16 and float, and both start a run") {
+TEST_CASE(
+    "exchange: a checkpoint's weights have the released model's names; export writes them in bf16 and float, and both "
+    "start a run") {
   const ExchangeShop shop;
   REQUIRE(shop.run(shop.tiny("run", "")).exit == 0);
   const SafetensorsFile file = SafetensorsFile::open(shop.model_of("run"));
-  const TensorTable table({.vocab = 263, .width = 8, .heads = 2, .ffn = 8, .lower = 1, .groups = {1}, .encoder = 1, .chunk = 8, .topk = 2, .window = 8}, 1, 1);
+  const TensorTable table({.vocab = 263,
+                           .width = 8,
+                           .heads = 2,
+                           .ffn = 8,
+                           .lower = 1,
+                           .groups = {1},
+                           .encoder = 1,
+                           .chunk = 8,
+                           .topk = 2,
+                           .window = 8},
+                          1, 1);
   REQUIRE(file.tensors().size() == table.tensors.size());
   for (size_t i = 0; i < table.tensors.size(); i++) CHECK(file.tensors()[i].name == table.tensors[i].name);
   for (const char* dtype : {"bf16", "float"}) {
-    const std::string out = shop.path + "/" + dtype + ".safetensors", command = "export --checkpoint " + shop.path + "/run --out " + out + " --dtype " + dtype;
+    const std::string out = shop.path + "/" + dtype + ".safetensors",
+                      command = "export --checkpoint " + shop.path + "/run --out " + out + " --dtype " + dtype;
     const Workshop::Result result = shop.run(command);
     CHECK_MESSAGE(result.exit == 0, result.out);
     const SafetensorsFile exported = SafetensorsFile::open(out);
@@ -77,7 +96,9 @@ TEST_CASE("exchange: a checkpoint's weights have the released model's names; exp
   CHECK(read_file(shop.path + "/float.safetensors", 1 << 24) == read_file(shop.model_of("run"), 1 << 24));
 }
 
-TEST_CASE("exchange: Python's safetensors opens a checkpoint, every tensor equal; what it writes is read, F32, F16 and BF16") {
+TEST_CASE(
+    "exchange: Python's safetensors opens a checkpoint, every tensor equal; what it writes is read, F32, F16 and "
+    "BF16") {
   const std::string python = ::python();
   if (python.empty()) return skip("no python3 with numpy and safetensors (PYTHON=... names one)");
   const ExchangeShop shop;
@@ -85,7 +106,8 @@ TEST_CASE("exchange: Python's safetensors opens a checkpoint, every tensor equal
   REQUIRE(shop.run("export --checkpoint " + shop.path + "/run --out " + shop.path + "/bf16.safetensors").exit == 0);
   const std::string model = shop.model_of("run"), out = shop.path + "/python.safetensors";
   CHECK(seen_by_python(python, model, shop.path) == seen_here(model));
-  CHECK(seen_by_python(python, shop.path + "/bf16.safetensors", shop.path) == seen_here(shop.path + "/bf16.safetensors"));
+  CHECK(seen_by_python(python, shop.path + "/bf16.safetensors", shop.path) ==
+        seen_here(shop.path + "/bf16.safetensors"));
   // And back: a run of no learning rate keeps the weights that it starts from.
   for (const char* dtype : {"F32", "F16", "BF16"}) {
     CAPTURE(dtype);
@@ -98,11 +120,14 @@ TEST_CASE("exchange: Python's safetensors opens a checkpoint, every tensor equal
     for (const SafetensorsTensor& t : kept.tensors()) CHECK(kept.values<float>(t.name) == given.values<float>(t.name));
   }
   // bf16 as Python rounds it is bf16 as export rounds it.
-  const SafetensorsFile theirs = SafetensorsFile::open(out), ours = SafetensorsFile::open(shop.path + "/bf16.safetensors");
+  const SafetensorsFile theirs = SafetensorsFile::open(out),
+                        ours = SafetensorsFile::open(shop.path + "/bf16.safetensors");
   for (const SafetensorsTensor& t : ours.tensors()) CHECK(theirs.values<float>(t.name) == ours.values<float>(t.name));
 }
 
-TEST_CASE("exchange: weights of another model are refused, every missing and surplus name listed; padding rows and tied heads are not") {
+TEST_CASE(
+    "exchange: weights of another model are refused, every missing and surplus name listed; padding rows and tied "
+    "heads are not") {
   const ExchangeShop shop;
   REQUIRE(shop.run(shop.tiny("run", "")).exit == 0);
   const SafetensorsFile model = SafetensorsFile::open(shop.model_of("run"));
@@ -117,7 +142,8 @@ TEST_CASE("exchange: weights of another model are refused, every missing and sur
       const std::string like = name == "lm_head.weight" ? "model.embed_tokens.weight" : name;
       const SafetensorsTensor* t = model.find(like);
       const int64_t count = std::ssize(numbers);
-      entries.push_back(safetensors_entry(name, t && t->shape.size() == 2 ? Shape{count / t->shape[1], t->shape[1]} : Shape{count}, numbers.data()));
+      entries.push_back(safetensors_entry(
+          name, t && t->shape.size() == 2 ? Shape{count / t->shape[1], t->shape[1]} : Shape{count}, numbers.data()));
     }
     const std::string path = shop.path + "/changed.safetensors";
     write_safetensors(path, {}, entries);
@@ -126,20 +152,27 @@ TEST_CASE("exchange: weights of another model are refused, every missing and sur
     if (result.exit != 0) CHECK(has(result.out, "changed.safetensors"));
     return result;
   };
-  const std::string embedding = "model.embed_tokens.weight", up = "model.lower_layers.0.mlp.up_proj.weight", norm = "model.norm.weight";
+  const std::string embedding = "model.embed_tokens.weight", up = "model.lower_layers.0.mlp.up_proj.weight",
+                    norm = "model.norm.weight";
   CHECK(started_from([](auto&) {}).exit == 0);
-  const Workshop::Result wrong = started_from([&](auto& v) { v.erase(up), v.erase(norm), v["model.surplus.weight"] = {1}, v["extra"] = {2}; });
+  const Workshop::Result wrong =
+      started_from([&](auto& v) { v.erase(up), v.erase(norm), v["model.surplus.weight"] = {1}, v["extra"] = {2}; });
   CHECK(wrong.exit == 1);
-  CHECK_MESSAGE(says(wrong, "Missing:\n  " + up + "\n  " + norm + "\n Without a place in it:\n  extra\n  model.surplus.weight"), wrong.out);
+  CHECK_MESSAGE(
+      says(wrong, "Missing:\n  " + up + "\n  " + norm + "\n Without a place in it:\n  extra\n  model.surplus.weight"),
+      wrong.out);
   const Workshop::Result surplus = started_from([&](auto& v) { v["extra"] = {2}; });
   CHECK(surplus.exit == 1);
   CHECK(says(surplus, "Without a place in it:\n  extra"));
 
-  const Workshop::Result head = started_from([&](auto& v) { v["lm_head.weight"] = v[embedding], v["model.a.rotary_emb.inv_freq"] = {1, 2}; });
+  const Workshop::Result head = started_from([&](auto& v) {
+    v["lm_head.weight"] = v[embedding], v["model.a.rotary_emb.inv_freq"] = {1, 2};
+  });
   CHECK(head.exit == 0);
   CHECK(says(head, "'lm_head.weight' is the embedding again"));
   CHECK(says(head, "tables of rotary embeddings are left out"));
-  const Workshop::Result other_head = started_from([&](auto& v) { v["lm_head.weight"] = v[embedding], v["lm_head.weight"][77] += 1; });
+  const Workshop::Result other_head =
+      started_from([&](auto& v) { v["lm_head.weight"] = v[embedding], v["lm_head.weight"][77] += 1; });
   CHECK(other_head.exit == 1);
   CHECK(says(other_head, "Without a place in it:\n  lm_head.weight"));
 
@@ -149,7 +182,9 @@ TEST_CASE("exchange: weights of another model are refused, every missing and sur
   for (const size_t rows : {400, 262}) {
     const Workshop::Result result = started_from([&](auto& v) { v[embedding].resize(rows * 8, 5.0f); });
     CHECK(result.exit == 1);
-    CHECK_MESSAGE(says(result, format("tensor '%s': expected the shape [263,8], found [%zu,8]", embedding.c_str(), rows)), result.out);
+    CHECK_MESSAGE(
+        says(result, format("tensor '%s': expected the shape [263,8], found [%zu,8]", embedding.c_str(), rows)),
+        result.out);
   }
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     const Workshop::Result result = started_from([&](auto& v) { v[norm][3] = bad; });
@@ -157,8 +192,8 @@ TEST_CASE("exchange: weights of another model are refused, every missing and sur
     CHECK_MESSAGE(says(result, "tensor 'model.norm.weight': expected finite numbers"), result.out);
   }
   // Sizes that are not the file's.
-  const Workshop::Result from_run =
-      shop.run("train --steps 1 --ffn 10 --init " + shop.path + "/run --data '" + shop.path + "/shards/t_train_*' --out " + shop.path + "/wider");
+  const Workshop::Result from_run = shop.run("train --steps 1 --ffn 10 --init " + shop.path + "/run --data '" +
+                                             shop.path + "/shards/t_train_*' --out " + shop.path + "/wider");
   CHECK(from_run.exit == 1);
   CHECK_MESSAGE(says(from_run, "gate_proj.weight': expected the shape [10,8], found [8,8]"), from_run.out);
 }

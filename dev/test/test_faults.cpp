@@ -1,4 +1,5 @@
-// Nothing is lost: the program killed, signalled, out of space and misled, from outside. Tiny models: a step takes a fraction of a millisecond.
+// Nothing is lost: the program killed, signalled, out of space and misled, from outside. Tiny models: a step takes a
+// fraction of a millisecond.
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <sys/prctl.h>
@@ -16,20 +17,25 @@ using namespace gca::test;
 
 namespace {
 
-// A workshop whose runs are small and quick: in memory where it can be, so that fsync, whose place is tested, costs nothing.
+// A workshop whose runs are small and quick: in memory where it can be, so that fsync, whose place is tested, costs
+// nothing.
 struct FaultShop : Workshop {
   FaultShop()
-      : Workshop(getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca",
-                 std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path().string()) {}
+      : Workshop(
+            getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca",
+            std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path().string()) {}
   std::string tiny(const std::string& out, const std::string& more, int batch = 2, int chunks = 2) const {
     return format(
-               "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --batch %d --chunks %d --seed 7 --data "
+               "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 "
+               "--batch %d --chunks %d --seed 7 --data "
                "'%s/shards/t_train_*' --out %s/%s ",
                batch, chunks, path.c_str(), path.c_str(), out.c_str()) +
            more;
   }
   std::string folder(const std::string& run, int64_t step) const { return checkpoint_folder(path + "/" + run, step); }
-  std::string file(const std::string& run, int64_t step, const char* name) const { return read_file(folder(run, step) + "/" + name, size_t{1} << 24); }
+  std::string file(const std::string& run, int64_t step, const char* name) const {
+    return read_file(folder(run, step) + "/" + name, size_t{1} << 24);
+  }
   // Step -> loss as log.jsonl tells them; a step that was made twice must have had the same loss.
   std::map<int64_t, double> losses(const std::string& run) const {
     std::map<int64_t, double> all;
@@ -66,7 +72,9 @@ struct FaultShop : Workshop {
     return "train --resume --keep 1 --threads " + std::to_string(threads) + " --out " + path + "/" + run;
   }
   // An open file for what a process prints, and what it has printed.
-  int output(const char* name = "output") const { return ::open((path + "/" + name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600); }
+  int output(const char* name = "output") const {
+    return ::open((path + "/" + name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+  }
   std::string printed(const char* name = "output") const { return read_file(path + "/" + name, size_t{1} << 26); }
   // Waits, a minute at most, until the condition holds.
   template <class Condition>
@@ -78,14 +86,15 @@ struct FaultShop : Workshop {
     return false;
   }
   int64_t newest(const std::string& run) const {
-    const std::vector<int64_t> steps = std::filesystem::exists(path + "/" + run) ? list_checkpoints(path + "/" + run) : std::vector<int64_t>();
+    const std::vector<int64_t> steps =
+        std::filesystem::exists(path + "/" + run) ? list_checkpoints(path + "/" + run) : std::vector<int64_t>();
     return steps.empty() ? -1 : steps.back();
   }
 };
 
-// The program under ptrace until its main thread enters the n-th system call after the mkdir of a checkpoint's partial folder; there
-// at_call is called, and if that leaves it alive it goes on untraced. False: it ended before. Threads other than the main one are not traced.
-// `traced` is set to false where ptrace is not allowed.
+// The program under ptrace until its main thread enters the n-th system call after the mkdir of a checkpoint's partial
+// folder; there at_call is called, and if that leaves it alive it goes on untraced. False: it ended before. Threads
+// other than the main one are not traced. `traced` is set to false where ptrace is not allowed.
 bool run_to_call_of_save(Process& process, int n, bool& traced, const std::function<void()>& at_call) {
   int status = 0;
   traced = waitpid(process.id, &status, 0) == process.id && WIFSTOPPED(status);
@@ -133,7 +142,8 @@ bool run_to_call_of_save(Process& process, int n, bool& traced, const std::funct
 
 namespace {
 
-// Kills at every stride-th system call from the save of step 4 to the end of the process; each time a fresh process goes on.
+// Kills at every stride-th system call from the save of step 4 to the end of the process; each time a fresh process
+// goes on.
 void kill_in_a_save(int stride) {
   const FaultShop shop;
   REQUIRE(shop.run(shop.tiny("whole", "--steps 4 --save-every 2 --keep 9 --threads 1")).exit == 0);
@@ -144,7 +154,8 @@ void kill_in_a_save(int stride) {
     shop.cut("whole", "run", 2);
     {
       bool traced = true;
-      Process process(shop.program, shop.resume("run", 1), shop.output(), [] { ptrace(PTRACE_TRACEME, 0, nullptr, nullptr); });
+      Process process(shop.program, shop.resume("run", 1), shop.output(),
+                      [] { ptrace(PTRACE_TRACEME, 0, nullptr, nullptr); });
       killed = run_to_call_of_save(process, n, traced, [&] { kill(process.id, SIGKILL); });
       if (!traced) return skip("ptrace is not allowed here");
       const int status = process.wait();
@@ -153,7 +164,8 @@ void kill_in_a_save(int stride) {
     if (killed) REQUIRE(shop.run(shop.resume("run", 1 + n % 2)).exit == 0);
     const bool same = shop.same("whole", "run", 4);
     CHECK(same);
-    for (const std::string& name : list_folder(shop.path + "/run"))  // no .partial; and .._2 only where its deletion was cut short
+    for (const std::string& name :
+         list_folder(shop.path + "/run"))  // no .partial; and .._2 only where its deletion was cut short
       CHECK((name == "lock" || name == "log.jsonl" || name == "step_00000004" || name == "step_00000002"));
     if (!same) break;
   }
@@ -164,11 +176,14 @@ void kill_in_a_save(int stride) {
 }  // namespace
 
 TEST_CASE("kill: at system calls all over a save, and the run goes on bit for bit") { kill_in_a_save(11); }
-TEST_CASE("long: killed at every system call of a save, the run goes on bit for bit" * doctest::skip()) { kill_in_a_save(1); }
+TEST_CASE("long: killed at every system call of a save, the run goes on bit for bit" * doctest::skip()) {
+  kill_in_a_save(1);
+}
 
 TEST_CASE("kill: at 20 random instants of training, and the run goes on bit for bit with another number of threads") {
   const FaultShop shop;
-  const std::string settings = "--steps 60 --save-every 7 --keep 2 --eval-every 9 --eval-rows 3 --val-data '" + shop.path + "/shards/t_val_*'";
+  const std::string settings =
+      "--steps 60 --save-every 7 --keep 2 --eval-every 9 --eval-rows 3 --val-data '" + shop.path + "/shards/t_val_*'";
   REQUIRE(shop.run(shop.tiny("whole", settings + " --threads 1")).exit == 0);
   int killed = 0, resumed = 0;
   for (uint32_t trial = 0; killed < 20 && trial < 200; trial++) {  // a run that ended before it was killed is none
@@ -186,7 +201,8 @@ TEST_CASE("kill: at 20 random instants of training, and the run goes on bit for 
     const bool has_checkpoint = shop.newest("run") >= 0;
     resumed += has_checkpoint;
     if (!has_checkpoint) remove_tree(shop.path + "/run");
-    const Workshop::Result result = shop.run(has_checkpoint ? shop.resume("run", 1 + (trial + 1) % 2) : shop.tiny("run", settings));
+    const Workshop::Result result =
+        shop.run(has_checkpoint ? shop.resume("run", 1 + (trial + 1) % 2) : shop.tiny("run", settings));
     CHECK_MESSAGE(result.exit == 0, result.out);
     CHECK(shop.same("whole", "run", 60));
   }
@@ -207,7 +223,9 @@ TEST_CASE("kill: without the seed or the step the run would not go on bit for bi
     state["settings"] = settings;
     std::vector<CheckpointFile> files;
     for (const std::string& name : from.files)
-      if (name != "state.json") files.push_back({name, [&, name](const std::string& path) { std::filesystem::copy_file(from.file(name), path); }});
+      if (name != "state.json")
+        files.push_back(
+            {name, [&, name](const std::string& path) { std::filesystem::copy_file(from.file(name), path); }});
     make_folder(shop.path + "/" + run);
     write_checkpoint(shop.path + "/" + run, step, files, state);
     const Workshop::Result result = shop.run(shop.resume(run, 1));
@@ -223,22 +241,26 @@ TEST_CASE("kill: without the seed or the step the run would not go on bit for bi
 
 namespace {
 
-// The run has ended as it should after a signal: exit 0, a sentence, one whole checkpoint newest, and nothing half-made beside it.
+// The run has ended as it should after a signal: exit 0, a sentence, one whole checkpoint newest, and nothing half-made
+// beside it.
 void check_stopped(const FaultShop& shop, Process& process, const std::string& run, int64_t last_step) {
   CHECK(process.wait() == 0);
   const std::string out = shop.printed();
-  CHECK_MESSAGE(has(out, format("stopped after step %lld of 1000000, saved; go on with: train_gca train --out %s/%s --resume",
-                                static_cast<long long>(last_step), shop.path.c_str(), run.c_str())),
-                out.substr(out.size() > 500 ? out.size() - 500 : 0));
+  CHECK_MESSAGE(
+      has(out, format("stopped after step %lld of 1000000, saved; go on with: train_gca train --out %s/%s --resume",
+                      static_cast<long long>(last_step), shop.path.c_str(), run.c_str())),
+      out.substr(out.size() > 500 ? out.size() - 500 : 0));
   CHECK(open_checkpoint(shop.path + "/" + run).step == last_step);
   for (const std::string& name : list_folder(shop.path + "/" + run)) CHECK_FALSE(has(name, "partial"));
 }
 
 }  // namespace
 
-TEST_CASE("signals: SIGTERM, SIGINT and SIGHUP in a step, once or twice, end the run after that step with a checkpoint") {
+TEST_CASE(
+    "signals: SIGTERM, SIGINT and SIGHUP in a step, once or twice, end the run after that step with a checkpoint") {
   const FaultShop shop;
-  for (const std::vector<int>& signals : {std::vector<int>{SIGTERM}, {SIGINT}, {SIGHUP}, {SIGTERM, SIGINT}, {SIGINT, SIGINT}}) {
+  for (const std::vector<int>& signals :
+       {std::vector<int>{SIGTERM}, {SIGINT}, {SIGHUP}, {SIGTERM, SIGINT}, {SIGINT, SIGINT}}) {
     remove_tree(shop.path + "/run");
     Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 1000000", 500), shop.output());
     REQUIRE(shop.logged("run", 2));
@@ -258,8 +280,12 @@ TEST_CASE("signals: in a validation, which is given up, and in a save, which is 
   const FaultShop shop;
   for (const int number : {SIGTERM, SIGINT, SIGHUP}) {
     remove_tree(shop.path + "/run");
-    Process process(shop.program, shop.tiny("run", "--steps 1000000 --eval-every 1 --eval-rows 1000000 --val-data '" + shop.path + "/shards/t_train_*'", 2, 20),
-                    shop.output());
+    Process process(
+        shop.program,
+        shop.tiny("run",
+                  "--steps 1000000 --eval-every 1 --eval-rows 1000000 --val-data '" + shop.path + "/shards/t_train_*'",
+                  2, 20),
+        shop.output());
     REQUIRE(shop.logged("run", 1));  // a step's line comes before its validation, which takes long
     usleep(20000);
     kill(process.id, number);
@@ -270,7 +296,8 @@ TEST_CASE("signals: in a validation, which is given up, and in a save, which is 
     CAPTURE(at);
     remove_tree(shop.path + "/run");
     bool traced = true;
-    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 2"), shop.output(), [] { ptrace(PTRACE_TRACEME, 0, nullptr, nullptr); });
+    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 2"), shop.output(),
+                    [] { ptrace(PTRACE_TRACEME, 0, nullptr, nullptr); });
     const bool there = run_to_call_of_save(process, at, traced, [&] {
       kill(process.id, SIGTERM);
       kill(process.id, SIGINT);
@@ -281,10 +308,12 @@ TEST_CASE("signals: in a validation, which is given up, and in a save, which is 
   }
 }
 
-TEST_CASE("signals: an ignored SIGHUP stays ignored (nohup), and output that nobody reads any more does not end a run") {
+TEST_CASE(
+    "signals: an ignored SIGHUP stays ignored (nohup), and output that nobody reads any more does not end a run") {
   const FaultShop shop;
   {
-    Process process(shop.program, shop.tiny("run", "--steps 1000000", 100), shop.output(), [] { signal(SIGHUP, SIG_IGN); });
+    Process process(shop.program, shop.tiny("run", "--steps 1000000", 100), shop.output(),
+                    [] { signal(SIGHUP, SIG_IGN); });
     REQUIRE(shop.logged("run", 2));
     kill(process.id, SIGHUP);
     const int more = static_cast<int>(std::ssize(shop.losses("run"))) + 5;
@@ -321,10 +350,12 @@ TEST_CASE("disk: full, read-only or gone for a while: training says so, goes on,
   };
   const Outage outages[] = {
       // In the middle of the log's next line, and far below a checkpoint's files.
-      {"full", [&](pid_t id) { limit(id, std::filesystem::file_size(run + "/log.jsonl") + 10); }, [&](pid_t id) { limit(id, RLIM_INFINITY); },
-       "File too large; raise the limit on a file's size", true},
-      {"read-only", [&](pid_t) { chmod(run.c_str(), 0555); }, [&](pid_t) { chmod(run.c_str(), 0755); }, "Permission denied; check the permissions", false},
-      {"gone", [&](pid_t) { rename_path(run, run + ".moved"); }, [&](pid_t) { rename_path(run + ".moved", run); }, "cannot list the folder", true},
+      {"full", [&](pid_t id) { limit(id, std::filesystem::file_size(run + "/log.jsonl") + 10); },
+       [&](pid_t id) { limit(id, RLIM_INFINITY); }, "File too large; raise the limit on a file's size", true},
+      {"read-only", [&](pid_t) { chmod(run.c_str(), 0555); }, [&](pid_t) { chmod(run.c_str(), 0755); },
+       "Permission denied; check the permissions", false},
+      {"gone", [&](pid_t) { rename_path(run, run + ".moved"); }, [&](pid_t) { rename_path(run + ".moved", run); },
+       "cannot list the folder", true},
   };
   for (const Outage& outage : outages) {
     CAPTURE(outage.name);
@@ -407,7 +438,8 @@ TEST_CASE("disk: of two runs on one folder the second is refused") {
     Process process(shop.program, second, shop.output("second"));
     REQUIRE(process.ends_within(20));
     CHECK(process.wait() == 1);
-    CHECK_MESSAGE(has(shop.printed("second"), format("is being written by another run, process %d", first.id)), shop.printed("second"));
+    CHECK_MESSAGE(has(shop.printed("second"), format("is being written by another run, process %d", first.id)),
+                  shop.printed("second"));
   }
   kill(first.id, SIGTERM);
   CHECK(first.wait() == 0);
@@ -422,25 +454,31 @@ TEST_CASE("disk: of two runs on one folder the second is refused") {
 
 // ---- numbers that are not finite ----------------------------------------------------------------------------------
 
-TEST_CASE("not finite: a run whose loss overflows changes no weight and no optimiser any more, and ends after ten steps") {
+TEST_CASE(
+    "not finite: a run whose loss overflows changes no weight and no optimiser any more, and ends after ten steps") {
   const FaultShop shop;
   // The decay of lr 10 and weight decay 10 multiplies matrices by -99 a step, until attention overflows.
-  const Workshop::Result result =
-      shop.run(shop.tiny("run", "--steps 1000 --save-every 1 --keep 1000 --lr 10 --lr-final 10 --weight-decay 10 --warmup 0 --eval-every 12 --val-data '" +
-                                    shop.path + "/shards/t_val_*'"));
+  const Workshop::Result result = shop.run(shop.tiny("run",
+                                                     "--steps 1000 --save-every 1 --keep 1000 --lr 10 --lr-final 10 "
+                                                     "--weight-decay 10 --warmup 0 --eval-every 12 --val-data '" +
+                                                         shop.path + "/shards/t_val_*'"));
   CHECK(result.exit == 1);
   CHECK(says(result, "SKIPPED: not finite (10 in a row)"));
   CHECK_FALSE(says(result, "(11 in a row)"));
   const int64_t last = shop.newest("run");
-  CHECK_MESSAGE(says(result, "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; the last good checkpoint is " +
-                                 shop.folder("run", last)),
+  CHECK_MESSAGE(says(result,
+                     "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; the last "
+                     "good checkpoint is " +
+                         shop.folder("run", last)),
                 result.out);
   REQUIRE(last > 9);
   const int64_t good = last - 9;  // nine skipped steps were saved after it
   for (int64_t step = good + 1; step <= last; step++)
-    for (const char* name : {"model.safetensors", "optimizer.safetensors"}) CHECK(shop.file("run", step, name) == shop.file("run", good, name));
+    for (const char* name : {"model.safetensors", "optimizer.safetensors"})
+      CHECK(shop.file("run", step, name) == shop.file("run", good, name));
   CHECK(shop.file("run", good, "model.safetensors") != shop.file("run", good - 1, "model.safetensors"));
-  const Json &before = open_checkpoint(shop.folder("run", good)).state, after = open_checkpoint(shop.folder("run", last)).state;
+  const Json &before = open_checkpoint(shop.folder("run", good)).state,
+             after = open_checkpoint(shop.folder("run", last)).state;
   CHECK(JsonField(before, "state").at("adam_steps").integer() == good);
   CHECK(JsonField(after, "state").at("adam_steps").integer() == good);
   CHECK(JsonField(after, "state").at("skipped").integer() == 9);
@@ -455,10 +493,12 @@ TEST_CASE("not finite: a validation whose loss is not finite is no best one") {
   REQUIRE(shop.run(shop.tiny("run", "--steps 1")).exit == 0);
   std::string weights = shop.file("run", 1, "model.safetensors");
   const float huge = 3e38f;
-  for (size_t i = 1; i <= 8; i++) memcpy(&weights[weights.size() - 4 * i], &huge, 4);  // the last tensor, the last norm's gain: logits overflow
+  for (size_t i = 1; i <= 8; i++)
+    memcpy(&weights[weights.size() - 4 * i], &huge, 4);  // the last tensor, the last norm's gain: logits overflow
   write_file(shop.path + "/huge.safetensors", weights);
   const Workshop::Result result =
-      shop.run(shop.tiny("huge", "--steps 3 --eval-every 1 --val-data '" + shop.path + "/shards/t_val_*' --init " + shop.path + "/huge.safetensors"));
+      shop.run(shop.tiny("huge", "--steps 3 --eval-every 1 --val-data '" + shop.path + "/shards/t_val_*' --init " +
+                                     shop.path + "/huge.safetensors"));
   CHECK_MESSAGE(result.exit == 0, result.out);
   CHECK_MESSAGE(says(result, "nan, perplexity"), result.out);
   CHECK(list_checkpoints(shop.path + "/huge").size() == 1);  // of the end; a best one would have been saved
@@ -485,13 +525,15 @@ TEST_CASE("data: ids outside the vocabulary, in shards that do not say whose the
   const FaultShop shop;
   const std::string shard = shop.path + "/shards/t_train_000000.bin";
   std::string bytes = read_file(shard, 1 << 24);
-  memset(&bytes[12], 0, 8);                                                                      // the tokenizer's hash: unknown
+  memset(&bytes[12], 0, 8);  // the tokenizer's hash: unknown
   for (size_t i = 1024; i + 1 < bytes.size(); i += 2) bytes[i] = '\x08', bytes[i + 1] = '\x01';  // 264; V = 263
   write_file(shard, bytes);
   const Workshop::Result result = shop.run(shop.tiny("run", "--steps 3"));
   CHECK(result.exit == 1);
   CHECK(says(result, "do not say which tokenizer made them"));
-  CHECK_MESSAGE(says(result, "t_train_000000.bin': expected token ids below 263, the size of the vocabulary, found 264"), result.out);
+  CHECK_MESSAGE(
+      says(result, "t_train_000000.bin': expected token ids below 263, the size of the vocabulary, found 264"),
+      result.out);
 }
 
 TEST_CASE("state: without a field, with a wrong one or from the future it is refused, by the name of file and field") {
@@ -504,13 +546,16 @@ TEST_CASE("state: without a field, with a wrong one or from the future it is ref
     make_folder(shop.path + "/other");
     std::vector<CheckpointFile> files;
     for (const std::string& name : from.files)
-      if (name != "state.json") files.push_back({name, [&, name](const std::string& path) { std::filesystem::copy_file(from.file(name), path); }});
+      if (name != "state.json")
+        files.push_back(
+            {name, [&, name](const std::string& path) { std::filesystem::copy_file(from.file(name), path); }});
     write_checkpoint(shop.path + "/other", 2, files, state);
     return shop.run(shop.resume("other", 1));
   };
   CHECK(resumed(from.state).exit == 0);
   for (const auto& [left_out, value] : JsonField(from.state, "state").members()) {
-    if (left_out == "device" || left_out == "build" || left_out == "best_val_loss") continue;  // told for people; of no best step
+    if (left_out == "device" || left_out == "build" || left_out == "best_val_loss")
+      continue;  // told for people; of no best step
     CAPTURE(left_out);
     Json state;
     for (const auto& [name, kept] : JsonField(from.state, "state").members())
@@ -531,7 +576,8 @@ TEST_CASE("state: without a field, with a wrong one or from the future it is ref
     CHECK_MESSAGE(says(result, "state.json"), result.out);
     return result.out;
   };
-  CHECK(has(with_setting("telepathy", "on"), "the setting \"telepathy\" is not known: a newer train_gca made this checkpoint"));
+  CHECK(has(with_setting("telepathy", "on"),
+            "the setting \"telepathy\" is not known: a newer train_gca made this checkpoint"));
   CHECK(has(with_setting("width", 8), "settings.width: expected a string, found 8"));
   CHECK(has(with_setting("width", "9"), "--heads: expected a divisor of --width"));
   CHECK(has(with_setting("width", "99999999999"), "--width: expected a whole number from 1 to 65536"));
@@ -541,7 +587,10 @@ TEST_CASE("state: without a field, with a wrong one or from the future it is ref
   state["settings"]["ffn"] = "16";
   const Workshop::Result wider = resumed(state);
   CHECK(wider.exit == 1);
-  CHECK_MESSAGE(says(wider, "model.safetensors': tensor 'model.lower_layers.0.mlp.gate_proj.weight': expected the shape [16,8], found [8,8]"), wider.out);
+  CHECK_MESSAGE(says(wider,
+                     "model.safetensors': tensor 'model.lower_layers.0.mlp.gate_proj.weight': expected the shape "
+                     "[16,8], found [8,8]"),
+                wider.out);
 }
 
 // ---- command line -------------------------------------------------------------------------------------------------
@@ -549,7 +598,9 @@ TEST_CASE("state: without a field, with a wrong one or from the future it is ref
 TEST_CASE("command line: what is wrong is said with the flag's name, before anything is made") {
   const FaultShop shop;
   const std::string data = " --data '" + shop.path + "/shards/t_train_*'",
-                    model = "--width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2", out = " --out " + shop.path + "/new ";
+                    model =
+                        "--width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2",
+                    out = " --out " + shop.path + "/new ";
   REQUIRE(shop.run(shop.tiny("run", "--steps 2")).exit == 0);
   const std::vector<std::string> before = list_folder(shop.path);
   const auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
@@ -567,14 +618,19 @@ TEST_CASE("command line: what is wrong is said with the flag's name, before anyt
   fails("train stray", 2, "train takes flags only, found 'stray'");
   for (const char* bad : {"12x", "1.5", "", "-3", "1e3", "0x10", "99999999999999999999", "8T", "K"})
     fails(format("train --steps '%s'", bad), 2, "--steps: expected a whole number from 0 to 2147483648");
-  for (const char* bad : {"x", "", "nan", "inf", "-1", "11", "1,5"}) fails(format("train --lr '%s'", bad), 2, "--lr: expected a number from 0 to 10");
-  for (const char* bad : {"1", "1.0", "2"}) fails(format("train --beta2 %s", bad), 2, "--beta2: expected a number from 0 to 0.999999");
-  for (const char* bad : {"1,,2", "1,", ",", "1;2"}) fails(format("train --groups '%s'", bad), 2, "--groups: expected a whole number from 1 to 1024");
+  for (const char* bad : {"x", "", "nan", "inf", "-1", "11", "1,5"})
+    fails(format("train --lr '%s'", bad), 2, "--lr: expected a number from 0 to 10");
+  for (const char* bad : {"1", "1.0", "2"})
+    fails(format("train --beta2 %s", bad), 2, "--beta2: expected a number from 0 to 0.999999");
+  for (const char* bad : {"1,,2", "1,", ",", "1;2"})
+    fails(format("train --groups '%s'", bad), 2, "--groups: expected a whole number from 1 to 1024");
   fails("train --device gpu", 2, "--device: expected auto|cpu|cuda, found 'gpu'");
-  fails("generate --checkpoint " + shop.path + "/run --prompt-ids 263", 2, "--prompt-ids: expected ids below 263, the model's vocabulary, found 263");
+  fails("generate --checkpoint " + shop.path + "/run --prompt-ids 263", 2,
+        "--prompt-ids: expected ids below 263, the model's vocabulary, found 263");
   // Contradictions.
   fails("train --steps 3 --tokens 100 " + model + data + out, 2, "train needs either --steps or --tokens");
-  fails("train --steps 3 --batch 2 --micro-batch 3 " + model + data + out, 2, "--micro-batch: expected at most --batch, 2, found 3");
+  fails("train --steps 3 --batch 2 --micro-batch 3 " + model + data + out, 2,
+        "--micro-batch: expected at most --batch, 2, found 3");
   fails("train --steps 3 --heads 3 --width 8" + data + out, 2, "--heads: expected a divisor of --width");
   fails("train --resume", 2, "--resume needs --out RUN");
   fails("train --resume --out " + shop.path + "/run --init x", 2, "--init: the run was started with ''");
@@ -586,40 +642,52 @@ TEST_CASE("command line: what is wrong is said with the flag's name, before anyt
   // Paths that cannot be read.
   const std::string none = shop.path + "/none";
   fails("train --steps 3 --data '" + none + "_*'" + " --out " + shop.path + "/run ", 1, "holds a run already");
-  fails("eval --checkpoint " + none + " --data x", 1, "cannot list the folder '" + none + "': No such file or directory; check the path");
+  fails("eval --checkpoint " + none + " --data x", 1,
+        "cannot list the folder '" + none + "': No such file or directory; check the path");
   fails("eval --checkpoint " + shop.path + "/run --data " + none, 1, "no file matches '" + none + "'");
   fails("generate --checkpoint " + shop.path + "/run --context " + none, 1, "cannot open '" + none + "': No such file");
-  fails("inspect --checkpoint " + shop.path + "/run --text " + shop.path, 1, "is a folder, a pipe or a device: expected a regular file");
+  fails("inspect --checkpoint " + shop.path + "/run --text " + shop.path, 1,
+        "is a folder, a pipe or a device: expected a regular file");
   fails("train --steps 3 --tokenizer " + none + data + out, 1, "cannot open '" + none + "'");
   fails("train --steps 3 --tokenizer " + shop.path + "/text.txt" + data + out, 1, "text.txt': expected a tokenizer");
   fails("train --steps 3 --init " + shop.path + data + out, 1, "has no checkpoint");
   fails("export --checkpoint " + none + " --out " + shop.path + "/x", 1, "cannot list the folder");
   fails("verify " + none, 1, "cannot open '" + none + "'");
-  fails("tokenize --out " + shop.path + "/shards/t " + shop.path + "/text.txt", 1, "is there already: remove the old shards");
+  fails("tokenize --out " + shop.path + "/shards/t " + shop.path + "/text.txt", 1,
+        "is there already: remove the old shards");
   // A length that fills no chunk.
   write_file(shop.path + "/log", "");  // is there for every run
   const std::string few = shop.path + "/shards/few.txt";
   write_file(few, "abcde");
-  fails("inspect --checkpoint " + shop.path + "/run --text " + few, 1, "expected at least the 7 tokens of one chunk, found 5");
-  fails("eval --checkpoint " + shop.path + "/run --chunks 1M" + data, 1, "expected at least the 7340033 tokens of one row of 1048576 chunks");
+  fails("inspect --checkpoint " + shop.path + "/run --text " + few, 1,
+        "expected at least the 7 tokens of one chunk, found 5");
+  fails("eval --checkpoint " + shop.path + "/run --chunks 1M" + data, 1,
+        "expected at least the 7340033 tokens of one row of 1048576 chunks");
   fails("train --steps 3 --chunks 0 " + model + data + out, 2, "--chunks: expected a whole number from 1");
   // Too large for any memory, said before anything is allocated.
-  fails("generate --count 1G --checkpoint " + shop.path + "/run", 1, "are free; use a shorter --context or a smaller --count");
-  fails("info --batch 1M --chunks 1M --chunk 4096 --width 65536 --heads 512", 1, "rows of 4294967296 slots of this model need over 2^58 numbers of memory");
+  fails("generate --count 1G --checkpoint " + shop.path + "/run", 1,
+        "are free; use a shorter --context or a smaller --count");
+  fails("info --batch 1M --chunks 1M --chunk 4096 --width 65536 --heads 512", 1,
+        "rows of 4294967296 slots of this model need over 2^58 numbers of memory");
 }
 
 TEST_CASE("command line: a model too large for the memory is refused before it is allocated, with what would fit") {
   const FaultShop shop;
   const auto fails = [&](const std::string& more, const std::string& words) {
     remove_tree(shop.path + "/new");
-    const Workshop::Result result = shop.run("train --steps 3 --data '" + shop.path + "/shards/t_train_*' --out " + shop.path + "/new " + more);
+    const Workshop::Result result =
+        shop.run("train --steps 3 --data '" + shop.path + "/shards/t_train_*' --out " + shop.path + "/new " + more);
     CAPTURE(more);
     CAPTURE(result.out);
     CHECK(result.exit == 1);
     CHECK(says(result, words));
     CHECK(shop.newest("new") == -1);
   };
-  fails("--width 65536 --heads 512 --ffn 1M --lower 100 --groups 100", "not even one row fits: use fewer --chunks or a smaller model");
+  fails("--width 65536 --heads 512 --ffn 1M --lower 100 --groups 100",
+        "not even one row fits: use fewer --chunks or a smaller model");
   fails("--model tiny --batch 1M", "--micro-batch ");
-  fails("--model tiny --chunks 8 --batch 1M --width 65536 --heads 512 --ffn 1M --lower 1000 --groups 20 --chunk 4096 --topk 32", "need over 2^58 numbers");
+  fails(
+      "--model tiny --chunks 8 --batch 1M --width 65536 --heads 512 --ffn 1M --lower 1000 --groups 20 --chunk 4096 "
+      "--topk 32",
+      "need over 2^58 numbers");
 }

@@ -1,5 +1,5 @@
-// test_gca --op NAME|all [--B --C ... --dtype float|bf16]: one op of the GPU backend, for whoever writes a kernel: its error against
-// Cpu<double>, the naive twin's error, and its time.
+// test_gca --op NAME|all [--B --C ... --dtype float|bf16]: one op of the GPU backend, for whoever writes a kernel: its
+// error against Cpu<double>, the naive twin's error, and its time.
 #include <cstdio>
 #include <functional>
 #include <string>
@@ -40,11 +40,14 @@ struct Op {
   Bench<Device>& bench;
   const OpShape& s;
   const bool in_bf16;
-  double work = 0, bytes = 0;  // floating-point operations; bytes that must move, or 0 where the op is bound by arithmetic
+  double work = 0,
+         bytes = 0;  // floating-point operations; bytes that must move, or 0 where the op is bound by arithmetic
   std::function<void()> call{}, results{};
 
   // Large ones repeat after four million numbers, which are drawn in a moment.
-  act* input(int64_t n, uint64_t seed) { return bench.template put<act>(randoms(in_bf16, std::min<int64_t>(n, 1 << 22), seed), n); }
+  act* input(int64_t n, uint64_t seed) {
+    return bench.template put<act>(randoms(in_bf16, std::min<int64_t>(n, 1 << 22), seed), n);
+  }
   act* output(int64_t n) { return bench.template make<act>(n); }
 
   // False where there is no op of that name.
@@ -58,7 +61,8 @@ struct Op {
       const Ids fetched = random_picks(B, C, k, 1, true);
       const int32_t* pick = bench.put(fetched);
       const stat* w = bench.template put<stat>(randoms(in_bf16, table, 2, 0.05, 0.125));
-      act *q = input(R * D, 3), *kv = input(R * 2 * D, 4), *dout = input(R * D, 5), *out = output(R * D), *dq = output(R * D), *dkv = output(R * 2 * D);
+      act *q = input(R * D, 3), *kv = input(R * 2 * D, 4), *dout = input(R * D, 5), *out = output(R * D),
+          *dq = output(R * D), *dkv = output(R * 2 * D);
       stat *lse = bench.template put<stat>(Vec{0.0}, stats), *delta = bench.template put<stat>(Vec{0.0}, stats),
            *dw = bench.template put<stat>(Vec{0.0}, table);
       int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
@@ -68,17 +72,21 @@ struct Op {
       device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape);
       double picks = 0;
       for (const int32_t p : fetched) picks += p >= 0;
-      const double product = picks * static_cast<double>(2 * S * S * D);  // one product of queries and keys, all picks and heads
+      const double product =
+          picks * static_cast<double>(2 * S * S * D);  // one product of queries and keys, all picks and heads
       if (name == "gca_forward") {
         work = 2 * product, call = [=, &device] { device.gca_forward(out, lse, q, kv, pick, w, shape); };
         results = [=, this] { bench.result("out", out, R * D); };
       } else if (name == "gca_backward_query") {
-        work = 3 * product, call = [=, &device] { device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape); };
+        work = 3 * product,
+        call = [=, &device] { device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape); };
         results = [=, this] { bench.result("dq", dq, R * D), bench.result("delta", delta, stats); };
       } else if (name == "gca_backward_memory") {
         const std::vector<FetchingLayer<act, stat>> layers(at(s.layers), {q, dout, lse, delta, w, start, entry});
         work = 4 * product * static_cast<double>(s.layers);
-        call = [=, &device] { device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, shape); };
+        call = [=, &device] {
+          device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, shape);
+        };
         results = [=, this] { bench.result("dkv", dkv, R * 2 * D); };
       }
     } else if (name.starts_with("sliding_attention") || name.starts_with("chunk_attention")) {
@@ -88,17 +96,20 @@ struct Op {
       act *qkv = input(R * 3 * D, 1), *dout = input(R * D, 2), *out = output(R * D), *dqkv = output(R * 3 * D);
       stat* lse = bench.template make<stat>(R * H);
       const auto forward = [=, &device] {
-        sliding ? device.sliding_attention_forward(out, lse, qkv, nullptr, window) : device.chunk_attention_forward(out, lse, qkv, chunks);
+        sliding ? device.sliding_attention_forward(out, lse, qkv, nullptr, window)
+                : device.chunk_attention_forward(out, lse, qkv, chunks);
       };
       forward();
-      const double pairs = sliding ? static_cast<double>(R) * static_cast<double>(std::min(s.W + 1, T)) : static_cast<double>(R * S);
+      const double pairs =
+          sliding ? static_cast<double>(R) * static_cast<double>(std::min(s.W + 1, T)) : static_cast<double>(R * S);
       if (name.ends_with("_forward")) {
         work = 4 * pairs * static_cast<double>(D), call = forward;
         results = [=, this] { bench.result("out", out, R * D), bench.result("lse", lse, R * H); };
       } else if (name.ends_with("_backward")) {
         work = 10 * pairs * static_cast<double>(D);
         call = [=, &device] {
-          sliding ? device.sliding_attention_backward(dqkv, dout, qkv, out, lse, window) : device.chunk_attention_backward(dqkv, dout, qkv, out, lse, chunks);
+          sliding ? device.sliding_attention_backward(dqkv, dout, qkv, out, lse, window)
+                  : device.chunk_attention_backward(dqkv, dout, qkv, out, lse, chunks);
         };
         results = [=, this] { bench.result("dqkv", dqkv, R * 3 * D); };
       }
@@ -108,7 +119,8 @@ struct Op {
       int32_t* pick = bench.template make<int32_t>(B * (C + 1) * K);
       stat* w = bench.template make<stat>(B * (C + 1) * K);
       device.no_pick(pick, w, B, C, k);
-      work = static_cast<double>(B * C * C * D), call = [=, &device] { device.chunk_retrieval_forward(pick, w, r, landmark, shape, {}); };
+      work = static_cast<double>(B * C * C * D),
+      call = [=, &device] { device.chunk_retrieval_forward(pick, w, r, landmark, shape, {}); };
       results = [=, this] { bench.result("w", w, B * (C + 1) * K); };
     } else if (name == "rmsnorm_forward" || name == "rmsnorm_backward") {
       act *x = input(R * D, 1), *dn = input(R * D, 2), *out = output(R * D);
@@ -119,22 +131,27 @@ struct Op {
       const bool forward = name == "rmsnorm_forward";
       bytes = static_cast<double>((forward ? 2 : 3) * R * D) * sizeof(act);
       call = [=, &device] {
-        forward ? device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5) : device.rmsnorm_backward(out, dgain, dn, x, rstd, gain, nullptr, nullptr, R, D, D);
+        forward ? device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5)
+                : device.rmsnorm_backward(out, dgain, dn, x, rstd, gain, nullptr, nullptr, R, D, D);
       };
       results = [=, this] { bench.result(forward ? "out" : "dx", out, R * D); };
     } else if (name == "swiglu_forward" || name == "swiglu_backward") {
       act *gate_up = input(R * 2 * F, 1), *dh = input(R * F, 2), *out = output(R * 2 * F);
       const bool forward = name == "swiglu_forward";
       bytes = static_cast<double>((forward ? 3 : 5) * R * F) * sizeof(act);
-      call = [=, &device] { forward ? device.swiglu_forward(out, gate_up, R, F) : device.swiglu_backward(out, dh, gate_up, R, F); };
+      call = [=, &device] {
+        forward ? device.swiglu_forward(out, gate_up, R, F) : device.swiglu_backward(out, dh, gate_up, R, F);
+      };
       results = [=, this] { bench.result("out", out, R * F * (forward ? 1 : 2)); };
     } else if (name == "matmul_forward") {
       const act *x = input(R * D, 1), *W = bench.template put<weight>(randoms(in_bf16, F * D, 2));
       act* y = output(R * F);
-      work = 2 * static_cast<double>(R * D) * static_cast<double>(F), call = [=, &device] { device.matmul_forward(y, x, W, nullptr, R, D, F); };
+      work = 2 * static_cast<double>(R * D) * static_cast<double>(F),
+      call = [=, &device] { device.matmul_forward(y, x, W, nullptr, R, D, F); };
       results = [=, this] { bench.result("y", y, R * F); };
     } else if (name == "cross_entropy") {
-      const int64_t V = s.V, R = std::min(B * T, GpuDevice::logits_bytes / (V * static_cast<int64_t>(sizeof(act))));  // a piece
+      const int64_t V = s.V,
+                    R = std::min(B * T, GpuDevice::logits_bytes / (V * static_cast<int64_t>(sizeof(act))));  // a piece
       act *original = input(R * V, 1), *logits = output(R * V);
       const int32_t* target = bench.put(random_ids(R, 2, V));
       stat* loss = bench.template make<stat>(R);
@@ -191,18 +208,21 @@ void check_and_time(const std::string& name, const OpShape& shape, bool check) {
   if (check) {
     Cpu<double> exact;
     Cpu<float, in_bf16> twin;
-    const Outputs want = outputs_of(exact, name, shape, in_bf16), naive = outputs_of(twin, name, shape, in_bf16), got = outputs_of(gpu, name, shape, in_bf16);
+    const Outputs want = outputs_of(exact, name, shape, in_bf16), naive = outputs_of(twin, name, shape, in_bf16),
+                  got = outputs_of(gpu, name, shape, in_bf16);
     for (const auto& [output, expected] : want) {
       const Errors ours = errors(got.at(output), expected), theirs = errors(naive.at(output), expected);
-      printf("%-8s error %.3g largest, %.3g rms; the naive twin's %.3g, %.3g\n", output.c_str(), ours.largest, ours.rms, theirs.largest, theirs.rms);
+      printf("%-8s error %.3g largest, %.3g rms; the naive twin's %.3g, %.3g\n", output.c_str(), ours.largest, ours.rms,
+             theirs.largest, theirs.rms);
     }
   }
   Bench<Gpu<Act>> bench(gpu);
   Op<Gpu<Act>> op{bench, shape, in_bf16};
   op.prepare(name);
   const double ms = median_ms(gpu, op.call), rate = (op.bytes > 0 ? op.bytes : op.work) / ms * 1e3;
-  printf("%s: %.4f ms, %.4g %s, %.0f%% of what a %s reaches\n", name.c_str(), ms, rate * (op.bytes > 0 ? 1e-9 : 1e-12), op.bytes > 0 ? "GB/s" : "TFLOP/s",
-         100 * rate / (op.bytes > 0 ? copy_rate(gpu) : gpu.peak_flops()), op.bytes > 0 ? "copy" : "large product");
+  printf("%s: %.4f ms, %.4g %s, %.0f%% of what a %s reaches\n", name.c_str(), ms, rate * (op.bytes > 0 ? 1e-9 : 1e-12),
+         op.bytes > 0 ? "GB/s" : "TFLOP/s", 100 * rate / (op.bytes > 0 ? copy_rate(gpu) : gpu.peak_flops()),
+         op.bytes > 0 ? "copy" : "large product");
 }
 
 }  // namespace

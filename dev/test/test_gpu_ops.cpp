@@ -1,10 +1,10 @@
 // The GPU backend against the CPU's: each op, forward and backward, then the whole model, on the same inputs.
-// The measure: the error against Cpu<double> is at most twice that of the naive twin in the same precision (Cpu<float>, Cpu<float,true>),
-// or a few eps of the output's own type for what the twin does not round. Largest over largest entry, and RMS over RMS. Both errors are sums
-// of many roundings, draws of one size: a result of a few numbers, or of numbers whose errors have one source, is compared over several draws
-// of the inputs together.
-// Everything runs twice and must give the same bits; results start as NaN, so that nothing is left unwritten. In bf16 attention runs on tensor
-// cores and plainly, each measured so.
+// The measure: the error against Cpu<double> is at most twice that of the naive twin in the same precision (Cpu<float>,
+// Cpu<float,true>), or a few eps of the output's own type for what the twin does not round. Largest over largest entry,
+// and RMS over RMS. Both errors are sums of many roundings, draws of one size: a result of a few numbers, or of numbers
+// whose errors have one source, is compared over several draws of the inputs together. Everything runs twice and must
+// give the same bits; results start as NaN, so that nothing is left unwritten. In bf16 attention runs on tensor cores
+// and plainly, each measured so.
 #include "../../model.h"
 #include "gpu_bench.h"
 
@@ -27,13 +27,19 @@ void compare_in(const std::string& name, auto&& body) {
     const Outputs got = run(gpu, body), again = reduced() ? got : run(gpu, body);
     unsetenv("GCA_PLAIN_ATTENTION");
     for (const auto& [output, expected] : want) {
-      const std::string which = name + (!std::is_same_v<Act, bf16> ? ", float: " : *plain == '1' ? ", bf16, plain: " : ", bf16: ") + output;
+      const std::string which = name +
+                                (!std::is_same_v<Act, bf16> ? ", float: "
+                                 : *plain == '1'            ? ", bf16, plain: "
+                                                            : ", bf16: ") +
+                                output;
       CAPTURE(which);
       const Output& found = got.at(output);
       CHECK(found.bits == again.at(output).bits);
       const Errors ours = errors(found, expected), theirs = errors(naive.at(output), expected);
       const bool must_be_exact = output.rfind("exact", 0) == 0;
-      auto limit = [&](double naive_error) { return must_be_exact ? 0 : reduced() ? DBL_MAX : std::fmax(2 * naive_error, 4 * found.eps); };
+      auto limit = [&](double naive_error) {
+        return must_be_exact ? 0 : reduced() ? DBL_MAX : std::fmax(2 * naive_error, 4 * found.eps);
+      };
       CHECK(ours.largest <= limit(theirs.largest));
       CHECK(ours.rms <= limit(theirs.rms));
     }
@@ -59,8 +65,14 @@ TEST_CASE("GPU: embedding") {
     int64_t rows, V, D;
     int kind;
   };  // kind 1: few tokens, so that their rows fill many stretches; 2: ids that differ in their highest bits alone
-  for (const Size& size :
-       {Size{1, 1, 1, 0}, {7, 113, 3, 0}, {203, 113, 24, 0}, {1030, 70000, 8, 0}, {1030, 3, 40, 1}, {64, 1, 8, 1}, {96, 2, 5, 1}, {40, 131100, 2, 2}})
+  for (const Size& size : {Size{1, 1, 1, 0},
+                           {7, 113, 3, 0},
+                           {203, 113, 24, 0},
+                           {1030, 70000, 8, 0},
+                           {1030, 3, 40, 1},
+                           {64, 1, 8, 1},
+                           {96, 2, 5, 1},
+                           {40, 131100, 2, 2}})
     compare(format("embedding of %lld rows", static_cast<long long>(size.rows)), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [rows, V, D, kind] = size;
@@ -82,15 +94,18 @@ TEST_CASE("GPU: RMSNorm") {
   struct Size {
     int64_t rows, D, apart;
   };
-  for (const Size& size : {Size{1, 1, 1}, {7, 113, 1}, {203, 64, 1}, {113, 24, 3}, {5, 203, 2}, {1025, 8, 1}, {3, 4096, 1}})
+  for (const Size& size :
+       {Size{1, 1, 1}, {7, 113, 1}, {203, 64, 1}, {113, 24, 3}, {5, 203, 2}, {1025, 8, 1}, {3, 4096, 1}})
     for (int residuals = 0; residuals < 3; residuals++)
-      compare(format("RMSNorm of %lld rows of %lld, %d residuals", static_cast<long long>(size.rows), static_cast<long long>(size.D), residuals),
+      compare(format("RMSNorm of %lld rows of %lld, %d residuals", static_cast<long long>(size.rows),
+                     static_cast<long long>(size.D), residuals),
               [&](auto& bench, bool in_bf16) {
                 BENCH_TYPES(bench);
                 const auto [rows, D, apart] = size;
                 const int64_t stride = D * apart, n = (rows - 1) * stride + D;
                 const Vec residual = randoms(in_bf16, n, 4);
-                const act *x = bench.template put<act>(randoms(in_bf16, n, 1)), *dn = bench.template put<act>(randoms(in_bf16, rows * D, 3));
+                const act *x = bench.template put<act>(randoms(in_bf16, n, 1)),
+                          *dn = bench.template put<act>(randoms(in_bf16, rows * D, 3));
                 const weight* gain = bench.template put<weight>(randoms(in_bf16, D, 2, 0.3, 1));
                 act *out = bench.template make<act>(rows * D), *dx = bench.template put<act>(residual),
                     *in_place = bench.template put<act>(randoms(in_bf16, rows * D, 3));
@@ -98,13 +113,15 @@ TEST_CASE("GPU: RMSNorm") {
                 grad* dgain = bench.template put<grad>(randoms(in_bf16, D, 6));
                 bench.device.rmsnorm_forward(out, rstd, x, gain, rows, D, stride, 1e-2);
                 bench.device.rmsnorm_backward(dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr,
-                                              residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr, rows, D, stride);
+                                              residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr,
+                                              rows, D, stride);
                 bench.result("out", out, rows * D);
                 bench.result("rstd", rstd, rows);
                 bench.result("dx", dx, n);
                 bench.result("dgain", dgain, D);
                 if (apart > 1) return;
-                bench.device.rmsnorm_backward(in_place, dgain, in_place, x, rstd, gain, nullptr, nullptr, rows, D, stride);
+                bench.device.rmsnorm_backward(in_place, dgain, in_place, x, rstd, gain, nullptr, nullptr, rows, D,
+                                              stride);
                 bench.result("dx in place of dn", in_place, n);
               });
 }
@@ -116,15 +133,19 @@ TEST_CASE("GPU: products") {
   };
   for (const Size& size : {Size{1, 1, 1}, {7, 113, 3}, {203, 64, 128}, {113, 7, 203}, {64, 256, 8}})
     for (const bool more : {false, true})
-      compare(format("product of %lld x %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.in), static_cast<long long>(size.out)),
+      compare(format("product of %lld x %lld x %lld", static_cast<long long>(size.rows),
+                     static_cast<long long>(size.in), static_cast<long long>(size.out)),
               [&](auto& bench, bool in_bf16) {
                 BENCH_TYPES(bench);
                 const auto [rows, in, out] = size;
-                const act *x = bench.template put<act>(randoms(in_bf16, rows * in, 1)), *dy = bench.template put<act>(randoms(in_bf16, rows * out, 2));
+                const act *x = bench.template put<act>(randoms(in_bf16, rows * in, 1)),
+                          *dy = bench.template put<act>(randoms(in_bf16, rows * out, 2));
                 const weight* W = bench.template put<weight>(randoms(in_bf16, out * in, 3));
-                act *y = bench.template make<act>(rows * out), *dx = bench.template put<act>(randoms(in_bf16, rows * in, 4));
+                act *y = bench.template make<act>(rows * out),
+                    *dx = bench.template put<act>(randoms(in_bf16, rows * in, 4));
                 grad* dW = bench.template put<grad>(randoms(in_bf16, out * in, 5));
-                bench.device.matmul_forward(y, x, W, more ? bench.template put<act>(randoms(in_bf16, rows * out, 6)) : nullptr, rows, in, out);
+                bench.device.matmul_forward(
+                    y, x, W, more ? bench.template put<act>(randoms(in_bf16, rows * out, 6)) : nullptr, rows, in, out);
                 bench.device.matmul_backward_input(dx, dy, W, more, rows, in, out);
                 bench.device.matmul_backward_weight(dW, dy, x, rows, in, out);
                 bench.result("y", y, rows * out);
@@ -138,7 +159,8 @@ TEST_CASE("GPU: products by measured algorithms: right, kept, and not taken from
   auto run_on = [](auto& device, int64_t rows, bool add) {
     Bench bench(device);
     BENCH_TYPES(bench);
-    const act *x = bench.template put<act>(whole_numbers(rows * 64, 1)), *dy = bench.template put<act>(whole_numbers(rows * 128, 2));
+    const act *x = bench.template put<act>(whole_numbers(rows * 64, 1)),
+              *dy = bench.template put<act>(whole_numbers(rows * 128, 2));
     grad* dW = bench.template put<grad>(whole_numbers(128 * 64, 3));
     act* dx = bench.template put<act>(whole_numbers(rows * 64, 4));
     device.matmul_backward_weight(dW, dy, x, rows, 64, 128);
@@ -150,7 +172,8 @@ TEST_CASE("GPU: products by measured algorithms: right, kept, and not taken from
   Cpu<float> cpu(1);
   Gpu<float> measuring, knowing;
   CHECK(measuring.measure_products("") == "");
-  for (const bool add : {false, true}) CHECK(run_on(measuring, 203, add) == run_on(cpu, 203, add));  // whole numbers: sums are exact in any order
+  for (const bool add : {false, true})
+    CHECK(run_on(measuring, 203, add) == run_on(cpu, 203, add));  // whole numbers: sums are exact in any order
   CHECK(measuring.products_measured() >= 2);
   const std::string text = measuring.products();
   CHECK(knowing.measure_products(text) == "");
@@ -160,7 +183,8 @@ TEST_CASE("GPU: products by measured algorithms: right, kept, and not taken from
   run_on(knowing, 96, false);
   CHECK(knowing.products_measured() >= 1);
   CHECK(knowing.products().size() > text.size());
-  CHECK(knowing.measure_products("products of cuBLASLt 1 on another card" + text.substr(text.find('\n'))).find("another card") != std::string::npos);
+  CHECK(knowing.measure_products("products of cuBLASLt 1 on another card" + text.substr(text.find('\n')))
+            .find("another card") != std::string::npos);
   CHECK(knowing.measure_products(text.substr(0, text.size() - 20)).find("numbers a line, found") != std::string::npos);
   CHECK(knowing.measure_products(text + "1").find("numbers a line, found") != std::string::npos);
   CHECK(knowing.products().find('\n') == std::string::npos);
@@ -172,16 +196,18 @@ TEST_CASE("GPU: SwiGLU") {
     int64_t rows, F;
   };
   for (const Size& size : {Size{1, 1}, {7, 113}, {113, 176}, {203, 5}})
-    compare(format("SwiGLU of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.F)), [&](auto& bench, bool in_bf16) {
-      BENCH_TYPES(bench);
-      const auto [rows, F] = size;
-      const act* gate_up = bench.template put<act>(randoms(in_bf16, rows * 2 * F, 1, 3));
-      act *h = bench.template make<act>(rows * F), *dgate_up = bench.template make<act>(rows * 2 * F);
-      bench.device.swiglu_forward(h, gate_up, rows, F);
-      bench.device.swiglu_backward(dgate_up, bench.template put<act>(randoms(in_bf16, rows * F, 2)), gate_up, rows, F);
-      bench.result("h", h, rows * F);
-      bench.result("dgate|dup", dgate_up, rows * 2 * F);
-    });
+    compare(format("SwiGLU of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.F)),
+            [&](auto& bench, bool in_bf16) {
+              BENCH_TYPES(bench);
+              const auto [rows, F] = size;
+              const act* gate_up = bench.template put<act>(randoms(in_bf16, rows * 2 * F, 1, 3));
+              act *h = bench.template make<act>(rows * F), *dgate_up = bench.template make<act>(rows * 2 * F);
+              bench.device.swiglu_forward(h, gate_up, rows, F);
+              bench.device.swiglu_backward(dgate_up, bench.template put<act>(randoms(in_bf16, rows * F, 2)), gate_up,
+                                           rows, F);
+              bench.result("h", h, rows * F);
+              bench.result("dgate|dup", dgate_up, rows * 2 * F);
+            });
 }
 
 // ---- attention ----------------------------------------------------------------------------------------------------
@@ -191,7 +217,8 @@ TEST_CASE("GPU: sliding attention") {
   auto attend = [](auto& bench, bool in_bf16, const SlidingShape& s, double deviation) {
     BENCH_TYPES(bench);
     const int64_t D = s.H * s.d, n = s.B * s.T;
-    const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1, deviation)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 2));
+    const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1, deviation)),
+              *dout = bench.template put<act>(randoms(in_bf16, n * D, 2));
     act *out = bench.template make<act>(n * D), *dqkv = bench.template make<act>(n * 3 * D);
     stat* lse = bench.template make<stat>(s.B * s.H * s.T);
     bench.device.sliding_attention_forward(out, lse, qkv, nullptr, s);
@@ -202,7 +229,8 @@ TEST_CASE("GPU: sliding attention") {
   };
   struct Case {
     SlidingShape s;
-    double deviation = 1;  // of q, k and v; 6: logits of a row lie hundreds apart, further than floats of a power of two reach
+    double deviation =
+        1;  // of q, k and v; 6: logits of a row lie hundreds apart, further than floats of a power of two reach
   };
   for (const auto& [s, deviation] : {Case{{1, 1, 1, 2, 3}},
                                      {{2, 113, 3, 6, 7}},
@@ -217,10 +245,14 @@ TEST_CASE("GPU: sliding attention") {
                                      {{1, 193, 1, 64, 1000}},
                                      {{1, 260, 2, 128, 64}},
                                      {{1, 260, 2, 64, 150}, 6}})
-    compare(format("sliding attention, T %lld, d %d, W %lld", static_cast<long long>(s.T), s.d, static_cast<long long>(s.W)),
+    compare(format("sliding attention, T %lld, d %d, W %lld", static_cast<long long>(s.T), s.d,
+                   static_cast<long long>(s.W)),
             [&](auto& bench, bool in_bf16) { attend(bench, in_bf16, s, deviation); });
   // More rows than one pass of the backward has working memory for.
-  if (!reduced()) compare_in<bf16>("sliding attention of many rows", [&](auto& bench) { attend(bench, true, SlidingShape{131100, 1, 1, 32, 3}, 1); });
+  if (!reduced())
+    compare_in<bf16>("sliding attention of many rows", [&](auto& bench) {
+      attend(bench, true, SlidingShape{131100, 1, 1, 32, 3}, 1);
+    });
 }
 
 TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
@@ -228,7 +260,8 @@ TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
   auto test = [](auto& gpu) {
     using act = typename std::remove_reference_t<decltype(gpu)>::act;
     Bench bench(gpu);
-    for (const auto& [W, d] : std::vector<std::pair<int64_t, int>>{{0, 10}, {7, 10}, {70, 10}, {128, 10}, {0, 64}, {70, 32}, {128, 64}, {70, 128}}) {
+    for (const auto& [W, d] : std::vector<std::pair<int64_t, int>>{
+             {0, 10}, {7, 10}, {70, 10}, {128, 10}, {0, 64}, {70, 32}, {128, 64}, {70, 128}}) {
       const SlidingShape s{1, 203, 2, d, W};
       const int64_t D = s.H * s.d;
       const act* qkv = bench.template put<act>(randoms(true, s.T * 3 * D, 1, 3));
@@ -257,12 +290,19 @@ TEST_CASE("GPU: sliding attention by segments, the bits of the whole") {
 
 TEST_CASE("GPU: chunk attention") {
   if (no_gpu()) return;
-  for (const ChunkShape& s :
-       {ChunkShape{1, 2, 1, 2}, {3, 7, 3, 6}, {2, 64, 2, 64}, {1, 113, 1, 96}, {1, 203, 2, 10}, {1, 65, 1, 256}, {3, 64, 1, 32}, {2, 64, 3, 128}})
+  for (const ChunkShape& s : {ChunkShape{1, 2, 1, 2},
+                              {3, 7, 3, 6},
+                              {2, 64, 2, 64},
+                              {1, 113, 1, 96},
+                              {1, 203, 2, 10},
+                              {1, 65, 1, 256},
+                              {3, 64, 1, 32},
+                              {2, 64, 3, 128}})
     compare(format("chunk attention, S %d, d %d", s.S, s.d), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const int64_t D = s.H * s.d, n = s.N * s.S;
-      const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 2));
+      const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1)),
+                *dout = bench.template put<act>(randoms(in_bf16, n * D, 2));
       act *out = bench.template make<act>(n * D), *dqkv = bench.template make<act>(n * 3 * D);
       stat* lse = bench.template make<stat>(s.N * s.H * s.S);
       bench.device.chunk_attention_forward(out, lse, qkv, s);
@@ -282,22 +322,30 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
     int D, K;
     int64_t first_chunk;
   };
-  for (const Size& size : {Size{1, 1, 1, 1, 0}, {2, 7, 6, 3, 0}, {1, 113, 64, 8, 0}, {1, 203, 100, 32, 0}, {1, 3, 16, 8, 500}, {1, 66, 7, 1, 130}})
+  for (const Size& size : {Size{1, 1, 1, 1, 0},
+                           {2, 7, 6, 3, 0},
+                           {1, 113, 64, 8, 0},
+                           {1, 203, 100, 32, 0},
+                           {1, 3, 16, 8, 500},
+                           {1, 66, 7, 1, 130}})
     for (int kind = 0; kind < 6; kind++) {
       if (kind == 2 && size.first_chunk) continue;  // given noise is of whole rows
-      compare(format("retrieval of %lld chunks after %lld, kind %d", static_cast<long long>(size.C), static_cast<long long>(size.first_chunk), kind),
+      compare(format("retrieval of %lld chunks after %lld, kind %d", static_cast<long long>(size.C),
+                     static_cast<long long>(size.first_chunk), kind),
               [&](auto& bench, bool in_bf16) {
                 BENCH_TYPES(bench);
                 const auto [B, C, D, K, first_chunk] = size;
                 const int64_t M = first_chunk + C, table = B * (C + 1) * K, stride = 3 * D;
                 const RetrievalShape s{B, C, D, K, first_chunk, stride, M * stride};
-                const act *r = bench.template put<act>(whole_numbers(B * C * D, 1)), *landmark = bench.template put<act>(whole_numbers(B * M * stride, 2));
+                const act *r = bench.template put<act>(whole_numbers(B * C * D, 1)),
+                          *landmark = bench.template put<act>(whole_numbers(B * M * stride, 2));
                 Ids picks(at(table), -1);
                 Selection selection;
                 selection.seed = 9, selection.step = 4, selection.group = 1, selection.first_row = 3;
                 selection.noise = kind == 1 || kind == 2;
                 Vec noise(at(B * C * C));
-                for (size_t i = 0; i < noise.size(); i++) noise[i] = gumbel(philox(5, Stream::sample, static_cast<uint32_t>(i)).word[0]);
+                for (size_t i = 0; i < noise.size(); i++)
+                  noise[i] = gumbel(philox(5, Stream::sample, static_cast<uint32_t>(i)).word[0]);
                 if (kind == 2) selection.given_noise = bench.template put<float>(noise);
                 if (kind == 3) selection.picking = Picking::uniform;
                 if (kind == 4) selection.picking = Picking::none;
@@ -362,7 +410,8 @@ TEST_CASE("GPU: given picks that are not in the past break the weights, not the 
   Selection selection;
   selection.picking = Picking::given;
   bench.device.no_pick(pick, w, 1, 3, 2);
-  bench.device.chunk_retrieval_forward(pick, w, bench.put<float>({1, 2, 3, 4, 5, 6}), bench.put<float>({1, 2, 3, 4, 5, 6}), s, selection);
+  bench.device.chunk_retrieval_forward(pick, w, bench.put<float>({1, 2, 3, 4, 5, 6}),
+                                       bench.put<float>({1, 2, 3, 4, 5, 6}), s, selection);
   CHECK(bench.get(pick, 8) == Ids{-1, -1, -1, -1, 0, 0, 0, 0});
   const std::vector<float> weights = bench.get(w, 8);
   CHECK(weights[3] == 0);
@@ -382,16 +431,20 @@ TEST_CASE("GPU: retrieval, backward") {
       const int64_t table = B * (C + 1) * K, stride = 2 * D;
       const RetrievalShape s{B, C, D, K, 0, stride, C * stride};
       const int32_t* pick = bench.put(random_picks(B, C, K, 3));
-      const act *r = bench.template put<act>(randoms(in_bf16, B * C * D, 1)), *landmark = bench.template put<act>(randoms(in_bf16, B * C * stride, 2));
+      const act *r = bench.template put<act>(randoms(in_bf16, B * C * D, 1)),
+                *landmark = bench.template put<act>(randoms(in_bf16, B * C * stride, 2));
       const stat* w = bench.template put<stat>(randoms(in_bf16, table, 4, 0.1, 0.3));
       stat* dw = bench.template put<stat>(randoms(in_bf16, table, 5));
-      act *dr = bench.template make<act>(B * C * D), *dlandmark = bench.template put<act>(randoms(in_bf16, B * C * stride, 6));
+      act *dr = bench.template make<act>(B * C * D),
+          *dlandmark = bench.template put<act>(randoms(in_bf16, B * C * stride, 6));
       int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
       bench.device.invert_picks(start, entry, pick, B, C, K);
       bench.device.chunk_retrieval_backward(dr, dlandmark, dw, w, pick, start, entry, r, landmark, s);
       bench.result("exact start", start, B * (C + 1));
       const auto starts = bench.get(start, B * (C + 1));
-      for (int64_t b = 0; b < B; b++) bench.result(format("exact entry %lld", static_cast<long long>(b)), entry + b * C * K, starts[at(b * (C + 1) + C)]);
+      for (int64_t b = 0; b < B; b++)
+        bench.result(format("exact entry %lld", static_cast<long long>(b)), entry + b * C * K,
+                     starts[at(b * (C + 1) + C)]);
       bench.result("dr", dr, B * C * D);
       bench.result("dlandmark", dlandmark, B * C * stride);
       bench.result("dscore", dw, table);
@@ -421,7 +474,8 @@ TEST_CASE("GPU: grouped cross attention") {
                            {8, 5, 1, 10, 65, 2, 1, false},
                            {1, 40, 1, 8, 4, 32, 1, true},
                            {1, 4, 1, 4, 3, 2, 70, false}})
-    compare(format("grouped cross attention, S %d, d %d, K %d", size.S, size.d, size.K), [&](auto& bench, bool in_bf16) {
+    compare(format("grouped cross attention, S %d, d %d, K %d", size.S, size.d, size.K), [&](auto& bench,
+                                                                                             bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [B_, C, H, d, S, K, n_layers, null_slot, sink] = size;
       const int64_t B = reduced() ? 1 : B_;
@@ -441,9 +495,11 @@ TEST_CASE("GPU: grouped cross attention") {
               }
         const int32_t* pick = bench.put(picks);
         const stat* w = bench.template put<stat>(randoms(in_bf16, table, 20 + l, 0.1, 0.3));
-        const act *q = bench.template put<act>(randoms(in_bf16, n * D, 30 + l)), *dout = bench.template put<act>(randoms(in_bf16, n * D, 40 + l));
+        const act *q = bench.template put<act>(randoms(in_bf16, n * D, 30 + l)),
+                  *dout = bench.template put<act>(randoms(in_bf16, n * D, 40 + l));
         act *out = bench.template make<act>(n * D), *dq = bench.template make<act>(n * D);
-        stat *lse = bench.template put<stat>(Vec(at(stats), 0.0)), *delta = bench.template put<stat>(Vec(at(stats), 0.0)),
+        stat *lse = bench.template put<stat>(Vec(at(stats), 0.0)),
+             *delta = bench.template put<stat>(Vec(at(stats), 0.0)),
              *dw = bench.template put<stat>(randoms(in_bf16, table, 50 + l));
         int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
         bench.device.gca_forward(out, lse, q, kv, pick, w, s);
@@ -478,7 +534,11 @@ TEST_CASE("GPU: grouped cross attention by segments, the bits of the whole") {
     bf16 *whole = bench.make<bf16>(T * D), *pieces = bench.make<bf16>(T * D);
     bench.device.gca_forward(whole, nullptr, q, kv, pick, w, s);
     // Two whole chunks, then slots of the third, then the rest of it, then the others.
-    for (const auto& [first, end] : {std::pair<int64_t, int64_t>{0, 2 * S}, {2 * S, 2 * S + 2}, {2 * S + 2, 3 * S - 1}, {3 * S - 1, 3 * S}, {3 * S, T}}) {
+    for (const auto& [first, end] : {std::pair<int64_t, int64_t>{0, 2 * S},
+                                     {2 * S, 2 * S + 2},
+                                     {2 * S + 2, 3 * S - 1},
+                                     {3 * S - 1, 3 * S},
+                                     {3 * S, T}}) {
       GcaShape piece = s;
       piece.T = end - first, piece.first_slot = first;
       bf16* own = bench.make<bf16>((end - first) * D);  // nothing before and behind it
@@ -507,26 +567,27 @@ TEST_CASE("GPU: cross entropy") {
                            {5, 5000, 5120, 0.1, true},
                            {4, 300, 384, 0, true},
                            {9, 7, 8, -2, false}})
-    compare(format("cross entropy of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.V)), [&](auto& bench, bool in_bf16) {
-      BENCH_TYPES(bench);
-      const auto [rows, V, stride, scale, weights] = size;
-      Ids targets = random_ids(rows, 1, V);
-      for (int64_t r = 3; r < rows; r += 4) targets[at(r)] = -100;
-      const float* weight_of = weights ? bench.template put<float>(randoms(true, rows, 2, 0.3, 1)) : nullptr;
-      act* logits = bench.template put<act>(randoms(in_bf16, rows * stride, 3, 4));
-      stat* loss = bench.template make<stat>(rows);
-      StepState* state = bench.template make<StepState>(1);
-      bench.device.begin_step(state);
-      bench.device.cross_entropy(loss, logits, bench.put(targets), weight_of, scale, rows, V, stride);
-      for (int i = 0; i < 2; i++) bench.device.add_loss(state, loss, weight_of, 0.5, rows);
-      const StepState figures = bench.get(state, 1)[0];
-      bench.result("loss", loss, rows);
-      bench.result("logits", logits, rows * stride);
-      const stat sums[2] = {static_cast<stat>(figures.loss), static_cast<stat>(figures.plain_loss)};
-      stat* figures_out = bench.template make<stat>(2);
-      bench.device.upload(figures_out, sums, sizeof sums);
-      bench.result("sums", figures_out, 2);
-    });
+    compare(format("cross entropy of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.V)),
+            [&](auto& bench, bool in_bf16) {
+              BENCH_TYPES(bench);
+              const auto [rows, V, stride, scale, weights] = size;
+              Ids targets = random_ids(rows, 1, V);
+              for (int64_t r = 3; r < rows; r += 4) targets[at(r)] = -100;
+              const float* weight_of = weights ? bench.template put<float>(randoms(true, rows, 2, 0.3, 1)) : nullptr;
+              act* logits = bench.template put<act>(randoms(in_bf16, rows * stride, 3, 4));
+              stat* loss = bench.template make<stat>(rows);
+              StepState* state = bench.template make<StepState>(1);
+              bench.device.begin_step(state);
+              bench.device.cross_entropy(loss, logits, bench.put(targets), weight_of, scale, rows, V, stride);
+              for (int i = 0; i < 2; i++) bench.device.add_loss(state, loss, weight_of, 0.5, rows);
+              const StepState figures = bench.get(state, 1)[0];
+              bench.result("loss", loss, rows);
+              bench.result("logits", logits, rows * stride);
+              const stat sums[2] = {static_cast<stat>(figures.loss), static_cast<stat>(figures.plain_loss)};
+              stat* figures_out = bench.template make<stat>(2);
+              bench.device.upload(figures_out, sums, sizeof sums);
+              bench.result("sums", figures_out, 2);
+            });
 }
 
 TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
@@ -540,9 +601,10 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
         segments.push_back({n, i == 3 ? 9001 : 1 + i % 40, i % 2 == 0});
         n += round_up(segments.back().size, 64);
       }
-      master *masters = bench.template put<master>(randoms(in_bf16, n, 1)), *m = bench.template put<master>(Vec(at(n), 0.0)),
-             *v = bench.template put<master>(Vec(at(n), 0.0));
-      weight* weights = bench.device.weights_are_masters ? reinterpret_cast<weight*>(masters) : bench.template put<weight>(randoms(in_bf16, n, 1));
+      master *masters = bench.template put<master>(randoms(in_bf16, n, 1)),
+             *m = bench.template put<master>(Vec(at(n), 0.0)), *v = bench.template put<master>(Vec(at(n), 0.0));
+      weight* weights = bench.device.weights_are_masters ? reinterpret_cast<weight*>(masters)
+                                                         : bench.template put<weight>(randoms(in_bf16, n, 1));
       StepState* state = bench.template make<StepState>(1);
       bench.device.zero(state, sizeof(StepState));
       auto step = [&](uint64_t seed, double broken, double clip, double loss = 1) {
@@ -556,10 +618,12 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
         bench.device.begin_step(state);
         bench.device.add_loss(state, bench.template put<stat>({loss}), nullptr, 1, 1);
         bench.device.end_gradient(state, gradient, n, clip);
-        bench.device.adamw(masters, weights, m, v, gradient, segments.data(), n_segments, state, {.lr = 1e-2, .weight_decay = 0.1, .clip = clip});
+        bench.device.adamw(masters, weights, m, v, gradient, segments.data(), n_segments, state,
+                           {.lr = 1e-2, .weight_decay = 0.1, .clip = clip});
       };
       for (uint64_t i = 0; i < 3; i++) step(10 + i, 0, i == 1 ? 0 : 0.5);
-      for (const double broken : {std::nan(""), std::numeric_limits<double>::infinity()}) step(20, broken, 1), step(21, 0, 1, broken);
+      for (const double broken : {std::nan(""), std::numeric_limits<double>::infinity()})
+        step(20, broken, 1), step(21, 0, 1, broken);
       const StepState figures = bench.get(state, 1)[0];
       CHECK(figures.adam_steps == 3);
       CHECK(figures.skipped == 4);
@@ -607,16 +671,58 @@ struct ModelCase {
   }
 };
 const ModelCase model_cases[] = {
-    {"two groups", {.vocab = 59, .width = 24, .heads = 2, .ffn = 40, .lower = 1, .groups = {1, 2}, .encoder = 1, .chunk = 8, .topk = 3, .window = 20}, 2, 7},
+    {"two groups",
+     {.vocab = 59,
+      .width = 24,
+      .heads = 2,
+      .ffn = 40,
+      .lower = 1,
+      .groups = {1, 2},
+      .encoder = 1,
+      .chunk = 8,
+      .topk = 3,
+      .window = 20},
+     2,
+     7},
     {"one group, no null slot, no lower layer",
-     {.vocab = 130, .width = 30, .heads = 3, .ffn = 17, .lower = 0, .groups = {1}, .encoder = 2, .chunk = 5, .topk = 8, .window = 3, .null_slot = false},
+     {.vocab = 130,
+      .width = 30,
+      .heads = 3,
+      .ffn = 17,
+      .lower = 0,
+      .groups = {1},
+      .encoder = 2,
+      .chunk = 5,
+      .topk = 8,
+      .window = 3,
+      .null_slot = false},
      1,
      11},
     {"chunks of 64 and heads of 32",
-     {.vocab = 40, .width = 64, .heads = 2, .ffn = 48, .lower = 1, .groups = {1}, .encoder = 1, .chunk = 64, .topk = 2, .window = 100},
+     {.vocab = 40,
+      .width = 64,
+      .heads = 2,
+      .ffn = 48,
+      .lower = 1,
+      .groups = {1},
+      .encoder = 1,
+      .chunk = 64,
+      .topk = 2,
+      .window = 100},
      1,
      6},
-    {"sliding window alone", {.vocab = 31, .width = 16, .heads = 2, .ffn = 24, .lower = 2, .groups = {}, .encoder = 0, .chunk = 16, .window = 70}, 2, 7},
+    {"sliding window alone",
+     {.vocab = 31,
+      .width = 16,
+      .heads = 2,
+      .ffn = 24,
+      .lower = 2,
+      .groups = {},
+      .encoder = 0,
+      .chunk = 16,
+      .window = 70},
+     2,
+     7},
 };
 
 template <class Device>
@@ -624,14 +730,17 @@ void draw_weights(DRT<Device>& net, bool in_bf16, uint64_t draw) {
   for (size_t i = 0; i < net.table.tensors.size(); i++) {
     const Tensor& t = net.table.tensors[i];
     const Vec values =
-        randoms(in_bf16, t.size(), 100 + i + 1000 * draw, t.columns ? 1 / std::sqrt(static_cast<double>(net.config.width)) : 0.3, t.columns ? 0 : 1);
+        randoms(in_bf16, t.size(), 100 + i + 1000 * draw,
+                t.columns ? 1 / std::sqrt(static_cast<double>(net.config.width)) : 0.3, t.columns ? 0 : 1);
     const std::vector<typename Device::master> masters(values.begin(), values.end());
-    net.device.upload(net.masters + t.offset, masters.data(), t.size() * static_cast<int64_t>(sizeof(typename Device::master)));
+    net.device.upload(net.masters + t.offset, masters.data(),
+                      t.size() * static_cast<int64_t>(sizeof(typename Device::master)));
   }
   net.weights_changed();
 }
 
-// One step, then four more on the same batch (none where it is reduced). picks: of each group, (B,C+1,K); empty: picked here, and put there.
+// One step, then four more on the same batch (none where it is reduced). picks: of each group, (B,C+1,K); empty: picked
+// here, and put there.
 template <class Bench>
 void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& picks, uint64_t draw = 0) {
   using Device = std::remove_reference_t<decltype(bench.device)>;
@@ -643,7 +752,8 @@ void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& pic
   const Ids tokens = c.tokens(draw), targets = c.targets(draw);
   const std::vector<float> weights = random_values<float>(c.B * c.slots(), 3, 0.5, 1);
   const int64_t rows = c.B * c.slots(), D = c.config.width, table = c.B * (c.C + 1) * c.config.topk;
-  const double scale = 1 / (static_cast<double>(rows) * static_cast<double>(c.config.chunk - 1) / static_cast<double>(c.config.chunk));
+  const double scale =
+      1 / (static_cast<double>(rows) * static_cast<double>(c.config.chunk - 1) / static_cast<double>(c.config.chunk));
   Vec losses;
   for (int step = 0; step < (reduced() ? 1 : 5); step++) {
     typename DRT<Device>::Input in{c.B, c.slots(), {}};
@@ -659,7 +769,8 @@ void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& pic
     if (step == 0) {
       bench.result("final norm", net.final_n, rows * D);
       bench.result("losses of slots", net.loss, rows);
-      for (auto& group : net.groups) bench.result(format("w %d", static_cast<int>(&group - net.groups.data())), group.w, table);
+      for (auto& group : net.groups)
+        bench.result(format("w %d", static_cast<int>(&group - net.groups.data())), group.w, table);
       for (const Tensor& t : net.table.tensors) bench.result("d " + t.name, net.gradient + t.offset, t.size());
       if (picks.empty())
         for (auto& group : net.groups) picks.push_back(bench.get(group.pick, table));
@@ -770,7 +881,11 @@ TEST_CASE("GPU: copies, snapshots of a step, rows, and errors in words") {
 
   CHECK(error_of([&] { gpu.allocate(int64_t{1} << 50); }).find("out of GPU memory") == 0);
   CHECK(error_of([&] { GpuDevice none(gpu_count()); }).find("GPU number: expected 0 to") == 0);
-  CHECK(error_of([&] { gpu.chunk_attention_forward(to, to, rows, {1, 2, 1, 258}); }).find("heads of 2 to 256 columns") != std::string::npos);
-  CHECK(error_of([&] { gpu.gca_forward(to, to, rows, rows, nullptr, rows, {1, 129, 1, 2, 129, 1, 1}); }).find("chunks of 2 to 128 slots") != std::string::npos);
+  CHECK(error_of([&] {
+          gpu.chunk_attention_forward(to, to, rows, {1, 2, 1, 258});
+        }).find("heads of 2 to 256 columns") != std::string::npos);
+  CHECK(error_of([&] {
+          gpu.gca_forward(to, to, rows, rows, nullptr, rows, {1, 129, 1, 2, 129, 1, 1});
+        }).find("chunks of 2 to 128 slots") != std::string::npos);
   CHECK(gpu.allocate(0));  // still of use after errors
 }

@@ -96,7 +96,8 @@ TEST_CASE("json: depth, size and number of values are capped") {
 }
 
 TEST_CASE("json: a field that is missing, mistyped or out of range is named") {
-  const Json json = parse_json(R"({"config":{"width":768,"lr":0.002,"names":["a",{"b":null}],"on":true}})", "state.json");
+  const Json json =
+      parse_json(R"({"config":{"width":768,"lr":0.002,"names":["a",{"b":null}],"on":true}})", "state.json");
   const JsonField config = JsonField(json, "RUN/state.json").at("config");
   CHECK(config.at("width").integer(1, 768) == 768);
   CHECK(config.at("width").number() == 768.0);
@@ -105,14 +106,22 @@ TEST_CASE("json: a field that is missing, mistyped or out of range is named") {
   CHECK(config.at("on").boolean());
   CHECK(config.has("lr"));
   CHECK_FALSE(config.has("rl"));
-  const auto begins = [](const std::string& error, const std::string& start) { CHECK_MESSAGE(error.starts_with(start), error); };
+  const auto begins = [](const std::string& error, const std::string& start) {
+    CHECK_MESSAGE(error.starts_with(start), error);
+  };
   begins(error_of([&] { config.at("heads"); }), "RUN/state.json: config: the field \"heads\" is missing; ");
-  begins(error_of([&] { config.at("width").integer(1, 767); }), "RUN/state.json: config.width: expected an integer from 1 to 767, found 768; ");
-  begins(error_of([&] { config.at("lr").integer(0, 1); }), "RUN/state.json: config.lr: expected an integer from 0 to 1, found 0.002; ");
-  begins(error_of([&] { config.at("width").string(); }), "RUN/state.json: config.width: expected a string, found 768; ");
-  begins(error_of([&] { config.at("names").at(1).at("b").number(); }), "RUN/state.json: config.names[1].b: expected a number, found null; ");
-  begins(error_of([&] { config.at("names").at(2); }), "RUN/state.json: config.names: expected more than 2 items, found 2; ");
-  begins(error_of([&] { config.at("names").at("b"); }), "RUN/state.json: config.names: expected an object, found an array of 2; ");
+  begins(error_of([&] { config.at("width").integer(1, 767); }),
+         "RUN/state.json: config.width: expected an integer from 1 to 767, found 768; ");
+  begins(error_of([&] { config.at("lr").integer(0, 1); }),
+         "RUN/state.json: config.lr: expected an integer from 0 to 1, found 0.002; ");
+  begins(error_of([&] { config.at("width").string(); }),
+         "RUN/state.json: config.width: expected a string, found 768; ");
+  begins(error_of([&] { config.at("names").at(1).at("b").number(); }),
+         "RUN/state.json: config.names[1].b: expected a number, found null; ");
+  begins(error_of([&] { config.at("names").at(2); }),
+         "RUN/state.json: config.names: expected more than 2 items, found 2; ");
+  begins(error_of([&] { config.at("names").at("b"); }),
+         "RUN/state.json: config.names: expected an object, found an array of 2; ");
   begins(error_of([&] { config.items(); }), "RUN/state.json: config: expected an array, found an object of 4; ");
   begins(error_of([&] { JsonField(json, "f").boolean(); }), "f: expected true or false, found an object of 1; ");
 }

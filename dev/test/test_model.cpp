@@ -1,5 +1,5 @@
-// What the model is, on the CPU backend: its table of tensors, and the real wiring against the paper's model written out slot by slot and
-// against finite differences; micro-batches, the loss in pieces, noise, threads.
+// What the model is, on the CPU backend: its table of tensors, and the real wiring against the paper's model written
+// out slot by slot and against finite differences; micro-batches, the loss in pieces, noise, threads.
 #include <algorithm>
 #include <functional>
 #include <map>
@@ -22,7 +22,8 @@ struct ByHand {
 
   template <class Net>
   explicit ByHand(const Net& net) : c(net.config) {
-    for (const Tensor& t : net.table.tensors) weight[t.name] = Vec(net.masters + t.offset, net.masters + t.offset + t.size());
+    for (const Tensor& t : net.table.tensors)
+      weight[t.name] = Vec(net.masters + t.offset, net.masters + t.offset + t.size());
   }
 
   static double dot(const double* a, const double* b, int64_t n) {
@@ -47,7 +48,8 @@ struct ByHand {
     for (size_t j = 0; j < a.size(); j++) a[j] += b[j];
     return a;
   }
-  // sum_j softmax_j(q . k_j / sqrt(d) + bias(h, j)) v_j over j in [begin, end), head by head; null: 1 more in the denominator
+  // sum_j softmax_j(q . k_j / sqrt(d) + bias(h, j)) v_j over j in [begin, end), head by head; null: 1 more in the
+  // denominator
   template <class Bias>
   Vec attend(const Vec& q, const Slots& k, const Slots& v, size_t begin, size_t end, Bias bias, bool null) const {
     const int64_t d = c.head_size();
@@ -56,10 +58,13 @@ struct ByHand {
       double denominator = null ? 1 : 0;
       for (int pass = 0; pass < 2; pass++)
         for (size_t j = begin; j < end; j++) {
-          const double p = std::exp(dot(&q[static_cast<size_t>(h * d)], &k[j][static_cast<size_t>(h * d)], d) / std::sqrt(static_cast<double>(d)) + bias(h, j));
+          const double p = std::exp(dot(&q[static_cast<size_t>(h * d)], &k[j][static_cast<size_t>(h * d)], d) /
+                                        std::sqrt(static_cast<double>(d)) +
+                                    bias(h, j));
           if (pass == 0) denominator += p;
           else
-            for (int64_t e = h * d; e < (h + 1) * d; e++) out[static_cast<size_t>(e)] += p / denominator * v[j][static_cast<size_t>(e)];
+            for (int64_t e = h * d; e < (h + 1) * d; e++)
+              out[static_cast<size_t>(e)] += p / denominator * v[j][static_cast<size_t>(e)];
         }
     }
     return out;
@@ -69,29 +74,39 @@ struct ByHand {
     for (int64_t h = 0; h < c.heads; h++)
       for (int64_t t = 0; t < d / 2; t++) {
         double &u = x[static_cast<size_t>(h * d + t)], &v = x[static_cast<size_t>(h * d + t + d / 2)];
-        const double angle = static_cast<double>(position) * std::pow(10000.0, -2.0 * static_cast<double>(t) / static_cast<double>(d)), u0 = u;
+        const double angle = static_cast<double>(position) *
+                             std::pow(10000.0, -2.0 * static_cast<double>(t) / static_cast<double>(d)),
+                     u0 = u;
         u = u0 * std::cos(angle) - v * std::sin(angle);
         v = v * std::cos(angle) + u0 * std::sin(angle);
       }
     return x;
   }
-  // A layer over slots; inside: encoder kind, else the window. fetch(i, q) gives slot i what it fetched, null: not an upper layer.
-  Slots layer(const Slots& x, const std::string& at, double eps, bool inside, const std::function<Vec(size_t, const Vec&)>& fetch) const {
+  // A layer over slots; inside: encoder kind, else the window. fetch(i, q) gives slot i what it fetched, null: not an
+  // upper layer.
+  Slots layer(const Slots& x, const std::string& at, double eps, bool inside,
+              const std::function<Vec(size_t, const Vec&)>& fetch) const {
     Slots q, k, v, out;
     for (size_t i = 0; i < x.size(); i++) {
       const Vec n = norm(x[i], at + "input_layernorm", eps);
-      q.push_back(linear(n, at + "self_attn.q_proj")), k.push_back(linear(n, at + "self_attn.k_proj")), v.push_back(linear(n, at + "self_attn.v_proj"));
+      q.push_back(linear(n, at + "self_attn.q_proj")), k.push_back(linear(n, at + "self_attn.k_proj")),
+          v.push_back(linear(n, at + "self_attn.v_proj"));
       if (inside) q[i] = rotated(q[i], static_cast<int64_t>(i)), k[i] = rotated(k[i], static_cast<int64_t>(i));
     }
     for (size_t i = 0; i < x.size(); i++) {
       const size_t begin = inside || static_cast<int64_t>(i) <= c.window ? 0 : i - static_cast<size_t>(c.window);
       const auto alibi = [&](int64_t h, size_t j) {
-        return inside ? 0.0 : -std::pow(2.0, -8.0 * static_cast<double>(h + 1) / static_cast<double>(c.heads)) * static_cast<double>(i - j);
+        return inside ? 0.0
+                      : -std::pow(2.0, -8.0 * static_cast<double>(h + 1) / static_cast<double>(c.heads)) *
+                            static_cast<double>(i - j);
       };
-      const Vec a = plus(x[i], linear(attend(q[i], k, v, begin, inside ? x.size() : i + 1, alibi, false), at + "self_attn.o_proj"));
+      const Vec a = plus(
+          x[i], linear(attend(q[i], k, v, begin, inside ? x.size() : i + 1, alibi, false), at + "self_attn.o_proj"));
       Vec m = a;
-      if (fetch) m = plus(a, linear(fetch(i, linear(norm(a, at + "gca.pre_norm", eps), at + "gca.q_proj")), at + "gca.o_proj"));
-      const Vec z = norm(m, at + "post_attention_layernorm", eps), gate = linear(z, at + "mlp.gate_proj"), up = linear(z, at + "mlp.up_proj");
+      if (fetch)
+        m = plus(a, linear(fetch(i, linear(norm(a, at + "gca.pre_norm", eps), at + "gca.q_proj")), at + "gca.o_proj"));
+      const Vec z = norm(m, at + "post_attention_layernorm", eps), gate = linear(z, at + "mlp.gate_proj"),
+                up = linear(z, at + "mlp.up_proj");
       Vec h(gate.size());
       for (size_t j = 0; j < h.size(); j++) h[j] = gate[j] / (1 + std::exp(-gate[j])) * up[j];
       out.push_back(plus(a, linear(h, at + "mlp.down_proj")));
@@ -107,14 +122,16 @@ struct ByHand {
     for (size_t i = 0; i < T; i++)
       x.emplace_back(E.begin() + static_cast<int64_t>(static_cast<size_t>(tokens[i]) * D),
                      E.begin() + static_cast<int64_t>((static_cast<size_t>(tokens[i]) + 1) * D));
-    for (int64_t l = 0; l < c.lower; l++) x = layer(x, "model.lower_layers." + std::to_string(l) + ".", c.eps, false, nullptr);
+    for (int64_t l = 0; l < c.lower; l++)
+      x = layer(x, "model.lower_layers." + std::to_string(l) + ".", c.eps, false, nullptr);
 
     std::vector<Slots> key, value;  // [chunk][slot]
     Slots landmark;
     for (size_t n = 0; n < C && !c.groups.empty(); n++) {
       Slots h;
       for (size_t i = 0; i < S; i++) h.push_back(norm(x[n * S + i], "model.enc_prenorm", c.eps));
-      for (int64_t l = 0; l < c.encoder; l++) h = layer(h, "model.encoder.layers." + std::to_string(l) + ".", 1e-6, true, nullptr);
+      for (int64_t l = 0; l < c.encoder; l++)
+        h = layer(h, "model.encoder.layers." + std::to_string(l) + ".", 1e-6, true, nullptr);
       key.emplace_back(), value.emplace_back();
       for (size_t i = 0; i < S; i++) {
         h[i] = norm(h[i], "model.encoder.norm", 1e-6);
@@ -128,11 +145,13 @@ struct ByHand {
       for (size_t n = 0; n < C; n++) {
         const Vec r = norm(x[n * S + S - 1], "model.lmk_norms." + std::to_string(g), c.eps);
         Vec score;
-        for (size_t m = 0; m < n; m++) score.push_back(dot(r.data(), landmark[m].data(), c.width) / std::sqrt(static_cast<double>(c.width)));
+        for (size_t m = 0; m < n; m++)
+          score.push_back(dot(r.data(), landmark[m].data(), c.width) / std::sqrt(static_cast<double>(c.width)));
         std::vector<int32_t>& mine = pick[g][n];
         for (size_t m = 0; m < n && retrieval; m++) mine.push_back(static_cast<int32_t>(m));
-        std::stable_sort(mine.begin(), mine.end(),
-                         [&](int32_t a, int32_t b) { return score[static_cast<size_t>(a)] + noise(g, n, a) > score[static_cast<size_t>(b)] + noise(g, n, b); });
+        std::stable_sort(mine.begin(), mine.end(), [&](int32_t a, int32_t b) {
+          return score[static_cast<size_t>(a)] + noise(g, n, a) > score[static_cast<size_t>(b)] + noise(g, n, b);
+        });
         if (static_cast<int64_t>(mine.size()) > c.topk) mine.resize(static_cast<size_t>(c.topk));
         double sum = 0;
         for (int32_t m : mine) sum += std::exp(score[static_cast<size_t>(m)]);
@@ -149,7 +168,8 @@ struct ByHand {
         }
         return o;
       };
-      for (int64_t l = 0; l < c.groups[g]; l++) x = layer(x, "model.upper_layers." + std::to_string(g) + "." + std::to_string(l) + ".", c.eps, false, fetch);
+      for (int64_t l = 0; l < c.groups[g]; l++)
+        x = layer(x, "model.upper_layers." + std::to_string(g) + "." + std::to_string(l) + ".", c.eps, false, fetch);
     }
     for (Vec& slot : x) slot = norm(slot, "model.norm", c.eps);
     return x;
@@ -161,14 +181,16 @@ struct ByHand {
       const Vec logits = linear(final_n[i], "model.embed_tokens");
       double exps = 0;
       for (double l : logits) exps += std::exp(l);
-      sum += (weights ? static_cast<double>(weights[i]) : 1.0) * (std::log(exps) - logits[static_cast<size_t>(targets[i])]);
+      sum += (weights ? static_cast<double>(weights[i]) : 1.0) *
+             (std::log(exps) - logits[static_cast<size_t>(targets[i])]);
     }
     return sum;
   }
 };
 
 // The same forward pass as by hand, picks and loss too; and for every tensor the slope that finite differences see.
-void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool weighted = false, Selection selection = with_noise()) {
+void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool weighted = false,
+                 Selection selection = with_noise()) {
   INFO(std::string(what));
   Model<Cpu<double>> model(c, B, C * c.chunk);
   auto& net = model.net;
@@ -183,13 +205,17 @@ void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool w
     const auto noise = [&](size_t g, size_t n, int32_t m) {
       Selection of_group = selection;
       of_group.group = static_cast<int>(g);
-      return selection.noise ? static_cast<double>(gumbel(selection_draw(of_group, b, static_cast<int64_t>(n), m / 4).word[m % 4])) : 0.0;
+      return selection.noise
+                 ? static_cast<double>(gumbel(selection_draw(of_group, b, static_cast<int64_t>(n), m / 4).word[m % 4]))
+                 : 0.0;
     };
-    const auto final_n = hand.forward(batch.tokens.data() + b * T, static_cast<size_t>(T), noise, selection.picking != Picking::none);
+    const auto final_n =
+        hand.forward(batch.tokens.data() + b * T, static_cast<size_t>(T), noise, selection.picking != Picking::none);
     Vec want;
     for (const Vec& slot : final_n) want.insert(want.end(), slot.begin(), slot.end());
     CHECK(relative_error(net.final_n + b * T * D, want.data(), T * D) < 1e-12);
-    want_loss += batch.scale * hand.loss(final_n, batch.targets.data() + b * T, weighted ? batch.weights.data() + b * T : nullptr);
+    want_loss += batch.scale *
+                 hand.loss(final_n, batch.targets.data() + b * T, weighted ? batch.weights.data() + b * T : nullptr);
     for (size_t g = 0; g < c.groups.size(); g++)
       for (int64_t n = 0; n < C; n++)
         for (int64_t k = 0; k < K; k++) {
@@ -197,7 +223,8 @@ void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool w
           const auto& mine = hand.pick[g][static_cast<size_t>(n)];
           const bool there = k < static_cast<int64_t>(mine.size());
           CHECK(net.groups[g].pick[at] == (there ? mine[static_cast<size_t>(k)] : -1));
-          CHECK(net.groups[g].w[at] == doctest::Approx(there ? hand.w[g][static_cast<size_t>(n)][static_cast<size_t>(k)] : 0).epsilon(1e-10));
+          CHECK(net.groups[g].w[at] ==
+                doctest::Approx(there ? hand.w[g][static_cast<size_t>(n)][static_cast<size_t>(k)] : 0).epsilon(1e-10));
         }
   }
   CHECK(net.step_state().loss == doctest::Approx(want_loss).epsilon(1e-12));
@@ -213,10 +240,12 @@ void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool w
   };
   for (const Tensor& t : net.table.tensors) {
     INFO(t.name);
-    CHECK(slope_error(net.masters + t.offset, gradient.data() + t.offset, random_values<double>(t.size(), 7), loss) < slope_tolerance);
-    // No path is dead by mistake: what a row fetches reaches every tensor, once there is a past beyond the chunk before. A single
-    // pick always weighs 1, which leaves the retriever's own norm without a gradient.
-    const bool memory = t.name.find("enc") != std::string::npos || t.name.find("chunk_") != std::string::npos || t.name.find("gca") != std::string::npos;
+    CHECK(slope_error(net.masters + t.offset, gradient.data() + t.offset, random_values<double>(t.size(), 7), loss) <
+          slope_tolerance);
+    // No path is dead by mistake: what a row fetches reaches every tensor, once there is a past beyond the chunk
+    // before. A single pick always weighs 1, which leaves the retriever's own norm without a gradient.
+    const bool memory = t.name.find("enc") != std::string::npos || t.name.find("chunk_") != std::string::npos ||
+                        t.name.find("gca") != std::string::npos;
     const bool retriever = t.name.find("lmk") != std::string::npos;
     const bool alive = selection.picking != Picking::none && (memory ? C > 2 : retriever ? C > 3 && K > 1 : true);
     const auto begin = gradient.begin() + t.offset, end = begin + t.size();
@@ -253,15 +282,19 @@ TEST_CASE("tensor table: names in the released model's order, shapes, neighbours
   c.lower = 1, c.vocab = 10;
   std::vector<std::string> names = {"model.embed_tokens"};
   const auto layer = [&](const std::string& at, bool upper) {
-    for (const char* name : {"input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"}) names.push_back(at + name);
+    for (const char* name :
+         {"input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"})
+      names.push_back(at + name);
     if (upper)
       for (const char* name : {"gca.pre_norm", "gca.q_proj", "gca.o_proj"}) names.push_back(at + name);
-    for (const char* name : {"post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) names.push_back(at + name);
+    for (const char* name : {"post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"})
+      names.push_back(at + name);
   };
   layer("model.lower_layers.0.", false);
   names.push_back("model.enc_prenorm");
   layer("model.encoder.layers.0.", false);
-  for (const char* name : {"model.encoder.norm", "model.chunk_k_proj", "model.chunk_v_proj", "model.lmk_norms.0"}) names.push_back(name);
+  for (const char* name : {"model.encoder.norm", "model.chunk_k_proj", "model.chunk_v_proj", "model.lmk_norms.0"})
+    names.push_back(name);
   layer("model.upper_layers.0.0.", true);
   names.push_back("model.lmk_norms.1");
   layer("model.upper_layers.1.0.", true);
@@ -279,12 +312,15 @@ TEST_CASE("tensor table: names in the released model's order, shapes, neighbours
     INFO(names[i]);
     CHECK(t.name == names[i] + ".weight");
     const bool gain = t.name.find("norm") != std::string::npos;
-    const bool feed_forward = t.name.find("gate_proj") != std::string::npos || t.name.find("up_proj") != std::string::npos;
+    const bool feed_forward =
+        t.name.find("gate_proj") != std::string::npos || t.name.find("up_proj") != std::string::npos;
     CHECK(t.columns == (gain ? 0 : t.name.find("down_proj") != std::string::npos ? c.ffn : c.width));
     CHECK(t.rows == (i == 0 ? c.vocab : feed_forward ? c.ffn : c.width));
     CHECK(t.decay == !gain);
-    // One product each: k follows q at once, v follows k, up follows gate, chunk_v follows chunk_k. All others are aligned.
-    const bool follows = t.name.find("self_attn.k_") != std::string::npos || t.name.find("self_attn.v_") != std::string::npos ||
+    // One product each: k follows q at once, v follows k, up follows gate, chunk_v follows chunk_k. All others are
+    // aligned.
+    const bool follows = t.name.find("self_attn.k_") != std::string::npos ||
+                         t.name.find("self_attn.v_") != std::string::npos ||
                          t.name.find("mlp.up") != std::string::npos || t.name.find("chunk_v") != std::string::npos;
     CHECK(t.offset == (follows ? end : round_up(end, alignment)));
     end = t.offset + (i == 0 ? table.padded_vocab * c.width : t.size());
@@ -313,7 +349,9 @@ TEST_CASE("config: every wrong size is refused by the name of its flag") {
     return std::string("accepted");
   };
   CHECK(complaint([](Config&) {}) == "accepted");
-  const auto names = [](const std::string& text, const char* flag) { return text.rfind(std::string("--") + flag + ":", 0) == 0; };
+  const auto names = [](const std::string& text, const char* flag) {
+    return text.rfind(std::string("--") + flag + ":", 0) == 0;
+  };
   CHECK(names(complaint([](Config& c) { c.vocab = 1; }), "vocab"));
   CHECK(names(complaint([](Config& c) { c.width = 0; }), "width"));
   CHECK(names(complaint([](Config& c) { c.heads = 5; }), "heads"));
@@ -374,11 +412,13 @@ TEST_CASE("model: two micro-batches are one batch, noise and loss weights includ
   for (int64_t first : {0, 2}) {
     Selection selection = with_noise();
     selection.first_row = first;
-    halves.net.upload(batch.tokens.data() + first * batch.T, batch.targets.data() + first * batch.T, batch.weights.data() + first * batch.T, 2 * batch.T);
+    halves.net.upload(batch.tokens.data() + first * batch.T, batch.targets.data() + first * batch.T,
+                      batch.weights.data() + first * batch.T, 2 * batch.T);
     halves.net.forward({2, batch.T, selection});
     const int64_t entries = 2 * 6 * c.topk;
     for (size_t g = 0; g < 2; g++)
-      CHECK(same_bits(copied(halves.net.groups[g].pick, entries), copied(whole.net.groups[g].pick + first / 2 * entries, entries)));
+      CHECK(same_bits(copied(halves.net.groups[g].pick, entries),
+                      copied(whole.net.groups[g].pick + first / 2 * entries, entries)));
     halves.net.head(batch.scale, true);
     halves.net.backward();
   }
@@ -402,7 +442,8 @@ TEST_CASE("model: the vocabulary's loss in pieces is the loss in one") {
   for (int64_t b = 0; b < batch.B; b++) {
     Selection selection = with_noise();
     selection.first_row = b;
-    rows.net.upload(batch.tokens.data() + b * batch.T, batch.targets.data() + b * batch.T, batch.weights.data() + b * batch.T, batch.T);
+    rows.net.upload(batch.tokens.data() + b * batch.T, batch.targets.data() + b * batch.T,
+                    batch.weights.data() + b * batch.T, batch.T);
     rows.net.forward({1, batch.T, selection});
     rows.net.head(batch.scale, true);
     rows.net.backward();
@@ -443,7 +484,8 @@ TEST_CASE("model: noise drawn, and the same noise given, are one") {
         for (int64_t m = 0; m < n; m++) {
           Selection selection = with_noise();
           selection.group = g;
-          noise[static_cast<size_t>(((g * B + b) * C + n) * C + m)] = gumbel(selection_draw(selection, b, n, m / 4).word[m % 4]);
+          noise[static_cast<size_t>(((g * B + b) * C + n) * C + m)] =
+              gumbel(selection_draw(selection, b, n, m / 4).word[m % 4]);
         }
   Selection selection;
   selection.noise = true, selection.given_noise = noise.data();
@@ -451,7 +493,8 @@ TEST_CASE("model: noise drawn, and the same noise given, are one") {
   CHECK(same_bits(copied(drawn.net.final_n, B * batch.T * c.width), copied(given.net.final_n, B * batch.T * c.width)));
   // Another step draws other noise, and with it other picks.
   forward(other.net, batch, with_noise(4));
-  CHECK(!same_bits(copied(drawn.net.groups[0].pick, B * (C + 1) * c.topk), copied(other.net.groups[0].pick, B * (C + 1) * c.topk)));
+  CHECK(!same_bits(copied(drawn.net.groups[0].pick, B * (C + 1) * c.topk),
+                   copied(other.net.groups[0].pick, B * (C + 1) * c.topk)));
   // The two groups draw apart: with the same scores they would pick alike, so the draws themselves are compared.
   CHECK(noise[static_cast<size_t>(C)] != noise[static_cast<size_t>(B * C * C + C)]);
 }
@@ -473,7 +516,8 @@ TEST_CASE("model: the same bits with 1, 2 and 3 threads, forward, gradients and 
       net.update({.lr = 1e-2, .weight_decay = 0.1});
       const StepState state = net.step_state();
       all.push_back({static_cast<float>(state.loss), static_cast<float>(state.grad_norm)});
-      all.push_back(copied(net.masters, net.table.size)), all.push_back(copied(net.m, net.table.size)), all.push_back(copied(net.v, net.table.size));
+      all.push_back(copied(net.masters, net.table.size)), all.push_back(copied(net.m, net.table.size)),
+          all.push_back(copied(net.v, net.table.size));
     }
     if (threads == 1) one = all;
     CAPTURE(threads);

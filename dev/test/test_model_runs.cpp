@@ -1,5 +1,5 @@
-// The model on the CPU backend at work: streams, inference, recomputation, steps that are not finite, the ablations, the bf16 twin, the
-// initial weights.
+// The model on the CPU backend at work: streams, inference, recomputation, steps that are not finite, the ablations,
+// the bf16 twin, the initial weights.
 #include <algorithm>
 
 #include "small_model.h"
@@ -25,8 +25,10 @@ TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
       net.open(other, 2);
       for (const Selection& selection : {Selection{}, with_noise()}) {
         forward(whole.net, batch, selection);
-        const std::vector<std::vector<int64_t>> cuts = {
-            {3 * S, 3 * S, 3 * S}, {S, 2 * S, 3 * S, S, 2 * S}, std::vector<int64_t>(static_cast<size_t>(T), 1), {2 * S, 1, 2, 2, S, S - 1, 1, 3 * S, 3, 2}};
+        const std::vector<std::vector<int64_t>> cuts = {{3 * S, 3 * S, 3 * S},
+                                                        {S, 2 * S, 3 * S, S, 2 * S},
+                                                        std::vector<int64_t>(static_cast<size_t>(T), 1),
+                                                        {2 * S, 1, 2, 2, S, S - 1, 1, 3 * S, 3, 2}};
         for (const std::vector<int64_t>& cut : cuts) {
           CAPTURE(groups.size());
           CAPTURE(window);
@@ -48,7 +50,8 @@ TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
               picks_agree = picks_agree && same_bits(copied(stream.pick[g], K), copied(all.pick + first / S * K, K)) &&
                             same_bits(copied(stream.w[g], K), copied(all.w + first / S * K, K));
               for (int64_t n = 0; n < done; n++)
-                picks_agree = picks_agree && same_bits(copied(mine.pick + (n + 1) * K, K), copied(all.pick + (first / S - done + n + 1) * K, K));
+                picks_agree = picks_agree && same_bits(copied(mine.pick + (n + 1) * K, K),
+                                                       copied(all.pick + (first / S - done + n + 1) * K, K));
             }
             // Another stream of the same model in between changes nothing.
             net.rewind(other);
@@ -89,7 +92,8 @@ TEST_CASE("inference keeps one layer's activations and gives training's bits") {
   Model<Cpu<double>> training(c, 2, batch.T), inference(c, 2, batch.T, Use::inference);
   forward(training.net, batch, {});
   forward(inference.net, batch, {});
-  CHECK(same_bits(copied(training.net.final_n, 2 * batch.T * c.width), copied(inference.net.final_n, 2 * batch.T * c.width)));
+  CHECK(same_bits(copied(training.net.final_n, 2 * batch.T * c.width),
+                  copied(inference.net.final_n, 2 * batch.T * c.width)));
   CHECK(inference.net.activation_memory().total_bytes() < training.net.activation_memory().total_bytes());
   CHECK(inference.net.gradient == nullptr);
 }
@@ -143,8 +147,10 @@ TEST_CASE("model: a step whose loss or gradient is not finite changes nothing, a
   const AdamW hyper{.lr = 1e-2, .weight_decay = 0.1};
   Model<Cpu<double>> model(c, 2, batch.T), undisturbed(c, 2, batch.T);
   auto& net = model.net;
-  for (Model<Cpu<double>>* each : {&model, &undisturbed}) whole_step(each->net, batch, with_noise(0), true), each->net.update(hyper);
-  const Vec w = copied(net.masters, net.table.size), m = copied(net.m, net.table.size), v = copied(net.v, net.table.size);
+  for (Model<Cpu<double>>* each : {&model, &undisturbed})
+    whole_step(each->net, batch, with_noise(0), true), each->net.update(hyper);
+  const Vec w = copied(net.masters, net.table.size), m = copied(net.m, net.table.size),
+            v = copied(net.v, net.table.size);
   for (int64_t bad = 1; bad <= 3; bad++) {
     if (bad < 3) {
       whole_step(net, poisoned, with_noise(bad), true);
@@ -163,7 +169,8 @@ TEST_CASE("model: a step whose loss or gradient is not finite changes nothing, a
     CHECK(same_bits(v, copied(net.v, net.table.size)));
   }
   // As if the bad steps had not been.
-  for (Model<Cpu<double>>* each : {&model, &undisturbed}) whole_step(each->net, batch, with_noise(9), true), each->net.update(hyper);
+  for (Model<Cpu<double>>* each : {&model, &undisturbed})
+    whole_step(each->net, batch, with_noise(9), true), each->net.update(hyper);
   CHECK(net.step_state().skip == 0);
   CHECK(net.step_state().skipped == 3);
   CHECK(net.step_state().skipped_in_a_row == 0);
@@ -212,14 +219,17 @@ TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other 
   const int64_t two_chunks = 2 * c.chunk * c.width, row = batch.T * c.width;
   for (int64_t b = 0; b < B; b++) {
     CHECK(same_bits(copied(net.final_n + b * row, two_chunks), copied(learned.data() + b * row, two_chunks)));
-    CHECK(!same_bits(copied(net.final_n + b * row + two_chunks, two_chunks), copied(learned.data() + b * row + two_chunks, two_chunks)));
+    CHECK(!same_bits(copied(net.final_n + b * row + two_chunks, two_chunks),
+                     copied(learned.data() + b * row + two_chunks, two_chunks)));
   }
   forward(net, batch, of_kind(Picking::uniform));
   const auto random_picks = copied(net.groups[0].pick, entries);
   CHECK(random_picks != learned_picks);
   CHECK(random_picks != copied(net.groups[1].pick, entries));  // each group draws its own
-  for (int64_t i = 0; i < entries; i++) CHECK(random_picks[static_cast<size_t>(i)] < std::max<int64_t>(0, i / c.topk % (C + 1) - 1));
-  for (int64_t i = 0; i < entries; i++) CHECK((random_picks[static_cast<size_t>(i)] >= 0) == (learned_picks[static_cast<size_t>(i)] >= 0));
+  for (int64_t i = 0; i < entries; i++)
+    CHECK(random_picks[static_cast<size_t>(i)] < std::max<int64_t>(0, i / c.topk % (C + 1) - 1));
+  for (int64_t i = 0; i < entries; i++)
+    CHECK((random_picks[static_cast<size_t>(i)] >= 0) == (learned_picks[static_cast<size_t>(i)] >= 0));
 }
 
 TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same picks") {
@@ -247,7 +257,9 @@ TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same
     CHECK(twin_errors[i] > 4 * single_errors[i]);
     CHECK(twin_errors[i] < 5e-2);
   }
-  const auto stored = [](const float* x, int64_t n) { return std::all_of(x, x + n, [](float value) { return value == round_bf16(value); }); };
+  const auto stored = [](const float* x, int64_t n) {
+    return std::all_of(x, x + n, [](float value) { return value == round_bf16(value); });
+  };
   auto& net = twin.net;
   CHECK(stored(net.weights, net.table.size));
   CHECK(!stored(net.masters, net.table.size));
@@ -276,7 +288,8 @@ TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision
   const std::vector<float> floats = packed(single.net, single.net.masters), stored = packed(twin.net, twin.net.weights);
   CHECK(all == Vec(floats.begin(), floats.end()));
   CHECK(same_bits(floats, packed(twin.net, twin.net.masters)));
-  CHECK(std::equal(stored.begin(), stored.end(), floats.begin(), [](float weight, float master) { return weight == round_bf16(master); }));
+  CHECK(std::equal(stored.begin(), stored.end(), floats.begin(),
+                   [](float weight, float master) { return weight == round_bf16(master); }));
   const auto& table = exact.net.table;
   for (const Tensor& t : table.tensors) {
     INFO(t.name);
@@ -301,7 +314,8 @@ TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision
   const Vec before = copied(exact.net.masters, table.size);
   double product = 0, next = 0;
   for (int64_t i = 0; i + 2 < c.vocab * c.width; i++)
-    product += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 1)], next += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 2)];
+    product += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 1)],
+        next += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 2)];
   const double bound = 5 * 0.02 * 0.02 * std::sqrt(static_cast<double>(c.vocab * c.width));
   CHECK(std::fabs(product) < bound);
   CHECK(std::fabs(next) < bound);

@@ -1,4 +1,5 @@
-// safetensors: round trips, conversions, streaming, and files that lie about themselves. Reads ../shared/fixtures where it is there.
+// safetensors: round trips, conversions, streaming, and files that lie about themselves. Reads ../shared/fixtures where
+// it is there.
 #include <doctest/doctest.h>
 #include <stdlib.h>
 
@@ -30,8 +31,9 @@ TEST_CASE("safetensors: what is written is read back, in the order given") {
   const std::vector<int64_t> d{INT64_MAX};
   const std::vector<uint8_t> e{255, 0, 1};
   write_safetensors(path, {{"lower", "6"}, {"groups", ""}},
-                    {safetensors_entry("z.weight", {2, 3}, a.data()), safetensors_entry("b", {2}, b.data()), safetensors_entry("none", {0, 5}, a.data()),
-                     safetensors_entry("c", {2, 1}, c.data()), safetensors_entry("d", {}, d.data()), safetensors_entry("e", {3}, e.data())});
+                    {safetensors_entry("z.weight", {2, 3}, a.data()), safetensors_entry("b", {2}, b.data()),
+                     safetensors_entry("none", {0, 5}, a.data()), safetensors_entry("c", {2, 1}, c.data()),
+                     safetensors_entry("d", {}, d.data()), safetensors_entry("e", {3}, e.data())});
   const SafetensorsFile file = SafetensorsFile::open(path);
   CHECK(file.metadata() == std::map<std::string, std::string>{{"groups", ""}, {"lower", "6"}});
   std::string names;
@@ -52,7 +54,10 @@ TEST_CASE("safetensors: what is written is read back, in the order given") {
   CHECK((some[0] == a[3] && some[1] == a[4]));
 
   CHECK(has(error_of([&] { file.at("z"); }), "m.safetensors': the tensor 'z' is missing"));
-  CHECK(has(error_of([&] { file.read("z.weight", {3, 2}, some); }), "tensor 'z.weight': expected the shape [3,2], found [2,3]"));
+  CHECK(has(error_of([&] {
+              file.read("z.weight", {3, 2}, some);
+            }),
+            "tensor 'z.weight': expected the shape [3,2], found [2,3]"));
   CHECK(has(error_of([&] { file.values<int32_t>("d"); }), "tensor 'd': expected I32, found I64"));
   CHECK(has(error_of([&] { file.values<float>("c"); }), "tensor 'c': expected F64, F32, F16 or BF16, found I32"));
   CHECK(has(error_of([&] { file.read(file.at("z.weight"), 5, 2, some); }), "does not hold"));
@@ -63,12 +68,15 @@ TEST_CASE("safetensors: half precision is exact") {
   const std::string path = folder.path + "/h.safetensors";
   std::vector<uint16_t> bits(65536);
   for (size_t i = 0; i < bits.size(); i++) bits[i] = static_cast<uint16_t>(i);
-  const auto fill = [&](void* out, int64_t first, int64_t count) { memcpy(out, bits.data() + first, static_cast<size_t>(count) * 2); };
+  const auto fill = [&](void* out, int64_t first, int64_t count) {
+    memcpy(out, bits.data() + first, static_cast<size_t>(count) * 2);
+  };
   write_safetensors(path, {}, {{"f16", Dtype::F16, {65536}, fill}, {"bf16", Dtype::BF16, {256, 256}, fill}});
   const SafetensorsFile file = SafetensorsFile::open(path);
   // The value from its definition, sign, exponent of e bits, fraction of f bits.
   const auto value = [](unsigned x, int e, int f) {
-    const int exponent = static_cast<int>(x >> f) & ((1 << e) - 1), bias = (1 << (e - 1)) - 1, fraction = static_cast<int>(x) & ((1 << f) - 1);
+    const int exponent = static_cast<int>(x >> f) & ((1 << e) - 1), bias = (1 << (e - 1)) - 1,
+              fraction = static_cast<int>(x) & ((1 << f) - 1);
     const double size = exponent == (1 << e) - 1 ? (fraction ? NAN : INFINITY)
                         : exponent == 0          ? std::ldexp(fraction, 1 - bias - f)
                                                  : std::ldexp(fraction + (1 << f), exponent - bias - f);
@@ -76,10 +84,13 @@ TEST_CASE("safetensors: half precision is exact") {
   };
   const std::vector<float> f16 = file.values<float>("f16"), bf16 = file.values<float>("bf16");
   const std::vector<double> f16_wide = file.values<double>("f16"), bf16_wide = file.values<double>("bf16");
-  const auto same = [](double x, double y) { return std::isnan(x) ? std::isnan(y) : x == y && std::signbit(x) == std::signbit(y); };
+  const auto same = [](double x, double y) {
+    return std::isnan(x) ? std::isnan(y) : x == y && std::signbit(x) == std::signbit(y);
+  };
   int wrong = 0;
   for (unsigned x = 0; x < 65536; x++)
-    wrong += !same(value(x, 5, 10), f16[x]) + !same(value(x, 5, 10), f16_wide[x]) + !same(value(x, 8, 7), bf16[x]) + !same(value(x, 8, 7), bf16_wide[x]);
+    wrong += !same(value(x, 5, 10), f16[x]) + !same(value(x, 5, 10), f16_wide[x]) + !same(value(x, 8, 7), bf16[x]) +
+             !same(value(x, 8, 7), bf16_wide[x]);
   CHECK(wrong == 0);
 }
 
@@ -111,7 +122,10 @@ TEST_CASE("safetensors: a large tensor is asked for in pieces, and a failure lea
   check();
   CHECK(list_folder(folder.path) == std::vector<std::string>{"large.safetensors"});
   CHECK(has(error_of([&] { write_safetensors(path, {}, {{"a/b", Dtype::F32, {1}, fill}}); }), "'/'"));
-  CHECK(has(error_of([&] { write_safetensors(path, {}, {{"a", Dtype::F32, {0}, fill}, {"a", Dtype::F32, {0}, fill}}); }), "given twice"));
+  CHECK(has(error_of([&] {
+              write_safetensors(path, {}, {{"a", Dtype::F32, {0}, fill}, {"a", Dtype::F32, {0}, fill}});
+            }),
+            "given twice"));
   CHECK(has(error_of([&] { write_safetensors(path, {}, {{"a", Dtype::F32, {INT64_MAX, 2}, fill}}); }), "2^63"));
 }
 
@@ -122,11 +136,13 @@ TEST_CASE("safetensors: files that lie are refused") {
     write_file(path, content);
     return error_of([&] { SafetensorsFile::open(path); });
   };
-  const auto tensor = [](const std::string& name, const std::string& dtype, const std::string& shape, const std::string& offsets) {
+  const auto tensor = [](const std::string& name, const std::string& dtype, const std::string& shape,
+                         const std::string& offsets) {
     return "\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":" + offsets + "}";
   };
   CHECK(error(file_of(tensor("a", "F32", "[2]", "[0,8]"), 8, "{%s}  ")) == "");
-  CHECK(error(file_of(tensor("b", "F32", "[1]", "[8,12]") + "," + tensor("a", "I64", "[]", "[0,8]"), 12)) == "");  // any order of names
+  CHECK(error(file_of(tensor("b", "F32", "[1]", "[8,12]") + "," + tensor("a", "I64", "[]", "[0,8]"), 12)) ==
+        "");  // any order of names
   CHECK(error(file_of("", 0)) == "");
   struct Case {
     std::string fields;
@@ -146,10 +162,14 @@ TEST_CASE("safetensors: files that lie are refused") {
       {tensor("a", "F32", "[4294967296,4294967296]", "[0,0]"), 0, "fewer than 2^63 bytes"},
       {tensor("a", "F32", "[4611686018427387904]", "[0,0]"), 0, "fewer than 2^63 bytes"},
       {tensor("a", "F8_E4M3", "[2]", "[0,2]"), 2, "the dtype \"F8_E4M3\" is not known"},
-      {tensor("a", "F32", "[2]", "[0,8]") + "," + tensor("b", "F32", "[2]", "[4,12]"), 12, "expected the tensor 'b' at byte"},
-      {tensor("a", "F32", "[2]", "[0,8]") + "," + tensor("b", "F32", "[2]", "[12,20]"), 20, "expected the tensor 'b' at byte"},
-      {tensor("a", "F32", "[2]", "[0,8]") + "," + tensor("b", "F32", "[2]", "[0,8]"), 8, "expected the tensor 'b' at byte"},
-      {tensor("a", "F32", "[1]", "[0,4]") + "," + tensor("a", "F32", "[1]", "[4,8]"), 8, "each field once, not \"a\" again"},
+      {tensor("a", "F32", "[2]", "[0,8]") + "," + tensor("b", "F32", "[2]", "[4,12]"), 12,
+       "expected the tensor 'b' at byte"},
+      {tensor("a", "F32", "[2]", "[0,8]") + "," + tensor("b", "F32", "[2]", "[12,20]"), 20,
+       "expected the tensor 'b' at byte"},
+      {tensor("a", "F32", "[2]", "[0,8]") + "," + tensor("b", "F32", "[2]", "[0,8]"), 8,
+       "expected the tensor 'b' at byte"},
+      {tensor("a", "F32", "[1]", "[0,4]") + "," + tensor("a", "F32", "[1]", "[4,8]"), 8,
+       "each field once, not \"a\" again"},
       {tensor("../a", "F32", "[1]", "[0,4]"), 4, "without '/', '..'"},
       {tensor("a..b", "F32", "[1]", "[0,4]"), 4, "without '/', '..'"},
       {tensor("a\\u001b[2J", "F32", "[1]", "[0,4]"), 4, "control characters"},
@@ -167,17 +187,20 @@ TEST_CASE("safetensors: files that lie are refused") {
   CHECK(has(error(file_of("", 0, "[%s]")), "expected an object, found an array"));
   const uint64_t huge = ~uint64_t{0}, over = (uint64_t{16} << 20) + 1;
   CHECK(has(error(std::string(reinterpret_cast<const char*>(&huge), 8) + "{}"), "expected a header of at most"));
-  CHECK(has(error(std::string(reinterpret_cast<const char*>(&over), 8) + std::string(over, ' ')), "expected a header of at most"));
+  CHECK(has(error(std::string(reinterpret_cast<const char*>(&over), 8) + std::string(over, ' ')),
+            "expected a header of at most"));
 
   // Cut anywhere, it is refused; with any byte of the header changed, it is refused or still sound.
-  const std::string whole = file_of(tensor("a", "F32", "[2]", "[0,8]") + "," + tensor("b", "BF16", "[2,1]", "[8,12]"), 12);
+  const std::string whole =
+      file_of(tensor("a", "F32", "[2]", "[0,8]") + "," + tensor("b", "BF16", "[2,1]", "[8,12]"), 12);
   for (size_t size = 0; size < whole.size(); size++) CHECK(error(whole.substr(0, size)) != "");
   for (size_t at = 0; at < whole.size() - 12; at++) {
     std::string damaged = whole;
     damaged[at] = static_cast<char>(damaged[at] ^ 1);
     if (error(damaged) != "") continue;
     const SafetensorsFile file = SafetensorsFile::open(path);
-    for (const SafetensorsTensor& t : file.tensors()) CHECK(t.offset_bytes + t.count * t.dtype.bytes() <= static_cast<int64_t>(whole.size()));
+    for (const SafetensorsTensor& t : file.tensors())
+      CHECK(t.offset_bytes + t.count * t.dtype.bytes() <= static_cast<int64_t>(whole.size()));
   }
 }
 

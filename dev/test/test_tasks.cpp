@@ -17,9 +17,11 @@ constexpr int64_t S = 32;
 
 // Text of words, without capitals, so that some letters stand in it and some pairs do not.
 Haystack prose(const Tokenizer& tokenizer, int64_t tokens = 20000) {
-  const std::vector<std::string> words = {"the ", "sea ", "was ", "calm ", "and ", "a ", "ship ", "lay ", "at ", "anchor ", "\n"};
+  const std::vector<std::string> words = {"the ",  "sea ", "was ", "calm ",   "and ", "a ",
+                                          "ship ", "lay ", "at ",  "anchor ", "\n"};
   std::string text;
-  for (uint32_t i = 0; std::ssize(text) < tokens; i++) text += words[philox(9, Stream::sample, i).word[0] % words.size()];
+  for (uint32_t i = 0; std::ssize(text) < tokens; i++)
+    text += words[philox(9, Stream::sample, i).word[0] % words.size()];
   Haystack haystack;
   haystack.tokens = tokenizer.encode(text);
   haystack.files = 1;
@@ -44,7 +46,8 @@ std::vector<int32_t> real_tokens(const TaskRow& row, int32_t landmark) {
 }
 int64_t count_of(const std::vector<int32_t>& text, const std::vector<int32_t>& part) {
   int64_t count = 0;
-  for (auto at = text.begin(); (at = std::search(at, text.end(), part.begin(), part.end())) != text.end(); at++) count++;
+  for (auto at = text.begin(); (at = std::search(at, text.end(), part.begin(), part.end())) != text.end(); at++)
+    count++;
   return count;
 }
 std::vector<int32_t> joined(std::initializer_list<std::vector<int32_t>> parts) {
@@ -74,7 +77,11 @@ void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
   std::set<int32_t> first_tokens, last_tokens;
   for (size_t i = 0; i < row.needles.size(); i++) {
     const Needle& needle = row.needles[i];
-    const std::vector<int32_t> whole = joined({{t.KEY}, needle.name, two_hop ? std::vector<int32_t>{t.ARROW} : std::vector<int32_t>{}, needle.value, {t.END}});
+    const std::vector<int32_t> whole = joined({{t.KEY},
+                                               needle.name,
+                                               two_hop ? std::vector<int32_t>{t.ARROW} : std::vector<int32_t>{},
+                                               needle.value,
+                                               {t.END}});
     CHECK(std::ssize(whole) == needle.length);
     CHECK(needle.first >= 0);
     CHECK(needle.first + needle.length <= S - 1);
@@ -89,7 +96,8 @@ void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
       CHECK(needle.name == row.needles[i - 1].value);
     }
     int64_t expected = 1 + (two_hop && i % 2 == 0);
-    for (const Question& question : row.questions) expected += std::count(question.needles.begin(), question.needles.end(), static_cast<int64_t>(i));
+    for (const Question& question : row.questions)
+      expected += std::count(question.needles.begin(), question.needles.end(), static_cast<int64_t>(i));
     if (bench.settings.value_tokens > 1) CHECK(count_of(text, needle.value) == expected);
   }
   CHECK(count_of(text, {t.KEY}) == std::ssize(row.needles));
@@ -105,19 +113,23 @@ void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
     if (two_hop) answer = joined({answer, {t.COMMA}, row.needles[static_cast<size_t>(question.needles[1])].value});
     CHECK(question.answer == answer);
     CHECK(question.first_slot == (question.chunk + 1 + bench.settings.gap) * S);
-    const std::vector<int32_t> ask = joined({{t.ASK}, needle.name}), opened = joined({{two_hop ? t.ARROW : needle.name.back()}, answer});
+    const std::vector<int32_t> ask = joined({{t.ASK}, needle.name}),
+                               opened = joined({{two_hop ? t.ARROW : needle.name.back()}, answer});
     const int64_t end = (question.chunk + 1) * (S - 1), start = question.first_slot / S * (S - 1);
     CHECK(std::equal(ask.begin(), ask.end(), text.begin() + end - std::ssize(ask)));  // ends at slot S-2
     CHECK(std::equal(opened.begin(), opened.end(), text.begin() + start));            // opens its chunk
     own(end - std::ssize(ask), std::ssize(ask));
     own(start, std::ssize(opened));
-    for (int64_t i = 0; i < std::ssize(answer); i++) CHECK(row.targets[static_cast<size_t>(question.first_slot + i)] == answer[static_cast<size_t>(i)]);
+    for (int64_t i = 0; i < std::ssize(answer); i++)
+      CHECK(row.targets[static_cast<size_t>(question.first_slot + i)] == answer[static_cast<size_t>(i)]);
   }
 }
 
 }  // namespace
 
-TEST_CASE("rows of training: whole needles, one a chunk, each asked for once at most; values stand nowhere else; the same bytes again") {
+TEST_CASE(
+    "rows of training: whole needles, one a chunk, each asked for once at most; values stand nowhere else; the same "
+    "bytes again") {
   Bench bench;
   for (const char* task : {"single", "two-hop"})
     for (const char* values : {"letters", "random"})
@@ -132,7 +144,8 @@ TEST_CASE("rows of training: whole needles, one a chunk, each asked for once at 
         const Task maker = bench.task();
         int64_t needles = 0, questions = 0;
         for (int64_t number = 0; number < 50; number++) {
-          const TaskRow row = maker.training_row(5, number, 12, 4, 6), again = bench.task().training_row(5, number, 12, 4, 6),
+          const TaskRow row = maker.training_row(5, number, 12, 4, 6),
+                        again = bench.task().training_row(5, number, 12, 4, 6),
                         other = maker.training_row(6, number, 12, 4, 6);
           check_row(row, bench, 12);
           needles += std::ssize(row.needles), questions += std::ssize(row.questions);
@@ -143,15 +156,19 @@ TEST_CASE("rows of training: whole needles, one a chunk, each asked for once at 
         CHECK(needles == 50 * 4 * (bench.settings.two_hop() ? 2 : 1));
         CHECK(questions > 60);
       }
-  CHECK(Draws(5, Draws::training, 7).below(1 << 30) != Draws(5, Draws::trial, 7).below(1 << 30));  // no trial was in the training
+  CHECK(Draws(5, Draws::training, 7).below(1 << 30) !=
+        Draws(5, Draws::trial, 7).below(1 << 30));  // no trial was in the training
 }
 
-TEST_CASE("trials: one question at the end, enough other names, the needle's depth uniform over what the windows do not reach") {
+TEST_CASE(
+    "trials: one question at the end, enough other names, the needle's depth uniform over what the windows do not "
+    "reach") {
   Bench bench;
   bench.settings.task = "single", bench.settings.value_tokens = 3;
   const Task maker = bench.task();
   const int64_t C = 14, reach = 100, far = maker.far_chunks(C, reach), trials = 2000;
-  // By hand: the answer opens chunk 13, slot 416; chunk m ends with slot 32 m + 31, and 416 - 100 = 316 lies in chunk 9.
+  // By hand: the answer opens chunk 13, slot 416; chunk m ends with slot 32 m + 31, and 416 - 100 = 316 lies in
+  // chunk 9.
   REQUIRE(far == 9);
   for (const bool near : {false, true}) {
     CAPTURE(near);
@@ -172,8 +189,8 @@ TEST_CASE("trials: one question at the end, enough other names, the needle's dep
       const double n = static_cast<double>(last - first), expected = all / n;
       double sum = 0;
       for (int64_t i = first; i < last; i++)
-        sum += (static_cast<double>(counts.count(i) ? counts.at(i) : 0) - expected) * (static_cast<double>(counts.count(i) ? counts.at(i) : 0) - expected) /
-               expected;
+        sum += (static_cast<double>(counts.count(i) ? counts.at(i) : 0) - expected) *
+               (static_cast<double>(counts.count(i) ? counts.at(i) : 0) - expected) / expected;
       CHECK(sum < n + 6 * std::sqrt(2 * n));
     };
     uniform(chunks, near ? far : 0, near ? C - 2 : far, trials);
@@ -183,7 +200,8 @@ TEST_CASE("trials: one question at the end, enough other names, the needle's dep
   bench.settings.gap = 1;
   check_row(bench.task().trial(1, 0, C, 4, reach, false), bench, C);
   bench.settings.task = "two-hop";
-  for (int64_t number = 0; number < 20; number++) check_row(bench.task().trial(1, number, C, 3, reach, false), bench, C);
+  for (int64_t number = 0; number < 20; number++)
+    check_row(bench.task().trial(1, number, C, 3, reach, false), bench, C);
   CHECK(has(error_of([&] { bench.task().trial(1, 0, C, 8, reach, false); }), "use a longer --length or fewer needles"));
   CHECK(has(error_of([&] { bench.task().trial(1, 0, C, 1, C * S, false); }), "out of the windows' reach"));
 }
@@ -196,11 +214,13 @@ TEST_CASE("the text style says the same in words") {
   auto letters = [&](const std::vector<int32_t>& ids) { return bench.tokenizer.decode(ids); };
   const std::string name = letters(row.needles[0].name), value = letters(row.needles[0].value), text = text_of(row);
   CHECK(has(text, "|The passkey of " + name + " is: " + value + "|"));
-  CHECK(text.substr(11 * (S - 1) - 21, 26) == "|The passkey of " + name + " is: " + value);  // its last space opens the answer's chunk
+  CHECK(text.substr(11 * (S - 1) - 21, 26) ==
+        "|The passkey of " + name + " is: " + value);  // its last space opens the answer's chunk
   CHECK(letters(row.questions[0].answer) == value);
   bench.settings.task = "two-hop", bench.settings.value_tokens = 3;
   const TaskRow hops = bench.task().trial(1, 0, 12, 1, 64, false);
-  const std::string A = letters(hops.needles[0].name), B = letters(hops.needles[0].value), C = letters(hops.needles[1].value), all = text_of(hops);
+  const std::string A = letters(hops.needles[0].name), B = letters(hops.needles[0].value),
+                    C = letters(hops.needles[1].value), all = text_of(hops);
   CHECK(has(all, "|After " + A + " comes " + B + "|"));
   CHECK(has(all, "|After " + B + " comes " + C + "|"));
   CHECK(letters(hops.questions[0].answer) == B + ", " + C);
@@ -253,7 +273,8 @@ TEST_CASE("the haystack leaves out files with the task's words; sizes that canno
 namespace {
 
 std::string recall(const Workshop& shop, const std::string& out) {
-  return "train --task recall --width 16 --heads 2 --ffn 24 --lower 1 --groups 1 --encoder 1 --chunk 16 --window 12 --topk 2 --value-tokens 3 --batch 4 --lr "
+  return "train --task recall --width 16 --heads 2 --ffn 24 --lower 1 --groups 1 --encoder 1 --chunk 16 --window 12 "
+         "--topk 2 --value-tokens 3 --batch 4 --lr "
          "3e-3 --haystack " +
          shop.path + "/text.txt --out " + shop.path + "/" + out;
 }
@@ -263,13 +284,15 @@ std::string recall(const Workshop& shop, const std::string& out) {
 TEST_CASE("training on a task goes on after a stop bit for bit, its stage of the curriculum too") {
   const Workshop shop;
   // Any accuracy ends a stage, so the stages change after steps 20 and 40: the run is cut in the middle of the second.
-  const std::string flags = " --curriculum 4,6,10 --needles 2,3 --questions 2,4 --promote 0 --steps 50 --save-every 10 --keep 9";
+  const std::string flags =
+      " --curriculum 4,6,10 --needles 2,3 --questions 2,4 --promote 0 --steps 50 --save-every 10 --keep 9";
   const Workshop::Result whole = shop.run(recall(shop, "whole") + flags + " --threads 1");
   REQUIRE(whole.exit == 0);
   CHECK(says(whole, "step 20: 0% of the answers are right; on to rows of 6 chunks"));
   CHECK(says(whole, "step 40: 0% of the answers are right; on to rows of 10 chunks"));
   REQUIRE(shop.run(recall(shop, "cut") + flags).exit == 0);
-  for (const char* later : {"40", "50"}) remove_tree(shop.path + "/cut/step_000000" + later);  // as if killed after step 30
+  for (const char* later : {"40", "50"})
+    remove_tree(shop.path + "/cut/step_000000" + later);  // as if killed after step 30
   const Workshop::Result resumed = shop.run("train --resume --out " + shop.path + "/cut");
   CHECK(resumed.exit == 0);
   CHECK(says(resumed, "from step 30"));
@@ -288,8 +311,8 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
   const std::string passkey = "passkey --checkpoint " + shop.path + "/run --trials 6 --length 192,256";
   const Workshop::Result table = shop.run(passkey + " --show 1 --out " + shop.path + "/figures.jsonl");
   CHECK(table.exit == 0);
-  for (const char* words :
-       {"single: 3 tokens in an answer, 4 other needles", "windows reach 24 slots", " far ", " near ", "fetched for it, with weight", "answer: "}) {
+  for (const char* words : {"single: 3 tokens in an answer, 4 other needles", "windows reach 24 slots", " far ",
+                            " near ", "fetched for it, with weight", "answer: "}) {
     CAPTURE(words);
     CHECK(says(table, words));
   }
@@ -303,7 +326,9 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
   CHECK(says(none, "without retrieval"));
   CHECK(shop.run(passkey + " --random-retrieval --far-only").exit == 0);
   CHECK(shop.run(passkey + " --task two-hop --value-tokens 2 --gap 1").exit == 0);
-  auto fails = [&](const std::string& arguments, int exit, const std::string& words) { shop.fails(arguments, exit, words); };
+  auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
+    shop.fails(arguments, exit, words);
+  };
   fails("passkey", 2, "needs --checkpoint");
   fails("passkey --checkpoint " + shop.path + "/run --trials 6 --length 190", 2, "a multiple of 16");
   fails(passkey + " --no-retrieval --random-retrieval", 2, "exclude each other");

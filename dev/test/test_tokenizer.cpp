@@ -1,5 +1,5 @@
-// The tokenizer: words against the pattern tried literally, BPE against one merge at a time, GPT-2's own encodings, any bytes there
-// and back, files and their damage, learning. Reads ../shared where it is there.
+// The tokenizer: words against the pattern tried literally, BPE against one merge at a time, GPT-2's own encodings, any
+// bytes there and back, files and their damage, learning. Reads ../shared where it is there.
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -19,11 +19,13 @@ const std::string gpt2_path = "../shared/gpt2/tokenizer.json";
 
 std::string random_bytes(std::mt19937& random, size_t length, const std::string& alphabet = "") {
   std::string text;
-  while (text.size() < length) text += alphabet.empty() ? static_cast<char>(random()) : alphabet[random() % alphabet.size()];
+  while (text.size() < length)
+    text += alphabet.empty() ? static_cast<char>(random()) : alphabet[random() % alphabet.size()];
   return text;
 }
 
-// Text that goes through every branch of the scanner: characters of every class and length, spaces, apostrophes, broken UTF-8.
+// Text that goes through every branch of the scanner: characters of every class and length, spaces, apostrophes, broken
+// UTF-8.
 std::string random_text(std::mt19937& random, size_t characters) {
   // clang-format off
   static const std::vector<std::string> pool = {
@@ -107,7 +109,8 @@ std::vector<int32_t> bpe_by_definition(const std::vector<Tokenizer::Merge>& merg
     int32_t best = INT32_MAX;
     size_t place = 0;
     for (size_t i = 0; i + 1 < ids.size(); i++)
-      if (const auto found = made.find({ids[i], ids[i + 1]}); found != made.end() && found->second < best) best = found->second, place = i;
+      if (const auto found = made.find({ids[i], ids[i + 1]}); found != made.end() && found->second < best)
+        best = found->second, place = i;
     if (best == INT32_MAX) return ids;
     ids[place] = best;
     ids.erase(ids.begin() + static_cast<ptrdiff_t>(place) + 1);
@@ -148,7 +151,8 @@ TEST_CASE("tokenizer: cutting where next_cut says changes no word") {
   size_t cuts = 0;
   for (int trial = 0; trial < 20000; trial++) {
     const std::string text = random_text(random, 30);
-    const char *begin = text.data(), *end = begin + text.size(), *cut = scanner.next_cut(begin, begin + random() % text.size(), end);
+    const char *begin = text.data(), *end = begin + text.size(),
+               *cut = scanner.next_cut(begin, begin + random() % text.size(), end);
     cuts += cut < end;
     std::vector<size_t> words = words_by_scanner(text.substr(0, static_cast<size_t>(cut - begin)));
     for (const size_t word_end : words_by_scanner(std::string_view(text).substr(static_cast<size_t>(cut - begin))))
@@ -180,7 +184,8 @@ TEST_CASE("tokenizer: BPE is one merge at a time, for words of any length") {
 }
 
 TEST_CASE("tokenizer: what is cut out of a long word to be encoded is taken back where the cut shows") {
-  // x...x a bccccccccy z: up to the y the tokens are a, bccccccccy; but z takes the y, the c stay alone, and a takes the b.
+  // x...x a bccccccccy z: up to the y the tokens are a, bccccccccy; but z takes the y, the c stay alone, and a takes
+  // the b.
   std::vector<Tokenizer::Merge> merges{{'y', 'z'}, {'c', 'y'}};
   for (uint32_t id = 257; merges.size() < 9; id++) merges.push_back({'c', id});
   merges.push_back({'b', static_cast<uint32_t>(255 + merges.size())});
@@ -210,7 +215,8 @@ TEST_CASE("tokenizer: a long word takes about the time of short ones") {
   std::mt19937 random(4);
   Progress progress("", 0, "", 1);
   const std::string letters = "abcdefghijklmnop";
-  const std::vector<Tokenizer::Merge> learned = MergeLearner({{random_bytes(random, 40000, letters), 1}}).learn(2000, progress);
+  const std::vector<Tokenizer::Merge> learned =
+      MergeLearner({{random_bytes(random, 40000, letters), 1}}).learn(2000, progress);
   const Tokenizer tokenizer(learned);
   const auto seconds = [&](const std::string& text) {
     double best = 1e9;
@@ -232,10 +238,12 @@ TEST_CASE("tokenizer: a long word takes about the time of short ones") {
 
 TEST_CASE("tokenizer: special ids") {
   const Tokenizer bytes = Tokenizer::load("bytes");
-  CHECK(std::vector<int32_t>{bytes.end_of_text, bytes.landmark, bytes.KEY, bytes.END, bytes.ASK, bytes.ARROW, bytes.COMMA, bytes.vocab_size()} ==
-        std::vector<int32_t>{256, 257, 258, 259, 260, 261, 262, 263});
+  CHECK(std::vector<int32_t>{bytes.end_of_text, bytes.landmark, bytes.KEY, bytes.END, bytes.ASK, bytes.ARROW,
+                             bytes.COMMA,
+                             bytes.vocab_size()} == std::vector<int32_t>{256, 257, 258, 259, 260, 261, 262, 263});
   const Tokenizer learned({{'a', 'b'}, {256, 'c'}});
-  CHECK(std::vector<int32_t>{learned.end_of_text, learned.landmark, learned.COMMA, learned.vocab_size()} == std::vector<int32_t>{258, 259, 264, 265});
+  CHECK(std::vector<int32_t>{learned.end_of_text, learned.landmark, learned.COMMA, learned.vocab_size()} ==
+        std::vector<int32_t>{258, 259, 264, 265});
   CHECK(learned.encode("abcab") == std::vector<int32_t>{257, 256});
   CHECK(learned.bytes_of(257) == "abc");
   CHECK(learned.bytes_of(258) == "");
@@ -281,11 +289,13 @@ TEST_CASE("tokenizer: words that share all but their last letters are not taken 
   std::mt19937 random(10);
   const std::string front = " sharedfront";
   std::vector<Tokenizer::Merge> merges{{' ', 's'}};  // one token: a word of few ids is cached
-  for (size_t i = 2; i < front.size(); i++) merges.push_back({static_cast<uint32_t>(255 + merges.size()), static_cast<uint32_t>(front[i])});
+  for (size_t i = 2; i < front.size(); i++)
+    merges.push_back({static_cast<uint32_t>(255 + merges.size()), static_cast<uint32_t>(front[i])});
   const Tokenizer tokenizer(merges);
   REQUIRE(tokenizer.encode(front).size() == 1);
   std::string text;
-  for (int word = 0; word < 100000; word++) text += front + random_bytes(random, 3, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ");
+  for (int word = 0; word < 100000; word++)
+    text += front + random_bytes(random, 3, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ");
   CHECK(tokenizer.decode(tokenizer.encode(text)) == text);
 }
 
@@ -300,7 +310,8 @@ TEST_CASE("tokenizer: files, and what is said of damaged ones") {
     CHECK(loaded.vocab_size() == tokenizer.vocab_size());
     CHECK(loaded.encode("aabcabcabb cab") == tokenizer.encode("aabcabcabb cab"));
     const std::string content = tokenizer.serialize();
-    for (size_t size = 0; size < content.size(); size += 1 + size / 10) CHECK_THROWS_AS(Tokenizer::parse(content.substr(0, size), "x"), Error);
+    for (size_t size = 0; size < content.size(); size += 1 + size / 10)
+      CHECK_THROWS_AS(Tokenizer::parse(content.substr(0, size), "x"), Error);
     for (size_t at = 0; at < content.size(); at += 1 + at / 20) {
       std::string flipped = content;
       flipped[at] = static_cast<char>(flipped[at] ^ (1 << at % 8));
@@ -313,20 +324,30 @@ TEST_CASE("tokenizer: files, and what is said of damaged ones") {
   std::string newer = Tokenizer({{'a', 'b'}}).serialize();
   newer[8] = 2;
   CHECK(has(error_of([&] { Tokenizer::parse(newer, "'x'"); }), "expected version 1 of the format, found 2"));
-  CHECK(has(error_of([&] { Tokenizer({{'a', 256}}); }), "merge 0: expected two ids that bytes or earlier merges have, found ids 97 and 256"));
-  CHECK(has(error_of([&] { Tokenizer({{'a', 'b'}, {'a', 'b'}}); }), "merge 1: expected a pair that no earlier merge has"));
+  CHECK(has(error_of([&] {
+              Tokenizer({{'a', 256}});
+            }),
+            "merge 0: expected two ids that bytes or earlier merges have, found ids 97 and 256"));
+  CHECK(has(error_of([&] {
+              Tokenizer({{'a', 'b'}, {'a', 'b'}});
+            }),
+            "merge 1: expected a pair that no earlier merge has"));
   std::vector<Tokenizer::Merge> doubling{{'a', 'a'}};
   for (uint32_t id = 256; id < 266; id++) doubling.push_back({id, id});
   CHECK(has(error_of([&] { Tokenizer{doubling}; }), "a token of at most 1024 bytes"));
-  CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}}", "'x'"); }), "'x': model.vocab: expected 50257 entries"));
+  CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}}", "'x'"); }),
+            "'x': model.vocab: expected 50257 entries"));
   // A small vocabulary of GPT-2's form.
   std::string entries;
   int id = 0, moved = 0x100;
   for (const bool prints : {true, false})
     for (int byte = 0; byte < 256; byte++)
-      if (((byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173)) == prints) entries += format("\"\\u%04x\":%d,", prints ? byte : moved++, id++);
+      if (((byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173)) == prints)
+        entries += format("\"\\u%04x\":%d,", prints ? byte : moved++, id++);
   const auto gpt2 = [&](const std::string& more, const std::string& merge_list) {
-    return Tokenizer::parse("{\"model\":{\"vocab\":{" + entries + more + ",\"<|endoftext|>\":258},\"merges\":[" + merge_list + "]}}", "'x'", 2);
+    return Tokenizer::parse(
+        "{\"model\":{\"vocab\":{" + entries + more + ",\"<|endoftext|>\":258},\"merges\":[" + merge_list + "]}}", "'x'",
+        2);
   };
   const std::string tokens = "\"ab\":256,\"\\u0120ab\":257";
   for (const char* merge_list : {R"("a b","\u0120 ab")", R"(["a","b"],["\u0120","ab"])"}) {
@@ -334,9 +355,10 @@ TEST_CASE("tokenizer: files, and what is said of damaged ones") {
     CHECK(gpt2(tokens, merge_list).landmark == 266);
   }
   CHECK(has(error_of([&] { gpt2(tokens, R"("a b")"); }), "'x': model.merges: expected 2 merges"));
-  CHECK(has(error_of([&] { gpt2(tokens, R"("a b","a b")"); }), "model.merges[1]: expected two tokens of the vocabulary that make token 257"));
-  CHECK(
-      has(error_of([&] { gpt2("\"ab\":257,\"abc\":256", R"("a b","ab c")"); }), "model.merges[0]: expected two tokens of the vocabulary that make token 256"));
+  CHECK(has(error_of([&] { gpt2(tokens, R"("a b","a b")"); }),
+            "model.merges[1]: expected two tokens of the vocabulary that make token 257"));
+  CHECK(has(error_of([&] { gpt2("\"ab\":257,\"abc\":256", R"("a b","ab c")"); }),
+            "model.merges[0]: expected two tokens of the vocabulary that make token 256"));
   CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {\"vocab\": [", "'x'"); }), "'x' is not valid JSON at byte"));
   CHECK(has(error_of([&] { Tokenizer::parse("{\"model\": {}}", "'x'"); }), "\"vocab\" is missing"));
 }
@@ -346,7 +368,8 @@ TEST_CASE("tokenizer: GPT-2's encodings") {
   if (!fixture || !std::filesystem::exists(gpt2_path)) return test::skip("no ../shared/fixtures/gpt2_encodings.tsv");
   const Tokenizer gpt2 = Tokenizer::load(gpt2_path), again = Tokenizer::parse(gpt2.serialize(), "x");
   CHECK(again.hash() == gpt2.hash());
-  CHECK(std::vector<int32_t>{again.end_of_text, again.KEY, again.END, again.ASK, again.ARROW, again.COMMA, again.landmark, again.vocab_size()} ==
+  CHECK(std::vector<int32_t>{again.end_of_text, again.KEY, again.END, again.ASK, again.ARROW, again.COMMA,
+                             again.landmark, again.vocab_size()} ==
         std::vector<int32_t>{50256, 50257, 50258, 50259, 50260, 50261, 50264, 50265});
   int rows = 0, marked_rows = 0;
   for (std::string line; std::getline(fixture, line); rows++) {
@@ -356,7 +379,8 @@ TEST_CASE("tokenizer: GPT-2's encodings") {
     std::istringstream numbers(line.substr(tab + 1));
     std::vector<int32_t> want, got;
     for (int32_t id; numbers >> id;) want.push_back(id);
-    // No text encodes to a special id here; where the fixture takes <|endoftext|> for one, it is the mark that parts documents.
+    // No text encodes to a special id here; where the fixture takes <|endoftext|> for one, it is the mark that parts
+    // documents.
     const bool marked = has(text, "<|endoftext|>");
     marked_rows += marked;
     marked ? Encoder(again).append_marked(text, got) : Encoder(again).append(text, got);
@@ -406,7 +430,8 @@ TEST_CASE("tokenizer: learning takes the most frequent pair again and again") {
   std::mt19937 random(8);
   for (int trial = 0; trial < 20; trial++) {
     std::map<std::string, int64_t> counts;
-    for (int i = 0; i < 60; i++) counts[random_bytes(random, 1 + random() % 12, "aabc")] += 1 + static_cast<int64_t>(random() % 5);
+    for (int i = 0; i < 60; i++)
+      counts[random_bytes(random, 1 + random() % 12, "aabc")] += 1 + static_cast<int64_t>(random() % 5);
     const std::vector<std::pair<std::string, int64_t>> words(counts.begin(), counts.end());
     std::vector<std::vector<uint32_t>> ids;
     for (const auto& [word, count] : words) ids.emplace_back(word.begin(), word.end());
@@ -415,7 +440,8 @@ TEST_CASE("tokenizer: learning takes the most frequent pair again and again") {
       std::map<std::pair<uint32_t, uint32_t>, int64_t> pairs;
       for (size_t w = 0; w < words.size(); w++)
         for (size_t i = 0; i + 1 < ids[w].size(); i++) pairs[{ids[w][i], ids[w][i + 1]}] += words[w].second;
-      const auto best = std::max_element(pairs.begin(), pairs.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+      const auto best = std::max_element(pairs.begin(), pairs.end(),
+                                         [](const auto& a, const auto& b) { return a.second < b.second; });
       if (best == pairs.end() || best->second < 2) break;
       want.push_back(best->first);
       for (auto& word : ids)
@@ -427,16 +453,19 @@ TEST_CASE("tokenizer: learning takes the most frequent pair again and again") {
     }
     Progress progress("", 0, "", 1);
     std::vector<std::pair<uint32_t, uint32_t>> got;
-    for (const Tokenizer::Merge& merge : MergeLearner(words).learn(40, progress)) got.push_back({merge.left, merge.right});
+    for (const Tokenizer::Merge& merge : MergeLearner(words).learn(40, progress))
+      got.push_back({merge.left, merge.right});
     REQUIRE(got == want);
   }
 }
 
-TEST_CASE("tokenizer: learning from files gives the same for any number of threads, and says when there is too little text") {
+TEST_CASE(
+    "tokenizer: learning from files gives the same for any number of threads, and says when there is too little text") {
   const TempFolder folder;
   std::mt19937 random(9);
   std::string text;
-  while (text.size() < 3000000) text += random_bytes(random, 1 + random() % 6, "eeetaoinsh") + (random() % 9 ? " " : "\n");
+  while (text.size() < 3000000)
+    text += random_bytes(random, 1 + random() % 6, "eeetaoinsh") + (random() % 9 ? " " : "\n");
   write_file(folder.path + "/a.txt", text);
   ThreadPool one(1), three(3);
   TrainReport report;
@@ -446,7 +475,8 @@ TEST_CASE("tokenizer: learning from files gives the same for any number of threa
   CHECK(train_tokenizer({folder.path + "/a.txt"}, 700, three).hash() == tokenizer.hash());
   CHECK(tokenizer.decode(tokenizer.encode(text)) == text);
   write_file(folder.path + "/b.txt", "banana banana");
-  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, one); }), "--vocab-size: expected at most 260 for this text"));
+  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, one); }),
+            "--vocab-size: expected at most 260 for this text"));
   CHECK(has(error_of([&] { train_tokenizer({folder.path}, 255, one); }), "--vocab-size: expected 256"));
   write_file(folder.path + "/b.txt", "");
   CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, one); }), "no text to learn from"));

@@ -1,4 +1,5 @@
-// The CPU backend against an independent oracle: every fixture that is there, in double, in float, and as the bf16 twin.
+// The CPU backend against an independent oracle: every fixture that is there, in double, in float, and as the bf16
+// twin.
 #include <doctest/doctest.h>
 
 #include "../../gca_cpu.h"
@@ -24,7 +25,8 @@ std::vector<std::string> fixtures() {
 template <class Device>
 void verify_all(const VerifyOptions& options) {
   const std::vector<std::string> paths = fixtures();
-  if (paths.empty()) return test::skip("no fixtures: neither ../shared/fixtures nor build/oracle (needs numpy) is there");
+  if (paths.empty())
+    return test::skip("no fixtures: neither ../shared/fixtures nor build/oracle (needs numpy) is there");
   Device device(2);
   for (const std::string& path : paths) {
     CAPTURE(path);
@@ -34,7 +36,9 @@ void verify_all(const VerifyOptions& options) {
 
 }  // namespace
 
-TEST_CASE("oracle files in double: loss, logits, picks, weights, gradients, norm and ten losses to 1e-10") { verify_all<Cpu<double>>({1e-10, false, true}); }
+TEST_CASE("oracle files in double: loss, logits, picks, weights, gradients, norm and ten losses to 1e-10") {
+  verify_all<Cpu<double>>({1e-10, false, true});
+}
 TEST_CASE("oracle files in float to 1e-4") { verify_all<Cpu<float>>({1e-4, false, true}); }
 TEST_CASE("oracle files as the bf16 twin, picks held, to 0.2") { verify_all<Cpu<float, true>>({0.2, true, true}); }
 

@@ -21,11 +21,14 @@ namespace gca::test {
 class Process {
  public:
   // output: an open file that gets what it prints; closed here. before_exec: called in the child.
-  Process(const std::string& program, const std::string& arguments, int output, const std::function<void()>& before_exec = nullptr) : id(fork()) {
+  Process(const std::string& program, const std::string& arguments, int output,
+          const std::function<void()>& before_exec = nullptr)
+      : id(fork()) {
     if (id != 0) ::close(output);
     REQUIRE(id >= 0);
     if (id > 0) return;
-    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) signal(number, SIG_DFL);  // whoever runs the tests may ignore some
+    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE})
+      signal(number, SIG_DFL);  // whoever runs the tests may ignore some
     dup2(output, STDOUT_FILENO), dup2(output, STDERR_FILENO);
     if (before_exec) before_exec();
     execl("/bin/sh", "sh", "-c", ("exec " + program + " " + arguments).c_str(), static_cast<char*>(nullptr));
@@ -77,7 +80,8 @@ struct Workshop : TempFolder {
       : TempFolder(parent), program(program_) {
     std::string text;  // words in a pattern that a tiny model can learn something of
     for (uint32_t i = 0; i < 6000; i++)
-      text += format("%s %u; ", philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship", philox(3, Stream::task, i).word[1] % 10);
+      text += format("%s %u; ", philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship",
+                     philox(3, Stream::task, i).word[1] % 10);
     write_file(path + "/text.txt", text);
     REQUIRE(run("tokenize --out " + path + "/shards/t --val 0.1 " + path + "/text.txt").exit == 0);
   }
@@ -102,8 +106,9 @@ struct Workshop : TempFolder {
     CHECK(result.out.find(words) != std::string::npos);
   }
   std::string training(const std::string& out, const std::string& chunks = "6") const {
-    return "train --width 16 --heads 2 --ffn 24 --lower 1 --groups 1,1 --chunk 8 --window 12 --topk 2 --chunks " + chunks +
-           " --batch 3 --lr 3e-3 --eval-every 5 --data '" + path + "/shards/t_train_*' --val-data '" + path + "/shards/t_val_*' --out " + path + "/" + out;
+    return "train --width 16 --heads 2 --ffn 24 --lower 1 --groups 1,1 --chunk 8 --window 12 --topk 2 --chunks " +
+           chunks + " --batch 3 --lr 3e-3 --eval-every 5 --data '" + path + "/shards/t_train_*' --val-data '" + path +
+           "/shards/t_val_*' --out " + path + "/" + out;
   }
   std::string weights(const std::string& run, const char* step) const {
     return read_file(path + "/" + run + "/step_" + step + "/model.safetensors", size_t{1} << 24);
@@ -121,6 +126,8 @@ struct Workshop : TempFolder {
   }
 };
 
-inline bool says(const Workshop::Result& result, const std::string& words) { return result.out.find(words) != std::string::npos; }
+inline bool says(const Workshop::Result& result, const std::string& words) {
+  return result.out.find(words) != std::string::npos;
+}
 
 }  // namespace gca::test
