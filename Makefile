@@ -114,7 +114,7 @@ format:
 fuzz: $(patsubst dev/fuzz/%.cpp,build/fuzz/%,$(wildcard dev/fuzz/*.cpp))
 build/fuzz/%: dev/fuzz/%.cpp Makefile
 	@mkdir -p $(@D)
-	clang++ -std=c++20 -fopenmp-simd -Wall -Wextra -Wno-pass-failed -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -pthread -MMD -MP $< -o $@
+	clang++ -std=c++20 -fopenmp-simd -Wall -Wextra -Wno-pass-failed -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I. -pthread -MMD -MP $< -o $@
 
 clean:
 	rm -rf build train_gca

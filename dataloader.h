@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "common.h"
-#include "runtime/files.h"
-#include "runtime/json.h"
+#include "base/files.h"
+#include "base/json.h"
 #include "tokenizer/tokenizer.h"
 
 namespace gca {

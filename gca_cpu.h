@@ -17,10 +17,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu_matmul.h"
-#include "cpu_rows.h"
+#include "cpu/matmul.h"
+#include "cpu/rows.h"
 #include "ops.h"
-#include "runtime/threads.h"
+#include "base/threads.h"
 
 namespace gca {
 

@@ -9,7 +9,7 @@
 
 #include "common.h"
 #include "ops.h"
-#include "runtime/threads.h"
+#include "base/threads.h"
 
 namespace gca {
 

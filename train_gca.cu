@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "dataloader.h"
-#include "runtime/commands.h"
-#include "runtime/products_cache.h"
+#include "commands/commands.h"
+#include "runtime/matmul_cache.h"
 #include "runtime/run.h"
 
 namespace gca {

@@ -1,6 +1,6 @@
 // The optimiser (drt.md): the norm of all gradients, the flag that makes a step change nothing, and AdamW with
 // decoupled decay.
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 namespace {

@@ -1,6 +1,6 @@
 // Integers laid into buckets in their order, the same on every run: what turns pick tables round and sorts tokens.
 #pragma once
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 

@@ -2,8 +2,8 @@
 // gradient; and the pick table turned round. A block scores 64 queries against 64 landmarks at a time; a warp keeps a
 // query's K best, one a lane. A score is summed in one order and candidates are ranked by a total order, so picks
 // depend neither on how the work is shared out nor on how many chunks are asked for at once.
-#include "buckets.cuh"
-#include "tiles.cuh"
+#include "kernels/buckets.cuh"
+#include "kernels/tiles.cuh"
 
 namespace gca {
 namespace {

@@ -1,5 +1,5 @@
 // Cross entropy of a row of logits and, in place, its gradient; and the sums of a step's losses.
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 namespace {

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <vector>
 
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 namespace {

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <source_location>
 
-#include "../gca_kernels.cuh"
+#include "gca_kernels.cuh"
 
 namespace gca {
 

@@ -1,7 +1,7 @@
 // Embedding: rows of E by token, and the gradient as sums over each token's rows. The rows are sorted by token,
 // integers only, and cut into stretches of one length, so that a token that is everywhere costs no more than others and
 // the order of every sum is fixed.
-#include "buckets.cuh"
+#include "kernels/buckets.cuh"
 
 namespace gca {
 namespace {

@@ -1,8 +1,8 @@
 // Grouped cross attention: what the plain kernels (grouped_cross_attention.cu) and those on tensor cores
 // (gca_tensor_cores.cu) share.
 #pragma once
-#include "mma.cuh"
-#include "tiles.cuh"
+#include "kernels/mma.cuh"
+#include "kernels/tiles.cuh"
 
 namespace gca {
 

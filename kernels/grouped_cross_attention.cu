@@ -2,7 +2,7 @@
 // once. A block answers 64 slots of one chunk for one head and walks over that chunk's picks (or, for the memory, owns
 // 64 keys of one chunk and walks over all that fetched it). Keys and values are read where they lie, through the pick
 // table. These kernels are the plain ones, for every type and shape; gca_tensor_cores.cu has the fast ones.
-#include "gca.cuh"
+#include "kernels/gca.cuh"
 
 namespace gca {
 namespace {

@@ -6,7 +6,7 @@
 #include <map>
 #include <sstream>
 
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 namespace {

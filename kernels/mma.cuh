@@ -14,7 +14,7 @@
 #pragma once
 #include <cstdlib>
 
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 

@@ -1,5 +1,5 @@
 // RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps). A warp takes a row.
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 namespace {

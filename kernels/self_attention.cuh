@@ -10,7 +10,7 @@
 //   the 64 keys from j0 on
 // qkv is (B,T,3D): q | k | v; out and dout (B,T,D), lse (B,H,T).
 #pragma once
-#include "tiles.cuh"
+#include "kernels/tiles.cuh"
 
 namespace gca {
 

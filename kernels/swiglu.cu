@@ -1,5 +1,5 @@
 // SwiGLU: h = silu(gate) * up, silu(z) = z / (1 + e^-z), and its gradient.
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 namespace {

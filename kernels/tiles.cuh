@@ -6,7 +6,7 @@
 // so that every read of shared memory is 16 bytes wide and free of bank conflicts, and a row of the first two lies in
 // half a warp.
 #pragma once
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace gca {
 

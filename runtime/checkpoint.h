@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "files.h"
-#include "json.h"
+#include "base/files.h"
+#include "base/json.h"
 
 namespace gca {
 

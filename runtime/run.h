@@ -5,12 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "../model.h"
-#include "../tokenizer/tokenizer.h"
-#include "checkpoint.h"
-#include "flags.h"
-#include "safetensors.h"
-#include "tasks.h"
+#include "model.h"
+#include "tokenizer/tokenizer.h"
+#include "runtime/checkpoint.h"
+#include "base/flags.h"
+#include "base/safetensors.h"
+#include "runtime/needles.h"
 
 namespace gca {
 

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "../runtime/json.h"
-#include "unicode_classes.h"
+#include "base/json.h"
+#include "tokenizer/unicode_classes.h"
 
 namespace gca {
 

@@ -11,10 +11,10 @@
 #include <utility>
 #include <vector>
 
-#include "../dataloader.h"
-#include "../runtime/files.h"
-#include "../runtime/threads.h"
-#include "tokenizer.h"
+#include "dataloader.h"
+#include "base/files.h"
+#include "base/threads.h"
+#include "tokenizer/tokenizer.h"
 
 namespace gca {
 

@@ -15,10 +15,10 @@
 #include <string_view>
 #include <vector>
 
-#include "../common.h"
-#include "../runtime/files.h"
-#include "../runtime/json.h"
-#include "pretokens.h"
+#include "common.h"
+#include "base/files.h"
+#include "base/json.h"
+#include "tokenizer/pretokens.h"
 
 namespace gca {
 

@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "../runtime/threads.h"
-#include "text_files.h"
-#include "tokenizer.h"
+#include "base/threads.h"
+#include "tokenizer/text_files.h"
+#include "tokenizer/tokenizer.h"
 
 namespace gca {
 

@@ -1,6 +1,6 @@
 // libFuzzer: any bytes, with one of 64 vocabularies, come back from encode and decode as they were, in pieces and from
 // the cache too. clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined dev/fuzz/encode.cpp
-#include "../../tokenizer/tokenizer.h"
+#include "tokenizer/tokenizer.h"
 
 using namespace gca;
 

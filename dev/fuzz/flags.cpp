@@ -1,6 +1,6 @@
 // libFuzzer: any words (a newline ends one) as the command line of train are refused with a UsageError, or give
 // settings that say themselves again.
-#include "../../runtime/run.h"
+#include "runtime/run.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gca;

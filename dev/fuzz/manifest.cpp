@@ -2,7 +2,7 @@
 // written as it was read.
 #include <set>
 
-#include "../../runtime/checkpoint.h"
+#include "runtime/checkpoint.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gca;

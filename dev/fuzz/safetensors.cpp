@@ -1,7 +1,7 @@
 // libFuzzer: any bytes as a safetensors file are refused with an Error, or every tensor of it can be read.
 #include <sys/mman.h>
 
-#include "../../runtime/safetensors.h"
+#include "base/safetensors.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gca;

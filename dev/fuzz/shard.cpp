@@ -2,7 +2,7 @@
 // clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined dev/fuzz/shard.cpp
 #include <sys/mman.h>
 
-#include "../../dataloader.h"
+#include "dataloader.h"
 
 // Most of a header is zeros: an input that begins with 'z' leaves out those after its first 20 bytes.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -1,8 +1,8 @@
 // libFuzzer: any bytes as the state of a checkpoint are refused with an Error, or give settings that say themselves
 // again, a model that can be planned, and data that are compared.
-#include "../../dataloader.h"
-#include "../../gca_cpu.h"
-#include "../../runtime/run.h"
+#include "dataloader.h"
+#include "gca_cpu.h"
+#include "runtime/run.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gca;

@@ -1,7 +1,7 @@
 // libFuzzer: any bytes as a tokenizer's file, of ours or a small one of GPT-2's form, are refused with an Error, or are
 // one that writes itself as it was read. clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined
 // dev/fuzz/vocabulary.cpp
-#include "../../tokenizer/tokenizer.h"
+#include "tokenizer/tokenizer.h"
 
 // The entries of the 256 bytes, as tokenizer.json writes them.
 static std::string gpt2_bytes() {

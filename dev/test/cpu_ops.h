@@ -1,7 +1,7 @@
 // What the tests of the CPU's ops share: inputs, directions of finite differences, pick tables.
 #pragma once
-#include "../../gca_cpu.h"
-#include "test.h"
+#include "gca_cpu.h"
+#include "dev/test/test.h"
 
 namespace gca::test {
 

@@ -6,9 +6,9 @@
 #include <map>
 #include <memory>
 
-#include "../../gca_cpu.h"
-#include "../../gca_kernels.cuh"
-#include "test.h"
+#include "gca_cpu.h"
+#include "gca_kernels.cuh"
+#include "dev/test/test.h"
 
 namespace gca::test {
 

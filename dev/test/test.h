@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../../common.h"
+#include "common.h"
 
 namespace gca::test {
 

@@ -7,8 +7,8 @@
 
 #include <atomic>
 
-#include "../../runtime/checkpoint.h"
-#include "test.h"
+#include "runtime/checkpoint.h"
+#include "dev/test/test.h"
 
 namespace {
 

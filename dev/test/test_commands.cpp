@@ -1,8 +1,8 @@
 // The program from outside: build/cpu/train_gca as a user runs it.
 #include <signal.h>
 
-#include "../../dataloader.h"
-#include "workshop.h"
+#include "dataloader.h"
+#include "dev/test/workshop.h"
 
 using namespace gca;
 using test::says;

@@ -4,7 +4,7 @@
 #include <complex>
 #include <functional>
 
-#include "cpu_ops.h"
+#include "dev/test/cpu_ops.h"
 
 using namespace gca;
 using namespace gca::test;

@@ -1,4 +1,4 @@
-// cpu_matmul.h: every element bit for bit against the order of summation that it documents, in every instruction set
+// cpu/matmul.h: every element bit for bit against the order of summation that it documents, in every instruction set
 // that this processor has, for odd sizes and all layouts; hence also the same bits for any number of threads, any M and
 // any N.
 #include <doctest/doctest.h>
@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "../../cpu_matmul.h"
+#include "cpu/matmul.h"
 
 namespace {
 
@@ -41,7 +41,7 @@ struct Matrix {
   View<real> view;
 };
 
-// One element as cpu_matmul.h says: blocks of `depth` terms, each summed from zero, added in turn.
+// One element as cpu/matmul.h says: blocks of `depth` terms, each summed from zero, added in turn.
 template <class real>
 real expected(Matrix<real>& A, Matrix<real>& B, int64_t i, int64_t j, int64_t K, real start, bool fused) {
   for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += matmul_detail::depth) {

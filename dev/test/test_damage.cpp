@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <map>
 
-#include "../../dataloader.h"
-#include "../../gca_cpu.h"
-#include "../../runtime/run.h"
-#include "../../runtime/verify.h"
-#include "workshop.h"
+#include "dataloader.h"
+#include "gca_cpu.h"
+#include "runtime/run.h"
+#include "commands/verify.h"
+#include "dev/test/workshop.h"
 
 using namespace gca;
 using namespace gca::test;

@@ -6,9 +6,9 @@
 #include <random>
 #include <set>
 
-#include "../../dataloader.h"
-#include "../../tokenizer/text_files.h"
-#include "test.h"
+#include "dataloader.h"
+#include "tokenizer/text_files.h"
+#include "dev/test/test.h"
 
 using namespace gca;
 using namespace gca::test;

@@ -1,8 +1,8 @@
 // Weights to and from other programs: Python's safetensors where it is installed, names of the released model, F32,
 // BF16, F16.
-#include "../../model.h"
-#include "../../runtime/safetensors.h"
-#include "workshop.h"
+#include "model.h"
+#include "base/safetensors.h"
+#include "dev/test/workshop.h"
 
 using namespace gca;
 using namespace gca::test;

@@ -9,8 +9,8 @@
 
 #include <map>
 
-#include "../../runtime/checkpoint.h"
-#include "workshop.h"
+#include "runtime/checkpoint.h"
+#include "dev/test/workshop.h"
 
 using namespace gca;
 using namespace gca::test;

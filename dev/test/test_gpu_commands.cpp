@@ -1,8 +1,8 @@
 // The program on a GPU, as a user runs it: ./train_gca.
 #include <cmath>
 
-#include "../../gca_kernels.cuh"
-#include "workshop.h"
+#include "gca_kernels.cuh"
+#include "dev/test/workshop.h"
 
 using namespace gca;
 using test::says;

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "../../runtime/flags.h"
-#include "gpu_bench.h"
+#include "base/flags.h"
+#include "dev/test/gpu_bench.h"
 
 namespace gca::test {
 namespace {

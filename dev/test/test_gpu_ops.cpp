@@ -5,8 +5,8 @@
 // whose errors have one source, is compared over several draws of the inputs together. Everything runs twice and must
 // give the same bits; results start as NaN, so that nothing is left unwritten. In bf16 attention runs on tensor cores
 // and plainly, each measured so.
-#include "../../model.h"
-#include "gpu_bench.h"
+#include "model.h"
+#include "dev/test/gpu_bench.h"
 
 using namespace gca;
 using namespace gca::test;

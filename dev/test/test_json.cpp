@@ -3,8 +3,8 @@
 
 #include <random>
 
-#include "../../runtime/json.h"
-#include "test.h"
+#include "base/json.h"
+#include "dev/test/test.h"
 
 using namespace gca;
 using namespace gca::test;

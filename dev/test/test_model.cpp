@@ -4,7 +4,7 @@
 #include <functional>
 #include <map>
 
-#include "small_model.h"
+#include "dev/test/small_model.h"
 
 using namespace gca;
 using namespace gca::test;

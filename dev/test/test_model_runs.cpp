@@ -2,7 +2,7 @@
 // the bf16 twin, the initial weights.
 #include <algorithm>
 
-#include "small_model.h"
+#include "dev/test/small_model.h"
 
 using namespace gca;
 using namespace gca::test;

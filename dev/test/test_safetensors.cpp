@@ -5,8 +5,8 @@
 
 #include <cmath>
 
-#include "../../runtime/safetensors.h"
-#include "test.h"
+#include "base/safetensors.h"
+#include "dev/test/test.h"
 
 using namespace gca;
 using namespace gca::test;

@@ -2,8 +2,8 @@
 #include <map>
 #include <set>
 
-#include "../../runtime/tasks.h"
-#include "workshop.h"
+#include "runtime/needles.h"
+#include "dev/test/workshop.h"
 
 using namespace gca;
 using test::error_of;

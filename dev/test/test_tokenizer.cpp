@@ -7,8 +7,8 @@
 #include <random>
 #include <sstream>
 
-#include "../../tokenizer/train.h"
-#include "test.h"
+#include "tokenizer/train.h"
+#include "dev/test/test.h"
 
 using namespace gca;
 using namespace gca::test;

@@ -2,9 +2,9 @@
 // twin.
 #include <doctest/doctest.h>
 
-#include "../../gca_cpu.h"
-#include "../../runtime/verify.h"
-#include "workshop.h"
+#include "gca_cpu.h"
+#include "commands/verify.h"
+#include "dev/test/workshop.h"
 
 using namespace gca;
 

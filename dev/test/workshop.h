@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "../../runtime/files.h"
-#include "test.h"
+#include "base/files.h"
+#include "dev/test/test.h"
 
 namespace gca::test {
 

@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
 
 namespace gca {
 

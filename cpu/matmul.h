@@ -13,8 +13,8 @@
 #endif
 
 #include "common.h"
-#include "runtime/simd.h"
-#include "runtime/threads.h"
+#include "cpu/simd.h"
+#include "base/threads.h"
 
 namespace gca {
 

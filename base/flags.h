@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "../common.h"
-#include "json.h"
+#include "common.h"
+#include "base/json.h"
 
 namespace gca {
 

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
 
 namespace gca {
 

@@ -9,15 +9,15 @@
 #include <string>
 #include <vector>
 
-#include "../dataloader.h"
-#include "../gca_cpu.h"
+#include "dataloader.h"
+#include "gca_cpu.h"
 #ifdef GCA_CUDA
-#include "../gca_kernels.cuh"
+#include "gca_kernels.cuh"
 #endif
-#include "../tokenizer/train.h"
-#include "run.h"
-#include "stream.h"
-#include "verify.h"
+#include "tokenizer/train.h"
+#include "runtime/run.h"
+#include "runtime/stream.h"
+#include "commands/verify.h"
 
 namespace gca {
 

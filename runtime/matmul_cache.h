@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "files.h"
+#include "base/files.h"
 
 namespace gca {
 

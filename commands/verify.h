@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "../model.h"
-#include "safetensors.h"
+#include "model.h"
+#include "base/safetensors.h"
 
 namespace gca {
 

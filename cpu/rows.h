@@ -1,4 +1,4 @@
-// The CPU's loops over a row, which simd() (runtime/simd.h) compiles for each instruction set: sums, e^x, softmax and
+// The CPU's loops over a row, which simd() (cpu/simd.h) compiles for each instruction set: sums, e^x, softmax and
 // the like.
 #pragma once
 #include <cmath>
@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "common.h"
-#include "runtime/simd.h"
+#include "cpu/simd.h"
 
 namespace gca {
 

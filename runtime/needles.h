@@ -18,9 +18,9 @@
 #include <string>
 #include <vector>
 
-#include "../dataloader.h"
-#include "../tokenizer/text_files.h"
-#include "flags.h"
+#include "dataloader.h"
+#include "tokenizer/text_files.h"
+#include "base/flags.h"
 
 namespace gca {
 

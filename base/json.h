@@ -13,7 +13,7 @@
 #include <variant>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
 
 namespace gca {
 

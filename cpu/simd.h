@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../common.h"
+#include "common.h"
 
 #define GCA_INLINE \
   __attribute__((always_inline))  // a body that must be compiled anew inside each of simd()'s three versions
