@@ -30,7 +30,7 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* patt
   va_list args, again;
   va_start(args, pattern);
   va_copy(again, args);
-  std::string text(static_cast<size_t>(vsnprintf(nullptr, 0, pattern, args)), '\0');
+  std::string text(vsnprintf(nullptr, 0, pattern, args), '\0');
   vsnprintf(text.data(), text.size() + 1, pattern, again);
   va_end(again);
   va_end(args);

@@ -37,7 +37,7 @@ class ShardWriter {
       : prefix_(std::move(prefix)),
         hash_(tokenizer.hash()),
         wide_(tokenizer.vocab_size() > 65536),
-        shard_tokens_(static_cast<size_t>(shard_tokens)) {
+        shard_tokens_(shard_tokens) {
     if (shard_tokens < 1 || shard_tokens > ShardHeader::max_tokens)
       throw Error(format("the size of a shard: expected 1 to %lld tokens, found %lld",
                          static_cast<long long>(ShardHeader::max_tokens), static_cast<long long>(shard_tokens)));
@@ -171,7 +171,7 @@ class TokenStream {
       uint32_t largest = 0;
       for (int64_t i = 0; i < here; i++) {
         uint32_t id = 0;
-        memcpy(&id, raw + i * shard->width, static_cast<size_t>(shard->width));
+        memcpy(&id, raw + i * shard->width, shard->width);
         out[i] = static_cast<int32_t>(id);
         largest = std::max(largest, id);
       }
@@ -256,7 +256,7 @@ class TokenStream {
 // Place of `index` in a random order of [0, count), from (seed, epoch) alone: a Feistel network on the next even power
 // of two, walked until it falls inside.
 inline int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t epoch) {
-  const int half = (std::bit_width(static_cast<uint64_t>(count - 1)) + 1) / 2;
+  const int half = static_cast<int>((std::bit_width(static_cast<uint64_t>(count - 1)) + 1) / 2);
   const uint64_t mask = (uint64_t{1} << half) - 1;
   uint64_t place = static_cast<uint64_t>(index);
   do {
@@ -342,7 +342,7 @@ class Rows {
   // One pass over the stream. A document goes from its end-of-text token to the next one, which it still predicts.
   void find_documents() {
     const int64_t step = chunks_ * (slots_ - 1), block = std::clamp<int64_t>(stream_.tokens(), 1, 1 << 20);
-    std::vector<int32_t> ids(static_cast<size_t>(block));
+    std::vector<int32_t> ids(block);
     const auto close = [&](int64_t end) {  // one past the last token that is a target
       if (!starts_.empty()) count_ += ceil_div(end - starts_.back() - 1, step);
     };
@@ -350,7 +350,7 @@ class Rows {
       const int64_t here = std::min(block, stream_.tokens() - at);
       stream_.read(at, here, ids.data());
       for (int64_t i = 0; i < here; i++)
-        if (at + i == 0 || ids[static_cast<size_t>(i)] == end_of_text_) {
+        if (at + i == 0 || ids[i] == end_of_text_) {
           close(at + i + 1);
           starts_.push_back(at + i);
           first_windows_.push_back(count_);

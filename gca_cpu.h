@@ -38,7 +38,7 @@ class Cpu {
   static constexpr int64_t vocab_multiple = 1;      // V is rounded up to it in memory
   static constexpr int64_t logits_bytes = 8 << 20;  // of a piece of logits: stays in the cache
 
-  explicit Cpu(int threads = 0) : pool_(threads), scratch_(static_cast<size_t>(pool_.size())) {}
+  explicit Cpu(int threads = 0) : pool_(threads), scratch_(pool_.size()) {}
   ThreadPool& pool() { return pool_; }
 
   // ---- memory -----------------------------------------------------------------------------------------------------
@@ -60,13 +60,11 @@ class Cpu {
     }
     return kibibytes * 1024;
   }
-  void zero(void* memory, int64_t n_bytes) { memset(memory, 0, static_cast<size_t>(n_bytes)); }
-  void upload(void* device, const void* host, int64_t n_bytes) { memcpy(device, host, static_cast<size_t>(n_bytes)); }
-  void download(void* host, const void* device, int64_t n_bytes) { memcpy(host, device, static_cast<size_t>(n_bytes)); }
+  void zero(void* memory, int64_t n_bytes) { memset(memory, 0, n_bytes); }
+  void upload(void* device, const void* host, int64_t n_bytes) { memcpy(device, host, n_bytes); }
+  void download(void* host, const void* device, int64_t n_bytes) { memcpy(host, device, n_bytes); }
 
-  void copy(void* to, const void* from, int64_t n_bytes) {
-    memcpy(to, from, static_cast<size_t>(n_bytes));
-  }  // inside the device
+  void copy(void* to, const void* from, int64_t n_bytes) { memcpy(to, from, n_bytes); }  // inside the device
   // The step's figures for the host, without a wait until they are read: a GPU runs ahead meanwhile.
   struct Snapshot {
     StepState value;
@@ -610,9 +608,9 @@ class Cpu {
   // The norm of all n gradients, the factor that clips it, and whether the step may change anything.
   void end_gradient(StepState* state, const grad* gradient, int64_t n, double clip) {
     const int64_t block = 1 << 16, blocks = ceil_div(n, block);
-    std::vector<double> sums(static_cast<size_t>(blocks));
+    std::vector<double> sums(blocks);
     pool_.run(blocks, [&](int64_t i, int) {
-      double* sum = &sums[static_cast<size_t>(i)];
+      double* sum = &sums[i];
       simd([=]() GCA_INLINE { *sum = Row::sum_of_squares(gradient + i * block, std::min(block, n - i * block)); });
     });
     double total = 0;
@@ -698,8 +696,8 @@ class Cpu {
     for (int p = 0; p < s.S; p++)
       for (int t = 0; t < s.d / 2; t++) {
         const double angle = p * std::pow(10000.0, -2.0 * t / s.d);
-        rotation_[static_cast<size_t>(p * s.d + t)] = static_cast<real>(std::cos(angle));
-        rotation_[static_cast<size_t>(p * s.d + s.d / 2 + t)] = static_cast<real>(std::sin(angle));
+        rotation_[p * s.d + t] = static_cast<real>(std::cos(angle));
+        rotation_[p * s.d + s.d / 2 + t] = static_cast<real>(std::sin(angle));
       }
     rotation_S_ = s.S, rotation_d_ = s.d;
   }
@@ -734,11 +732,11 @@ class Cpu {
     else (void)x, (void)stride, (void)rows, (void)columns;
   }
   static void grow(std::vector<real>& buffer, int64_t n) {
-    if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
+    if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(n);
   }
   // A thread's own tile memory: grows to the largest tile in the first step, and stays.
   real* scratch(int worker, int64_t n) {
-    std::vector<real>& mine = scratch_[static_cast<size_t>(worker)];
+    std::vector<real>& mine = scratch_[worker];
     grow(mine, n);
     return mine.data();
   }

@@ -451,7 +451,7 @@ struct DRT {
         retrieve(group, x, done, first_slot);
         for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, ring++, &group);
         if (in.stream) {  // what the last whole chunk picked serves the slots that follow
-          const size_t g = static_cast<size_t>(&group - groups.data());
+          const size_t g = &group - groups.data();
           device.copy(in.stream->pick[g], group.pick + done * c.topk, c.topk * static_cast<int64_t>(sizeof(int32_t)));
           device.copy(in.stream->w[g], group.w + done * c.topk, c.topk * static_cast<int64_t>(sizeof(stat)));
         }
@@ -564,7 +564,7 @@ struct DRT {
     std::vector<master> values;
     for (size_t i = 0; i < table.tensors.size(); i++) {
       const Tensor& t = table.tensors[i];
-      values.assign(static_cast<size_t>(t.size()), master(1));
+      values.assign(t.size(), master(1));
       if (t.columns)
         pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
           for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096);
@@ -573,9 +573,8 @@ struct DRT {
                                        static_cast<uint32_t>(i));
             const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))),
                          angle = 6.283185307179586 * uniform_open(bits.word[1]);
-            values[static_cast<size_t>(j)] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
-            if (j + 1 < t.size())
-              values[static_cast<size_t>(j + 1)] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
+            values[j] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
+            if (j + 1 < t.size()) values[j + 1] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
           }
         });
       device.upload(masters + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
@@ -596,7 +595,7 @@ struct DRT {
   void plan(StreamState& stream, int64_t chunks) {
     const int64_t D = config.width;
     stream.capacity = chunks;
-    stream.rings.assign(static_cast<size_t>(config.lower + config.upper()), nullptr);
+    stream.rings.assign(config.lower + config.upper(), nullptr);
     for (act*& ring : stream.rings) stream.arena.want(ring, "window", config.window * 2 * D);
     stream.pick.assign(config.groups.size(), nullptr), stream.w.assign(config.groups.size(), nullptr);
     for (size_t g = 0; g < config.groups.size(); g++)
@@ -772,7 +771,7 @@ struct DRT {
   // The picks of the chunks that these slots complete, from x at their landmarks as it enters the group.
   void retrieve(Group& group, const act* x, int64_t done, int64_t first_slot) {
     const int64_t D = config.width, S = config.chunk;
-    const size_t g = static_cast<size_t>(&group - groups.data());
+    const size_t g = &group - groups.data();
     if (input_.stream) {
       device.copy(group.pick, input_.stream->pick[g], config.topk * static_cast<int64_t>(sizeof(int32_t)));
       device.copy(group.w, input_.stream->w[g], config.topk * static_cast<int64_t>(sizeof(stat)));

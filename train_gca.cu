@@ -224,7 +224,7 @@ class Trainer {
 
   void one_step() {
     const int64_t T = row_slots(), rows = batch_rows(), micro = micro_rows();
-    tokens_.resize(static_cast<size_t>(rows * T));
+    tokens_.resize(rows * T);
     targets_.resize(tokens_.size());
     answer_slots_.clear();
     for (int64_t row = 0; row < rows; row++) fill_row(step_ * s_.batch + row, row * T);
@@ -234,14 +234,14 @@ class Trainer {
     if (task_) {
       weights_.assign(tokens_.size(), 1);
       for (const int64_t slot : answer_slots_)
-        weights_[static_cast<size_t>(slot)] = static_cast<float>(1 + s_.answer_weight * static_cast<double>(N) /
-                                                                         static_cast<double>(answer_slots_.size()));
+        weights_[slot] = static_cast<float>(1 + s_.answer_weight * static_cast<double>(N) /
+                                                    static_cast<double>(answer_slots_.size()));
       losses_.resize(tokens_.size());
     }
     model_.begin_step();
     for (int64_t row = 0; row < rows; row += micro) {
       const int64_t B = std::min(micro, rows - row);
-      const size_t first = static_cast<size_t>(row * T);
+      const size_t first = row * T;
       model_.upload(&tokens_[first], &targets_[first], task_ ? &weights_[first] : nullptr, B * T);
       typename DRT<Device>::Input in{B, T, {}};
       in.selection.noise = s_.noise;
@@ -265,7 +265,7 @@ class Trainer {
 
   // Row r of the training to place `at` of the step's rows.
   void fill_row(int64_t r, int64_t at) {
-    const size_t to = static_cast<size_t>(at);
+    const size_t to = at;
     if (!task_) return rows_->fill_row(r, &tokens_[to], &targets_[to]);
     const TaskRow row =
         task_->training_row(static_cast<uint64_t>(s_.seed), r, s_.stage_chunks(stage_), s_.of_stage(s_.needles, stage_),
@@ -283,7 +283,7 @@ class Trainer {
     int64_t right = 0;
     double sum = 0;
     for (const int64_t slot : answer_slots_) {
-      const double loss = static_cast<double>(losses_[static_cast<size_t>(slot)]);
+      const double loss = static_cast<double>(losses_[slot]);
       right += loss < std::log(2.0), sum += loss;
     }
     const double count = static_cast<double>(std::max<size_t>(1, answer_slots_.size()));

@@ -89,7 +89,7 @@ class File {
         throw Error(format(
             "'%s' ends at byte %lld: expected %zu bytes more; it has been cut off: make it anew or fetch it again",
             path_.c_str(), static_cast<long long>(at), bytes - done));
-      done += static_cast<size_t>(n);
+      done += n;
     }
   }
 
@@ -99,7 +99,7 @@ class File {
       const ssize_t n =
           uninterrupted([&] { return ::write(fd_, static_cast<const char*>(data) + done, bytes - done); });
       if (n < 0) throw system_error("cannot write '" + path_ + "'", errno);
-      done += static_cast<size_t>(n);
+      done += n;
     }
   }
 
@@ -131,7 +131,7 @@ class File {
 // The whole content of a file that has at most max_bytes.
 inline std::string read_file(const std::string& path, size_t max_bytes) {
   const File file = File::open(path);
-  const size_t bytes = static_cast<size_t>(file.size_bytes());
+  const size_t bytes = file.size_bytes();
   if (bytes > max_bytes)
     throw Error(
         format("'%s': expected at most %zu bytes, found %zu: is this the right file?", path.c_str(), max_bytes, bytes));
@@ -215,7 +215,7 @@ inline void append_line(const std::string& path, const std::string& line) {
   for (size_t done = 0; done < text.size() && !code;) {
     const ssize_t n = uninterrupted([&] { return ::write(fd, text.data() + done, text.size() - done); });
     if (n < 0) code = errno;
-    else done += static_cast<size_t>(n);
+    else done += n;
   }
   if (code && ::ftruncate(fd, size) < 0) code = errno;
   ::close(fd);
@@ -255,7 +255,7 @@ inline uint32_t crc32c(const File& file) {
   std::vector<char> piece(size_t{1} << 20);
   uint32_t crc = 0;
   for (int64_t at = 0, size = file.size_bytes(); at < size;) {
-    const size_t bytes = static_cast<size_t>(std::min(size - at, static_cast<int64_t>(piece.size())));
+    const size_t bytes = std::min(size - at, static_cast<int64_t>(piece.size()));
     file.read(piece.data(), bytes, at);
     crc = crc32c(piece.data(), bytes, crc);
     at += static_cast<int64_t>(bytes);

@@ -142,7 +142,7 @@ class Json {
   void write(std::string& out, int depth) const {
     const int inner = depth < 0 ? -1 : depth + 1;
     const auto new_line = [&](int level) {
-      if (level >= 0) out.append(1, '\n').append(static_cast<size_t>(2 * level), ' ');
+      if (level >= 0) out.append(1, '\n').append(2 * level, ' ');
     };
     if (const bool* flag = std::get_if<bool>(&value_)) {
       out += *flag ? "true" : "false";

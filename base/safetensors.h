@@ -148,7 +148,7 @@ class SafetensorsFile {
   template <class T>
   std::vector<T> values(const std::string& name) const {
     const SafetensorsTensor& tensor = at(name);
-    std::vector<T> out(static_cast<size_t>(tensor.count));
+    std::vector<T> out(tensor.count);
     read(tensor, 0, tensor.count, out.data());
     return out;
   }
@@ -228,9 +228,9 @@ class SafetensorsFile {
   // out = f of count numbers of type Stored, from byte `start` of the file, a piece at a time.
   template <class Stored, class T, class Function>
   void convert(int64_t start, int64_t count, T* out, Function f) const {
-    std::vector<Stored> piece(static_cast<size_t>(std::min<int64_t>(count, 1 << 18)));
+    std::vector<Stored> piece(std::min<int64_t>(count, 1 << 18));
     for (int64_t done = 0; done < count;) {
-      const size_t n = static_cast<size_t>(std::min(count - done, static_cast<int64_t>(piece.size())));
+      const size_t n = std::min(count - done, static_cast<int64_t>(piece.size()));
       file_.read(piece.data(), n * sizeof(Stored), start + done * static_cast<int64_t>(sizeof(Stored)));
       for (size_t i = 0; i < n; i++) out[done + static_cast<int64_t>(i)] = f(piece[i]);
       done += static_cast<int64_t>(n);
@@ -280,7 +280,7 @@ inline void write_safetensors(const std::string& path, const std::map<std::strin
     field["data_offsets"] = std::vector<int64_t>{begin, end};
   }
   std::string text = header.dump();
-  text.resize(static_cast<size_t>(round_up(static_cast<int64_t>(text.size()), 8)), ' ');
+  text.resize(round_up(static_cast<int64_t>(text.size()), 8), ' ');
 
   AtomicFile file(path);
   const uint64_t header_bytes = text.size();
@@ -293,7 +293,7 @@ inline void write_safetensors(const std::string& path, const std::map<std::strin
     for (int64_t first = 0; first < total;) {
       const int64_t count = std::min(total - first, piece_bytes / size);
       entry.fill(piece.data(), first, count);
-      file.write(piece.data(), static_cast<size_t>(count * size));
+      file.write(piece.data(), count * size);
       first += count;
     }
   }

@@ -83,14 +83,13 @@ template <class Device, class Stop>
 Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T,
                     const Selection& selection, Stop stop, const Tokenizer* tokenizer = nullptr) {
   const int64_t count = std::min(rows.count(), max_rows);
-  std::vector<int32_t> tokens(static_cast<size_t>(B * T)), targets(tokens.size());
+  std::vector<int32_t> tokens(B * T), targets(tokens.size());
   std::vector<typename DRT<Device>::stat> losses(tokens.size());
   Evaluation result;
   for (int64_t first = 0; first < count && !stop(); first += B) {
     const int64_t here = std::min(B, count - first);
     for (int64_t r = 0; r < here; r++)
-      rows.fill_window((first + r) * rows.count() / count, &tokens[static_cast<size_t>(r * T)],
-                       &targets[static_cast<size_t>(r * T)]);
+      rows.fill_window((first + r) * rows.count() / count, &tokens[r * T], &targets[r * T]);
     model.upload(tokens.data(), targets.data(), nullptr, here * T);
     typename DRT<Device>::Input in{here, T, selection};
     in.selection.first_row = first;
@@ -98,7 +97,7 @@ Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int6
     model.head(0, false);
     model.device.download(losses.data(), model.loss, here * T * static_cast<int64_t>(sizeof(losses[0])));
     for (int64_t i = 0; i < here * T; i++) {
-      const size_t at = static_cast<size_t>(i);
+      const size_t at = i;
       if (targets[at] < 0) continue;
       const int64_t place = i % T * Evaluation::places / T;
       const double loss = static_cast<double>(losses[at]);
@@ -195,15 +194,14 @@ inline int eval_command(const std::vector<std::string>& arguments) {
 template <class Device>
 std::vector<int32_t> likeliest(DRT<Device>& model, int64_t first_row, int64_t count, int32_t landmark) {
   const int64_t V = model.table.padded_vocab;
-  std::vector<typename DRT<Device>::act> logits(static_cast<size_t>(count * V));
+  std::vector<typename DRT<Device>::act> logits(count * V);
   model.piece_of_logits(first_row, count);
   model.device.download(logits.data(), model.logits, count * V * static_cast<int64_t>(sizeof(logits[0])));
   std::vector<int32_t> best;
   for (int64_t i = 0; i < count; i++) {
     std::vector<float> row;
-    for (int64_t j = 0; j < model.config.vocab; j++)
-      row.push_back(static_cast<float>(logits[static_cast<size_t>(i * V + j)]));
-    row[static_cast<size_t>(landmark)] = -INFINITY;
+    for (int64_t j = 0; j < model.config.vocab; j++) row.push_back(static_cast<float>(logits[i * V + j]));
+    row[landmark] = -INFINITY;
     best.push_back(sample_token(row, 0, 1, 0, 0));
   }
   return best;
@@ -215,7 +213,7 @@ struct FetchedChunks {
   std::vector<int32_t> pick;
   std::vector<typename DRT<Device>::stat> w;
   FetchedChunks(const DRT<Device>& model, size_t group, int64_t B, int64_t C)
-      : pick(static_cast<size_t>(B * (C + 1) * model.config.topk)), w(pick.size()) {
+      : pick(B * (C + 1) * model.config.topk), w(pick.size()) {
     model.device.download(pick.data(), model.groups[group].pick, static_cast<int64_t>(pick.size() * sizeof(pick[0])));
     model.device.download(w.data(), model.groups[group].w, static_cast<int64_t>(w.size() * sizeof(w[0])));
   }
@@ -230,14 +228,13 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
   auto says = [&](int64_t first, int64_t last) {
     std::string text;
     for (int64_t i = first; i < last; i++)
-      if (row.tokens[static_cast<size_t>(i)] != tokenizer.landmark)
-        text += tokenizer.printable(row.tokens[static_cast<size_t>(i)]);
+      if (row.tokens[i] != tokenizer.landmark) text += tokenizer.printable(row.tokens[i]);
     return text;
   };
   printf(
       "\n%lld chunks; the needle is in chunk %lld. The question ends chunk %lld, the answer is in chunk %lld:\n  "
       "...%s|%s\n",
-      static_cast<long long>(C), static_cast<long long>(row.needles[static_cast<size_t>(question.needles[0])].chunk),
+      static_cast<long long>(C), static_cast<long long>(row.needles[question.needles[0]].chunk),
       static_cast<long long>(question.chunk), static_cast<long long>(question.first_slot / S),
       says(question.chunk * S, question.first_slot).c_str(),
       says(question.first_slot, question.first_slot + 1).c_str());
@@ -252,7 +249,7 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
     const FetchedChunks<Device> fetched(model, g, 1, C);
     printf("fetched for it%s, with weight:\n", model.groups.size() > 1 ? format(" by group %zu", g).c_str() : "");
     for (int64_t k = 0; k < K; k++) {
-      const size_t at = static_cast<size_t>(question.first_slot / S * K + k);
+      const size_t at = question.first_slot / S * K + k;
       if (fetched.pick[at] >= 0)
         printf("  chunk %5d  %.3f  %s\n", fetched.pick[at], static_cast<double>(fetched.w[at]),
                says(fetched.pick[at] * S, (fetched.pick[at] + 1) * S).c_str());
@@ -358,15 +355,14 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
           for (int64_t b = 0; b < here; b++) {
             // Greedy and right so far, the model reads what stands in the row already: the row's own answer gives
             // free-running figures too.
-            const Question& question = rows[static_cast<size_t>(b)].questions[0];
+            const Question& question = rows[b].questions[0];
             const std::vector<int32_t> given =
                 likeliest(model, b * T + question.first_slot, std::ssize(question.answer), tokenizer.landmark);
             const bool exact = given == question.answer;
             auto is_fetched = [&](int64_t needle) {
               const int64_t row = (b * (C + 1) + question.first_slot / S) * K;
               return std::any_of(fetched.begin(), fetched.end(), [&](const auto& f) {
-                return std::find(f.pick.begin() + row, f.pick.begin() + row + K,
-                                 rows[static_cast<size_t>(b)].needles[static_cast<size_t>(needle)].chunk) !=
+                return std::find(f.pick.begin() + row, f.pick.begin() + row + K, rows[b].needles[needle].chunk) !=
                        f.pick.begin() + row + K;
               });
             };
@@ -374,7 +370,7 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
             score.hits += std::all_of(question.needles.begin(), question.needles.end(), is_fetched);
             for (size_t i = 0; i < given.size(); i++)
               score.tokens++, score.tokens_right += given[i] == question.answer[i];
-            const int64_t chunk = rows[static_cast<size_t>(b)].needles[0].chunk,
+            const int64_t chunk = rows[b].needles[0].chunk,
                           depth = (near ? chunk - far : chunk) * Score::depths / (near ? C - 2 - task.gap - far : far);
             score.depth_trials[depth]++, score.depth_exact[depth] += exact;
           }
@@ -493,8 +489,7 @@ inline int generate_command(const std::vector<std::string>& arguments) {
     reader.read(ids);
     for (int64_t i = 0; i < count; i++) {
       std::vector<float> logits = reader.logits();
-      logits[static_cast<size_t>(tokenizer.landmark)] =
-          -INFINITY;  // never a target: put in by the reader, not by the model
+      logits[tokenizer.landmark] = -INFINITY;  // never a target: put in by the reader, not by the model
       const int32_t next = sample_token(logits, temperature, top_p, static_cast<uint64_t>(seed), i);
       if (next == tokenizer.end_of_text) break;
       print_bytes(tokenizer.decode(std::span(&next, 1)));
@@ -532,13 +527,12 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
                        text.c_str(), static_cast<long long>(S - 1), ids.size()));
   std::vector<int32_t> slots;
   for (int64_t i = 0; i < chunks * (S - 1); i++) {
-    slots.push_back(ids[static_cast<size_t>(i)]);
+    slots.push_back(ids[i]);
     if ((i + 1) % (S - 1) == 0) slots.push_back(saved.tokenizer.landmark);
   }
   auto says = [&](int64_t chunk) {
-    const std::string all = printable(saved.tokenizer.decode(
-        std::span(ids).subspan(static_cast<size_t>(chunk * (S - 1)), static_cast<size_t>(S - 1))));
-    return all.size() > static_cast<size_t>(width) ? all.substr(0, static_cast<size_t>(width)) : all;
+    const std::string all = printable(saved.tokenizer.decode(std::span(ids).subspan(chunk * (S - 1), S - 1)));
+    return all.size() > static_cast<size_t>(width) ? all.substr(0, width) : all;
   };
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
@@ -552,7 +546,7 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
       printf("chunk %lld: %s\n", static_cast<long long>(c), says(c).c_str());
       for (size_t g = 0; g < model.groups.size(); g++)
         for (int64_t k = 0; k < K; k++) {
-          const size_t at = static_cast<size_t>((c + 1) * K + k);
+          const size_t at = (c + 1) * K + k;
           if (fetched[g].pick[at] >= 0)
             printf("  group %zu fetches %5d  %.3f  %s\n", g, fetched[g].pick[at], static_cast<double>(fetched[g].w[at]),
                    says(fetched[g].pick[at]).c_str());
@@ -583,7 +577,7 @@ inline int export_command(const std::vector<std::string>& arguments) {
     entries.push_back({tensor.name, dtype == "bf16" ? Dtype::BF16 : Dtype::F32, tensor.shape,
                        [&, bf16 = dtype == "bf16"](void* piece, int64_t first, int64_t count) {
                          if (!bf16) return file.read(tensor, first, count, static_cast<float*>(piece));
-                         values.resize(static_cast<size_t>(count));
+                         values.resize(count);
                          file.read(tensor, first, count, values.data());
                          for (size_t i = 0; i < values.size(); i++)
                            static_cast<uint16_t*>(piece)[i] =
@@ -667,7 +661,7 @@ inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, i
          static_cast<long long>(all_outside));
   printf("tokenizer %s, V = %d, hash %016llx\n", tokenizer.description().c_str(), tokenizer.vocab_size(),
          static_cast<unsigned long long>(tokenizer.hash()));
-  ids.resize(static_cast<size_t>(std::min(first, stream.tokens())));
+  ids.resize(std::min(first, stream.tokens()));
   stream.read(0, static_cast<int64_t>(ids.size()), ids.data(), true);
   std::string text;
   for (const int32_t id : ids) {

@@ -70,13 +70,13 @@ class Verifier {
     model.commit_activations();
     std::vector<typename Model::master> values;
     for (const Tensor& t : model.table.tensors) {
-      values.resize(static_cast<size_t>(t.size()));
+      values.resize(t.size());
       file_.read("param." + t.name, t.columns ? Shape{t.rows, t.columns} : Shape{t.rows}, values.data());
       device.upload(model.masters + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(values[0])));
     }
     model.weights_changed();
 
-    std::vector<int32_t> tokens(static_cast<size_t>(R)), targets(tokens.size());
+    std::vector<int32_t> tokens(R), targets(tokens.size());
     file_.read("tokens", {B_, T}, tokens.data());
     file_.read("targets", {B_, T}, targets.data());
     int64_t N = 0;
@@ -87,7 +87,7 @@ class Verifier {
       N += targets[i] >= 0;
     }
     if (!N) throw Error("'" + file_.path() + "': targets: expected at least one slot with a target");
-    noise_.resize(static_cast<size_t>(G * B_ * C_ * C_));
+    noise_.resize(G * B_ * C_ * C_);
     for (int64_t g = 0; g < G; g++)
       file_.read(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_},
                  noise_.data() + g * B_ * C_ * C_);
@@ -118,8 +118,8 @@ class Verifier {
                   R * config_.width);
     if (G) compare_stage(device, "stage.encoder_out", model.enc_out, R * config_.width);
     for (int64_t g = 0; g < G; g++)
-      compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)),
-                    model.groups[static_cast<size_t>(g)].layers.back().out, R * config_.width);
+      compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)), model.groups[g].layers.back().out,
+                    R * config_.width);
     compare("logits", logits(model, device, R));
     model.head(1.0 / static_cast<double>(N), true);
     model.backward();
@@ -181,7 +181,7 @@ class Verifier {
   // count elements of a device array, as doubles or integers
   template <class Out, class Device, class In>
   static std::vector<Out> download(Device& device, const In* from, int64_t count) {
-    std::vector<In> raw(static_cast<size_t>(count));
+    std::vector<In> raw(count);
     device.download(raw.data(), from, count * static_cast<int64_t>(sizeof(In)));
     std::vector<Out> out(raw.size());
     for (size_t i = 0; i < raw.size(); i++) {
@@ -233,12 +233,12 @@ class Verifier {
 
   // The file's table of group g, (B,C,columns), columns the lesser of K and C.
   std::vector<int32_t> file_picks(int64_t g) const {
-    std::vector<int32_t> picks(static_cast<size_t>(B_ * C_ * columns()));
+    std::vector<int32_t> picks(B_ * C_ * columns());
     file_.read(format("group%lld.topk_index", static_cast<long long>(g)), {B_, C_, columns()}, picks.data());
     return picks;
   }
   std::vector<double> file_weights(int64_t g) const {
-    std::vector<double> weights(static_cast<size_t>(B_ * C_ * columns()));
+    std::vector<double> weights(B_ * C_ * columns());
     file_.read(format("group%lld.topk_weight", static_cast<long long>(g)), {B_, C_, columns()}, weights.data());
     return weights;
   }
@@ -251,16 +251,16 @@ class Verifier {
     for (size_t g = 0; g < config_.groups.size(); g++) {
       const std::vector<int32_t> picks = file_picks(static_cast<int64_t>(g));
       const std::vector<double> weights = file_weights(static_cast<int64_t>(g));
-      std::vector<int32_t> table(static_cast<size_t>(B_ * (C_ + 1) * K), -1);
+      std::vector<int32_t> table(B_ * (C_ + 1) * K, -1);
       for (int64_t b = 0; b < B_; b++)
         for (int64_t c = 0; c < C_; c++)
           for (int64_t k = 0; k < columns(); k++) {
-            const size_t from = static_cast<size_t>((b * C_ + c) * columns() + k);
+            const size_t from = (b * C_ + c) * columns() + k;
             if (weights[from] == 0) continue;
             if (picks[from] < 0 || picks[from] >= c)
               throw Error(format("'%s': group%zu.topk_index: chunk %lld expected to fetch an earlier chunk, found %d",
                                  file_.path().c_str(), g, static_cast<long long>(c), picks[from]));
-            table[static_cast<size_t>((b * (C_ + 1) + c + 1) * K + k)] = picks[from];
+            table[(b * (C_ + 1) + c + 1) * K + k] = picks[from];
           }
       device.upload(model.groups[g].pick, table.data(), static_cast<int64_t>(table.size() * sizeof(int32_t)));
     }
@@ -270,7 +270,7 @@ class Verifier {
   template <class Model, class Device>
   void check_picks(Model& model, Device& device, int64_t g) {
     const int64_t D = config_.width, K = config_.topk, S = config_.chunk;
-    const auto& group = model.groups[static_cast<size_t>(g)];
+    const auto& group = model.groups[g];
     const std::vector<int32_t> found = download<int32_t>(device, group.pick, B_ * (C_ + 1) * K),
                                expected = file_picks(g);
     const std::vector<double> weights = file_weights(g), r = download<double>(device, group.r, B_ * C_ * D),
@@ -280,18 +280,15 @@ class Verifier {
     for (int64_t b = 0; b < B_; b++)
       for (int64_t c = 0; c < C_; c++) {
         for (int64_t k = 0; k < columns(); k++) {
-          const size_t at = static_cast<size_t>((b * C_ + c) * columns() + k);
-          const int32_t pick = found[static_cast<size_t>((b * (C_ + 1) + c + 1) * K + k)];
+          const size_t at = (b * C_ + c) * columns() + k;
+          const int32_t pick = found[(b * (C_ + 1) + c + 1) * K + k];
           differ += weights[at] == 0 ? pick >= 0 : pick != expected[at];
         }
         std::vector<double> score;
         for (int64_t m = 0; m < c; m++) {
           double sum = 0;
-          for (int64_t j = 0; j < D; j++)
-            sum += r[static_cast<size_t>((b * C_ + c) * D + j)] *
-                   h[static_cast<size_t>(((b * C_ + m) * S + S - 1) * D + j)];
-          sum = sum / std::sqrt(static_cast<double>(D)) +
-                static_cast<double>(noise_[static_cast<size_t>(((g * B_ + b) * C_ + c) * C_ + m)]);
+          for (int64_t j = 0; j < D; j++) sum += r[(b * C_ + c) * D + j] * h[((b * C_ + m) * S + S - 1) * D + j];
+          sum = sum / std::sqrt(static_cast<double>(D)) + static_cast<double>(noise_[((g * B_ + b) * C_ + c) * C_ + m]);
           score.push_back(std::isnan(sum) ? -HUGE_VAL : sum);  // NaN cannot be sorted
         }
         std::sort(score.rbegin(), score.rend());
@@ -317,13 +314,11 @@ class Verifier {
   template <class Model, class Device>
   void compare_weights(Model& model, Device& device, int64_t g) {
     const int64_t K = config_.topk;
-    const std::vector<double> table =
-        download<double>(device, model.groups[static_cast<size_t>(g)].w, B_ * (C_ + 1) * K);
+    const std::vector<double> table = download<double>(device, model.groups[g].w, B_ * (C_ + 1) * K);
     std::vector<double> found;
     for (int64_t b = 0; b < B_; b++)
       for (int64_t c = 0; c < C_; c++)
-        for (int64_t k = 0; k < columns(); k++)
-          found.push_back(table[static_cast<size_t>((b * (C_ + 1) + c + 1) * K + k)]);
+        for (int64_t k = 0; k < columns(); k++) found.push_back(table[(b * (C_ + 1) + c + 1) * K + k]);
     compare(format("group%lld.topk_weight", static_cast<long long>(g)), found, file_weights(g));
   }
 };

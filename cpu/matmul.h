@@ -271,12 +271,11 @@ void matmul(ThreadPool& pool, real* C, int64_t ldc, View<real> A, View<real> B, 
 template <class real>
 double measured_peak_flops(ThreadPool& pool) {
   const auto& set = matmul_detail::kernels<real>(isa());
-  std::vector<real> results(static_cast<size_t>(pool.size()));
+  std::vector<real> results(pool.size());
   double best = 0;
   for (int64_t count = 10000;; count *= 2) {
     const auto start = std::chrono::steady_clock::now();
-    pool.run(pool.size(),
-             [&](int64_t i, int) { results[static_cast<size_t>(i)] = set.fma_loop(count, real(0.5), real(i)); });
+    pool.run(pool.size(), [&](int64_t i, int) { results[i] = set.fma_loop(count, real(0.5), real(i)); });
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (seconds > 1e-3)
       best =

@@ -43,7 +43,7 @@ double median_seconds(Device& device, Call call) {
 // n random numbers on the device, the same ones again and again.
 template <class T, class Device>
 T* random_numbers(Device& device, int64_t n) {
-  std::vector<T> some(static_cast<size_t>(std::min<int64_t>(n, 1 << 20)));
+  std::vector<T> some(std::min<int64_t>(n, 1 << 20));
   for (size_t i = 0; i < some.size(); i++)
     some[i] = static_cast<T>(uniform_open(philox(1, Stream::task, static_cast<uint32_t>(i)).word[0]) - 0.5f);
   T* numbers = static_cast<T*>(device.allocate(n * static_cast<int64_t>(sizeof(T))));
@@ -85,7 +85,7 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   model.commit_activations();
   ThreadPool pool;
   model.initialise(1, pool);
-  std::vector<int32_t> tokens(static_cast<size_t>(B * T)), targets(tokens.size());
+  std::vector<int32_t> tokens(B * T), targets(tokens.size());
   for (size_t i = 0; i < tokens.size(); i++) {
     const Philox random = philox(1, Stream::task, static_cast<uint32_t>(i));
     tokens[i] = static_cast<int32_t>(random.word[0] % static_cast<uint32_t>(config.vocab)),

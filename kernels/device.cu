@@ -114,7 +114,7 @@ void GpuDevice::synchronize() { check(cudaStreamSynchronize(stream_), "waiting f
 // ---- memory -------------------------------------------------------------------------------------------------------
 void* GpuDevice::allocate(int64_t n_bytes) {
   void* memory = nullptr;
-  const size_t size = static_cast<size_t>(std::max<int64_t>(n_bytes, 1));
+  const size_t size = std::max<int64_t>(n_bytes, 1);
   if (cudaMalloc(&memory, size) == cudaSuccess) return memory;
   cudaGetLastError();
   size_t unused = 0, total = 0;
@@ -136,7 +136,7 @@ void GpuDevice::zero(void* memory, int64_t n_bytes) {
 // Straight from pageable memory a copy would wait for all work queued before it.
 void GpuDevice::upload(void* device, const void* host, int64_t n_bytes) {
   for (int64_t done = 0; done < n_bytes; done += staging_bytes) {
-    const size_t size = static_cast<size_t>(std::min(staging_bytes, n_bytes - done));
+    const size_t size = std::min(staging_bytes, n_bytes - done);
     char* piece = staging_ + next_piece_ * staging_bytes;
     check(cudaEventSynchronize(uploaded_[next_piece_]), "waiting for an earlier copy to the GPU");
     memcpy(piece, static_cast<const char*>(host) + done, size);
@@ -196,7 +196,7 @@ const float* GpuDevice::rotation(int S, int d) {
   if (S == rotation_S_ && d == rotation_d_) return rotation_;
   const int64_t count = static_cast<int64_t>(S) * d;
   GCA_CHECK(count <= most_angles, "chunks of %d slots, heads of %d columns", S, d);
-  std::vector<float> table(static_cast<size_t>(count));
+  std::vector<float> table(count);
   for (int p = 0; p < S; p++)
     for (int t = 0; t < d / 2; t++) {
       const double angle = p * std::pow(10000.0, -2.0 * t / d);

@@ -61,12 +61,11 @@ class Draws {
   }
   // count different ones of [first, last), in random order; all where there are no more.
   std::vector<int64_t> choose(int64_t first, int64_t last, int64_t count) {
-    std::vector<int64_t> all(static_cast<size_t>(std::max<int64_t>(0, last - first)));
+    std::vector<int64_t> all(std::max<int64_t>(0, last - first));
     std::iota(all.begin(), all.end(), first);
     count = std::min(count, static_cast<int64_t>(all.size()));
-    for (int64_t i = 0; i < count; i++)
-      std::swap(all[static_cast<size_t>(i)], all[static_cast<size_t>(i + below(static_cast<int64_t>(all.size()) - i))]);
-    all.resize(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; i++) std::swap(all[i], all[i + below(static_cast<int64_t>(all.size()) - i)]);
+    all.resize(count);
     return all;
   }
 
@@ -216,20 +215,17 @@ class Task {
       std::vector<int64_t> at = draws.choose(1, last, questions);
       std::sort(at.begin(), at.end());
       std::vector<char> asked(row.needles.size());
-      std::vector<int64_t> taken(static_cast<size_t>(C));  // tokens of each chunk, for a needle and an answer
-      for (const Needle& needle : row.needles) taken[static_cast<size_t>(needle.chunk)] += needle.length;
+      std::vector<int64_t> taken(C);  // tokens of each chunk, for a needle and an answer
+      for (const Needle& needle : row.needles) taken[needle.chunk] += needle.length;
       for (const int64_t chunk : at) {
-        int64_t& head = taken[static_cast<size_t>(chunk + 1 + s_.gap)];
-        if (taken[static_cast<size_t>(chunk)] + question_length() > S_ - 1 || head + 1 + answer_length() > S_ - 1)
-          continue;
+        int64_t& head = taken[chunk + 1 + s_.gap];
+        if (taken[chunk] + question_length() > S_ - 1 || head + 1 + answer_length() > S_ - 1) continue;
         std::vector<int64_t> known;  // first needles of what may be asked here
         for (int64_t i = 0; i < std::ssize(row.needles); i += hops)
-          if (!asked[static_cast<size_t>(i)] && std::max(row.needles[static_cast<size_t>(i)].chunk,
-                                                         row.needles[static_cast<size_t>(i + hops - 1)].chunk) < chunk)
-            known.push_back(i);
+          if (!asked[i] && std::max(row.needles[i].chunk, row.needles[i + hops - 1].chunk) < chunk) known.push_back(i);
         if (known.empty()) continue;
-        const int64_t needle = known[static_cast<size_t>(draws.below(std::ssize(known)))];
-        asked[static_cast<size_t>(needle)] = 1;
+        const int64_t needle = known[draws.below(std::ssize(known))];
+        asked[needle] = 1;
         head += 1 + answer_length();  // tails need no count: only earlier questions have their answers here
         ask(row, chunk, needle);
       }
@@ -273,14 +269,13 @@ class Task {
   TaskRow make(Draws draws, int64_t C, Plan plan) const {
     for (int attempt = 0; attempt < attempts; attempt++) {
       const int64_t real = C * (S_ - 1) + 1, size = std::ssize(haystack_.tokens), from = draws.below(size);
-      Text text(static_cast<size_t>(real));
-      for (int64_t i = 0; i < real; i++)
-        text[static_cast<size_t>(i)] = haystack_.tokens[static_cast<size_t>((from + i) % size)];
+      Text text(real);
+      for (int64_t i = 0; i < real; i++) text[i] = haystack_.tokens[(from + i) % size];
       TaskRow row;
       plan(draws, row, text);
       write(draws, row, text, C);
       if (!unique(row, text)) continue;
-      row.tokens.resize(static_cast<size_t>(C * S_));
+      row.tokens.resize(C * S_);
       row.targets.resize(row.tokens.size());
       std::copy(text.begin(), text.end(), row.tokens.begin());
       spread_chunks(row.tokens.data(), row.targets.data(), real, C, S_, tokenizer_.landmark);
@@ -327,9 +322,9 @@ class Task {
   }
   // A question in this chunk for what needle `first` holds, or, for two hops, what it leads to.
   void ask(TaskRow& row, int64_t chunk, int64_t first) const {
-    Question question{chunk, (chunk + 1 + s_.gap) * S_, row.needles[static_cast<size_t>(first)].value, {first}};
+    Question question{chunk, (chunk + 1 + s_.gap) * S_, row.needles[first].value, {first}};
     if (two_hop_) {
-      const Text& second = row.needles[static_cast<size_t>(first + 1)].value;
+      const Text& second = row.needles[first + 1].value;
       question.answer.insert(question.answer.end(), comma_.begin(), comma_.end());
       question.answer.insert(question.answer.end(), second.begin(), second.end());
       question.needles.push_back(first + 1);
@@ -339,21 +334,21 @@ class Task {
 
   // Questions and answers to their places; needles anywhere in what is free of their chunks.
   void write(Draws& draws, TaskRow& row, Text& text, int64_t C) const {
-    std::vector<int64_t> head(static_cast<size_t>(C)), tail(head.size());
+    std::vector<int64_t> head(C), tail(head.size());
     auto put = [&](int64_t& at, const Text& tokens) {
       std::copy(tokens.begin(), tokens.end(), text.begin() + at), at += std::ssize(tokens);
     };
     for (const Question& question : row.questions) {
-      const Text& name = row.needles[static_cast<size_t>(question.needles[0])].name;
+      const Text& name = row.needles[question.needles[0]].name;
       int64_t at = (question.chunk + 1) * (S_ - 1) - question_length(), answer_at = question.first_slot / S_ * (S_ - 1);
-      tail[static_cast<size_t>(question.chunk)] = question_length();
-      head[static_cast<size_t>(question.first_slot / S_)] = 1 + answer_length();
+      tail[question.chunk] = question_length();
+      head[question.first_slot / S_] = 1 + answer_length();
       put(at, ask_), put(at, name);
       if (middle_.size() > 1) put(at, Text(middle_.begin(), middle_.end() - 1));
       put(answer_at, {middle_.empty() ? name.back() : middle_.back()}), put(answer_at, question.answer);
     }
     for (Needle& needle : row.needles) {
-      const size_t chunk = static_cast<size_t>(needle.chunk);
+      const size_t chunk = needle.chunk;
       needle.first = head[chunk] + draws.below(S_ - head[chunk] - tail[chunk] - needle.length);
       int64_t at = needle.chunk * (S_ - 1) + needle.first;
       put(at, open_), put(at, needle.name), put(at, middle_), put(at, needle.value), put(at, close_);
@@ -379,7 +374,7 @@ class Task {
   Text different(Draws& draws, const Text& alphabet, int64_t count) const {
     Text found;
     while (std::ssize(found) < count) {
-      const int32_t token = alphabet[static_cast<size_t>(draws.below(std::ssize(alphabet)))];
+      const int32_t token = alphabet[draws.below(std::ssize(alphabet))];
       if (std::find(found.begin(), found.end(), token) == found.end()) found.push_back(token);
     }
     return found;

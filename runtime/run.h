@@ -66,14 +66,12 @@ struct TrainSettings {
 
   // The stage of a curriculum fixes the chunks of a row. Longer rows are fewer, so that a step keeps its slots.
   int64_t stages() const { return std::max<int64_t>(1, std::ssize(curriculum)); }
-  int64_t stage_chunks(int64_t stage) const {
-    return curriculum.empty() ? chunks : curriculum[static_cast<size_t>(stage)];
-  }
+  int64_t stage_chunks(int64_t stage) const { return curriculum.empty() ? chunks : curriculum[stage]; }
   int64_t stage_rows(int64_t rows, int64_t stage) const {
     return std::max<int64_t>(1, rows * stage_chunks(0) / stage_chunks(stage));
   }
   int64_t of_stage(const std::vector<int64_t>& list, int64_t stage) const {
-    return list[static_cast<size_t>(std::min(stage, std::ssize(list) - 1))];
+    return list[std::min(stage, std::ssize(list) - 1)];
   }
   int64_t micro() const { return micro_batch ? micro_batch : batch; }
   int64_t warmup_steps() const { return warmup >= 0 ? warmup : steps / 50; }
@@ -206,7 +204,7 @@ inline bool is_tied_head(const SafetensorsFile& file, const SafetensorsTensor& h
   if (!embedding || embedding->shape != head.shape) return false;
   std::vector<float> a, b;
   for (int64_t first = 0; first < head.count; first += static_cast<int64_t>(a.size())) {
-    a.resize(static_cast<size_t>(std::min<int64_t>(head.count - first, 1 << 20))), b.resize(a.size());
+    a.resize(std::min<int64_t>(head.count - first, 1 << 20)), b.resize(a.size());
     file.read(head, first, static_cast<int64_t>(a.size()), a.data());
     file.read(*embedding, first, static_cast<int64_t>(b.size()), b.data());
     if (a != b) return false;
@@ -254,7 +252,7 @@ void load_buffer(const SafetensorsFile& file, DRT<Device>& model, typename DRT<D
   std::vector<master> values;
   for (const Tensor& t : model.table.tensors) {
     const SafetensorsTensor& found = file.at(prefix + t.name);
-    values.resize(static_cast<size_t>(t.size()));
+    values.resize(t.size());
     if (is_padded(found, t)) file.read(found, 0, t.size(), values.data());
     else file.read(prefix + t.name, tensor_shape(t), values.data());
     if (!std::all_of(values.begin(), values.end(), [](master x) { return std::isfinite(x); }))

@@ -43,7 +43,7 @@ class TokenReader {
         const int64_t chunks = std::min(left / (S_ - 1), segment_chunks_);
         taken = chunks * (S_ - 1);
         for (int64_t i = 0; i < taken; i++) {
-          slots.push_back(tokens[static_cast<size_t>(i)]);
+          slots.push_back(tokens[i]);
           if ((i + 1) % (S_ - 1) == 0) slots.push_back(landmark_);
         }
         last_row_ = static_cast<int64_t>(slots.size()) - 2;
@@ -52,14 +52,14 @@ class TokenReader {
         last_row_ = taken - 1;
       }
       pass(slots);
-      tokens = tokens.subspan(static_cast<size_t>(taken));
+      tokens = tokens.subspan(taken);
       model_.piece_of_logits(last_row_, 1);
     }
   }
 
   // Logits of the token after the last one read, (V).
   std::vector<float> logits() {
-    std::vector<typename DRT<Device>::act> raw(static_cast<size_t>(model_.config.vocab));
+    std::vector<typename DRT<Device>::act> raw(model_.config.vocab);
     model_.device.download(raw.data(), model_.logits, static_cast<int64_t>(raw.size() * sizeof(raw[0])));
     std::vector<float> out;
     for (const auto& x : raw) out.push_back(static_cast<float>(x));

@@ -123,8 +123,8 @@ class TextPieces {
           for (Piece& piece : next_batch(pool.size() * 4 * piece_bytes)) next.push_back({std::move(piece), {}, {}});
           return;
         }
-        Item& item = now[static_cast<size_t>(task - 1)];
-        item.text.resize(static_cast<size_t>(item.piece.end - item.piece.begin));
+        Item& item = now[task - 1];
+        item.text.resize(item.piece.end - item.piece.begin);
         File::open(item.piece.file->path).read(item.text.data(), item.text.size(), item.piece.begin);
         work(item.text, item.result, worker);
       });
@@ -218,7 +218,7 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
   const auto write = [&](ShardWriter& shards, std::span<const int32_t> ids) {
     while (!ids.empty()) {
       const auto stop = std::find(ids.begin(), ids.end(), tokenizer.end_of_text);
-      const auto before = ids.first(static_cast<size_t>(stop - ids.begin()));
+      const auto before = ids.first(stop - ids.begin());
       if (!before.empty()) {
         if (opens_document) {
           shards.append(std::span(&tokenizer.end_of_text, 1));
@@ -237,7 +237,7 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
   report.seconds = text.run<std::vector<int32_t>>(
       pool, "tokenizing",
       [&](const std::string& piece, std::vector<int32_t>& ids, int worker) {
-        Encoder& encoder = encoders[static_cast<size_t>(worker)];
+        Encoder& encoder = encoders[worker];
         options.marked ? encoder.append_marked(piece, ids) : encoder.append(piece, ids);
       },
       [&](const TextPieces::Piece& piece, const std::vector<int32_t>& ids) {

@@ -82,7 +82,7 @@ class Tokenizer {
   bool is_special(int32_t id) const { return static_cast<size_t>(id) >= names_at_; }
   // The bytes that an id stands for; none for a special id. The id must be below vocab_size().
   std::string_view bytes_of(int32_t id) const {
-    const size_t i = static_cast<size_t>(id);
+    const size_t i = id;
     return is_special(id) ? std::string_view() : std::string_view(bytes_).substr(starts_[i], length_of(i));
   }
   // The id for a terminal: its bytes made printable, or a special id's name.
@@ -179,7 +179,7 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
         bytes_ += static_cast<char>(byte);
       }
 
-  pairs_shift_ = 64 - std::bit_width(2 * merges_.size() + 1);
+  pairs_shift_ = 64 - static_cast<int>(std::bit_width(2 * merges_.size() + 1));
   pairs_.assign(size_t{1} << (64 - pairs_shift_), 0);
   filter_.assign(8192, 0);
   byte_pairs_.assign(65536, none);
@@ -478,7 +478,7 @@ class Encoder {
   // For many bytes, in time n log n.
   size_t merge_long(const char* p, size_t n) {
     ids_.resize(std::max(n, ids_.size())), links_.resize(n), queue_.clear();
-    const auto byte = [p](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(p[i])); };
+    const auto byte = [p](size_t i) { return static_cast<unsigned char>(p[i]); };
     const auto set = [&](size_t i, uint32_t made) {
       links_[i].made = made;
       if (made == Tokenizer::none) return;

@@ -38,8 +38,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (tokenizers[data[0] % 64]->decode(ids) != text) __builtin_trap();
   const char *begin = text.data(), *end = begin + text.size(),
              *cut = WordScanner().next_cut(begin, begin + text.size() / 2, end);
-  encoder.append(std::string_view(begin, static_cast<size_t>(cut - begin)), pieces);
-  encoder.append(std::string_view(cut, static_cast<size_t>(end - cut)), pieces);
+  encoder.append(std::string_view(begin, cut - begin), pieces);
+  encoder.append(std::string_view(cut, end - cut), pieces);
   if (pieces != ids) __builtin_trap();
   return 0;
 }

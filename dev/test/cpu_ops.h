@@ -11,7 +11,7 @@ inline constexpr double infinity = std::numeric_limits<double>::infinity();
 inline Vec randoms(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
   return random_values<double>(n, seed, deviation, mean);
 }
-inline Vec zeros(int64_t n) { return Vec(static_cast<size_t>(n), 0.0); }
+inline Vec zeros(int64_t n) { return Vec(n, 0.0); }
 inline double inner(const Vec& a, const Vec& b) {
   double sum = 0;
   for (size_t i = 0; i < a.size(); i++) sum += a[i] * b[i];
@@ -21,7 +21,7 @@ inline double inner(const Vec& a, const Vec& b) {
 inline Vec direction_in(int64_t n, int64_t width, int64_t begin, int64_t end) {
   Vec direction = randoms(n, 99);
   for (int64_t i = 0; i < n; i++)
-    if (i % width < begin || i % width >= end) direction[at(i)] = 0;
+    if (i % width < begin || i % width >= end) direction[i] = 0;
   return direction;
 }
 
@@ -33,7 +33,7 @@ struct Table {
 // A table as a row's C chunks make it: row c+1 holds up to K different chunks before c, in no order, weights in (0,1);
 // holes of -1 at the end where the past is short, and one in the middle now and then.
 inline Table random_table(int64_t B, int64_t C, int K, uint64_t seed) {
-  Table table{std::vector<int32_t>(at(B * (C + 1) * K), -1), zeros(B * (C + 1) * K)};
+  Table table{std::vector<int32_t>(B * (C + 1) * K, -1), zeros(B * (C + 1) * K)};
   for (int64_t b = 0; b < B; b++)
     for (int64_t c = 1; c < C; c++) {
       std::vector<int32_t> past;
@@ -47,8 +47,8 @@ inline Table random_table(int64_t B, int64_t C, int K, uint64_t seed) {
         const int64_t entry = (b * (C + 1) + c + 1) * K + k;
         const Philox draw = philox(seed, Stream::sample, static_cast<uint32_t>(entry), 7);
         if (draw.word[0] % 8 == 0) continue;
-        table.pick[at(entry)] = past[at(k)];
-        table.w[at(entry)] = uniform_open(draw.word[1]);
+        table.pick[entry] = past[k];
+        table.w[entry] = uniform_open(draw.word[1]);
       }
     }
   return table;
@@ -58,7 +58,7 @@ struct Inverse {
 };
 template <class Device>
 Inverse inverted(Device& cpu, const std::vector<int32_t>& pick, int64_t B, int64_t C, int K) {
-  Inverse inverse{std::vector<int32_t>(at(B * (C + 1)), -7), std::vector<int32_t>(at(B * C * K), -7)};
+  Inverse inverse{std::vector<int32_t>(B * (C + 1), -7), std::vector<int32_t>(B * C * K, -7)};
   cpu.invert_picks(inverse.start.data(), inverse.entry.data(), pick.data(), B, C, K);
   return inverse;
 }

@@ -69,7 +69,7 @@ class Bench {
   template <class T>
   T* put(const Vec& values, int64_t n) {
     std::vector<T> host(std::min(
-        at(n),
+        static_cast<size_t>(n),
         values.size() * std::max<size_t>(1, (1 << 20) / std::max<size_t>(1, values.size()))));  // some MiB at once
     for (size_t i = 0; i < host.size(); i++) host[i] = from_number<T>(values[i % values.size()]);
     return put_as_is(host, n);
@@ -78,11 +78,11 @@ class Bench {
   // Every bit set: not a number, and -1.
   template <class T>
   T* make(int64_t n) {
-    return put_as_is(std::vector<T>(at(std::min<int64_t>(n, 1 << 20)), all_ones<T>()), n);
+    return put_as_is(std::vector<T>(std::min<int64_t>(n, 1 << 20), all_ones<T>()), n);
   }
   template <class T>
   std::vector<T> get(const T* from, int64_t n) {
-    std::vector<T> host(at(n));
+    std::vector<T> host(n);
     device.download(host.data(), from, n * static_cast<int64_t>(sizeof(T)));
     return host;
   }
@@ -170,7 +170,7 @@ inline Vec randoms(bool in_bf16, int64_t n, uint64_t seed, double deviation = 1,
 // Small whole numbers: their sums of products are exact in every type, so that scores are equal everywhere, ties and
 // all.
 inline Vec whole_numbers(int64_t n, uint64_t seed, int64_t limit = 3) {
-  Vec values(at(n));
+  Vec values(n);
   const Ids ids = random_ids(n, seed, 2 * limit + 1);
   for (size_t i = 0; i < values.size(); i++) values[i] = ids[i] - static_cast<double>(limit);
   return values;
@@ -179,15 +179,15 @@ inline Vec whole_numbers(int64_t n, uint64_t seed, int64_t limit = 3) {
 // A pick table (B,C+1,K): row c+1 has different chunks before c, as many as there are, K at most; an eighth of them -1
 // instead, unless `all`.
 inline Ids random_picks(int64_t B, int64_t C, int K, uint64_t seed, bool all = false) {
-  Ids pick(at(B * (C + 1) * K), -1);
+  Ids pick(B * (C + 1) * K, -1);
   for (int64_t b = 0; b < B; b++)
     for (int64_t c = 1; c < C; c++) {
-      Ids past(at(c));
+      Ids past(c);
       for (size_t m = 0; m < past.size(); m++) past[m] = static_cast<int32_t>(m);
       const Ids draw = random_ids(2 * K, seed + static_cast<uint64_t>(b * C + c), 1 << 20);
       for (int64_t k = 0; k < std::min<int64_t>(K, c); k++) {
-        std::swap(past[at(k)], past[at(k + draw[at(k)] % (c - k))]);
-        if (all || draw[at(K + k)] % 8) pick[at((b * (C + 1) + c + 1) * K + k)] = past[at(k)];
+        std::swap(past[k], past[k + draw[k] % (c - k)]);
+        if (all || draw[K + k] % 8) pick[(b * (C + 1) + c + 1) * K + k] = past[k];
       }
     }
   return pick;

@@ -57,10 +57,10 @@ struct Batch {
         weights(random_values<float>(B * T, seed + 1, 0.5, 1)) {
     const int64_t S = c.chunk;
     for (int64_t i = 0; i < B * T; i++)
-      if (i % S == S - 1) tokens[static_cast<size_t>(i)] = static_cast<int32_t>(c.vocab - 1);
+      if (i % S == S - 1) tokens[i] = static_cast<int32_t>(c.vocab - 1);
     for (int64_t i = 0; i < B * T; i++) {
       if (i % S == S - 1 || i % T == T - 2) continue;
-      targets[static_cast<size_t>(i)] = tokens[static_cast<size_t>(i % S == S - 2 ? i + 2 : i + 1)];
+      targets[i] = tokens[i % S == S - 2 ? i + 2 : i + 1];
       scale++;
     }
     scale = 1 / std::max(scale, 1.0);

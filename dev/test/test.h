@@ -12,10 +12,6 @@
 namespace gca::test {
 
 using Vec = std::vector<double>;
-template <class T>
-size_t at(T i) {
-  return static_cast<size_t>(i);
-}
 
 // ---- skipping -----------------------------------------------------------------------------------------------------
 inline bool case_skipped = false;  // read by the main after each test case
@@ -57,7 +53,7 @@ inline bool has(const std::string& text, const std::string& part) { return text.
 // any precision get the same ones.
 template <class real>
 std::vector<real> random_values(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
-  std::vector<real> values(static_cast<size_t>(n));
+  std::vector<real> values(n);
   for (size_t i = 0; i < values.size(); i++) {
     const double unit =
         2 * static_cast<double>(uniform_open(philox(seed, Stream::sample, static_cast<uint32_t>(i)).word[0])) - 1;
@@ -68,7 +64,7 @@ std::vector<real> random_values(int64_t n, uint64_t seed, double deviation = 1, 
 
 // n numbers in [0, limit)
 inline std::vector<int32_t> random_ids(int64_t n, uint64_t seed, int64_t limit) {
-  std::vector<int32_t> ids(static_cast<size_t>(n));
+  std::vector<int32_t> ids(n);
   for (size_t i = 0; i < ids.size(); i++)
     ids[i] = static_cast<int32_t>(philox(seed, Stream::sample, static_cast<uint32_t>(i), 1).word[0] %
                                   static_cast<uint64_t>(limit));

@@ -29,7 +29,7 @@ Attended attend(const double* q, int64_t n, const std::function<const double*(in
     for (int e = 0; e < d; e++) logit += q[e] * key(j)[e];
     const double p = std::exp(logit / std::sqrt(d) + bias(j));
     denominator += p;
-    for (int e = 0; e < d; e++) out[at(e)] += p * value(j)[e];
+    for (int e = 0; e < d; e++) out[e] += p * value(j)[e];
   }
   for (double& o : out) o /= denominator;
   return {out, std::log(denominator)};
@@ -46,13 +46,13 @@ AttentionResult sliding_by_hand(const Vec& qkv, const SlidingShape& s) {
     for (int64_t i = 0; i < s.T; i++)
       for (int h = 0; h < s.H; h++) {
         const int64_t first = std::max<int64_t>(0, i - s.W);
-        const auto row = [&](int64_t slot, int part) { return &qkv[at(((b * s.T + slot) * 3 + part) * D + h * s.d)]; };
+        const auto row = [&](int64_t slot, int part) { return &qkv[((b * s.T + slot) * 3 + part) * D + h * s.d]; };
         const Attended a = attend(
             row(i, 0), i - first + 1, [&](int64_t j) { return row(first + j, 1); },
             [&](int64_t j) { return row(first + j, 2); },
             [&](int64_t j) { return -std::pow(2.0, -8.0 * (h + 1) / s.H) * static_cast<double>(i - first - j); }, s.d);
-        std::copy(a.out.begin(), a.out.end(), &r.out[at((b * s.T + i) * D + h * s.d)]);
-        r.lse[at((b * s.H + h) * s.T + i)] = a.lse;
+        std::copy(a.out.begin(), a.out.end(), &r.out[(b * s.T + i) * D + h * s.d]);
+        r.lse[(b * s.H + h) * s.T + i] = a.lse;
       }
   return r;
 }
@@ -63,7 +63,7 @@ Vec rotated(const double* x, int position, int d) {
   for (int t = 0; t < d / 2; t++) {
     const std::complex<double> z =
         std::complex<double>(x[t], x[t + d / 2]) * std::polar(1.0, position * std::pow(10000.0, -2.0 * t / d));
-    y[at(t)] = z.real(), y[at(t + d / 2)] = z.imag();
+    y[t] = z.real(), y[t + d / 2] = z.imag();
   }
   return y;
 }
@@ -73,15 +73,15 @@ AttentionResult chunk_by_hand(const Vec& qkv, const ChunkShape& s) {
   AttentionResult r{zeros(s.N * s.S * D), zeros(s.N * s.H * s.S)};
   for (int64_t n = 0; n < s.N; n++)
     for (int h = 0; h < s.H; h++) {
-      const auto row = [&](int64_t slot, int part) { return &qkv[at(((n * s.S + slot) * 3 + part) * D + h * s.d)]; };
+      const auto row = [&](int64_t slot, int part) { return &qkv[((n * s.S + slot) * 3 + part) * D + h * s.d]; };
       std::vector<Vec> keys;
       for (int j = 0; j < s.S; j++) keys.push_back(rotated(row(j, 1), j, s.d));
       for (int i = 0; i < s.S; i++) {
         const Attended a = attend(
-            rotated(row(i, 0), i, s.d).data(), s.S, [&](int64_t j) { return keys[at(j)].data(); },
+            rotated(row(i, 0), i, s.d).data(), s.S, [&](int64_t j) { return keys[j].data(); },
             [&](int64_t j) { return row(j, 2); }, [](int64_t) { return 0.0; }, s.d);
-        std::copy(a.out.begin(), a.out.end(), &r.out[at((n * s.S + i) * D + h * s.d)]);
-        r.lse[at((n * s.H + h) * s.S + i)] = a.lse;
+        std::copy(a.out.begin(), a.out.end(), &r.out[(n * s.S + i) * D + h * s.d]);
+        r.lse[(n * s.H + h) * s.S + i] = a.lse;
       }
     }
   return r;
@@ -94,15 +94,15 @@ Vec gca_by_hand(const Vec& q, const Vec& kv, const std::vector<int32_t>& pick, c
   for (int64_t b = 0; b < s.B; b++)
     for (int64_t t = 0; t < s.T; t++)
       for (int k = 0; k < s.K; k++) {
-        const int64_t entry = (b * (C + 1) + t / s.S) * s.K + k, m = pick[at(entry)];
+        const int64_t entry = (b * (C + 1) + t / s.S) * s.K + k, m = pick[entry];
         for (int h = 0; m >= 0 && h < s.H; h++) {
           const auto row = [&](int64_t j, int part) {
-            return &kv[at((((b * s.M + m) * s.S + j) * 2 + part) * D + h * s.d)];
+            return &kv[(((b * s.M + m) * s.S + j) * 2 + part) * D + h * s.d];
           };
           const Attended a = attend(
-              &q[at((b * s.T + t) * D + h * s.d)], s.S - 1, [&](int64_t j) { return row(j, 0); },
+              &q[(b * s.T + t) * D + h * s.d], s.S - 1, [&](int64_t j) { return row(j, 0); },
               [&](int64_t j) { return row(j, 1); }, [](int64_t) { return 0.0; }, s.d, s.null_slot ? 1 : 0);
-          for (int e = 0; e < s.d; e++) out[at((b * s.T + t) * D + h * s.d + e)] += w[at(entry)] * a.out[at(e)];
+          for (int e = 0; e < s.d; e++) out[(b * s.T + t) * D + h * s.d + e] += w[entry] * a.out[e];
         }
       }
   return out;
@@ -125,7 +125,7 @@ TEST_CASE("sliding attention: formula and gradients") {
     CAPTURE(s.H);
     CAPTURE(s.W);
     const int64_t D = s.H * s.d, n = s.B * s.T;
-    Vec qkv = randoms(n * 3 * D, 1), out = zeros(n * D), lse = zeros(s.B * s.H * s.T), dqkv(at(n * 3 * D), 5.0);
+    Vec qkv = randoms(n * 3 * D, 1), out = zeros(n * D), lse = zeros(s.B * s.H * s.T), dqkv(n * 3 * D, 5.0);
     const auto forward = [&] { cpu.sliding_attention_forward(out.data(), lse.data(), qkv.data(), nullptr, s); };
     forward();
     const AttentionResult want = sliding_by_hand(qkv, s);
@@ -137,7 +137,7 @@ TEST_CASE("sliding attention: formula and gradients") {
       CAPTURE(part);
       // A slot that sees only itself has a constant softmax: q and k have no gradient, but for rounding.
       if (part < 2 && (s.W == 0 || s.T == 1)) {
-        for (int64_t i = 0; i < n * D; i++) CHECK(std::fabs(dqkv[at(i / D * 3 * D + part * D + i % D)]) < 1e-12);
+        for (int64_t i = 0; i < n * D; i++) CHECK(std::fabs(dqkv[i / D * 3 * D + part * D + i % D]) < 1e-12);
         continue;
       }
       CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D),
@@ -159,7 +159,7 @@ TEST_CASE("sliding attention: a row read in segments through the ring has the sa
     for (const std::vector<int64_t>& cut : cuts) {
       CAPTURE(W);
       CAPTURE(cut.size());
-      Vec ring(at(std::max<int64_t>(W, 1) * 2 * D), infinity),
+      Vec ring(std::max<int64_t>(W, 1) * 2 * D, infinity),
           out = zeros(T * D);  // infinity: what was not written must not be read
       int64_t first = 0;
       for (int64_t count : cut) {
@@ -183,7 +183,7 @@ TEST_CASE("chunk attention: formula and gradients") {
     CAPTURE(s.H);
     CAPTURE(s.d);
     const int64_t D = s.H * s.d, n = s.N * s.S;
-    Vec qkv = randoms(n * 3 * D, 1), out = zeros(n * D), lse = zeros(s.N * s.H * s.S), dqkv(at(n * 3 * D), 5.0);
+    Vec qkv = randoms(n * 3 * D, 1), out = zeros(n * D), lse = zeros(s.N * s.H * s.S), dqkv(n * 3 * D, 5.0);
     const auto forward = [&] { cpu.chunk_attention_forward(out.data(), lse.data(), qkv.data(), s); };
     forward();
     const AttentionResult want = chunk_by_hand(qkv, s);
@@ -207,7 +207,7 @@ struct Retrieved {
 template <class Device = Double>
 Retrieved retrieved(Device& cpu, const Vec& r, const Vec& landmark, const RetrievalShape& s,
                     const Selection& selection) {
-  Retrieved result{std::vector<int32_t>(at(s.B * (s.C + 1) * s.K), 77), Vec(at(s.B * (s.C + 1) * s.K), 77.0)};
+  Retrieved result{std::vector<int32_t>(s.B * (s.C + 1) * s.K, 77), Vec(s.B * (s.C + 1) * s.K, 77.0)};
   cpu.no_pick(result.pick.data(), result.w.data(), s.B, s.C, s.K);
   cpu.chunk_retrieval_forward(result.pick.data(), result.w.data(), r.data(), landmark.data(), s, selection);
   return result;
@@ -246,8 +246,8 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
       const Retrieved result = retrieved(cpu, r, landmark, s, selection);
       for (int64_t b = 0; b < B; b++) {
         for (int64_t k = 0; k < K; k++) {
-          CHECK(result.pick[at(b * (C + 1) * K + k)] == -1);
-          CHECK(result.w[at(b * (C + 1) * K + k)] == 0);
+          CHECK(result.pick[b * (C + 1) * K + k] == -1);
+          CHECK(result.w[b * (C + 1) * K + k] == 0);
         }
         for (int64_t c = 0; c < C; c++) {
           struct Candidate {
@@ -258,23 +258,23 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
           for (int64_t m = 0; m < c; m++) {
             double score = 0;
             for (int64_t j = 0; j < D; j++)
-              score += r[at((b * C + c) * D + j)] * landmark[at(b * s.row_stride + m * s.stride + j)];
+              score += r[(b * C + c) * D + j] * landmark[b * s.row_stride + m * s.stride + j];
             score /= std::sqrt(static_cast<double>(D));
             double noise = 0;
-            if (selection.given_noise) noise = given_noise[at((b * C + c) * C + m)];
+            if (selection.given_noise) noise = given_noise[(b * C + c) * C + m];
             else if (selection.noise) noise = gumbel(selection_draw(selection, b, c, m / 4).word[m % 4]);
             past.push_back({score + noise, score, static_cast<int32_t>(m)});
           }
           std::stable_sort(past.begin(), past.end(),
                            [](const Candidate& x, const Candidate& y) { return x.key > y.key; });
-          if (static_cast<int64_t>(past.size()) > K) past.resize(at(K));
+          if (static_cast<int64_t>(past.size()) > K) past.resize(K);
           double sum = 0;
           for (const Candidate& p : past) sum += std::exp(p.score);
           for (int64_t k = 0; k < K; k++) {
             const int64_t entry = (b * (C + 1) + c + 1) * K + k;
             const bool there = k < static_cast<int64_t>(past.size());
-            CHECK(result.pick[at(entry)] == (there ? past[at(k)].chunk : -1));
-            CHECK(result.w[at(entry)] == doctest::Approx(there ? std::exp(past[at(k)].score) / sum : 0).epsilon(1e-12));
+            CHECK(result.pick[entry] == (there ? past[k].chunk : -1));
+            CHECK(result.w[entry] == doctest::Approx(there ? std::exp(past[k].score) / sum : 0).epsilon(1e-12));
           }
         }
       }
@@ -359,7 +359,7 @@ TEST_CASE("retrieval: gradients of queries and landmarks with picks held") {
     const Retrieved held = retrieved(cpu, r, landmark, s, selection);
     selection.picking = Picking::given;
     std::vector<int32_t> pick = held.pick;
-    pick[at(rows - 2 * K)] = -1;  // a hole
+    pick[rows - 2 * K] = -1;  // a hole
     const auto forward = [&] {
       cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection);
     };
@@ -367,11 +367,11 @@ TEST_CASE("retrieval: gradients of queries and landmarks with picks held") {
     Vec weights_gradient = randoms(B * rows, 3);
     for (int64_t b = 0; b < B; b++)
       for (int64_t k = 0; k < K; k++)
-        weights_gradient[at(b * rows + C * K + k)] = 0;  // nobody is served by what the last chunk picked
+        weights_gradient[b * rows + C * K + k] = 0;  // nobody is served by what the last chunk picked
     const auto loss = [&] { return forward(), inner(weights_gradient, w); };
     const Inverse inverse = inverted(cpu, pick, B, C, static_cast<int>(K));
     const Vec before = randoms(B * s.row_stride, 4);
-    Vec dw = weights_gradient, dr(at(B * C * D), 5.0), dlandmark = before;
+    Vec dw = weights_gradient, dr(B * C * D, 5.0), dlandmark = before;
     cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(),
                                  inverse.entry.data(), r.data(), landmark.data(), s);
     CHECK(slope_error(r, dr, loss) < slope_tolerance);
@@ -396,20 +396,20 @@ TEST_CASE("retrieval ablations: none, and uniform over the past") {
   const Retrieved uniform = retrieved(cpu, r, landmark, s, selection);
   double score_order = 0;
   for (int64_t c = 0; c < C; c++) {
-    std::vector<int64_t> picked(at(C), 0);
+    std::vector<int64_t> picked(C, 0);
     for (int64_t b = 0; b < B; b++) {
       const int64_t entry = (b * (C + 1) + c + 1) * K;
       std::vector<int32_t> mine(uniform.pick.begin() + entry, uniform.pick.begin() + entry + K);
       double sum = 0;
       for (int k = 0; k < K; k++) {
-        CHECK((mine[at(k)] >= 0) == (k < c));
-        CHECK(mine[at(k)] < c);
-        if (mine[at(k)] < 0) continue;
-        picked[at(mine[at(k)])]++;
-        sum += uniform.w[at(entry + k)];
+        CHECK((mine[k] >= 0) == (k < c));
+        CHECK(mine[k] < c);
+        if (mine[k] < 0) continue;
+        picked[mine[k]]++;
+        sum += uniform.w[entry + k];
       }
       if (c > 0) CHECK(sum == doctest::Approx(1).epsilon(1e-12));
-      if (c > K) score_order += uniform.w[at(entry)] > uniform.w[at(entry + 1)] ? 1 : -1;
+      if (c > K) score_order += uniform.w[entry] > uniform.w[entry + 1] ? 1 : -1;
       std::sort(mine.begin(), mine.end());
       CHECK(std::unique(mine.begin(), mine.begin() + std::min<int64_t>(c, K)) ==
             mine.begin() + std::min<int64_t>(c, K));
@@ -418,7 +418,7 @@ TEST_CASE("retrieval ablations: none, and uniform over the past") {
     if (c <= K) continue;
     const double p = static_cast<double>(K) / static_cast<double>(c), n = static_cast<double>(B);
     for (int64_t m = 0; m < C; m++)
-      CHECK(std::fabs(static_cast<double>(picked[at(m)]) - (m < c ? n * p : 0)) <= 5 * std::sqrt(n * p * (1 - p)));
+      CHECK(std::fabs(static_cast<double>(picked[m]) - (m < c ? n * p : 0)) <= 5 * std::sqrt(n * p * (1 - p)));
   }
   CHECK(std::fabs(score_order) < 5 * std::sqrt(static_cast<double>(B * (C - K - 1))));  // no order of scores among them
   selection.step = 1;
@@ -435,8 +435,8 @@ TEST_CASE("inverted pick table: every fetch once, in order") {
       for (int64_t m = 0; m < C; m++) {
         std::vector<int32_t> want;
         for (int64_t i = 0; i < C * K; i++)
-          if (table.pick[at(b * (C + 1) * K + i)] == m) want.push_back(static_cast<int32_t>(i));
-        const int32_t *start = &inverse.start[at(b * (C + 1))], *entry = inverse.entry.data() + b * C * K;
+          if (table.pick[b * (C + 1) * K + i] == m) want.push_back(static_cast<int32_t>(i));
+        const int32_t *start = &inverse.start[b * (C + 1)], *entry = inverse.entry.data() + b * C * K;
         CHECK(start[0] == 0);
         CHECK(std::vector<int32_t>(entry + start[m], entry + start[m + 1]) == want);
       }
@@ -451,7 +451,7 @@ TEST_CASE("zero_landmarks: the last slot of every chunk, nothing else") {
   const Vec before = randoms(N * S * 2 * D, 1);
   Vec kv = before;
   cpu.zero_landmarks(kv.data(), N, S, D);
-  for (int64_t i = 0; i < N * S * 2 * D; i++) CHECK(kv[at(i)] == (i / (2 * D) % S == S - 1 ? 0.0 : before[at(i)]));
+  for (int64_t i = 0; i < N * S * 2 * D; i++) CHECK(kv[i] == (i / (2 * D) % S == S - 1 ? 0.0 : before[i]));
 }
 
 TEST_CASE("grouped cross attention: formula, null slot on and off") {
@@ -471,7 +471,7 @@ TEST_CASE("grouped cross attention: formula, null slot on and off") {
       const Table table = random_table(B, C, K, 3);
       const Vec q = randoms(B * T * D, 1), kv = random_memory(cpu, B * M, S, D, 2),
                 want = gca_by_hand(q, kv, table.pick, table.w, s);
-      Vec out(at(B * T * D), 5.0), again = out, lse(at(static_cast<int64_t>(B) * C * K * H * S), 5.0);
+      Vec out(B * T * D, 5.0), again = out, lse(static_cast<int64_t>(B) * C * K * H * S, 5.0);
       cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), table.pick.data(), table.w.data(), s);
       CHECK(relative_error(out, want) < 1e-13);
       cpu.gca_forward(again.data(), nullptr, q.data(), kv.data(), table.pick.data(), table.w.data(), s);
@@ -520,7 +520,7 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
         Table table = random_table(B, C, K, 3 + l);
         Inverse inverse = inverted(cpu, table.pick, B, C, K);
         layers.push_back({table, inverse, randoms(B * T * D, 20 + l), randoms(B * T * D, 30 + l), zeros(B * T * D),
-                          zeros(saved), zeros(saved), Vec(at(B * T * D), 5.0), zeros(entries)});
+                          zeros(saved), zeros(saved), Vec(B * T * D, 5.0), zeros(entries)});
       }
       const auto loss = [&] {
         double sum = 0;
@@ -553,7 +553,7 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
                   [&] {
                     Vec direction = randoms(entries, 8);  // a weight without a pick is no weight
                     for (int64_t i = 0; i < entries; i++)
-                      if (l.table.pick[at(i)] < 0) direction[at(i)] = 0;
+                      if (l.table.pick[i] < 0) direction[i] = 0;
                     return direction;
                   }(),
                   loss) < slope_tolerance);
@@ -577,7 +577,7 @@ TEST_CASE("attention in float bears logits far out of exp's range") {
     return std::all_of(x.begin(), x.end(), [](float v) { return std::isfinite(v); });
   };
   const std::vector<float> qkv = random_values<float>(T * 6, 1, 1000), dout = random_values<float>(T * 2, 2);
-  std::vector<float> out(at(T * 2)), lse(at(T)), dqkv(at(T * 6));
+  std::vector<float> out(T * 2), lse(T), dqkv(T * 6);
   cpu.sliding_attention_forward(out.data(), lse.data(), qkv.data(), nullptr, {1, T, H, d, 7});
   cpu.sliding_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), {1, T, H, d, 7});
   CHECK(all_finite(out));
@@ -588,7 +588,7 @@ TEST_CASE("attention in float bears logits far out of exp's range") {
   CHECK(all_finite(dqkv));
   const std::vector<int32_t> pick = {-1, -1, 0, 1};
   const std::vector<float> w = {0, 0, 1, 1}, q = random_values<float>(T * 2, 3, 1000);
-  std::vector<float> kv = random_values<float>(T * 4, 4, 1000), delta(at(T)), dq(at(T * 2)), dw(4), dkv(kv.size());
+  std::vector<float> kv = random_values<float>(T * 4, 4, 1000), delta(T), dq(T * 2), dw(4), dkv(kv.size());
   cpu.zero_landmarks(kv.data(), C, S, 2);
   const GcaShape s{1, T, H, d, S, K, C};
   const Inverse inverse = inverted(cpu, pick, 1, C, K);

@@ -29,14 +29,14 @@ struct Matrix {
     const int64_t col = layout == Layout::rows ? 1 : layout == Layout::transposed ? rows + 2 : 2;
     const int64_t last =
         (rows - 1) * row + (columns - 1) * col;  // nothing behind it, that a sanitizer may see what is read there
-    data.assign(static_cast<size_t>(last + 1), std::numeric_limits<real>::quiet_NaN());
+    data.assign(last + 1, std::numeric_limits<real>::quiet_NaN());
     view = {data.data(), row, col};
     for (int64_t i = 0; i < rows; i++)
       for (int64_t j = 0; j < columns; j++)
         at(i, j) =
             2 * static_cast<real>(uniform_open(philox(5, Stream::init, key, uint32_t(i), uint32_t(j)).word[0])) - 1;
   }
-  real& at(int64_t i, int64_t j) { return data[static_cast<size_t>(i * view.row + j * view.col)]; }
+  real& at(int64_t i, int64_t j) { return data[i * view.row + j * view.col]; }
   std::vector<real> data;
   View<real> view;
 };
@@ -76,7 +76,7 @@ void check_multiply(Isa which, Shape s, Layout a, Layout b, bool with_base) {
                           expected(A, B, i, j, s.K, with_base ? base.at(i, j) : real(0), which != Isa::portable));
   CHECK(wrong == 0);
   for (int64_t i = 0; i + 1 < s.M; i++)
-    for (int64_t j = s.N; j < C.view.row; j++) wrong += !std::isnan(C.data[static_cast<size_t>(i * C.view.row + j)]);
+    for (int64_t j = s.N; j < C.view.row; j++) wrong += !std::isnan(C.data[i * C.view.row + j]);
   CHECK_MESSAGE(wrong == 0, "written between the rows of C");
 }
 

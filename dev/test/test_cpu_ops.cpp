@@ -117,8 +117,8 @@ TEST_CASE("embedding: rows of E, and their gradients summed") {
     cpu.embedding_backward(dE.data(), dx.data(), token.data(), rows, D);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t j = 0; j < D; j++) {
-        CHECK(x[at(r * D + j)] == E[at(token[at(r)] * D + j)]);
-        want[at(token[at(r)] * D + j)] += dx[at(r * D + j)];
+        CHECK(x[r * D + j] == E[token[r] * D + j]);
+        want[token[r] * D + j] += dx[r * D + j];
       }
     CHECK(dE == want);
     // <dx, x> is linear in E, with slope dE: finite differences say the same.
@@ -146,9 +146,9 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
     Vec want = zeros(rows * D);
     for (int64_t r = 0; r < rows; r++) {
       double squares = 0;
-      for (int64_t j = 0; j < D; j++) squares += x[at(r * stride + j)] * x[at(r * stride + j)];
+      for (int64_t j = 0; j < D; j++) squares += x[r * stride + j] * x[r * stride + j];
       for (int64_t j = 0; j < D; j++)
-        want[at(r * D + j)] = gain[at(j)] * x[at(r * stride + j)] / std::sqrt(squares / static_cast<double>(D) + eps);
+        want[r * D + j] = gain[j] * x[r * stride + j] / std::sqrt(squares / static_cast<double>(D) + eps);
     }
     CHECK(relative_error(out, want) < 1e-14);
 
@@ -162,12 +162,12 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
         return forward(), inner(dn, out) + (r1 ? inner(residual, x) : 0) + (r2 ? inner(residual2, x) : 0);
       };
       forward();
-      Vec dx(at(n), 5.0), dgain = before;
+      Vec dx(n, 5.0), dgain = before;
       cpu.rmsnorm_backward(dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data(), r1, r2, rows, D,
                            stride);
       CHECK(slope_error(x.data(), dx.data(), direction_in(n, stride, 0, D), loss) < slope_tolerance);
       for (int64_t i = 0; i < n; i++)
-        if (i % stride >= D) CHECK(dx[at(i)] == 5.0);
+        if (i % stride >= D) CHECK(dx[i] == 5.0);
       Vec added = dgain;
       for (size_t j = 0; j < added.size(); j++) added[j] -= before[j];
       CHECK(slope_error(gain, added, loss) < slope_tolerance);
@@ -185,7 +185,7 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
         cpu.rmsnorm_backward(in_place.data(), again.data(), dn.data(), x.data(), rstd.data(), gain.data(),
                              in_place.data(), r2, rows, D, stride);
         for (int64_t i = 0; i < n; i++)
-          if (i % stride < D) CHECK(in_place[at(i)] == dx[at(i)]);
+          if (i % stride < D) CHECK(in_place[i] == dx[i]);
       }
     }
   }
@@ -208,7 +208,7 @@ TEST_CASE("matmul: y = x W^T + residual, and both gradients") {
       Vec want = with_residual ? residual : zeros(rows * out);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t o = 0; o < out; o++)
-          for (int64_t i = 0; i < in; i++) want[at(r * out + o)] += x[at(r * in + i)] * W[at(o * in + i)];
+          for (int64_t i = 0; i < in; i++) want[r * out + o] += x[r * in + i] * W[o * in + i];
       CHECK(relative_error(y, want) < 1e-13);
 
       const Vec dy = randoms(rows * out, 4), before = randoms(rows * in, 5), before_W = randoms(out * in, 6);
@@ -236,8 +236,8 @@ TEST_CASE("swiglu: formula and gradients") {
     forward();
     for (int64_t r = 0; r < rows; r++)
       for (int64_t j = 0; j < F; j++) {
-        const double gate = gate_up[at(2 * r * F + j)], up = gate_up[at(2 * r * F + F + j)];
-        want[at(r * F + j)] = gate * (1 / (1 + std::exp(-gate))) * up;
+        const double gate = gate_up[2 * r * F + j], up = gate_up[2 * r * F + F + j];
+        want[r * F + j] = gate * (1 / (1 + std::exp(-gate))) * up;
       }
     CHECK(relative_error(h, want) < 1e-14);
     const Vec dh = randoms(rows * F, 2);
@@ -287,10 +287,10 @@ TEST_CASE("cross entropy: losses, sums and gradient, with weights, missing targe
       double want = 0, want_plain = 0;
       for (int64_t r = 0; r < rows; r++) {
         double sum = 0, one = 0;
-        for (int64_t j = 0; j < V; j++) sum += std::exp(logits[at(r * stride + j)]);
-        if (target[at(r)] >= 0) one = std::log(sum) - logits[at(r * stride + target[at(r)])];
-        CHECK(loss[at(r)] == doctest::Approx(one).epsilon(1e-13));
-        want += scale * one * (weighted ? slot_weight[at(r)] : 1.0f);
+        for (int64_t j = 0; j < V; j++) sum += std::exp(logits[r * stride + j]);
+        if (target[r] >= 0) one = std::log(sum) - logits[r * stride + target[r]];
+        CHECK(loss[r] == doctest::Approx(one).epsilon(1e-13));
+        want += scale * one * (weighted ? slot_weight[r] : 1.0f);
         want_plain += scale * one;
       }
       CHECK(state.loss == doctest::Approx(want).epsilon(1e-13));
@@ -301,7 +301,7 @@ TEST_CASE("cross entropy: losses, sums and gradient, with weights, missing targe
               return sums(0, copy).loss;
             }) < slope_tolerance);
       for (int64_t i = 0; i < rows * stride; i++)
-        if (i % stride >= V || target[at(i / stride)] < 0) CHECK(gradient[at(i)] == 0);
+        if (i % stride >= V || target[i / stride] < 0) CHECK(gradient[i] == 0);
     }
   // Logits far out of exp's range.
   Cpu<float> single(1);
@@ -341,13 +341,13 @@ TEST_CASE("AdamW: decay before the update, bias correction, clipping, matrices o
       CHECK(state.adam_steps == t);
       for (const Segment& segment : segments)
         for (int64_t i = segment.offset; i < segment.offset + segment.size; i++) {
-          const double g = scale * gradient[at(i)];
-          want_m[at(i)] = hyper.beta1 * want_m[at(i)] + (1 - hyper.beta1) * g;
-          want_v[at(i)] = hyper.beta2 * want_v[at(i)] + (1 - hyper.beta2) * g * g;
-          if (segment.decay) want[at(i)] *= 1 - hyper.lr * hyper.weight_decay;
-          const double mhat = want_m[at(i)] / (1 - std::pow(hyper.beta1, t)),
-                       vhat = want_v[at(i)] / (1 - std::pow(hyper.beta2, t));
-          want[at(i)] -= hyper.lr * mhat / (std::sqrt(vhat) + hyper.eps);
+          const double g = scale * gradient[i];
+          want_m[i] = hyper.beta1 * want_m[i] + (1 - hyper.beta1) * g;
+          want_v[i] = hyper.beta2 * want_v[i] + (1 - hyper.beta2) * g * g;
+          if (segment.decay) want[i] *= 1 - hyper.lr * hyper.weight_decay;
+          const double mhat = want_m[i] / (1 - std::pow(hyper.beta1, t)),
+                       vhat = want_v[i] / (1 - std::pow(hyper.beta2, t));
+          want[i] -= hyper.lr * mhat / (std::sqrt(vhat) + hyper.eps);
         }
     }
     CHECK(relative_error(w, want) < 1e-13);
@@ -421,7 +421,7 @@ std::vector<Output> all_ops(int threads) {
     for (real& value : x) value = round_bf16(static_cast<float>(value));
     return x;
   };
-  const auto buffer = [](int64_t n) { return Buffer(at(n), real(0)); };
+  const auto buffer = [](int64_t n) { return Buffer(n, real(0)); };
   const auto keep = [&](const char* name, const Buffer& x, bool stored_as_bf16) {
     outputs.push_back({name, Vec(x.begin(), x.end()), stored_as_bf16});
   };

@@ -183,7 +183,7 @@ TEST_CASE("damage: a shard gives ids of the vocabulary or an Error, whatever is 
   const std::string path = folder.path + "/s_000000.bin";
   const auto read = [&] {
     const TokenStream stream(path, tokenizer);
-    std::vector<int32_t> ids(static_cast<size_t>(stream.tokens()));
+    std::vector<int32_t> ids(stream.tokens());
     stream.read(0, stream.tokens(), ids.data());
     for (const int32_t id : ids) CHECK((id >= 0 && id < tokenizer.vocab_size()));
     return comma_list({ids.begin(), ids.end()});
@@ -286,8 +286,7 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
     write_file(path, content);
     const SafetensorsTensor tensor = SafetensorsFile::open(path).at(name);
     std::string damaged = content;
-    for (int64_t i = 0; i < tensor.count * tensor.dtype.bytes(); i++)
-      damaged[static_cast<size_t>(tensor.offset_bytes + i)] = '\xFF';
+    for (int64_t i = 0; i < tensor.count * tensor.dtype.bytes(); i++) damaged[tensor.offset_bytes + i] = '\xFF';
     write_file(path, damaged);
     std::string result = "refused";
     try {

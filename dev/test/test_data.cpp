@@ -29,7 +29,7 @@ void write_foreign(const std::string& path, const std::vector<Word>& tokens) {
 
 std::vector<int32_t> all_of(const std::string& pattern, const Tokenizer& tokenizer) {
   const TokenStream stream(pattern, tokenizer);
-  std::vector<int32_t> tokens(static_cast<size_t>(stream.tokens()));
+  std::vector<int32_t> tokens(stream.tokens());
   stream.read(0, stream.tokens(), tokens.data());
   return tokens;
 }
@@ -67,7 +67,7 @@ TEST_CASE("data: shards are written and read back, whatever their size and width
     CHECK(stream.notes() == "");
     for (const auto& [first, count] :
          {std::pair<int64_t, int64_t>{0, 1000}, {299, 2}, {300, 300}, {900, 100}, {1000, 0}, {17, 0}, {450, 1}}) {
-      std::vector<int32_t> got(static_cast<size_t>(count));
+      std::vector<int32_t> got(count);
       stream.read(first, count, got.data());
       CHECK(std::equal(got.begin(), got.end(), tokens.begin() + first));
     }
@@ -203,13 +203,13 @@ TEST_CASE("data: rows") {
 
 TEST_CASE("data: the order of rows is a permutation for any number of them") {
   for (const int64_t count : {1, 2, 3, 5, 16, 17, 1000, 65537}) {
-    std::vector<bool> taken(static_cast<size_t>(count));
+    std::vector<bool> taken(count);
     int64_t fixed = 0;
     for (int64_t i = 0; i < count; i++) {
       const int64_t place = permuted(i, count, 3, 4);
       REQUIRE((place >= 0 && place < count));
-      REQUIRE(!taken[static_cast<size_t>(place)]);
-      taken[static_cast<size_t>(place)] = true;
+      REQUIRE(!taken[place]);
+      taken[place] = true;
       fixed += place == i;
     }
     if (count >= 1000) CHECK(fixed < 10);

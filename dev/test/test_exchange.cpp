@@ -42,8 +42,7 @@ std::string seen_here(const std::string& path) {
   for (const SafetensorsTensor& t : file.tensors()) {
     const int64_t size = t.count * t.dtype.bytes();
     tensors[t.name] = t.name + " " + t.dtype.name() + " " + shape_text(t.shape) +
-                      format(" %lld\n", static_cast<long long>(size)) +
-                      bytes.substr(static_cast<size_t>(t.offset_bytes), static_cast<size_t>(size));
+                      format(" %lld\n", static_cast<long long>(size)) + bytes.substr(t.offset_bytes, size);
   }
   std::string all;
   for (const auto& [name, text] : tensors) all += text;

@@ -371,7 +371,7 @@ TEST_CASE("disk: full, read-only or gone for a while: training says so, goes on,
       char text[65536];
       const ssize_t n = ::read(ends[0], text, sizeof text);
       REQUIRE(n > 0);  // 0: it has ended
-      return out.append(text, static_cast<size_t>(n));
+      return out.append(text, n);
     };
     REQUIRE(shop.wait_for([&] { return shop.newest("run") >= 3; }));
     process.freeze();

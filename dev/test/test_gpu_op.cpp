@@ -82,7 +82,7 @@ struct Op {
         call = [=, &device] { device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape); };
         results = [=, this] { bench.result("dq", dq, R * D), bench.result("delta", delta, stats); };
       } else if (name == "gca_backward_memory") {
-        const std::vector<FetchingLayer<act, stat>> layers(at(s.layers), {q, dout, lse, delta, w, start, entry});
+        const std::vector<FetchingLayer<act, stat>> layers(s.layers, {q, dout, lse, delta, w, start, entry});
         work = 4 * product * static_cast<double>(s.layers);
         call = [=, &device] {
           device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, shape);
@@ -126,7 +126,7 @@ struct Op {
       act *x = input(R * D, 1), *dn = input(R * D, 2), *out = output(R * D);
       weight* gain = bench.template put<weight>(randoms(in_bf16, D, 3, 0.3, 1));
       stat* rstd = bench.template make<stat>(R);
-      grad* dgain = bench.template put<grad>(Vec(at(D), 0.0));
+      grad* dgain = bench.template put<grad>(Vec(D, 0.0));
       device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5);
       const bool forward = name == "rmsnorm_forward";
       bytes = static_cast<double>((forward ? 2 : 3) * R * D) * sizeof(act);

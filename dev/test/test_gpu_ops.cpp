@@ -339,11 +339,11 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
                 const RetrievalShape s{B, C, D, K, first_chunk, stride, M * stride};
                 const act *r = bench.template put<act>(whole_numbers(B * C * D, 1)),
                           *landmark = bench.template put<act>(whole_numbers(B * M * stride, 2));
-                Ids picks(at(table), -1);
+                Ids picks(table, -1);
                 Selection selection;
                 selection.seed = 9, selection.step = 4, selection.group = 1, selection.first_row = 3;
                 selection.noise = kind == 1 || kind == 2;
-                Vec noise(at(B * C * C));
+                Vec noise(B * C * C);
                 for (size_t i = 0; i < noise.size(); i++)
                   noise[i] = gumbel(philox(5, Stream::sample, static_cast<uint32_t>(i)).word[0]);
                 if (kind == 2) selection.given_noise = bench.template put<float>(noise);
@@ -443,8 +443,7 @@ TEST_CASE("GPU: retrieval, backward") {
       bench.result("exact start", start, B * (C + 1));
       const auto starts = bench.get(start, B * (C + 1));
       for (int64_t b = 0; b < B; b++)
-        bench.result(format("exact entry %lld", static_cast<long long>(b)), entry + b * C * K,
-                     starts[at(b * (C + 1) + C)]);
+        bench.result(format("exact entry %lld", static_cast<long long>(b)), entry + b * C * K, starts[b * (C + 1) + C]);
       bench.result("dr", dr, B * C * D);
       bench.result("dlandmark", dlandmark, B * C * stride);
       bench.result("dscore", dw, table);
@@ -490,7 +489,7 @@ TEST_CASE("GPU: grouped cross attention") {
           for (int64_t b = 0; b < B; b++)
             for (int64_t c = 2; c <= C; c++)
               for (int64_t k = 0; k < K; k++) {
-                int32_t& p = picks[at((b * (C + 1) + c) * K + k)];
+                int32_t& p = picks[(b * (C + 1) + c) * K + k];
                 p = k == 0 ? 0 : p == 0 ? -1 : p;
               }
         const int32_t* pick = bench.put(picks);
@@ -498,8 +497,7 @@ TEST_CASE("GPU: grouped cross attention") {
         const act *q = bench.template put<act>(randoms(in_bf16, n * D, 30 + l)),
                   *dout = bench.template put<act>(randoms(in_bf16, n * D, 40 + l));
         act *out = bench.template make<act>(n * D), *dq = bench.template make<act>(n * D);
-        stat *lse = bench.template put<stat>(Vec(at(stats), 0.0)),
-             *delta = bench.template put<stat>(Vec(at(stats), 0.0)),
+        stat *lse = bench.template put<stat>(Vec(stats, 0.0)), *delta = bench.template put<stat>(Vec(stats, 0.0)),
              *dw = bench.template put<stat>(randoms(in_bf16, table, 50 + l));
         int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
         bench.device.gca_forward(out, lse, q, kv, pick, w, s);
@@ -572,7 +570,7 @@ TEST_CASE("GPU: cross entropy") {
               BENCH_TYPES(bench);
               const auto [rows, V, stride, scale, weights] = size;
               Ids targets = random_ids(rows, 1, V);
-              for (int64_t r = 3; r < rows; r += 4) targets[at(r)] = -100;
+              for (int64_t r = 3; r < rows; r += 4) targets[r] = -100;
               const float* weight_of = weights ? bench.template put<float>(randoms(true, rows, 2, 0.3, 1)) : nullptr;
               act* logits = bench.template put<act>(randoms(in_bf16, rows * stride, 3, 4));
               stat* loss = bench.template make<stat>(rows);
@@ -602,7 +600,7 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
         n += round_up(segments.back().size, 64);
       }
       master *masters = bench.template put<master>(randoms(in_bf16, n, 1)),
-             *m = bench.template put<master>(Vec(at(n), 0.0)), *v = bench.template put<master>(Vec(at(n), 0.0));
+             *m = bench.template put<master>(Vec(n, 0.0)), *v = bench.template put<master>(Vec(n, 0.0));
       weight* weights = bench.device.weights_are_masters ? reinterpret_cast<weight*>(masters)
                                                          : bench.template put<weight>(randoms(in_bf16, n, 1));
       StepState* state = bench.template make<StepState>(1);
@@ -610,8 +608,8 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
       auto step = [&](uint64_t seed, double broken, double clip, double loss = 1) {
         Vec values = randoms(in_bf16, n, seed, 0.1);
         for (int64_t j = 0, i = 0; j < n; j++) {  // gaps have no gradient
-          while (i + 1 < n_segments && segments[at(i + 1)].offset <= j) i++;
-          if (j >= segments[at(i)].offset + segments[at(i)].size) values[at(j)] = 0;
+          while (i + 1 < n_segments && segments[i + 1].offset <= j) i++;
+          if (j >= segments[i].offset + segments[i].size) values[j] = 0;
         }
         values[0] += broken;
         const grad* gradient = bench.template put<grad>(values);
@@ -847,7 +845,7 @@ TEST_CASE("GPU: copies, snapshots of a step, rows, and errors in words") {
   CHECK(gpu.peak_flops() > 0);
   // More than the ring of pieces holds, not a whole number of them; the source changes at once.
   const int64_t n = (20 << 18) + 7;
-  std::vector<int32_t> source(at(n)), back(at(n));
+  std::vector<int32_t> source(n), back(n);
   for (size_t i = 0; i < source.size(); i++) source[i] = static_cast<int32_t>(i * 2654435761u);
   int32_t *there = bench.make<int32_t>(n), *copy = bench.make<int32_t>(n);
   const std::vector<int32_t> kept = source;

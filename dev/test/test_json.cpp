@@ -155,7 +155,7 @@ TEST_CASE("json: an object of many fields is not slow, and damaged text never ge
   int refused = 0;
   for (int trial = 0; trial < 20000; trial++) {
     std::string damaged = whole;
-    for (unsigned edits = 1 + random() % 3; edits > 0 && !damaged.empty(); edits--) {
+    for (uint64_t edits = 1 + random() % 3; edits > 0 && !damaged.empty(); edits--) {
       const size_t at = random() % damaged.size();
       if (random() % 3 == 0) damaged.erase(at, 1 + random() % 4);
       else damaged[at] = static_cast<char>(random());

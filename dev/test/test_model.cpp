@@ -58,13 +58,10 @@ struct ByHand {
       double denominator = null ? 1 : 0;
       for (int pass = 0; pass < 2; pass++)
         for (size_t j = begin; j < end; j++) {
-          const double p = std::exp(dot(&q[static_cast<size_t>(h * d)], &k[j][static_cast<size_t>(h * d)], d) /
-                                        std::sqrt(static_cast<double>(d)) +
-                                    bias(h, j));
+          const double p = std::exp(dot(&q[h * d], &k[j][h * d], d) / std::sqrt(static_cast<double>(d)) + bias(h, j));
           if (pass == 0) denominator += p;
           else
-            for (int64_t e = h * d; e < (h + 1) * d; e++)
-              out[static_cast<size_t>(e)] += p / denominator * v[j][static_cast<size_t>(e)];
+            for (int64_t e = h * d; e < (h + 1) * d; e++) out[e] += p / denominator * v[j][e];
         }
     }
     return out;
@@ -73,7 +70,7 @@ struct ByHand {
     const int64_t d = c.head_size();
     for (int64_t h = 0; h < c.heads; h++)
       for (int64_t t = 0; t < d / 2; t++) {
-        double &u = x[static_cast<size_t>(h * d + t)], &v = x[static_cast<size_t>(h * d + t + d / 2)];
+        double &u = x[h * d + t], &v = x[h * d + t + d / 2];
         const double angle = static_cast<double>(position) *
                              std::pow(10000.0, -2.0 * static_cast<double>(t) / static_cast<double>(d)),
                      u0 = u;
@@ -116,7 +113,7 @@ struct ByHand {
   // Norm(x) after the last layer; noise(group, fetching chunk, fetched chunk)
   template <class Noise>
   Slots forward(const int32_t* tokens, size_t T, Noise noise, bool retrieval = true) {
-    const size_t S = static_cast<size_t>(c.chunk), C = T / S, D = static_cast<size_t>(c.width);
+    const size_t S = c.chunk, C = T / S, D = static_cast<size_t>(c.width);
     Slots x;
     const Vec& E = weight.at("model.embed_tokens.weight");
     for (size_t i = 0; i < T; i++)
@@ -149,19 +146,18 @@ struct ByHand {
           score.push_back(dot(r.data(), landmark[m].data(), c.width) / std::sqrt(static_cast<double>(c.width)));
         std::vector<int32_t>& mine = pick[g][n];
         for (size_t m = 0; m < n && retrieval; m++) mine.push_back(static_cast<int32_t>(m));
-        std::stable_sort(mine.begin(), mine.end(), [&](int32_t a, int32_t b) {
-          return score[static_cast<size_t>(a)] + noise(g, n, a) > score[static_cast<size_t>(b)] + noise(g, n, b);
-        });
-        if (static_cast<int64_t>(mine.size()) > c.topk) mine.resize(static_cast<size_t>(c.topk));
+        std::stable_sort(mine.begin(), mine.end(),
+                         [&](int32_t a, int32_t b) { return score[a] + noise(g, n, a) > score[b] + noise(g, n, b); });
+        if (static_cast<int64_t>(mine.size()) > c.topk) mine.resize(c.topk);
         double sum = 0;
-        for (int32_t m : mine) sum += std::exp(score[static_cast<size_t>(m)]);
-        for (int32_t m : mine) w[g][n].push_back(std::exp(score[static_cast<size_t>(m)]) / sum);
+        for (int32_t m : mine) sum += std::exp(score[m]);
+        for (int32_t m : mine) w[g][n].push_back(std::exp(score[m]) / sum);
       }
       const auto fetch = [&](size_t i, const Vec& q) {
         Vec o(D, 0.0);
         const size_t chunk = i / S;
         for (size_t k = 0; chunk > 0 && k < pick[g][chunk - 1].size(); k++) {
-          const size_t m = static_cast<size_t>(pick[g][chunk - 1][k]);
+          const size_t m = pick[g][chunk - 1][k];
           const Vec one = attend(
               q, key[m], value[m], 0, S - 1, [](int64_t, size_t) { return 0.0; }, c.null_slot);
           for (size_t j = 0; j < D; j++) o[j] += w[g][chunk - 1][k] * one[j];
@@ -181,8 +177,7 @@ struct ByHand {
       const Vec logits = linear(final_n[i], "model.embed_tokens");
       double exps = 0;
       for (double l : logits) exps += std::exp(l);
-      sum += (weights ? static_cast<double>(weights[i]) : 1.0) *
-             (std::log(exps) - logits[static_cast<size_t>(targets[i])]);
+      sum += (weights ? static_cast<double>(weights[i]) : 1.0) * (std::log(exps) - logits[targets[i]]);
     }
     return sum;
   }
@@ -219,12 +214,11 @@ void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool w
     for (size_t g = 0; g < c.groups.size(); g++)
       for (int64_t n = 0; n < C; n++)
         for (int64_t k = 0; k < K; k++) {
-          const size_t at = static_cast<size_t>((b * (C + 1) + n + 1) * K + k);
-          const auto& mine = hand.pick[g][static_cast<size_t>(n)];
+          const size_t at = (b * (C + 1) + n + 1) * K + k;
+          const auto& mine = hand.pick[g][n];
           const bool there = k < static_cast<int64_t>(mine.size());
-          CHECK(net.groups[g].pick[at] == (there ? mine[static_cast<size_t>(k)] : -1));
-          CHECK(net.groups[g].w[at] ==
-                doctest::Approx(there ? hand.w[g][static_cast<size_t>(n)][static_cast<size_t>(k)] : 0).epsilon(1e-10));
+          CHECK(net.groups[g].pick[at] == (there ? mine[k] : -1));
+          CHECK(net.groups[g].w[at] == doctest::Approx(there ? hand.w[g][n][k] : 0).epsilon(1e-10));
         }
   }
   CHECK(net.step_state().loss == doctest::Approx(want_loss).epsilon(1e-12));
@@ -458,7 +452,7 @@ TEST_CASE("model: stretches of the gradient are announced once, last first, when
     const Batch batch(c, 2, 4);
     Model<Cpu<double>> model(c, 2, batch.T);
     int64_t last = model.net.table.size;
-    Vec announced(static_cast<size_t>(last), std::nan(""));
+    Vec announced(last, std::nan(""));
     model.net.grads_ready = [&](int64_t begin, int64_t end) {
       CHECK(end == last);
       CHECK(begin < end);
@@ -477,15 +471,14 @@ TEST_CASE("model: noise drawn, and the same noise given, are one") {
   const Batch batch(c, B, C);
   Model<Cpu<double>> drawn(c, B, batch.T), given(c, B, batch.T), other(c, B, batch.T);
   forward(drawn.net, batch, with_noise());
-  std::vector<float> noise(static_cast<size_t>(2 * B * C * C), std::nanf(""));
+  std::vector<float> noise(2 * B * C * C, std::nanf(""));
   for (int g = 0; g < 2; g++)
     for (int64_t b = 0; b < B; b++)
       for (int64_t n = 0; n < C; n++)
         for (int64_t m = 0; m < n; m++) {
           Selection selection = with_noise();
           selection.group = g;
-          noise[static_cast<size_t>(((g * B + b) * C + n) * C + m)] =
-              gumbel(selection_draw(selection, b, n, m / 4).word[m % 4]);
+          noise[((g * B + b) * C + n) * C + m] = gumbel(selection_draw(selection, b, n, m / 4).word[m % 4]);
         }
   Selection selection;
   selection.noise = true, selection.given_noise = noise.data();
@@ -496,7 +489,7 @@ TEST_CASE("model: noise drawn, and the same noise given, are one") {
   CHECK(!same_bits(copied(drawn.net.groups[0].pick, B * (C + 1) * c.topk),
                    copied(other.net.groups[0].pick, B * (C + 1) * c.topk)));
   // The two groups draw apart: with the same scores they would pick alike, so the draws themselves are compared.
-  CHECK(noise[static_cast<size_t>(C)] != noise[static_cast<size_t>(B * C * C + C)]);
+  CHECK(noise[C] != noise[B * C * C + C]);
 }
 
 TEST_CASE("model: the same bits with 1, 2 and 3 threads, forward, gradients and two updates") {

@@ -226,10 +226,8 @@ TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other 
   const auto random_picks = copied(net.groups[0].pick, entries);
   CHECK(random_picks != learned_picks);
   CHECK(random_picks != copied(net.groups[1].pick, entries));  // each group draws its own
-  for (int64_t i = 0; i < entries; i++)
-    CHECK(random_picks[static_cast<size_t>(i)] < std::max<int64_t>(0, i / c.topk % (C + 1) - 1));
-  for (int64_t i = 0; i < entries; i++)
-    CHECK((random_picks[static_cast<size_t>(i)] >= 0) == (learned_picks[static_cast<size_t>(i)] >= 0));
+  for (int64_t i = 0; i < entries; i++) CHECK(random_picks[i] < std::max<int64_t>(0, i / c.topk % (C + 1) - 1));
+  for (int64_t i = 0; i < entries; i++) CHECK((random_picks[i] >= 0) == (learned_picks[i] >= 0));
 }
 
 TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same picks") {
@@ -314,8 +312,7 @@ TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision
   const Vec before = copied(exact.net.masters, table.size);
   double product = 0, next = 0;
   for (int64_t i = 0; i + 2 < c.vocab * c.width; i++)
-    product += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 1)],
-        next += before[static_cast<size_t>(i)] * before[static_cast<size_t>(i + 2)];
+    product += before[i] * before[i + 1], next += before[i] * before[i + 2];
   const double bound = 5 * 0.02 * 0.02 * std::sqrt(static_cast<double>(c.vocab * c.width));
   CHECK(std::fabs(product) < bound);
   CHECK(std::fabs(next) < bound);

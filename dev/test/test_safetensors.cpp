@@ -111,7 +111,7 @@ TEST_CASE("safetensors: a large tensor is asked for in pieces, and a failure lea
   const auto check = [&] {
     const std::vector<double> x = SafetensorsFile::open(path).values<double>("x");
     int wrong = 0;
-    for (int64_t i = 0; i < count; i++) wrong += x[static_cast<size_t>(i)] != static_cast<double>(i);
+    for (int64_t i = 0; i < count; i++) wrong += x[i] != static_cast<double>(i);
     CHECK(wrong == 0);
   };
   check();

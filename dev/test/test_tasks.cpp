@@ -64,14 +64,14 @@ void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
   const std::vector<int32_t> text = real_tokens(row, t.landmark);
   for (int64_t c = 0; c < C; c++)
     for (int64_t j = 0; j < S; j++) {
-      const int32_t target = row.targets[static_cast<size_t>(c * S + j)];
+      const int32_t target = row.targets[c * S + j];
       if (j == S - 1) CHECK(target == no_target);
-      else if (c * (S - 1) + j + 1 < std::ssize(text)) CHECK(target == text[static_cast<size_t>(c * (S - 1) + j + 1)]);
+      else if (c * (S - 1) + j + 1 < std::ssize(text)) CHECK(target == text[c * (S - 1) + j + 1]);
     }
   // Each needle whole in its chunk, where nothing else is; each value where it was put and nowhere else.
   std::vector<int> owner(text.size());
   auto own = [&](int64_t first, int64_t length) {
-    for (int64_t i = first; i < first + length; i++) CHECK(owner[static_cast<size_t>(i)]++ == 0);
+    for (int64_t i = first; i < first + length; i++) CHECK(owner[i]++ == 0);
   };
   std::set<int64_t> chunks;
   std::set<int32_t> first_tokens, last_tokens;
@@ -104,13 +104,13 @@ void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
   CHECK(count_of(text, {t.ASK}) == std::ssize(row.questions));
   std::set<int64_t> asked;
   for (const Question& question : row.questions) {
-    const Needle& needle = row.needles[static_cast<size_t>(question.needles[0])];
+    const Needle& needle = row.needles[question.needles[0]];
     std::vector<int32_t> answer = needle.value;
     for (const int64_t i : question.needles) {
       CHECK(asked.insert(i).second);
-      CHECK(row.needles[static_cast<size_t>(i)].chunk < question.chunk);  // so that its chunk may fetch it
+      CHECK(row.needles[i].chunk < question.chunk);  // so that its chunk may fetch it
     }
-    if (two_hop) answer = joined({answer, {t.COMMA}, row.needles[static_cast<size_t>(question.needles[1])].value});
+    if (two_hop) answer = joined({answer, {t.COMMA}, row.needles[question.needles[1]].value});
     CHECK(question.answer == answer);
     CHECK(question.first_slot == (question.chunk + 1 + bench.settings.gap) * S);
     const std::vector<int32_t> ask = joined({{t.ASK}, needle.name}),
@@ -120,8 +120,7 @@ void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
     CHECK(std::equal(opened.begin(), opened.end(), text.begin() + start));            // opens its chunk
     own(end - std::ssize(ask), std::ssize(ask));
     own(start, std::ssize(opened));
-    for (int64_t i = 0; i < std::ssize(answer); i++)
-      CHECK(row.targets[static_cast<size_t>(question.first_slot + i)] == answer[static_cast<size_t>(i)]);
+    for (int64_t i = 0; i < std::ssize(answer); i++) CHECK(row.targets[question.first_slot + i] == answer[i]);
   }
 }
 

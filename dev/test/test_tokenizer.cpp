@@ -93,7 +93,7 @@ std::vector<size_t> words_by_scanner(std::string_view text) {
   std::vector<size_t> ends;
   for (const char *p = text.data(), *end = p + text.size(); p < end;) {
     p = scanner.word_end(p, end);
-    ends.push_back(static_cast<size_t>(p - text.data()));
+    ends.push_back(p - text.data());
   }
   return ends;
 }
@@ -154,8 +154,8 @@ TEST_CASE("tokenizer: cutting where next_cut says changes no word") {
     const char *begin = text.data(), *end = begin + text.size(),
                *cut = scanner.next_cut(begin, begin + random() % text.size(), end);
     cuts += cut < end;
-    std::vector<size_t> words = words_by_scanner(text.substr(0, static_cast<size_t>(cut - begin)));
-    for (const size_t word_end : words_by_scanner(std::string_view(text).substr(static_cast<size_t>(cut - begin))))
+    std::vector<size_t> words = words_by_scanner(text.substr(0, cut - begin));
+    for (const size_t word_end : words_by_scanner(std::string_view(text).substr(cut - begin)))
       words.push_back(static_cast<size_t>(cut - begin) + word_end);
     CAPTURE(printable(text));
     REQUIRE(words == words_by_scanner(text));
