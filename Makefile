@@ -13,8 +13,8 @@ CXXFLAGS ?= $(if $(SANITIZE),-O1 -g -fsanitize=$(SANITIZE) -fno-sanitize-recover
 LDFLAGS += $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 # clang tells of each `omp simd` loop that it leaves as it is (those of double with e^x); g++ 12 warns of "a" + std::string() where the
 # library inlines it (GCC bug 105651).
-NO_WARNING = $(if $(findstring clang,$(CXX)),-Wno-pass-failed,-Wno-restrict)
-ALL_CXXFLAGS = -std=c++20 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra $(NO_WARNING) $(CXXFLAGS) -I. -MMD -MP -pthread $(if $(CI),-Werror)
+NO_WARNING = $(if $(findstring clang,$(CXX)),-Wcomma -Wno-implicit-int-float-conversion -Wno-pass-failed,-Wno-restrict)
+ALL_CXXFLAGS = -std=c++20 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra -Wconversion $(NO_WARNING) $(CXXFLAGS) -I. -MMD -MP -pthread $(if $(CI),-Werror)
 TESTS = $(basename $(notdir $(filter-out dev/test/test_gpu%,$(wildcard dev/test/test_*.cpp))))
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 

@@ -1,12 +1,13 @@
-// What every file shares: errors that name the mend, counter-based random numbers, bf16 rounding. The only macros.
+// What every file shares: messages, errors, sizes, bf16 rounding, counter-based random numbers. Host and device.
 #pragma once
 #include <cmath>
-#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define GCA_HD __host__ __device__  // callable on both sides: CPU and GPU must draw the same bits
@@ -15,6 +16,60 @@
 #endif
 
 namespace gca {
+
+// ---- messages -----------------------------------------------------------------------------------------------------
+// The one way of saying something: str("chunk ", c, " of ", C) puts the parts one after the other, integers in decimal,
+// doubles as printf's %g; print and print_error write the same to standard output and to standard error.
+inline std::string significant(double x, int digits) {
+  char out[64];
+  snprintf(out, sizeof out, "%.*g", digits, x);
+  return out;
+}
+inline std::string fixed(double x, int digits) {  // digits after the point
+  std::string out(static_cast<size_t>(snprintf(nullptr, 0, "%.*f", digits, x)), '\0');
+  snprintf(out.data(), out.size() + 1, "%.*f", digits, x);
+  return out;
+}
+inline std::string hex(uint64_t x, int digits = 1) {  // at least so many digits
+  char out[24];
+  snprintf(out, sizeof out, "%0*llx", digits, static_cast<unsigned long long>(x));
+  return out;
+}
+template <class Part>
+void append_part(std::string& out, const Part& part) {
+  if constexpr (std::is_convertible_v<const Part&, std::string_view>) out += std::string_view(part);
+  else if constexpr (std::is_same_v<Part, char>) out += part;
+  else if constexpr (std::is_integral_v<Part>) out += std::to_string(part);
+  else out += significant(static_cast<double>(part), 6);
+}
+template <class... Parts>
+std::string str(const Parts&... parts) {
+  std::string out;
+  (append_part(out, parts), ...);
+  return out;
+}
+// A column of a table: the part with spaces after it (left) or before it (right), `width` bytes at least.
+template <class Part>
+std::string left(const Part& part, size_t width) {
+  std::string out = str(part);
+  out.resize(out.size() < width ? width : out.size(), ' ');
+  return out;
+}
+template <class Part>
+std::string right(const Part& part, size_t width, char fill = ' ') {
+  const std::string out = str(part);
+  return std::string(out.size() < width ? width - out.size() : 0, fill) + out;
+}
+template <class... Parts>
+void print(const Parts&... parts) {
+  const std::string out = str(parts...);
+  fwrite(out.data(), 1, out.size(), stdout);
+}
+template <class... Parts>
+void print_error(const Parts&... parts) {
+  const std::string out = str(parts...);
+  fwrite(out.data(), 1, out.size(), stderr);
+}
 
 // ---- errors -------------------------------------------------------------------------------------------------------
 // Error: what was asked failed (exit 1). UsageError: the command line is wrong (exit 2). Both carry a whole sentence
@@ -26,23 +81,11 @@ struct UsageError : Error {
   using Error::Error;
 };
 
-__attribute__((format(printf, 1, 2))) inline std::string format(const char* pattern, ...) {
-  va_list args, again;
-  va_start(args, pattern);
-  va_copy(again, args);
-  std::string text(vsnprintf(nullptr, 0, pattern, args), '\0');
-  vsnprintf(text.data(), text.size() + 1, pattern, again);
-  va_end(again);
-  va_end(args);
-  return text;
-}
-
 // A broken promise between functions of this program (never bad input): says where and what.
-#define GCA_CHECK(condition, ...)                                                                     \
-  do {                                                                                                \
-    if (!(condition))                                                                                 \
-      throw ::gca::Error(::gca::format("%s:%d: %s does not hold: ", __FILE__, __LINE__, #condition) + \
-                         ::gca::format(__VA_ARGS__));                                                 \
+#define GCA_CHECK(condition, ...)                                                                                 \
+  do {                                                                                                            \
+    if (!(condition))                                                                                             \
+      throw ::gca::Error(::gca::str(__FILE__, ":", __LINE__, ": ", #condition, " does not hold: ", __VA_ARGS__)); \
   } while (0)
 
 // ---- sizes --------------------------------------------------------------------------------------------------------

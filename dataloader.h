@@ -39,8 +39,7 @@ class ShardWriter {
         wide_(tokenizer.vocab_size() > 65536),
         shard_tokens_(shard_tokens) {
     if (shard_tokens < 1 || shard_tokens > ShardHeader::max_tokens)
-      throw Error(format("the size of a shard: expected 1 to %lld tokens, found %lld",
-                         static_cast<long long>(ShardHeader::max_tokens), static_cast<long long>(shard_tokens)));
+      throw Error(str("the size of a shard: expected 1 to ", ShardHeader::max_tokens, " tokens, found ", shard_tokens));
     const std::string first = name(0);
     if (std::error_code none; std::filesystem::exists(first, none))
       throw Error("'" + first +
@@ -76,7 +75,7 @@ class ShardWriter {
   }
 
  private:
-  std::string name(size_t i) const { return format("%s_%06zu.bin", prefix_.c_str(), i); }
+  std::string name(size_t i) const { return str(prefix_, "_", right(i, 6, '0'), ".bin"); }
 
   void flush() {
     if (shard_.empty()) return;
@@ -116,36 +115,30 @@ class TokenStream {
       if (size >= ShardHeader::bytes) shard.file.read(&header, sizeof header, 0);
       const auto is = [&](const int32_t* kind) { return header.words[0] == kind[0] && header.words[1] == kind[1]; };
       if (!is(ShardHeader::narrow) && !is(ShardHeader::wide))
-        throw Error(
-            format("'%s': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic %d "
-                   "version %d in "
-                   "a file of %lld bytes; make shards with tokenize",
-                   path.c_str(), header.words[0], header.words[1], static_cast<long long>(size)));
+        throw Error(str("'", path,
+                        "': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic ",
+                        header.words[0], " version ", header.words[1], " in a file of ", size,
+                        " bytes; make shards with tokenize"));
       shard.width = is(ShardHeader::wide) ? 4 : 2;
       shard.tokens = header.words[2];
       if (shard.tokens < 0 || size != ShardHeader::bytes + shard.tokens * shard.width)
-        throw Error(
-            format("'%s': the header says %lld tokens of %d bytes, found a file of %lld bytes; it is cut off or "
-                   "damaged: make it "
-                   "anew or fetch it again",
-                   path.c_str(), static_cast<long long>(shard.tokens), shard.width, static_cast<long long>(size)));
+        throw Error(str("'", path, "': the header says ", shard.tokens, " tokens of ", shard.width,
+                        " bytes, found a file of ", size,
+                        " bytes; it is cut off or damaged: make it anew or fetch it again"));
       uint64_t hash;
       memcpy(&hash, header.words + 3, 8);
       if (hash == 0) unknown++;
       if (hash != 0 && hash != tokenizer.hash())
-        throw Error(
-            format("'%s' was made with another tokenizer: expected the hash %016llx of %s, found %016llx; tokenize the "
-                   "text again "
-                   "with this one, or use the other",
-                   path.c_str(), static_cast<unsigned long long>(tokenizer.hash()), tokenizer.description().c_str(),
-                   static_cast<unsigned long long>(hash)));
+        throw Error(str("'", path, "' was made with another tokenizer: expected the hash ", hex(tokenizer.hash(), 16),
+                        " of ", tokenizer.description(), ", found ", hex(hash, 16),
+                        "; tokenize the text again with this one, or use the other"));
       shard.header_crc = crc32c(&header, sizeof header);
       tokens_ += shard.tokens;
       shards_.push_back(std::move(shard));
     }
     if (unknown)
-      notes_ = format("'%s': %zu of %zu shards do not say which tokenizer made them; taken to be %s", pattern.c_str(),
-                      unknown, shards_.size(), tokenizer.description().c_str());
+      notes_ = str("'", pattern, "': ", unknown, " of ", shards_.size(),
+                   " shards do not say which tokenizer made them; taken to be ", tokenizer.description());
   }
 
   int64_t tokens() const { return tokens_; }
@@ -157,8 +150,7 @@ class TokenStream {
   // an id outside the vocabulary, is an Error; with any_id such an id is given as it is (negative if it is above
   // INT32_MAX).
   void read(int64_t first, int64_t count, int32_t* out, bool any_id = false) const {
-    GCA_CHECK(first >= 0 && count >= 0 && count <= tokens_ - first, "tokens %lld + %lld of %lld",
-              static_cast<long long>(first), static_cast<long long>(count), static_cast<long long>(tokens_));
+    GCA_CHECK(first >= 0 && count >= 0 && count <= tokens_ - first, "tokens ", first, " + ", count, " of ", tokens_);
     auto shard = std::upper_bound(shards_.begin(), shards_.end(), first,
                                   [](int64_t place, const Shard& s) { return place < s.first; }) -
                  1;
@@ -176,13 +168,12 @@ class TokenStream {
         largest = std::max(largest, id);
       }
       if (!any_id && largest >= static_cast<uint32_t>(vocab_size_))
-        throw Error(
-            format("'%s': expected token ids below %d, the size of the vocabulary, found %u among tokens %lld to %lld; "
-                   "it was made "
-                   "with another tokenizer or is damaged",
-                   shard->file.path().c_str(), vocab_size_, largest, static_cast<long long>(at),
-                   static_cast<long long>(at + here - 1)));
-      first += here, count -= here, out += here;
+        throw Error(str("'", shard->file.path(), "': expected token ids below ", vocab_size_,
+                        ", the size of the vocabulary, found ", largest, " among tokens ", at, " to ", at + here - 1,
+                        "; it was made with another tokenizer or is damaged"));
+      first += here;
+      count -= here;
+      out += here;
     }
   }
 
@@ -211,7 +202,7 @@ class TokenStream {
     if (now == saved.json()) return;
     const JsonField saved_shards = saved.at("shards"), shards = JsonField(now, "").at("shards");
     const std::vector<Json>&before = saved_shards.items(), &here = shards.items();
-    std::string difference = format("expected %zu shards, found %zu", before.size(), shards_.size());
+    std::string difference = str("expected ", before.size(), " shards, found ", shards_.size());
     for (size_t i = 0; i < std::min(before.size(), shards_.size()); i++) {
       if (before[i] != here[i]) {
         difference = "expected the shard " + before[i].dump() + ", found " + here[i].dump();
@@ -300,24 +291,21 @@ class Rows {
         chunks_(chunks),
         slots_(slots),
         seed_(seed) {
-    GCA_CHECK(chunks >= 1 && slots >= 2 && chunks <= INT64_MAX / 8 / slots, "%lld chunks of %lld slots",
-              static_cast<long long>(chunks), static_cast<long long>(slots));
+    GCA_CHECK(chunks >= 1 && slots >= 2 && chunks <= INT64_MAX / 8 / slots, chunks, " chunks of ", slots, " slots");
     const int64_t step = chunks * (slots - 1);
     if (cross) {
       count_ = std::max<int64_t>(0, (stream.tokens() - 1) / step);
       const int64_t tail = stream.tokens() - 1 - count_ * step;
       if (count_ > 0 && tail > 0)
-        notes_ = format("'%s': the last %lld of %lld tokens fill no row and are left out", stream.pattern().c_str(),
-                        static_cast<long long>(tail), static_cast<long long>(stream.tokens()));
+        notes_ = str("'", stream.pattern(), "': the last ", tail, " of ", stream.tokens(),
+                     " tokens fill no row and are left out");
     } else {
       find_documents();
     }
     if (count_ == 0)
-      throw Error(
-          format("'%s': expected at least the %lld tokens of one row of %lld chunks, found %lld; give more text or "
-                 "fewer chunks",
-                 stream.pattern().c_str(), static_cast<long long>(cross ? step + 1 : 2), static_cast<long long>(chunks),
-                 static_cast<long long>(stream.tokens())));
+      throw Error(str("'", stream.pattern(), "': expected at least the ", cross ? step + 1 : 2,
+                      " tokens of one row of ", chunks, " chunks, found ", stream.tokens(),
+                      "; give more text or fewer chunks"));
   }
 
   int64_t count() const { return count_; }             // windows, and rows of an epoch
@@ -361,8 +349,7 @@ class Rows {
 
   // Where the window begins in the stream, and how many tokens it has there.
   std::pair<int64_t, int64_t> extent(int64_t window) const {
-    GCA_CHECK(window >= 0 && window < count_, "window %lld of %lld", static_cast<long long>(window),
-              static_cast<long long>(count_));
+    GCA_CHECK(window >= 0 && window < count_, "window ", window, " of ", count_);
     const int64_t step = chunks_ * (slots_ - 1);
     if (starts_.empty()) return {window * step, step + 1};
     const auto after = std::upper_bound(first_windows_.begin(), first_windows_.end(), window);

@@ -46,8 +46,8 @@ class Cpu {
     void* memory = std::aligned_alloc(alignment_bytes,
                                       static_cast<size_t>(round_up(std::max<int64_t>(n_bytes, 1), alignment_bytes)));
     if (!memory)
-      throw Error(format("out of memory: %.1f MiB asked for; use a smaller --batch, --micro-batch or --chunks",
-                         static_cast<double>(n_bytes) / (1 << 20)));
+      throw Error(str("out of memory: ", fixed(static_cast<double>(n_bytes) / (1 << 20), 1),
+                      " MiB asked for; use a smaller --batch, --micro-batch or --chunks"));
     return memory;
   }
   void release(void* memory) { free(memory); }
@@ -74,10 +74,10 @@ class Cpu {
   StepState read(const Snapshot& snapshot) { return snapshot.value; }
   double peak_flops() { return measured_peak_flops<real>(pool_); }
   std::string description() const {
-    return format("CPU, %d threads, %s, %s", pool_.size(), isa_name(isa()),
-                  bf16                ? "bf16 by rounding"
-                  : sizeof(real) == 4 ? "float"
-                                      : "double");
+    return str("CPU, ", pool_.size(), " threads, ", isa_name(isa()), ", ",
+               bf16                ? "bf16 by rounding"
+               : sizeof(real) == 4 ? "float"
+                                   : "double");
   }
   // rows x D from src, rows src_stride apart, to dst, rows dst_stride apart.
   void copy_rows(act* dst, int64_t dst_stride, const act* src, int64_t src_stride, int64_t rows, int64_t D) {
@@ -222,10 +222,14 @@ class Cpu {
           const real* from = j >= s.first_slot         ? qkv + (b * s.T + j - s.first_slot) * 3 * D + D + h * s.d
                              : j >= s.first_slot - s.W ? ring + (b * s.W + j % s.W) * 2 * D + h * s.d
                                                        : nullptr;  // out of every window
-          for (int64_t e = 0; e < s.d; e++)
-            copy[(j - j0) * s.d + e] = from ? from[e] : 0, copy[(keys + j - j0) * s.d + e] = from ? from[D + e] : 0;
+          for (int64_t e = 0; e < s.d; e++) {
+            copy[(j - j0) * s.d + e] = from ? from[e] : 0;
+            copy[(keys + j - j0) * s.d + e] = from ? from[D + e] : 0;
+          }
         }
-        k = copy, v = copy + keys * s.d, stride = s.d;
+        k = copy;
+        v = copy + keys * s.d;
+        stride = s.d;
       }
       matmul_tile(p, keys, View<real>{q, 3 * D, 1}, View<real>{k, 1, stride}, rows, keys, s.d, false);
       real* row_lse = lse + (b * s.H + h) * s.T - s.first_slot;
@@ -354,7 +358,10 @@ class Cpu {
   // Row 0 of each table: the chunk before a row's first has picked nothing. pick, w (B,C+1,K)
   void no_pick(int32_t* pick, stat* w, int64_t B, int64_t C, int K) {
     for (int64_t b = 0; b < B; b++)
-      for (int64_t k = 0; k < K; k++) pick[b * (C + 1) * K + k] = -1, w[b * (C + 1) * K + k] = 0;
+      for (int64_t k = 0; k < K; k++) {
+        pick[b * (C + 1) * K + k] = -1;
+        w[b * (C + 1) * K + k] = 0;
+      }
   }
   // score[c,m] = r_c . L_m / sqrt(D), m < c;  pick = K largest of score + noise, the lower chunk first among equals;
   // w = softmax over the raw scores of the picks.
@@ -370,8 +377,7 @@ class Cpu {
       if (selection.picking == Picking::given) {
         for (int k = 0; k < s.K; k++) {
           if (picks[k] >= past)
-            throw Error(format("given picks: chunk %lld fetches chunk %d, which is not in its past",
-                               static_cast<long long>(past), picks[k]));
+            throw Error(str("given picks: chunk ", past, " fetches chunk ", picks[k], ", which is not in its past"));
           if (picks[k] >= 0) score_row(raw + k, query, landmarks + picks[k] * s.stride, 1, s);
         }
       } else {
@@ -389,8 +395,14 @@ class Cpu {
           if (!(value == value)) value = -std::numeric_limits<real>::infinity();
           if (found == s.K && !(value > key[found - 1])) continue;
           int k = found < s.K ? found++ : found - 1;
-          for (; k > 0 && value > key[k - 1]; k--) key[k] = key[k - 1], raw[k] = raw[k - 1], picks[k] = picks[k - 1];
-          key[k] = value, raw[k] = scores[m], picks[k] = static_cast<int32_t>(m);
+          for (; k > 0 && value > key[k - 1]; k--) {
+            key[k] = key[k - 1];
+            raw[k] = raw[k - 1];
+            picks[k] = picks[k - 1];
+          }
+          key[k] = value;
+          raw[k] = scores[m];
+          picks[k] = static_cast<int32_t>(m);
         }
         std::fill(picks + found, picks + s.K, -1);
       }
@@ -699,7 +711,8 @@ class Cpu {
         rotation_[p * s.d + t] = static_cast<real>(std::cos(angle));
         rotation_[p * s.d + s.d / 2 + t] = static_cast<real>(std::sin(angle));
       }
-    rotation_S_ = s.S, rotation_d_ = s.d;
+    rotation_S_ = s.S;
+    rotation_d_ = s.d;
   }
   void rotate(real* to, int64_t to_stride, const real* from, int64_t from_stride, const ChunkShape& s,
               real sign) const {
@@ -723,13 +736,21 @@ class Cpu {
   }
   void round_all(real* x, int64_t n) {
     if constexpr (bf16) cast_weights(x, x, n);
-    else (void)x, (void)n;
+    else {
+      (void)x;
+      (void)n;
+    }
   }
   static void round_tile(real* x, int64_t stride, int64_t rows, int64_t columns) {
     if constexpr (bf16)
       for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++) x[i * stride + j] = Row::rounded(x[i * stride + j]);
-    else (void)x, (void)stride, (void)rows, (void)columns;
+    else {
+      (void)x;
+      (void)stride;
+      (void)rows;
+      (void)columns;
+    }
   }
   static void grow(std::vector<real>& buffer, int64_t n) {
     if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(n);

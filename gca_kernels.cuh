@@ -93,9 +93,8 @@ class GpuDevice : public GpuLayout {
   template <class T>
   T* scratch(int64_t count, int64_t first_byte = 0) const {
     const int64_t end = first_byte + count * static_cast<int64_t>(sizeof(T));
-    GCA_CHECK(end <= scratch_bytes,
-              "an op's working memory is %lld bytes, this shape needs %lld; use a smaller --micro-batch or --chunks",
-              static_cast<long long>(scratch_bytes), static_cast<long long>(end));
+    GCA_CHECK(end <= scratch_bytes, "an op's working memory is ", scratch_bytes, " bytes, this shape needs ", end,
+              "; use a smaller --micro-batch or --chunks");
     return reinterpret_cast<T*>(static_cast<char*>(scratch_) + first_byte);
   }
   // Cosines | sines of the rotary embedding, (S,d): made on the host in double when (S,d) changes.

@@ -32,11 +32,14 @@ struct Config {
   }
   bool operator==(const Config&) const = default;
 
+  const Config& validated() const {
+    validate();
+    return *this;
+  }
   // Throws a UsageError that names the flag.
   void validate() const {
     auto need = [](bool good, const char* flag, const char* expected, int64_t found) {
-      if (!good)
-        throw UsageError(format("--%s: expected %s, found %lld", flag, expected, static_cast<long long>(found)));
+      if (!good) throw UsageError(str("--", flag, ": expected ", expected, ", found ", found));
     };
     need(vocab >= 2 && vocab <= (int64_t{1} << 24), "vocab", "2 to 16777216 ids", vocab);
     need(width >= 1 && width <= 65536, "width", "1 to 65536", width);
@@ -51,7 +54,7 @@ struct Config {
     need(chunk >= 2 && chunk <= 4096, "chunk", "2 to 4096 slots", chunk);
     need(topk >= 1 && topk <= max_topk, "topk", "1 to 32 chunks", topk);
     need(window >= 0 && window < (int64_t{1} << 31), "window", "0 or more slots", window);
-    if (!(eps >= 0 && eps < 1)) throw UsageError(format("eps of the norms: expected 0 to 1, found %g", eps));
+    if (!(eps >= 0 && eps < 1)) throw UsageError(str("eps of the norms: expected 0 to 1, found ", eps));
   }
 };
 
@@ -110,22 +113,20 @@ struct TensorTable {
     embedding = add("model.embed_tokens", c.vocab, D);
     size += (padded_vocab - c.vocab) * D;
     segments.back().size += (padded_vocab - c.vocab) * D;
-    for (int64_t i = 0; i < c.lower; i++)
-      lower.push_back(add_layer(format("model.lower_layers.%lld.", static_cast<long long>(i)), c, false));
+    for (int64_t i = 0; i < c.lower; i++) lower.push_back(add_layer(str("model.lower_layers.", i, "."), c, false));
     if (!c.groups.empty()) {
       enc_prenorm = add("model.enc_prenorm", D, 0);
       for (int64_t i = 0; i < c.encoder; i++)
-        encoder.push_back(add_layer(format("model.encoder.layers.%lld.", static_cast<long long>(i)), c, false));
+        encoder.push_back(add_layer(str("model.encoder.layers.", i, "."), c, false));
       enc_norm = add("model.encoder.norm", D, 0);
       chunk_kv = add("model.chunk_k_proj", D, D);
       add("model.chunk_v_proj", D, D, true);
     }
     for (size_t g = 0; g < c.groups.size(); g++) {
-      lmk_norms.push_back(add(format("model.lmk_norms.%zu", g), D, 0));
+      lmk_norms.push_back(add(str("model.lmk_norms.", g), D, 0));
       upper.emplace_back();
       for (int64_t i = 0; i < c.groups[g]; i++)
-        upper.back().push_back(
-            add_layer(format("model.upper_layers.%zu.%lld.", g, static_cast<long long>(i)), c, true));
+        upper.back().push_back(add_layer(str("model.upper_layers.", g, ".", i, "."), c, true));
     }
     norm = add("model.norm", D, 0);
     size = round_up(size, alignment_);
@@ -204,7 +205,8 @@ class Arena {
     if (wish == wishes_.end()) return want(pointer, name, count);
     const int64_t more_bytes =
         std::max<int64_t>(0, round_up(count * static_cast<int64_t>(sizeof(T)), 256) - wish->n_bytes);
-    wish->n_bytes += more_bytes, total_bytes_ += more_bytes;
+    wish->n_bytes += more_bytes;
+    total_bytes_ += more_bytes;
     wish->pointers.push_back(reinterpret_cast<void**>(&pointer));
   }
   const std::vector<Wish>& wishes() const { return wishes_; }
@@ -221,7 +223,8 @@ class Arena {
   template <class Device>
   void release(Device& device) {
     if (memory_) device.release(memory_);
-    memory_ = nullptr, total_bytes_ = 0;
+    memory_ = nullptr;
+    total_bytes_ = 0;
     wishes_.clear();
   }
 
@@ -301,7 +304,7 @@ struct DRT {
 
   DRT(Device& device_, const Config& config_, Use use_ = Use::training)
       : device(device_),
-        config((config_.validate(), config_)),
+        config(config_.validated()),
         table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))),
         use(use_) {
     model_.want(masters, "weights", table.size);
@@ -335,28 +338,28 @@ struct DRT {
     const Config& c = config;
     const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk,
                   V = table.padded_vocab;
-    GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found %lld slots",
-              static_cast<long long>(T));
+    GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found ", T, " slots");
     // More than all numbers below together; so none of their products can pass 63 bits.
     const double slot =
         static_cast<double>(c.lower + c.upper() + c.encoder + 4) *
         (16.0 * static_cast<double>(D) + 4.0 * static_cast<double>(F) + 4.0 * static_cast<double>(c.heads * K));
     if (static_cast<double>(RC) * slot > 0x1p58)
-      throw Error(
-          format("%lld rows of %lld slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones "
-                 "(--chunks) or a smaller model",
-                 static_cast<long long>(B), static_cast<long long>(T)));
+      throw Error(str(B, " rows of ", T,
+                      " slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones (--chunks) "
+                      "or a smaller model"));
     max_rows_ = R;
     auto want = [&](auto*& pointer, const std::string& name, int64_t count) {
       activations_.want(pointer, name, count);
     };
-    want(token, "tokens", R), want(target, "targets", R), want(slot_weight, "loss weights", R);
+    want(token, "tokens", R);
+    want(target, "targets", R);
+    want(slot_weight, "loss weights", R);
     want(embedded, "embedding", R * D);
     auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& layers,
                           size_t i) {
       l = {};
       l.at = at;
-      const std::string name = format("%s %zu", layers.c_str(), i);
+      const std::string name = str(layers, " ", i);
       // Computed anew from that setting on, and in inference: then for the layer at work only.
       auto part = [&](auto*& pointer, Recompute anew_from, const char* what, int64_t count) {
         if (use == Use::training && recompute < anew_from) want(pointer, name + what, count);
@@ -366,21 +369,27 @@ struct DRT {
         if (use == Use::training) want(pointer, name + what, count);
         else activations_.want_shared(pointer, layers + what, count);
       };
-      part(l.n1, Recompute::norms, " n1", rows * D), part(l.rstd1, Recompute::layers, " rstd1", rows),
-          part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
-      part(l.attended, Recompute::layers, " attention", rows * D),
-          part(l.lse, Recompute::layers, " attention lse", rows * c.heads);
-      part(l.a, Recompute::layers, " a", rows * D), part(l.n2, Recompute::norms, " n2", rows * D),
-          part(l.rstd2, Recompute::layers, " rstd2", rows);
-      part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F), part(l.h, Recompute::norms, " h", rows * F),
-          kept(l.out, " out", rows * D);
+      part(l.n1, Recompute::norms, " n1", rows * D);
+      part(l.rstd1, Recompute::layers, " rstd1", rows);
+      part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
+      part(l.attended, Recompute::layers, " attention", rows * D);
+      part(l.lse, Recompute::layers, " attention lse", rows * c.heads);
+      part(l.a, Recompute::layers, " a", rows * D);
+      part(l.n2, Recompute::norms, " n2", rows * D);
+      part(l.rstd2, Recompute::layers, " rstd2", rows);
+      part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F);
+      part(l.h, Recompute::norms, " h", rows * F);
+      kept(l.out, " out", rows * D);
       if (kind != Kind::upper) return;
-      part(l.gca_n, Recompute::norms, " gca norm", rows * D), part(l.gca_rstd, Recompute::layers, " gca rstd", rows),
-          kept(l.q, " gca q", rows * D);
-      part(l.fetched, Recompute::layers, " gca out", rows * D), part(l.m, Recompute::layers, " m", rows * D);
+      part(l.gca_n, Recompute::norms, " gca norm", rows * D);
+      part(l.gca_rstd, Recompute::layers, " gca rstd", rows);
+      kept(l.q, " gca q", rows * D);
+      part(l.fetched, Recompute::layers, " gca out", rows * D);
+      part(l.m, Recompute::layers, " m", rows * D);
       if (use == Use::inference) return;
-      kept(l.gca_lse, " gca lse", RC * c.heads * K), kept(l.delta, " gca delta", RC * c.heads * K),
-          kept(l.dfetched, " gca dout", rows * D);
+      kept(l.gca_lse, " gca lse", RC * c.heads * K);
+      kept(l.delta, " gca delta", RC * c.heads * K);
+      kept(l.dfetched, " gca dout", rows * D);
     };
     auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows,
                            const std::string& name) {
@@ -390,39 +399,51 @@ struct DRT {
     want_layers(lower, table.lower, Kind::lower, R, "lower");
     groups.resize(c.groups.size());
     if (!groups.empty()) {
-      want(enc_in, "encoder in", RC * D), want(enc_in_rstd, "encoder in rstd", RC);
+      want(enc_in, "encoder in", RC * D);
+      want(enc_in_rstd, "encoder in rstd", RC);
       want_layers(encoder, table.encoder, Kind::encoder, RC, "encoder");
-      want(enc_out, "encoder out", RC * D), want(enc_out_rstd, "encoder out rstd", RC), want(kv, "ck|cv", RC * 2 * D);
+      want(enc_out, "encoder out", RC * D);
+      want(enc_out_rstd, "encoder out rstd", RC);
+      want(kv, "ck|cv", RC * 2 * D);
     }
     for (size_t g = 0; g < groups.size(); g++) {
       Group& group = groups[g];
-      const std::string name = format("group %zu", g);
+      const std::string name = str("group ", g);
       group.lmk_norm = table.lmk_norms[g];
       want_layers(group.layers, table.upper[g], Kind::upper, R, name + " layer");
-      want(group.r, name + " r", B * C * D), want(group.r_rstd, name + " r rstd", B * C);
-      want(group.pick, name + " picks", B * (C + 1) * K), want(group.w, name + " weights", B * (C + 1) * K);
-      want(group.dw, name + " dweights", B * (C + 1) * K), want(group.start, name + " start", B * (C + 1)),
-          want(group.entry, name + " entry", B * C * K);
+      want(group.r, name + " r", B * C * D);
+      want(group.r_rstd, name + " r rstd", B * C);
+      want(group.pick, name + " picks", B * (C + 1) * K);
+      want(group.w, name + " weights", B * (C + 1) * K);
+      want(group.dw, name + " dweights", B * (C + 1) * K);
+      want(group.start, name + " start", B * (C + 1));
+      want(group.entry, name + " entry", B * C * K);
     }
     logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
-    want(final_n, "final norm", R * D), want(final_rstd, "final rstd", R), want(loss, "losses", R),
-        want(logits, "logits", logits_rows_ * V);
+    want(final_n, "final norm", R * D);
+    want(final_rstd, "final rstd", R);
+    want(loss, "losses", R);
+    want(logits, "logits", logits_rows_ * V);
     if (use == Use::inference) return;
     const int64_t rows = groups.empty() ? R : RC;
-    want(dx_, "dx", rows * D), want(dn_, "dn", rows * D), want(dattended_, "dattention", rows * D),
-        want(dqkv_, "dq|dk|dv", rows * 3 * D);
-    want(dh_, "dh", rows * F), want(dgate_up_, "dgate|dup", rows * 2 * F);
+    want(dx_, "dx", rows * D);
+    want(dn_, "dn", rows * D);
+    want(dattended_, "dattention", rows * D);
+    want(dqkv_, "dq|dk|dv", rows * 3 * D);
+    want(dh_, "dh", rows * F);
+    want(dgate_up_, "dgate|dup", rows * 2 * F);
     if (groups.empty()) return;
-    want(dm_, "dm", rows * D), want(denc_, "dencoder", rows * D), want(dkv_, "dck|dcv", rows * 2 * D),
-        want(dr_, "dr", B * C * D);
+    want(dm_, "dm", rows * D);
+    want(denc_, "dencoder", rows * D);
+    want(dkv_, "dck|dcv", rows * 2 * D);
+    want(dr_, "dr", B * C * D);
   }
   void commit_activations() { activations_.commit(device); }
 
   // ---- forward ----------------------------------------------------------------------------------------------------
   // Tokens, targets (negative: none) and loss weights (null: all 1) of rows*slots, host to device; targets may be null.
   void upload(const int32_t* tokens, const int32_t* targets, const float* loss_weights, int64_t count) {
-    GCA_CHECK(count <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_),
-              static_cast<long long>(count));
+    GCA_CHECK(count <= max_rows_, "planned for ", max_rows_, " slots, found ", count);
     device.upload(token, tokens, count * 4);
     if (targets) device.upload(target, targets, count * 4);
     has_weights_ = loss_weights != nullptr;
@@ -433,8 +454,7 @@ struct DRT {
   void forward(const Input& in) {
     const Config& c = config;
     const int64_t D = c.width, S = c.chunk, R = in.B * in.T, first_slot = in.stream ? in.stream->slots : 0;
-    GCA_CHECK(R <= max_rows_, "planned for %lld slots, found %lld", static_cast<long long>(max_rows_),
-              static_cast<long long>(R));
+    GCA_CHECK(R <= max_rows_, "planned for ", max_rows_, " slots, found ", R);
     GCA_CHECK(in.stream ? in.B == 1 : in.T % S == 0, "rows are whole chunks, or one row is read in segments");
     input_ = in;
     size_t ring = 0;
@@ -464,7 +484,7 @@ struct DRT {
 
   // Logits of rows first .. first + count - 1 into the piece `logits`, rows padded_vocab apart: logits = E Norm(x).
   void piece_of_logits(int64_t first, int64_t count) {
-    GCA_CHECK(count <= logits_rows_, "a piece holds %lld rows", static_cast<long long>(logits_rows_));
+    GCA_CHECK(count <= logits_rows_, "a piece holds ", logits_rows_, " rows");
     device.matmul_forward(logits, final_n + first * config.width, weights + table.embedding, nullptr, count,
                           config.width, table.padded_vocab);
   }
@@ -493,7 +513,10 @@ struct DRT {
     const Config& c = config;
     const int64_t B = input_.B, D = c.width, S = c.chunk, R = B * input_.T, C = input_.T / S;
     int64_t end = table.size;
-    auto ready = [&](int64_t begin) { grads_ready(begin, end), end = begin; };
+    auto ready = [&](int64_t begin) {
+      grads_ready(begin, end);
+      end = begin;
+    };
     device.rmsnorm_backward(dx_, gradient + table.norm, dn_, top, final_rstd, weights + table.norm, nullptr, nullptr, R,
                             D, D);
     ready(table.norm);
@@ -597,9 +620,12 @@ struct DRT {
     stream.capacity = chunks;
     stream.rings.assign(config.lower + config.upper(), nullptr);
     for (act*& ring : stream.rings) stream.arena.want(ring, "window", config.window * 2 * D);
-    stream.pick.assign(config.groups.size(), nullptr), stream.w.assign(config.groups.size(), nullptr);
-    for (size_t g = 0; g < config.groups.size(); g++)
-      stream.arena.want(stream.pick[g], "picks", config.topk), stream.arena.want(stream.w[g], "weights", config.topk);
+    stream.pick.assign(config.groups.size(), nullptr);
+    stream.w.assign(config.groups.size(), nullptr);
+    for (size_t g = 0; g < config.groups.size(); g++) {
+      stream.arena.want(stream.pick[g], "picks", config.topk);
+      stream.arena.want(stream.w[g], "weights", config.topk);
+    }
     if (!config.groups.empty()) {
       stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
       stream.arena.want(stream.landmarks, "landmarks", chunks * D);
@@ -755,9 +781,7 @@ struct DRT {
     }
     const int64_t N = input_.B * done, rows = N * S;
     if (!N) return;
-    if (stream)
-      GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds %lld chunks",
-                static_cast<long long>(stream->capacity));
+    if (stream) GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds ", stream->capacity, " chunks");
     device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
     const act* h = enc_in;
     for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, 0, nullptr);

@@ -50,15 +50,14 @@ void log_line(const std::string& run, const Json& line) {
   try {
     append_line(run + "/log.jsonl", line.dump());
   } catch (const Error& error) {
-    if (!told) fprintf(stderr, "%s; training goes on without it: free some space or mend the folder\n", error.what());
+    if (!told) print_error(error.what(), "; training goes on without it: free some space or mend the folder\n");
     told = true;
   }
 }
 
 std::string duration(double seconds) {
   const int64_t s = static_cast<int64_t>(seconds + 0.5);
-  return s < 3600 ? format("%lld:%02lld", static_cast<long long>(s / 60), static_cast<long long>(s % 60))
-                  : format("%lldh%02lld", static_cast<long long>(s / 3600), static_cast<long long>(s / 60 % 60));
+  return s < 3600 ? str(s / 60, ":", right(s % 60, 2, '0')) : str(s / 3600, "h", right(s / 60 % 60, 2, '0'));
 }
 
 template <class Device>
@@ -70,17 +69,16 @@ class Trainer {
       rows_ = std::make_unique<Rows>(*stream_, run.tokenizer, s_.chunks, s_.config.chunk,
                                      static_cast<uint64_t>(s_.seed), !s_.no_cross);
       for (const std::string& note : {stream_->notes(), rows_->notes()})
-        if (!note.empty()) printf("%s\n", note.c_str());
+        if (!note.empty()) print(note, "\n");
     } else {
       haystack_ = Haystack::load(s_.task.haystack, run.tokenizer);
       task_ = std::make_unique<Task>(s_.task, run.tokenizer, haystack_, s_.config.chunk);
       for (int64_t stage = 0; stage < s_.stages(); stage++) {
         task_->check_names(s_.of_stage(s_.needles, stage));
         if (s_.stage_chunks(stage) < task_->fewest_chunks())
-          throw UsageError(format("--%s: expected at least %lld chunks, for needle, question and answer, found %lld",
-                                  s_.curriculum.empty() ? "chunks" : "curriculum",
-                                  static_cast<long long>(task_->fewest_chunks()),
-                                  static_cast<long long>(s_.stage_chunks(stage))));
+          throw UsageError(str("--", s_.curriculum.empty() ? "chunks" : "curriculum", ": expected at least ",
+                               task_->fewest_chunks(), " chunks, for needle, question and answer, found ",
+                               s_.stage_chunks(stage)));
       }
     }
     if (!s_.val_data.empty()) {
@@ -141,8 +139,8 @@ class Trainer {
     }
     const bool saved = step_ == saved_step_ || save();
     if (stop_asked)
-      printf("stopped after step %lld of %lld%s; go on with: train_gca train --out %s --resume\n",
-             static_cast<long long>(step_), static_cast<long long>(s_.steps), saved ? ", saved" : "", s_.out.c_str());
+      print("stopped after step ", step_, " of ", s_.steps, saved ? ", saved" : "",
+            "; go on with: train_gca train --out ", s_.out, " --resume\n");
     return saved ? 0 : 1;
   }
 
@@ -175,41 +173,33 @@ class Trainer {
   }
 
   void print_table() {
-    auto line = [](const char* name, const std::string& value) { printf("%-12s %s\n", name, value.c_str()); };
-    auto number = [](int64_t n) { return format("%lld", static_cast<long long>(n)); };
+    auto line = [](const char* name, const std::string& value) { print(left(name, 12), " ", value, "\n"); };
+    auto number = [](int64_t n) { return str(n); };
     const Config& c = s_.config;
     line("model",
-         format("D=%lld H=%lld F=%lld, %lld lower + (%s) upper layers, encoder %lld, S=%lld K=%lld W=%lld, V=%lld",
-                static_cast<long long>(c.width), static_cast<long long>(c.heads), static_cast<long long>(c.ffn),
-                static_cast<long long>(c.lower), comma_list(c.groups).c_str(), static_cast<long long>(c.encoder),
-                static_cast<long long>(c.chunk), static_cast<long long>(c.topk), static_cast<long long>(c.window),
-                static_cast<long long>(c.vocab)));
+         str("D=", c.width, " H=", c.heads, " F=", c.ffn, ", ", c.lower, " lower + (", comma_list(c.groups),
+             ") upper layers, encoder ", c.encoder, ", S=", c.chunk, " K=", c.topk, " W=", c.window, ", V=", c.vocab));
     line("parameters", number(model_.table.parameters()));
     line("tokenizer", run_.tokenizer.description());
     if (task_) {
-      line(
-          "task",
-          format("%s, in %zu tokens of %lld files (%lld left out); rows of %s chunks, %s needles, %s questions at most",
-                 s_.task.task.c_str(), haystack_.tokens.size(), static_cast<long long>(haystack_.files),
-                 static_cast<long long>(haystack_.left_out),
-                 s_.curriculum.empty() ? number(s_.chunks).c_str() : comma_list(s_.curriculum).c_str(),
-                 comma_list(s_.needles).c_str(), comma_list(s_.questions).c_str()));
+      line("task", str(s_.task.task, ", in ", haystack_.tokens.size(), " tokens of ", haystack_.files, " files (",
+                       haystack_.left_out, " left out); rows of ",
+                       s_.curriculum.empty() ? number(s_.chunks).c_str() : comma_list(s_.curriculum), " chunks, ",
+                       comma_list(s_.needles), " needles, ", comma_list(s_.questions), " questions at most"));
     } else {
-      line("data", format("%lld tokens, %lld rows of %lld slots (%lld tokens); this run reads %.2f times as many",
-                          static_cast<long long>(stream_->tokens()), static_cast<long long>(rows_->count()),
-                          static_cast<long long>(row_slots()), static_cast<long long>(row_tokens()),
-                          static_cast<double>(s_.steps * s_.batch) / static_cast<double>(rows_->count())));
+      line("data", str(stream_->tokens(), " tokens, ", rows_->count(), " rows of ", row_slots(), " slots (",
+                       row_tokens(), " tokens); this run reads ",
+                       fixed(static_cast<double>(s_.steps * s_.batch) / static_cast<double>(rows_->count()), 2),
+                       " times as many"));
     }
-    line("steps", format("%lld of %lld rows (%lld at once), from step %lld", static_cast<long long>(s_.steps),
-                         static_cast<long long>(batch_rows()), static_cast<long long>(micro_rows()),
-                         static_cast<long long>(step_)));
-    line("rate", format("%g after %lld steps, then a cosine to %g", s_.lr, static_cast<long long>(s_.warmup_steps()),
-                        s_.lr_final));
+    line("steps", str(s_.steps, " of ", batch_rows(), " rows (", micro_rows(), " at once), from step ", step_));
+    line("rate", str(s_.lr, " after ", s_.warmup_steps(), " steps, then a cosine to ", s_.lr_final));
     line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " +
                        mebibytes(model_.activation_memory().total_bytes()) + " of activations");
     line("work",
-         format("%.3g floating-point operations a token",
-                3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1)));
+         str(significant(
+                 3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1), 3),
+             " floating-point operations a token"));
     line("seed", number(s_.seed));
     line("device", device_.description());
     line("build", build_description());
@@ -284,10 +274,12 @@ class Trainer {
     double sum = 0;
     for (const int64_t slot : answer_slots_) {
       const double loss = static_cast<double>(losses_[slot]);
-      right += loss < std::log(2.0), sum += loss;
+      right += loss < std::log(2.0);
+      sum += loss;
     }
     const double count = static_cast<double>(std::max<size_t>(1, answer_slots_.size()));
-    done_[step_ % 2].answers_right = static_cast<double>(right) / count, done_[step_ % 2].answer_loss = sum / count;
+    done_[step_ % 2].answers_right = static_cast<double>(right) / count;
+    done_[step_ % 2].answer_loss = sum / count;
     answer_rates_.push_back(static_cast<double>(right) / count);
     if (answer_rates_.size() > steps) answer_rates_.erase(answer_rates_.begin());
     if (answer_rates_.size() < steps || stage_ + 1 >= s_.stages()) return;
@@ -295,8 +287,8 @@ class Trainer {
       return;
     stage_++;
     answer_rates_.clear();
-    printf("step %lld: %.0f%% of the answers are right; on to rows of %lld chunks\n", static_cast<long long>(step_ + 1),
-           s_.promote * 100, static_cast<long long>(s_.stage_chunks(stage_)));
+    print("step ", step_ + 1, ": ", fixed(s_.promote * 100, 0), "% of the answers are right; on to rows of ",
+          s_.stage_chunks(stage_), " chunks\n");
     model_.plan(micro_rows(), row_slots());
     model_.commit_activations();
   }
@@ -307,18 +299,15 @@ class Trainer {
                  tokens = slots / static_cast<double>(s_.config.chunk) * static_cast<double>(s_.config.chunk - 1);
     const double used = 3 * forward_flops_per_slot(s_.config) * slots / seconds / peak_;
     if ((step + 1) % s_.print_every == 0 || step + 1 == s_.steps || state.skip)
-      printf(
-          "step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f ms  %.0f tokens/s  MFU %.0f%%  ETA %s%s%s\n",
-          static_cast<long long>(step + 1), static_cast<long long>(s_.steps), state.loss, state.grad_norm,
-          s_.learning_rate(step), seconds * 1e3, tokens / seconds, used * 100,
-          duration(mean_seconds * static_cast<double>(s_.steps - step - 1)).c_str(),
-          task_ ? format("  %lld chunks, answers %.0f%% (loss %.3f)", static_cast<long long>(done.chunks),
-                         done.answers_right * 100, done.answer_loss)
-                      .c_str()
-                : "",
-          state.skip
-              ? format("  SKIPPED: not finite (%lld in a row)", static_cast<long long>(state.skipped_in_a_row)).c_str()
-              : "");
+      print("step ", step + 1, "/", s_.steps, "  loss ", fixed(state.loss, 4), "  norm ", fixed(state.grad_norm, 3),
+            "  lr ", s_.learning_rate(step), "  ", fixed(seconds * 1e3, 0), " ms  ", fixed(tokens / seconds, 0),
+            " tokens/s  MFU ", fixed(used * 100, 0), "%  ETA ",
+            duration(mean_seconds * static_cast<double>(s_.steps - step - 1)),
+            task_ ? str("  ", done.chunks, " chunks, answers ", fixed(done.answers_right * 100, 0), "% (loss ",
+                        fixed(done.answer_loss, 3), ")")
+                        .c_str()
+                  : "",
+            state.skip ? str("  SKIPPED: not finite (", state.skipped_in_a_row, " in a row)").c_str() : "", "\n");
     fflush(stdout);
     Json line = Json::object();
     line["step"] = step + 1;
@@ -328,8 +317,11 @@ class Trainer {
     line["lr"] = s_.learning_rate(step);
     line["ms"] = seconds * 1e3;
     line["tokens_per_second"] = tokens / seconds;
-    if (task_)
-      line["chunks"] = done.chunks, line["answers_right"] = done.answers_right, line["answer_loss"] = done.answer_loss;
+    if (task_) {
+      line["chunks"] = done.chunks;
+      line["answers_right"] = done.answers_right;
+      line["answer_loss"] = done.answer_loss;
+    }
     if (state.skip) line["skipped"] = true;
     log_line(s_.out, line);
   }
@@ -339,15 +331,16 @@ class Trainer {
     const Evaluation result =
         evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), row_slots(), {}, [] { return stop_asked != 0; });
     if (stop_asked || !result.targets) return;
-    printf("validation after step %lld: loss %.4f, perplexity %.2f (%lld rows)\n", static_cast<long long>(step_),
-           result.loss(), std::exp(result.loss()), static_cast<long long>(result.rows));
+    print("validation after step ", step_, ": loss ", fixed(result.loss(), 4), ", perplexity ",
+          fixed(std::exp(result.loss()), 2), " (", result.rows, " rows)\n");
     fflush(stdout);
     Json line = Json::object();
     line["step"] = step_;
     line["val_loss"] = result.loss();
     log_line(s_.out, line);
     if (std::isfinite(result.loss()) && (best_step_ < 0 || result.loss() < best_loss_)) {
-      best_loss_ = result.loss(), best_step_ = step_;
+      best_loss_ = result.loss();
+      best_step_ = step_;
       save();  // the best one is kept
     }
   }
@@ -364,7 +357,10 @@ class Trainer {
     state["best_step"] = best_step_;
     state["best_val_loss"] = best_loss_;
     state["data"] = task_ ? haystack_.state() : stream_->state();
-    if (task_) state["stage"] = stage_, state["answer_rates"] = answer_rates_;
+    if (task_) {
+      state["stage"] = stage_;
+      state["answer_rates"] = answer_rates_;
+    }
     state["device"] = device_.description();
     state["build"] = build_description();
     if constexpr (requires { device_.products(); }) state["products"] = device_.products();
@@ -378,17 +374,18 @@ class Trainer {
       keep_checkpoints(s_.out, s_.keep, best_step_);
       return true;
     } catch (const Error& error) {
-      fprintf(stderr, "%s\n", error.what());
+      print_error(error.what(), "\n");
       return saved_step_ == step_;
     }
   }
 
   int give_up() {
-    fprintf(stderr, "ten steps in a row had a loss or a gradient that is not finite, and changed nothing; %s\n",
-            saved_step_ >= 0 ? ("the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) +
-                                ": start anew from it with --init and a lower --lr")
-                                   .c_str()
-                             : "no checkpoint was saved: start anew with a lower --lr");
+    print_error("ten steps in a row had a loss or a gradient that is not finite, and changed nothing; ",
+                saved_step_ >= 0 ? ("the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) +
+                                    ": start anew from it with --init and a lower --lr")
+                                       .c_str()
+                                 : "no checkpoint was saved: start anew with a lower --lr",
+                "\n");
     return 1;
   }
 
@@ -437,7 +434,8 @@ int train_command(const std::vector<std::string>& arguments) {
     flags.restore(saved->state().at("settings"));
   } else if (!init.empty() && std::filesystem::is_directory(init, none)) {
     const SavedRun from = SavedRun::open(init, fallback);
-    settings.config = from.settings.config, settings.model = from.settings.model;
+    settings.config = from.settings.config;
+    settings.model = from.settings.model;
     settings.tokenizer = from.checkpoint.file(SavedRun::tokenizer_file);
   }
   if (!name.empty() && !resume) settings.config = preset(name).config;
@@ -453,7 +451,7 @@ int train_command(const std::vector<std::string>& arguments) {
     for (const char* name : {"haystack", "curriculum", "promote", "needles", "questions", "answer-weight", "style",
                              "values", "value-tokens", "name-tokens", "gap"})
       if (flags.given(name))
-        throw UsageError(format("--%s is of a task: give --task recall, single or two-hop too", name));
+        throw UsageError(str("--", name, " is of a task: give --task recall, single or two-hop too"));
   for (const std::vector<int64_t>* list : {&settings.needles, &settings.questions})
     if (list->empty()) throw UsageError("--needles and --questions: expected one number at least, found none");
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
@@ -464,8 +462,7 @@ int train_command(const std::vector<std::string>& arguments) {
   if (settings.tokens > 0)
     settings.steps = ceil_div(settings.tokens, settings.batch * settings.stage_chunks(0) * (settings.config.chunk - 1));
   if (settings.micro() > settings.batch)
-    throw UsageError(format("--micro-batch: expected at most --batch, %lld, found %lld",
-                            static_cast<long long>(settings.batch), static_cast<long long>(settings.micro())));
+    throw UsageError(str("--micro-batch: expected at most --batch, ", settings.batch, ", found ", settings.micro()));
 
   if (!saved) {
     make_folder(settings.out);
@@ -501,8 +498,8 @@ const Command commands[] = {
 
 int run_program(const std::vector<std::string>& arguments) {
   if (arguments.empty() || arguments[0] == "help" || arguments[0] == "--help" || arguments[0] == "-h") {
-    printf("train_gca COMMAND [flags]; train_gca COMMAND --help tells the flags\n");
-    for (const Command& command : commands) printf("  %-16s %s\n", command.name, command.does);
+    print("train_gca COMMAND [flags]; train_gca COMMAND --help tells the flags\n");
+    for (const Command& command : commands) print("  ", left(command.name, 16), " ", command.does, "\n");
     return 0;
   }
   std::vector<std::string> names;
@@ -521,13 +518,13 @@ int main(int count, char** values) {
   try {
     return gca::run_program({values + 1, values + count});
   } catch (const gca::UsageError& error) {
-    fprintf(stderr, "train_gca: %s\n", error.what());
+    gca::print_error("train_gca: ", error.what(), "\n");
     return 2;
   } catch (const std::bad_alloc&) {
-    fprintf(stderr, "train_gca: out of memory; use a smaller --batch, fewer --chunks or a smaller model\n");
+    gca::print_error("train_gca: out of memory; use a smaller --batch, fewer --chunks or a smaller model\n");
     return 1;
   } catch (const std::exception& error) {
-    fprintf(stderr, "train_gca: %s\n", error.what());
+    gca::print_error("train_gca: ", error.what(), "\n");
     return 1;
   }
 }

@@ -83,12 +83,10 @@ class File {
     for (size_t done = 0; done < bytes;) {
       const off_t at = static_cast<off_t>(offset_bytes) + static_cast<off_t>(done);
       const ssize_t n = uninterrupted([&] { return ::pread(fd_, static_cast<char*>(out) + done, bytes - done, at); });
-      if (n < 0)
-        throw system_error(format("cannot read '%s' at byte %lld", path_.c_str(), static_cast<long long>(at)), errno);
+      if (n < 0) throw system_error(str("cannot read '", path_, "' at byte ", at), errno);
       if (n == 0)
-        throw Error(format(
-            "'%s' ends at byte %lld: expected %zu bytes more; it has been cut off: make it anew or fetch it again",
-            path_.c_str(), static_cast<long long>(at), bytes - done));
+        throw Error(str("'", path_, "' ends at byte ", at, ": expected ", bytes - done,
+                        " bytes more; it has been cut off: make it anew or fetch it again"));
       done += n;
     }
   }
@@ -112,7 +110,7 @@ class File {
  private:
   File(const std::string& path, int flags, const char* doing) : path_(path) {
     fd_ = uninterrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC, 0666); });
-    if (fd_ < 0) throw system_error(format("%s '%s'", doing, path.c_str()), errno);
+    if (fd_ < 0) throw system_error(str(doing, " '", path, "'"), errno);
     if (!S_ISREG(status().st_mode)) {
       ::close(fd_);
       throw Error("'" + path + "' is a folder, a pipe or a device: expected a regular file; check the path");
@@ -134,7 +132,7 @@ inline std::string read_file(const std::string& path, size_t max_bytes) {
   const size_t bytes = file.size_bytes();
   if (bytes > max_bytes)
     throw Error(
-        format("'%s': expected at most %zu bytes, found %zu: is this the right file?", path.c_str(), max_bytes, bytes));
+        str("'", path, "': expected at most ", max_bytes, " bytes, found ", bytes, ": is this the right file?"));
   std::string content(bytes, '\0');
   file.read(content.data(), bytes, 0);
   return content;
@@ -187,7 +185,7 @@ class AtomicFile {
                         : path;  // renaming onto a link would replace the link
   }
   static File create(const std::string& path) {
-    const std::string temporary = format("%s.%ld.partial", path.c_str(), static_cast<long>(::getpid()));
+    const std::string temporary = str(path, ".", ::getpid(), ".partial");
     ::unlink(temporary.c_str());  // a killed process that had our number left it
     return File::create(temporary);
   }
@@ -326,9 +324,8 @@ class RunLock {
       if (code != EWOULDBLOCK) throw system_error("cannot lock '" + path + "'", code);
       long process = 0;
       std::from_chars(text, text + std::max<ssize_t>(length, 0), process);
-      throw Error(
-          format("'%s' is being written by another run, process %ld: wait for it or stop it, or choose another folder",
-                 folder.c_str(), process));
+      throw Error(str("'", folder, "' is being written by another run, process ", process,
+                      ": wait for it or stop it, or choose another folder"));
     }
     const std::string process = std::to_string(::getpid()) + "\n";  // for that message only
     if (::ftruncate(fd_, 0) < 0 || ::pwrite(fd_, process.data(), process.size(), 0) < 0) {

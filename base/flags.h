@@ -67,7 +67,7 @@ class Flags {
                 char* end = nullptr;
                 const double value = strtod(text.c_str(), &end);
                 if (text.empty() || *end || !(value >= low && value <= high))
-                  throw wrong(name, format("a number from %g to %g", low, high), text);
+                  throw wrong(name, str("a number from ", low, " to ", high), text);
                 field = value;
               }});
   }
@@ -112,7 +112,9 @@ class Flags {
   }
   // The arguments that are no flags, named `what` in the help.
   void add_rest(std::vector<std::string>& field, const char* what, bool required) {
-    rest_ = &field, rest_name_ = what, rest_required_ = required;
+    rest_ = &field;
+    rest_name_ = what;
+    rest_required_ = required;
   }
 
   // Arguments after the command. Errors are UsageErrors; --help is the caller's.
@@ -121,8 +123,8 @@ class Flags {
       const std::string& argument = arguments[i];
       if (!argument.starts_with("--") || argument.size() == 2) {
         if (!rest_)
-          throw UsageError(format("%s takes flags only, found '%s'; see train_gca %s --help", command_.c_str(),
-                                  argument.c_str(), command_.c_str()));
+          throw UsageError(
+              str(command_, " takes flags only, found '", argument, "'; see train_gca ", command_, " --help"));
         rest_->push_back(argument);
         continue;
       }
@@ -144,7 +146,7 @@ class Flags {
       }
     }
     if (rest_ && rest_required_ && rest_->empty())
-      throw UsageError(format("%s needs %s; see train_gca %s --help", command_.c_str(), rest_name_, command_.c_str()));
+      throw UsageError(str(command_, " needs ", rest_name_, "; see train_gca ", command_, " --help"));
   }
   bool given(const std::string& name) { return find(name).given; }
   // The value of a flag in arguments that are not parsed yet; "" if it is not among them.
@@ -158,17 +160,16 @@ class Flags {
   // Throws a UsageError for a flag that must be given.
   void need(const char* name) {
     const Flag& flag = find(name);
-    if (flag.get().empty())
-      throw UsageError(format("%s needs --%s %s: %s", command_.c_str(), name, flag.value, flag.help));
+    if (flag.get().empty()) throw UsageError(str(command_, " needs --", name, " ", flag.value, ": ", flag.help));
   }
 
   std::string help() const {
     std::string text = "train_gca " + command_ + (flags_.empty() ? "" : " [flags]") +
                        (rest_ ? std::string(" ") + rest_name_ : "") + "\n  " + summary_ + "\n";
     for (const Flag& flag : flags_) {
-      const std::string left = std::string("  --") + flag.name + (*flag.value ? std::string(" ") + flag.value : ""),
+      const std::string spelling = std::string("  --") + flag.name + (*flag.value ? std::string(" ") + flag.value : ""),
                         value = *flag.value ? flag.initial : "";
-      text += format("%-34s %s%s\n", left.c_str(), flag.help, value.empty() ? "" : (" [" + value + "]").c_str());
+      text += str(left(spelling, 34), " ", flag.help, value.empty() ? "" : (" [" + value + "]"), "\n");
     }
     return text;
   }
@@ -198,10 +199,9 @@ class Flags {
   void check_unchanged(const JsonField& saved) const {
     for (const Flag& flag : flags_)
       if (flag.role == run && flag.given && saved.has(flag.name) && saved.at(flag.name).string() != flag.get())
-        throw UsageError(
-            format("--%s: the run was started with '%s', found '%s'; leave it out to resume, or start a new run from "
-                   "the weights with --init",
-                   flag.name, saved.at(flag.name).string().c_str(), flag.get().c_str()));
+        throw UsageError(str("--", flag.name, ": the run was started with '", saved.at(flag.name).string(),
+                             "', found '", flag.get(),
+                             "'; leave it out to resume, or start a new run from the weights with --init"));
   }
 
  private:
@@ -232,15 +232,15 @@ class Flags {
     if (Flag* flag = look_up(name)) return *flag;
     std::vector<std::string> names;
     for (const Flag& flag : flags_) names.push_back(std::string("--") + flag.name);
-    throw UsageError(format("%s has no flag --%s%s; see train_gca %s --help", command_.c_str(), name.c_str(),
-                            did_you_mean("--" + name, names).c_str(), command_.c_str()));
+    throw UsageError(str(command_, " has no flag --", name, did_you_mean("--" + name, names), "; see train_gca ",
+                         command_, " --help"));
   }
   UsageError wrong(const char* name, const std::string& expected, const std::string& found) const {
-    return UsageError(format("--%s: expected %s, found '%s'", name, expected.c_str(), found.c_str()));
+    return UsageError(str("--", name, ": expected ", expected, ", found '", found, "'"));
   }
   int64_t size(const char* name, const std::string& text, int64_t low, int64_t high) const {
-    const std::string expected = format("a whole number from %lld to %lld (K, M, G stand for 2^10, 2^20, 2^30)",
-                                        static_cast<long long>(low), static_cast<long long>(high));
+    const std::string expected =
+        str("a whole number from ", low, " to ", high, " (K, M, G stand for 2^10, 2^20, 2^30)");
     int64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     int64_t unit = 1;

@@ -119,7 +119,7 @@ class Json {
       if (length == 0) out += "\xEF\xBF\xBD";
       else if (c == '"' || c == '\\') (out += '\\') += text[0];
       else if (c == '\n') out += "\\n";
-      else if (c < 0x20 || c == 0x7F) out += format("\\u%04x", c);
+      else if (c < 0x20 || c == 0x7F) out += str("\\u", hex(c, 4));
       else out += text.substr(0, length);
       text.remove_prefix(length ? length : 1);
     }
@@ -197,8 +197,8 @@ class JsonField {
   }
   JsonField at(size_t i) const {
     if (i >= items().size())
-      throw Error(format("%s: expected more than %zu items, found %zu; %s", where_.c_str(), i, items().size(), mend()));
-    return JsonField(items()[i], where_ + (inside_ ? "" : ": ") + format("[%zu]", i), true);
+      throw Error(str(where_, ": expected more than ", i, " items, found ", items().size(), "; ", mend()));
+    return JsonField(items()[i], where_ + (inside_ ? "" : ": ") + str("[", i, "]"), true);
   }
 
   bool boolean() const { return get<bool>("true or false"); }
@@ -206,8 +206,7 @@ class JsonField {
                   int64_t highest = std::numeric_limits<int64_t>::max()) const {
     const int64_t* value = std::get_if<int64_t>(&value_->value_);
     if (value && *value >= lowest && *value <= highest) return *value;
-    throw mistyped(
-        format("an integer from %lld to %lld", static_cast<long long>(lowest), static_cast<long long>(highest)));
+    throw mistyped(str("an integer from ", lowest, " to ", highest));
   }
   double number() const {  // an integer will do; null (a NaN when it was written) will not
     const int64_t* integer = std::get_if<int64_t>(&value_->value_);
@@ -233,8 +232,8 @@ class JsonField {
 
   Error mistyped(const std::string& expected) const {
     std::string found;
-    if (std::holds_alternative<std::vector<Json>>(value_->value_)) found = format("an array of %zu", items().size());
-    else if (std::holds_alternative<Json::Object>(value_->value_)) found = format("an object of %zu", members().size());
+    if (std::holds_alternative<std::vector<Json>>(value_->value_)) found = str("an array of ", items().size());
+    else if (std::holds_alternative<Json::Object>(value_->value_)) found = str("an object of ", members().size());
     else found = shortened(value_->dump());
     return Error(where_ + ": expected " + expected + ", found " + found + "; " + mend());
   }
@@ -270,8 +269,8 @@ class JsonParser {
 
   Json document() {
     if (text_.size() > limits_.max_bytes)
-      throw Error(format("%s: expected at most %zu bytes of JSON, found %zu: is this the right file?", what_.c_str(),
-                         limits_.max_bytes, text_.size()));
+      throw Error(str(what_, ": expected at most ", limits_.max_bytes, " bytes of JSON, found ", text_.size(),
+                      ": is this the right file?"));
     Json result = value(0);
     if (skip_space() != end) fail("nothing after the end of the value");
     return result;
@@ -292,20 +291,23 @@ class JsonParser {
     return true;
   }
 
+  bool take_after_space(char c) {
+    skip_space();
+    return take(c);
+  }
+
   [[noreturn]] void fail(const std::string& expected) const {
     const int c = peek();
     const std::string found = c == end               ? "the end of the text"
-                              : c > 0x20 && c < 0x7F ? format("'%c'", c)
-                                                     : format("byte 0x%02x", c);
-    throw Error(
-        format("%s is not valid JSON at byte %zu: expected %s, found %s; the file is damaged or of another kind: make "
-               "it anew or fetch it again",
-               what_.c_str(), at_, expected.c_str(), found.c_str()));
+                              : c > 0x20 && c < 0x7F ? str("'", c, "'")
+                                                     : str("byte 0x", hex(c, 2));
+    throw Error(str(what_, " is not valid JSON at byte ", at_, ": expected ", expected, ", found ", found,
+                    "; the file is damaged or of another kind: make it anew or fetch it again"));
   }
 
   Json value(int depth) {
-    if (depth > limits_.max_depth) fail(format("at most %d levels of nesting", limits_.max_depth));
-    if (values_++ >= limits_.max_values) fail(format("at most %zu values", limits_.max_values));
+    if (depth > limits_.max_depth) fail(str("at most ", limits_.max_depth, " levels of nesting"));
+    if (values_++ >= limits_.max_values) fail(str("at most ", limits_.max_values, " values"));
     const int c = skip_space();
     if (c == '{') return object(depth);
     if (c == '[') return array(depth);
@@ -326,7 +328,7 @@ class JsonParser {
   Json object(int depth) {
     Json result = Json::object();
     at_++;
-    if (skip_space() == '}') return at_++, result;
+    if (take_after_space('}')) return result;
     do {
       if (skip_space() != '"') fail("a field's name in quotes");
       const size_t start = at_;
@@ -348,7 +350,7 @@ class JsonParser {
   Json array(int depth) {
     Json result = Json::array();
     at_++;
-    if (skip_space() == ']') return at_++, result;
+    if (take_after_space(']')) return result;
     do {
       result.push_back(value(depth + 1));
       skip_space();
@@ -368,7 +370,10 @@ class JsonParser {
     const bool negative = take('-');
     if (!take('0')) digits();
     bool whole = true;
-    if (take('.')) whole = false, digits();
+    if (take('.')) {
+      whole = false;
+      digits();
+    }
     if (take('e') || take('E')) {
       whole = false;
       if (!take('+')) take('-');
@@ -451,10 +456,13 @@ class JsonParser {
       tail(0);
     } else if (code < 0x10000) {
       out += static_cast<char>(0xE0 | (code >> 12));
-      tail(6), tail(0);
+      tail(6);
+      tail(0);
     } else {
       out += static_cast<char>(0xF0 | (code >> 18));
-      tail(12), tail(6), tail(0);
+      tail(12);
+      tail(6);
+      tail(0);
     }
   }
 

@@ -117,8 +117,8 @@ class SafetensorsFile {
   // where out is the narrower); to int64_t, int32_t and uint8_t from the same type only. Any number of threads at once.
   template <class T>
   void read(const SafetensorsTensor& tensor, int64_t first, int64_t count, T* out) const {
-    GCA_CHECK(first >= 0 && count >= 0 && first <= tensor.count && count <= tensor.count - first, "elements of '%s'",
-              tensor.name.c_str());
+    GCA_CHECK(first >= 0 && count >= 0 && first <= tensor.count && count <= tensor.count - first, "elements of '",
+              tensor.name, "'");
     const int64_t start = tensor.offset_bytes + first * tensor.dtype.bytes();
     if (tensor.dtype == Dtype::of<T>()) return file_.read(out, static_cast<size_t>(count) * sizeof(T), start);
     if constexpr (std::is_floating_point_v<T>) {
@@ -131,10 +131,9 @@ class SafetensorsFile {
       if (tensor.dtype == Dtype::BF16)
         return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
     }
-    throw Error(format("'%s': tensor '%s': expected %s, found %s; is this a file of the same kind?", path().c_str(),
-                       tensor.name.c_str(),
-                       std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(),
-                       tensor.dtype.name()));
+    throw Error(str("'", path(), "': tensor '", tensor.name, "': expected ",
+                    std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(), ", found ",
+                    tensor.dtype.name(), "; is this a file of the same kind?"));
   }
 
   // out = the whole tensor of that name, which must have this shape.
@@ -159,11 +158,9 @@ class SafetensorsFile {
     uint64_t header_bytes = 0;
     if (file_bytes >= 8) file_.read(&header_bytes, 8, 0);
     if (file_bytes < 8 || header_bytes > static_cast<uint64_t>(file_bytes - 8) || header_bytes > max_header_bytes)
-      throw Error(
-          format("'%s' is cut off or no safetensors file: expected a header of at most %llu bytes in a file of %lld, "
-                 "found %llu; make it anew",
-                 path().c_str(), static_cast<unsigned long long>(max_header_bytes), static_cast<long long>(file_bytes),
-                 static_cast<unsigned long long>(header_bytes)));
+      throw Error(str("'", path(), "' is cut off or no safetensors file: expected a header of at most ",
+                      max_header_bytes, " bytes in a file of ", file_bytes, ", found ", header_bytes,
+                      "; make it anew"));
     std::string header(header_bytes, '\0');
     file_.read(header.data(), header.size(), 8);
     const std::string what = "'" + path() + "' (header)";
@@ -209,20 +206,16 @@ class SafetensorsFile {
     t.count = element_count(t.shape, t.dtype, field.where());
     const int64_t begin = offsets.at(0).integer(0, data_bytes), end = offsets.at(1).integer(begin, data_bytes);
     if (offsets.items().size() != 2 || end - begin != t.count * t.dtype.bytes())
-      throw Error(
-          format("%s: expected %lld bytes for %s %s, found data_offsets %s; the file is damaged: make it anew or fetch "
-                 "it again",
-                 field.where().c_str(), static_cast<long long>(t.count * t.dtype.bytes()), t.dtype.name(),
-                 shape_text(t.shape).c_str(), offsets.json().dump().c_str()));
+      throw Error(str(field.where(), ": expected ", t.count * t.dtype.bytes(), " bytes for ", t.dtype.name(), " ",
+                      shape_text(t.shape), ", found data_offsets ", offsets.json().dump(),
+                      "; the file is damaged: make it anew or fetch it again"));
     t.offset_bytes = data_start + begin;
     return t;
   }
 
   [[noreturn]] void misplaced(const std::string& what, int64_t expected, int64_t found) const {
-    throw Error(
-        format("'%s': expected %s at byte %lld, found it at %lld; the file is damaged or cut off: make it anew or "
-               "fetch it again",
-               path().c_str(), what.c_str(), static_cast<long long>(expected), static_cast<long long>(found)));
+    throw Error(str("'", path(), "': expected ", what, " at byte ", expected, ", found it at ", found,
+                    "; the file is damaged or cut off: make it anew or fetch it again"));
   }
 
   // out = f of count numbers of type Stored, from byte `start` of the file, a piece at a time.
@@ -271,7 +264,7 @@ inline void write_safetensors(const std::string& path, const std::map<std::strin
   int64_t end = 0;
   for (const SafetensorsEntry& entry : entries) {
     check_tensor_name(entry.name, "'" + path + "'");
-    GCA_CHECK(!header.find(entry.name), "'%s': tensor '%s' is given twice", path.c_str(), entry.name.c_str());
+    GCA_CHECK(!header.find(entry.name), "'", path, "': tensor '", entry.name, "' is given twice");
     const int64_t begin = end;
     end += element_count(entry.shape, entry.dtype, "'" + path + "': tensor '" + entry.name + "'") * entry.dtype.bytes();
     Json& field = header[entry.name];

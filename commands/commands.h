@@ -33,7 +33,7 @@ inline std::string build_description() {
 // Prints the help where --help is among the arguments.
 inline bool wants_help(const std::vector<std::string>& arguments, const Flags& flags) {
   const bool wanted = std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
-  if (wanted) printf("%s", flags.help().c_str());
+  if (wanted) print(flags.help());
   return wanted;
 }
 
@@ -101,7 +101,10 @@ Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int6
       if (targets[at] < 0) continue;
       const int64_t place = i % T * Evaluation::places / T;
       const double loss = static_cast<double>(losses[at]);
-      result.sum += loss, result.targets++, result.place_sum[place] += loss, result.place_count[place]++;
+      result.sum += loss;
+      result.targets++;
+      result.place_sum[place] += loss;
+      result.place_count[place]++;
       if (tokenizer) result.bytes += static_cast<double>(tokenizer->bytes_of(targets[at]).size());
     }
     result.rows += here;
@@ -152,7 +155,8 @@ inline int eval_command(const std::vector<std::string>& arguments) {
   flags.add("seed", seed, 0, INT64_MAX, "of --random-retrieval");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
-  flags.need("checkpoint"), flags.need("data");
+  flags.need("checkpoint");
+  flags.need("data");
   const Selection selection = ablation(no_retrieval, random_retrieval, seed);
   const SavedRun saved = SavedRun::open(source.checkpoint, source.fallback);
   const Config& config = saved.settings.config;
@@ -161,7 +165,7 @@ inline int eval_command(const std::vector<std::string>& arguments) {
   const Rows rows(stream, saved.tokenizer, chunks, config.chunk, 0, !no_cross);
   batch = std::min({batch, max_rows, rows.count()});
   for (const std::string& note : {stream.notes(), rows.notes()})
-    if (!note.empty()) printf("%s\n", note.c_str());
+    if (!note.empty()) print(note, "\n");
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
     allocate_or_explain(model, batch, chunks * config.chunk);
@@ -170,21 +174,20 @@ inline int eval_command(const std::vector<std::string>& arguments) {
     const Evaluation result = evaluate(
         model, rows, max_rows, batch, chunks * config.chunk, selection, [] { return false; }, &saved.tokenizer);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    printf("checkpoint %s, %lld rows of %lld slots (%lld tokens)%s\n", saved.checkpoint.folder.c_str(),
-           static_cast<long long>(result.rows), static_cast<long long>(chunks * config.chunk),
-           static_cast<long long>(chunks * (config.chunk - 1)),
-           no_retrieval       ? ", without retrieval"
-           : random_retrieval ? ", random retrieval"
-                              : "");
-    printf("loss %.4f  perplexity %.3f  bits per byte %.4f  (%lld targets, %.0f slots/s)\n", result.loss(),
-           std::exp(result.loss()), result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN,
-           static_cast<long long>(result.targets), static_cast<double>(result.rows * chunks * config.chunk) / seconds);
+    print("checkpoint ", saved.checkpoint.folder, ", ", result.rows, " rows of ", chunks * config.chunk, " slots (",
+          chunks * (config.chunk - 1), " tokens)",
+          no_retrieval       ? ", without retrieval"
+          : random_retrieval ? ", random retrieval"
+                             : "",
+          "\n");
+    print("loss ", fixed(result.loss(), 4), "  perplexity ", fixed(std::exp(result.loss()), 3), "  bits per byte ",
+          fixed(result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN, 4), "  (", result.targets,
+          " targets, ", fixed(static_cast<double>(result.rows * chunks * config.chunk) / seconds, 0), " slots/s)\n");
     for (int i = 0; i < Evaluation::places; i++)
       if (result.place_count[i] > 0)
-        printf("  slots %6lld..%-6lld loss %.4f\n",
-               static_cast<long long>(i * chunks * config.chunk / Evaluation::places),
-               static_cast<long long>((i + 1) * chunks * config.chunk / Evaluation::places - 1),
-               result.place_sum[i] / result.place_count[i]);
+        print("  slots ", right(i * chunks * config.chunk / Evaluation::places, 6), "..",
+              left((i + 1) * chunks * config.chunk / Evaluation::places - 1, 6), " loss ",
+              fixed(result.place_sum[i] / result.place_count[i], 4), "\n");
     return 0;
   });
 }
@@ -231,13 +234,9 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
       if (row.tokens[i] != tokenizer.landmark) text += tokenizer.printable(row.tokens[i]);
     return text;
   };
-  printf(
-      "\n%lld chunks; the needle is in chunk %lld. The question ends chunk %lld, the answer is in chunk %lld:\n  "
-      "...%s|%s\n",
-      static_cast<long long>(C), static_cast<long long>(row.needles[question.needles[0]].chunk),
-      static_cast<long long>(question.chunk), static_cast<long long>(question.first_slot / S),
-      says(question.chunk * S, question.first_slot).c_str(),
-      says(question.first_slot, question.first_slot + 1).c_str());
+  print("\n", C, " chunks; the needle is in chunk ", row.needles[question.needles[0]].chunk,
+        ". The question ends chunk ", question.chunk, ", the answer is in chunk ", question.first_slot / S, ":\n  ...",
+        says(question.chunk * S, question.first_slot), "|", says(question.first_slot, question.first_slot + 1), "\n");
   std::vector<int32_t> given;
   for (size_t i = 0; i < question.answer.size(); i++) {
     model.upload(row.tokens.data(), nullptr, nullptr, C * S);
@@ -247,18 +246,18 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
   }
   for (size_t g = 0; g < model.groups.size(); g++) {
     const FetchedChunks<Device> fetched(model, g, 1, C);
-    printf("fetched for it%s, with weight:\n", model.groups.size() > 1 ? format(" by group %zu", g).c_str() : "");
+    print("fetched for it", model.groups.size() > 1 ? str(" by group ", g).c_str() : "", ", with weight:\n");
     for (int64_t k = 0; k < K; k++) {
       const size_t at = question.first_slot / S * K + k;
       if (fetched.pick[at] >= 0)
-        printf("  chunk %5d  %.3f  %s\n", fetched.pick[at], static_cast<double>(fetched.w[at]),
-               says(fetched.pick[at] * S, (fetched.pick[at] + 1) * S).c_str());
+        print("  chunk ", right(fetched.pick[at], 5), "  ", fixed(static_cast<double>(fetched.w[at]), 3), "  ",
+              says(fetched.pick[at] * S, (fetched.pick[at] + 1) * S), "\n");
     }
   }
   std::string answer, expected;
   for (const int32_t token : given) answer += tokenizer.printable(token);
   for (const int32_t token : question.answer) expected += tokenizer.printable(token);
-  printf("answer: %s (%s)\n", answer.c_str(), answer == expected ? "right" : ("expected " + expected).c_str());
+  print("answer: ", answer, " (", answer == expected ? "right" : ("expected " + expected), ")\n");
 }
 
 inline int passkey_command(const std::vector<std::string>& arguments) {
@@ -293,7 +292,8 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
   flags.add("seed", seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
-  flags.need("checkpoint"), flags.need("haystack");
+  flags.need("checkpoint");
+  flags.need("haystack");
   if (lengths.empty() || trials.empty())
     throw UsageError("--length and --trials: expected one number at least, found none");
   const Config& config = saved->settings.config;
@@ -301,25 +301,23 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
   const int64_t S = config.chunk, K = config.topk, reach = (config.lower + config.upper()) * config.window;
   for (const int64_t length : lengths)
     if (length % S || length < 3 * S)
-      throw UsageError(
-          format("--length: expected a multiple of %lld, the slots of a chunk, and three chunks at least, found %lld",
-                 static_cast<long long>(S), static_cast<long long>(length)));
+      throw UsageError(str("--length: expected a multiple of ", S,
+                           ", the slots of a chunk, and three chunks at least, found ", length));
   const Selection selection = ablation(no_retrieval, random_retrieval, seed);
   const Haystack haystack = Haystack::load(task.haystack, tokenizer);
   const Task maker(task, tokenizer, haystack, S);
   if (task.two_hop()) others = chains - 1;
   maker.check_names(others + 1);
-  printf(
-      "%s%s: %lld tokens in an answer, %lld other %s; text of %lld files (%lld left out); windows reach %lld slots\n",
-      task.task.c_str(),
-      no_retrieval       ? ", without retrieval"
-      : random_retrieval ? ", random retrieval"
-                         : "",
-      static_cast<long long>(maker.answer_length()), static_cast<long long>(others),
-      task.two_hop() ? "chains" : "needles", static_cast<long long>(haystack.files),
-      static_cast<long long>(haystack.left_out), static_cast<long long>(reach));
-  printf("%9s %9s %7s %-5s %6s %7s %-14s %7s %7s %7s %8s  %-22s %8s %11s\n", "slots", "tokens", "chunks", "place",
-         "trials", "exact", "(95%)", "forced", "first", "hit", "chance", "exact by depth, oldest", "slots/s", "memory");
+  print(task.task,
+        no_retrieval       ? ", without retrieval"
+        : random_retrieval ? ", random retrieval"
+                           : "",
+        ": ", maker.answer_length(), " tokens in an answer, ", others, " other ", task.two_hop() ? "chains" : "needles",
+        "; text of ", haystack.files, " files (", haystack.left_out, " left out); windows reach ", reach, " slots\n");
+  print(right("slots", 9), " ", right("tokens", 9), " ", right("chunks", 7), " ", left("place", 5), " ",
+        right("trials", 6), " ", right("exact", 7), " ", left("(95%)", 14), " ", right("forced", 7), " ",
+        right("first", 7), " ", right("hit", 7), " ", right("chance", 8), "  ", left("exact by depth, oldest", 22), " ",
+        right("slots/s", 8), " ", right("memory", 11), "\n");
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     using Model = DRT<std::remove_reference_t<decltype(device)>>;
     for (size_t l = 0; l < lengths.size(); l++) {
@@ -332,8 +330,8 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
       for (const bool near : {false, true}) {
         if (near && far_only) continue;
         if ((near ? C - 2 - task.gap - far : far) < (task.two_hop() ? 2 : 1)) {
-          printf("%9lld %9lld %8lld  %-5s no chunk lies there\n", static_cast<long long>(T),
-                 static_cast<long long>(C * (S - 1)), static_cast<long long>(C), near ? "near" : "far");
+          print(right(T, 9), " ", right(C * (S - 1), 9), " ", right(C, 8), "  ", left(near ? "near" : "far", 5),
+                " no chunk lies there\n");
           continue;
         }
         Score score;
@@ -366,13 +364,18 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
                        f.pick.begin() + row + K;
               });
             };
-            score.trials++, score.exact += exact, score.first += given[0] == question.answer[0];
+            score.trials++;
+            score.exact += exact;
+            score.first += given[0] == question.answer[0];
             score.hits += std::all_of(question.needles.begin(), question.needles.end(), is_fetched);
-            for (size_t i = 0; i < given.size(); i++)
-              score.tokens++, score.tokens_right += given[i] == question.answer[i];
+            for (size_t i = 0; i < given.size(); i++) {
+              score.tokens++;
+              score.tokens_right += given[i] == question.answer[i];
+            }
             const int64_t chunk = rows[b].needles[0].chunk,
                           depth = (near ? chunk - far : chunk) * Score::depths / (near ? C - 2 - task.gap - far : far);
-            score.depth_trials[depth]++, score.depth_exact[depth] += exact;
+            score.depth_trials[depth]++;
+            score.depth_exact[depth] += exact;
           }
           score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
         }
@@ -382,34 +385,41 @@ inline int passkey_command(const std::vector<std::string>& arguments) {
         Json depth_list = Json::array();
         for (int i = 0; i < Score::depths; i++) {
           const double share = static_cast<double>(score.depth_exact[i]) / static_cast<double>(score.depth_trials[i]);
-          by_depth += score.depth_trials[i] ? format("%4.0f%% ", 100 * share) : "    - ";
+          by_depth += score.depth_trials[i] ? str(right(fixed(100 * share, 0), 4), "% ") : "    - ";
           depth_list.push_back(share);
         }
         const int64_t memory = model.model_memory().total_bytes() + model.activation_memory().total_bytes();
         const double chance = maker.chance(C, random_retrieval ? K : 0, model.groups.size());
-        printf("%9lld %9lld %7lld %-5s %6lld %6.1f%% %-14s %6.1f%% %6.1f%% %6.1f%% %7.2g%%  %-22s %8.0f %11s\n",
-               static_cast<long long>(T), static_cast<long long>(C * (S - 1)), static_cast<long long>(C),
-               near ? "near" : "far", static_cast<long long>(score.trials), 100 * static_cast<double>(score.exact) / n,
-               format("(%.1f-%.1f)", 100 * low, 100 * high).c_str(),
-               100 * static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens),
-               100 * static_cast<double>(score.first) / n, 100 * static_cast<double>(score.hits) / n, 100 * chance,
-               by_depth.c_str(), speed, mebibytes(memory).c_str());
+        print(right(T, 9), " ", right(C * (S - 1), 9), " ", right(C, 7), " ", left(near ? "near" : "far", 5), " ",
+              right(score.trials, 6), " ", right(fixed(100 * static_cast<double>(score.exact) / n, 1), 6), "% ",
+              left(str("(", fixed(100 * low, 1), "-", fixed(100 * high, 1), ")"), 14), " ",
+              right(fixed(100 * static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens), 1), 6),
+              "% ", right(fixed(100 * static_cast<double>(score.first) / n, 1), 6), "% ",
+              right(fixed(100 * static_cast<double>(score.hits) / n, 1), 6), "% ",
+              right(significant(100 * chance, 2), 7), "%  ", left(by_depth, 22), " ", right(fixed(speed, 0), 8), " ",
+              right(mebibytes(memory), 11), "\n");
         fflush(stdout);
         if (out.empty()) continue;
         Json line = Json::object();
-        line["task"] = task.task,
-        line["retrieval"] = no_retrieval       ? "none"
-                            : random_retrieval ? "random"
-                                               : "learned",
+        line["task"] = task.task;
+        line["retrieval"] = no_retrieval ? "none" : random_retrieval ? "random" : "learned";
         line["place"] = near ? "near" : "far";
-        line["slots"] = T, line["tokens"] = C * (S - 1), line["chunks"] = C, line["trials"] = score.trials,
+        line["slots"] = T;
+        line["tokens"] = C * (S - 1);
+        line["chunks"] = C;
+        line["trials"] = score.trials;
         line["exact"] = static_cast<double>(score.exact) / n;
-        line["exact_low"] = low, line["exact_high"] = high,
+        line["exact_low"] = low;
+        line["exact_high"] = high;
         line["teacher_forced"] = static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens);
-        line["first_right"] = static_cast<double>(score.first) / n, line["hit"] = static_cast<double>(score.hits) / n,
+        line["first_right"] = static_cast<double>(score.first) / n;
+        line["hit"] = static_cast<double>(score.hits) / n;
         line["exact_by_depth"] = depth_list;
-        line["slots_per_second"] = speed, line["memory_bytes"] = memory, line["chance"] = chance,
-        line["checkpoint"] = saved->checkpoint.folder, line["seed"] = seed;
+        line["slots_per_second"] = speed;
+        line["memory_bytes"] = memory;
+        line["chance"] = chance;
+        line["checkpoint"] = saved->checkpoint.folder;
+        line["seed"] = seed;
         append_line(out, line.dump());
       }
     }
@@ -454,8 +464,7 @@ inline int generate_command(const std::vector<std::string>& arguments) {
   std::vector<int32_t> ids;
   for (const int64_t id : prompt_ids) {
     if (id >= config.vocab)
-      throw UsageError(format("--prompt-ids: expected ids below %lld, the model's vocabulary, found %lld",
-                              static_cast<long long>(config.vocab), static_cast<long long>(id)));
+      throw UsageError(str("--prompt-ids: expected ids below ", config.vocab, ", the model's vocabulary, found ", id));
     ids.push_back(static_cast<int32_t>(id));
   }
   if (prompt_ids.empty()) ids = tokenizer.encode(prompt);
@@ -467,9 +476,9 @@ inline int generate_command(const std::vector<std::string>& arguments) {
     const size_t tokens = before.size() + ids.size(), cut = (tokens - 1) % static_cast<size_t>(config.chunk - 1);
     if (cut <= before.size()) before.erase(before.begin(), before.begin() + static_cast<std::ptrdiff_t>(cut));
     else
-      fprintf(stderr,
-              "--context is too short to be cut: the row starts with it, and the prompt's last token lies inside a "
-              "chunk\n");
+      print_error(
+          "--context is too short to be cut: the row starts with it, and the prompt's last token lies inside a "
+          "chunk\n");
     ids.insert(ids.begin(), before.begin(), before.end());
   }
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
@@ -479,9 +488,8 @@ inline int generate_command(const std::vector<std::string>& arguments) {
                                                      model, static_cast<int64_t>(ids.size()) + count),
         room = device.free_bytes();
         n_bytes > room)
-      throw Error(format("%zu tokens and %lld more need %s, %s are free; use a shorter --context or a smaller --count",
-                         ids.size(), static_cast<long long>(count), mebibytes(n_bytes).c_str(),
-                         mebibytes(room).c_str()));
+      throw Error(str(ids.size(), " tokens and ", count, " more need ", mebibytes(n_bytes), ", ", mebibytes(room),
+                      " are free; use a shorter --context or a smaller --count"));
     model.allocate();
     load_weights(saved.checkpoint.file(SavedRun::model_file), model);
     TokenReader reader(model, tokenizer.landmark, static_cast<int64_t>(ids.size()) + count);
@@ -495,7 +503,7 @@ inline int generate_command(const std::vector<std::string>& arguments) {
       print_bytes(tokenizer.decode(std::span(&next, 1)));
       if (i + 1 < count) reader.read({&next, 1});
     }
-    printf("\n");
+    print("\n");
     return 0;
   });
 }
@@ -513,7 +521,8 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
   flags.add("columns", width, 10, 10000, "characters of each chunk to print");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
-  flags.need("checkpoint"), flags.need("text");
+  flags.need("checkpoint");
+  flags.need("text");
   const SavedRun saved = SavedRun::open(source.checkpoint, source.fallback);
   const Config& config = saved.settings.config;
   const int64_t S = config.chunk, K = config.topk;
@@ -523,8 +532,8 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
   const std::vector<int32_t> ids = saved.tokenizer.encode(read_file(text, size_t{1} << 40));
   const int64_t chunks = static_cast<int64_t>(ids.size()) / (S - 1);
   if (!chunks)
-    throw Error(format("'%s': expected at least the %lld tokens of one chunk, found %zu; give a longer text",
-                       text.c_str(), static_cast<long long>(S - 1), ids.size()));
+    throw Error(str("'", text, "': expected at least the ", S - 1, " tokens of one chunk, found ", ids.size(),
+                    "; give a longer text"));
   std::vector<int32_t> slots;
   for (int64_t i = 0; i < chunks * (S - 1); i++) {
     slots.push_back(ids[i]);
@@ -543,13 +552,13 @@ inline int inspect_command(const std::vector<std::string>& arguments) {
     std::vector<FetchedChunks<std::remove_reference_t<decltype(device)>>> fetched;
     for (size_t g = 0; g < model.groups.size(); g++) fetched.emplace_back(model, g, 1, chunks);
     for (int64_t c = 0; c < chunks; c++) {
-      printf("chunk %lld: %s\n", static_cast<long long>(c), says(c).c_str());
+      print("chunk ", c, ": ", says(c), "\n");
       for (size_t g = 0; g < model.groups.size(); g++)
         for (int64_t k = 0; k < K; k++) {
           const size_t at = (c + 1) * K + k;
           if (fetched[g].pick[at] >= 0)
-            printf("  group %zu fetches %5d  %.3f  %s\n", g, fetched[g].pick[at], static_cast<double>(fetched[g].w[at]),
-                   says(fetched[g].pick[at]).c_str());
+            print("  group ", g, " fetches ", right(fetched[g].pick[at], 5), "  ",
+                  fixed(static_cast<double>(fetched[g].w[at]), 3), "  ", says(fetched[g].pick[at]), "\n");
         }
     }
     return 0;
@@ -567,7 +576,8 @@ inline int export_command(const std::vector<std::string>& arguments) {
   flags.add_choice("dtype", dtype, "float|bf16", "of the numbers; bf16 rounds to nearest");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
-  flags.need("checkpoint"), flags.need("out");
+  flags.need("checkpoint");
+  flags.need("out");
   if (std::error_code none; std::filesystem::exists(out, none))
     throw Error("--out: '" + out + "' is there already: remove it or choose another name");
   const SafetensorsFile file = SafetensorsFile::open(open_checkpoint(checkpoint, fallback).file(SavedRun::model_file));
@@ -584,7 +594,7 @@ inline int export_command(const std::vector<std::string>& arguments) {
                                static_cast<uint16_t>(std::bit_cast<uint32_t>(round_bf16(values[i])) >> 16);
                        }});
   write_safetensors(out, {{"format", "pt"}}, entries);
-  printf("'%s': %zu tensors in %s\n", out.c_str(), entries.size(), dtype.c_str());
+  print("'", out, "': ", entries.size(), " tensors in ", dtype, "\n");
   return 0;
 }
 
@@ -597,7 +607,7 @@ inline int verify_command(const std::vector<std::string>& arguments) {
   // What rounding may make of the oracle files; beyond it something is wrong.
   const std::map<std::string, double> tolerances = {{"double", 1e-10}, {"float", 1e-4}, {"bf16", 0.2}};
   std::string tolerance_help = "largest difference over a tensor's largest entry; 0: that of the precision";
-  for (const auto& [name, tolerance] : tolerances) tolerance_help += format(", %s %g", name.c_str(), tolerance);
+  for (const auto& [name, tolerance] : tolerances) tolerance_help += str(", ", name, " ", tolerance);
   Flags flags("verify",
               "Runs oracle files (dev/make_oracle.py makes them) through the real forward, backward and optimiser.");
   flags.add_rest(files, "FIXTURE...", true);
@@ -634,13 +644,14 @@ inline int verify_command(const std::vector<std::string>& arguments) {
 // info --data: what shards hold. 1 if an id is outside the vocabulary.
 inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, int64_t first) {
   const TokenStream stream(pattern, tokenizer);
-  if (!stream.notes().empty()) printf("%s\n", stream.notes().c_str());
+  if (!stream.notes().empty()) print(stream.notes(), "\n");
   std::vector<int32_t> ids(size_t{1} << 20);
   const auto outside = [&](int32_t id) { return id < 0 || id >= tokenizer.vocab_size(); };
   const Json state = stream.state();
   const JsonField shards = JsonField(state, pattern).at("shards");
   int64_t place = 0, all_documents = 0, all_outside = 0;
-  printf("%-40s %14s %14s %12s %18s\n", "shard", "bytes", "tokens", "documents", "out of vocabulary");
+  print(left("shard", 40), " ", right("bytes", 14), " ", right("tokens", 14), " ", right("documents", 12), " ",
+        right("out of vocabulary", 18), "\n");
   for (size_t s = 0; s < shards.items().size(); s++) {
     const int64_t tokens = shards.at(s).at("tokens").integer();
     int64_t documents = 0, strays = 0;
@@ -651,24 +662,23 @@ inline int show_shards(const std::string& pattern, const Tokenizer& tokenizer, i
       strays += std::count_if(ids.begin(), ids.begin() + count, outside);
       place += count;
     }
-    printf("%-40s %14lld %14lld %12lld %18lld\n", printable(shards.at(s).at("name").string()).c_str(),
-           static_cast<long long>(shards.at(s).at("bytes").integer()), static_cast<long long>(tokens),
-           static_cast<long long>(documents), static_cast<long long>(strays));
-    all_documents += documents, all_outside += strays;
+    print(left(printable(shards.at(s).at("name").string()), 40), " ", right(shards.at(s).at("bytes").integer(), 14),
+          " ", right(tokens, 14), " ", right(documents, 12), " ", right(strays, 18), "\n");
+    all_documents += documents;
+    all_outside += strays;
   }
-  printf("%zu shards, %lld tokens, %lld documents (end-of-text tokens), %lld ids out of vocabulary\n",
-         shards.items().size(), static_cast<long long>(stream.tokens()), static_cast<long long>(all_documents),
-         static_cast<long long>(all_outside));
-  printf("tokenizer %s, V = %d, hash %016llx\n", tokenizer.description().c_str(), tokenizer.vocab_size(),
-         static_cast<unsigned long long>(tokenizer.hash()));
+  print(shards.items().size(), " shards, ", stream.tokens(), " tokens, ", all_documents,
+        " documents (end-of-text tokens), ", all_outside, " ids out of vocabulary\n");
+  print("tokenizer ", tokenizer.description(), ", V = ", tokenizer.vocab_size(), ", hash ", hex(tokenizer.hash(), 16),
+        "\n");
   ids.resize(std::min(first, stream.tokens()));
   stream.read(0, static_cast<int64_t>(ids.size()), ids.data(), true);
   std::string text;
   for (const int32_t id : ids) {
-    if (outside(id)) text += format("<|%u, out of vocabulary|>", static_cast<uint32_t>(id));
+    if (outside(id)) text += str("<|", static_cast<uint32_t>(id), ", out of vocabulary|>");
     else tokenizer.decode(std::span(&id, 1), text);
   }
-  printf("the first %zu tokens: %s\n", ids.size(), printable(text).c_str());
+  print("the first ", ids.size(), " tokens: ", printable(text), "\n");
   return all_outside ? 1 : 0;
 }
 
@@ -687,21 +697,19 @@ void print_model(Device& device, const Config& config, const char* where, int64_
   DRT plan(device, config);
   plan.recompute = recompute;
   plan.plan(batch, chunks * config.chunk);
-  printf("%-60s %-16s %12s\n", "tensor", "shape", "parameters");
+  print(left("tensor", 60), " ", left("shape", 16), " ", right("parameters", 12), "\n");
   for (const Tensor& t : plan.table.tensors)
-    printf("%-60s %-16s %12lld\n", t.name.c_str(), shape_text(tensor_shape(t)).c_str(),
-           static_cast<long long>(t.size()));
-  printf("%zu tensors, %lld parameters\n", plan.table.tensors.size(), static_cast<long long>(plan.table.parameters()));
+    print(left(t.name, 60), " ", left(shape_text(tensor_shape(t)), 16), " ", right(t.size(), 12), "\n");
+  print(plan.table.tensors.size(), " tensors, ", plan.table.parameters(), " parameters\n");
   const double forward = forward_flops_per_slot(config);
-  printf("a slot: %.4g floating-point operations forward, %.4g in training (6N = %.4g)\n", forward, 3 * forward,
-         6.0 * static_cast<double>(plan.table.parameters()));
-  printf("memory of training on %s, %lld rows of %lld slots:\n", where, static_cast<long long>(batch),
-         static_cast<long long>(chunks * config.chunk));
+  print("a slot: ", significant(forward, 4), " floating-point operations forward, ", significant(3 * forward, 4),
+        " in training (6N = ", significant(6.0 * static_cast<double>(plan.table.parameters()), 4), ")\n");
+  print("memory of training on ", where, ", ", batch, " rows of ", chunks * config.chunk, " slots:\n");
   for (const Arena* arena : {&plan.model_memory(), &plan.activation_memory()})
     for (const Arena::Wish& wish : arena->wishes())
-      printf("  %-40s %14s\n", wish.name.c_str(), mebibytes(wish.n_bytes).c_str());
-  printf("  %-40s %14s\n", "all",
-         mebibytes(plan.model_memory().total_bytes() + plan.activation_memory().total_bytes()).c_str());
+      print("  ", left(wish.name, 40), " ", right(mebibytes(wish.n_bytes), 14), "\n");
+  print("  ", left("all", 40), " ",
+        right(mebibytes(plan.model_memory().total_bytes() + plan.activation_memory().total_bytes()), 14), "\n");
 }
 
 inline int info_command(const std::vector<std::string>& arguments) {
@@ -766,13 +774,9 @@ inline int tokenizer_train_command(const std::vector<std::string>& arguments) {
   tokenizer.save(out);
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  printf(
-      "%lld documents, %lld bytes, %lld distinct words (%lld rare ones forgotten): %lld merges, V = %d with the "
-      "special ids, %.1f s, %lld MiB of memory\n",
-      static_cast<long long>(report.documents), static_cast<long long>(report.bytes),
-      static_cast<long long>(report.distinct_words), static_cast<long long>(report.forgotten_words),
-      static_cast<long long>(vocab_size - 256), tokenizer.vocab_size(), report.seconds,
-      static_cast<long long>(usage.ru_maxrss / 1024));
+  print(report.documents, " documents, ", report.bytes, " bytes, ", report.distinct_words, " distinct words (",
+        report.forgotten_words, " rare ones forgotten): ", vocab_size - 256, " merges, V = ", tokenizer.vocab_size(),
+        " with the special ids, ", fixed(report.seconds, 1), " s, ", usage.ru_maxrss / 1024, " MiB of memory\n");
   return 0;
 }
 
@@ -800,11 +804,11 @@ inline int tokenize_command(const std::vector<std::string>& arguments) {
   ThreadPool pool(static_cast<int>(threads));
   const TokenizeReport report = tokenize_files(tokenizer, texts, out, options, pool);
   const int64_t tokens = report.train_tokens + report.val_tokens;
-  printf("%lld documents, %lld bytes: %lld tokens to train, %lld to validate, %.3f bytes a token, %.1f MB/s\n",
-         static_cast<long long>(report.documents), static_cast<long long>(report.bytes),
-         static_cast<long long>(report.train_tokens), static_cast<long long>(report.val_tokens),
-         static_cast<double>(report.bytes) / static_cast<double>(std::max<int64_t>(1, tokens)),
-         static_cast<double>(report.bytes) / 1e6 / std::max(report.seconds, 1e-9));
+  print(report.documents, " documents, ", report.bytes, " bytes: ", report.train_tokens, " tokens to train, ",
+        report.val_tokens, " to validate, ",
+        fixed(static_cast<double>(report.bytes) / static_cast<double>(std::max<int64_t>(1, tokens)), 3),
+        " bytes a token, ", fixed(static_cast<double>(report.bytes) / 1e6 / std::max(report.seconds, 1e-9), 1),
+        " MB/s\n");
   return 0;
 }
 

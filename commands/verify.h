@@ -23,11 +23,16 @@ class Verifier {
  public:
   Verifier(const std::string& path, const VerifyOptions& options)
       : file_(SafetensorsFile::open(path)), options_(options) {
-    config_.vocab = field("vocab"), config_.width = field("width"), config_.heads = field("heads"),
+    config_.vocab = field("vocab");
+    config_.width = field("width");
+    config_.heads = field("heads");
     config_.ffn = field("ffn");
-    config_.lower = field("lower"), config_.encoder = field("encoder"), config_.chunk = field("chunk"),
+    config_.lower = field("lower");
+    config_.encoder = field("encoder");
+    config_.chunk = field("chunk");
     config_.topk = field("topk");
-    config_.window = field("window"), config_.null_slot = field("null_slot") != 0;
+    config_.window = field("window");
+    config_.null_slot = field("null_slot") != 0;
     const std::string& groups = text("groups");
     for (size_t at = 0; at < groups.size();) {
       const size_t comma = std::min(groups.find(',', at), groups.size());
@@ -39,7 +44,8 @@ class Verifier {
     config_.eps = strtod(eps.c_str(), &end);
     if (eps.empty() || *end || !(config_.eps >= 0 && config_.eps < 1))
       throw Error(where("eps") + "expected a number from 0 to 1, found '" + eps + "'");
-    B_ = field("batch"), C_ = field("chunks");
+    B_ = field("batch");
+    C_ = field("chunks");
     if (B_ < 1 || C_ < 1 || B_ > (1 << 20) || C_ > (1 << 20))
       throw Error(where("batch, chunks") + "expected at least 1 each");
     try {
@@ -59,13 +65,13 @@ class Verifier {
     for (const Tensor& t : model.table.tensors)
       file_.at("param." + t.name, t.columns ? Shape{t.rows, t.columns} : Shape{t.rows});
     for (const char* name : {"tokens", "targets"}) file_.at(name, {B_, T});
-    for (int64_t g = 0; g < G; g++) file_.at(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_});
+    for (int64_t g = 0; g < G; g++) file_.at(str("group", g, ".gumbel_noise"), {B_, C_, C_});
     model.plan(B_, T);
     if (const int64_t n_bytes = model.model_memory().total_bytes() + model.activation_memory().total_bytes(),
         room = device.free_bytes();
         n_bytes > room)
-      throw Error(format("'%s' needs %.1f MiB, %.1f MiB are free; run it on a larger machine", file_.path().c_str(),
-                         static_cast<double>(n_bytes) / (1 << 20), static_cast<double>(room) / (1 << 20)));
+      throw Error(str("'", file_.path(), "' needs ", fixed(static_cast<double>(n_bytes) / (1 << 20), 1), " MiB, ",
+                      fixed(static_cast<double>(room) / (1 << 20), 1), " MiB are free; run it on a larger machine"));
     model.allocate();
     model.commit_activations();
     std::vector<typename Model::master> values;
@@ -82,15 +88,14 @@ class Verifier {
     int64_t N = 0;
     for (size_t i = 0; i < tokens.size(); i++) {
       if (tokens[i] < 0 || tokens[i] >= config_.vocab || targets[i] >= config_.vocab)
-        throw Error(format("'%s': tokens, targets: expected ids below vocab %lld, found %d and %d at slot %zu",
-                           file_.path().c_str(), static_cast<long long>(config_.vocab), tokens[i], targets[i], i));
+        throw Error(str("'", file_.path(), "': tokens, targets: expected ids below vocab ", config_.vocab, ", found ",
+                        tokens[i], " and ", targets[i], " at slot ", i));
       N += targets[i] >= 0;
     }
     if (!N) throw Error("'" + file_.path() + "': targets: expected at least one slot with a target");
     noise_.resize(G * B_ * C_ * C_);
     for (int64_t g = 0; g < G; g++)
-      file_.read(format("group%lld.gumbel_noise", static_cast<long long>(g)), {B_, C_, C_},
-                 noise_.data() + g * B_ * C_ * C_);
+      file_.read(str("group", g, ".gumbel_noise"), {B_, C_, C_}, noise_.data() + g * B_ * C_ * C_);
     const auto release = [&](float* memory) { device.release(memory); };
     const std::unique_ptr<float, decltype(release)> device_noise(
         static_cast<float*>(device.allocate(static_cast<int64_t>(noise_.size() * sizeof(float)))), release);
@@ -108,7 +113,7 @@ class Verifier {
     model.forward(in);
     for (int64_t g = 0; g < G; g++) check_picks(model, device, g);
     if (picks_differ_ && near_tie_ && !options_.use_picks) {
-      printf("%s: a near tie decided otherwise: the rest is checked with the file's picks\n", file_.path().c_str());
+      print(file_.path(), ": a near tie decided otherwise: the rest is checked with the file's picks\n");
       give_picks(model, device, in);
       model.forward(in);
       picks_differ_ = false;
@@ -118,8 +123,7 @@ class Verifier {
                   R * config_.width);
     if (G) compare_stage(device, "stage.encoder_out", model.enc_out, R * config_.width);
     for (int64_t g = 0; g < G; g++)
-      compare_stage(device, format("stage.group%lld_out", static_cast<long long>(g)), model.groups[g].layers.back().out,
-                    R * config_.width);
+      compare_stage(device, str("stage.group", g, "_out"), model.groups[g].layers.back().out, R * config_.width);
     compare("logits", logits(model, device, R));
     model.head(1.0 / static_cast<double>(N), true);
     model.backward();
@@ -145,9 +149,9 @@ class Verifier {
     compare("train.losses", losses, expected);
 
     const bool good = worst_ <= options_.tolerance && !picks_differ_;
-    printf("%s %s: %d tensors, worst %s %.3g (tolerance %.3g)%s%s\n", good ? "ok  " : "FAIL", file_.path().c_str(),
-           compared_, worst_name_.c_str(), worst_, options_.tolerance, picks_differ_ ? ", picks differ" : "",
-           held ? ", picks of the file held: only the first loss" : "");
+    print(good ? "ok  " : "FAIL", " ", file_.path(), ": ", compared_, " tensors, worst ", worst_name_, " ",
+          significant(worst_, 3), " (tolerance ", significant(options_.tolerance, 3), ")",
+          picks_differ_ ? ", picks differ" : "", held ? ", picks of the file held: only the first loss" : "", "\n");
     return good;
   }
 
@@ -209,21 +213,26 @@ class Verifier {
   }
   void compare(const std::string& name, const std::vector<double>& found, const std::vector<double>& expected) {
     if (found.size() != expected.size())
-      throw Error(format("'%s': tensor '%s': expected %zu numbers, found %zu", file_.path().c_str(), name.c_str(),
-                         found.size(), expected.size()));
+      throw Error(str("'", file_.path(), "': tensor '", name, "': expected ", found.size(), " numbers, found ",
+                      expected.size()));
     double largest = 0, difference = 0, squares = 0, reference = 0;
     for (size_t i = 0; i < found.size(); i++) {
       const double delta = std::fabs(found[i] - expected[i]);
       largest = std::max(largest, std::fabs(expected[i]));
       if (!(delta <= difference)) difference = delta;  // a NaN stays
-      squares += delta * delta, reference += expected[i] * expected[i];
+      squares += delta * delta;
+      reference += expected[i] * expected[i];
     }
     const double error = largest > 0 ? difference / largest : difference;
     const bool good = error <= options_.tolerance;
     if (!options_.quiet || !good)
-      printf("  %-60s %10.3g largest  %10.3g rms%s\n", name.c_str(), error,
-             reference > 0 ? std::sqrt(squares / reference) : std::sqrt(squares), good ? "" : "   PAST THE TOLERANCE");
-    if (!(error <= worst_)) worst_ = std::isnan(error) ? HUGE_VAL : error, worst_name_ = name;
+      print("  ", left(name, 60), " ", right(significant(error, 3), 10), " largest  ",
+            right(significant(reference > 0 ? std::sqrt(squares / reference) : std::sqrt(squares), 3), 10), " rms",
+            good ? "" : "   PAST THE TOLERANCE", "\n");
+    if (!(error <= worst_)) {
+      worst_ = std::isnan(error) ? HUGE_VAL : error;
+      worst_name_ = name;
+    }
     compared_++;
   }
   template <class Device, class T>
@@ -234,12 +243,12 @@ class Verifier {
   // The file's table of group g, (B,C,columns), columns the lesser of K and C.
   std::vector<int32_t> file_picks(int64_t g) const {
     std::vector<int32_t> picks(B_ * C_ * columns());
-    file_.read(format("group%lld.topk_index", static_cast<long long>(g)), {B_, C_, columns()}, picks.data());
+    file_.read(str("group", g, ".topk_index"), {B_, C_, columns()}, picks.data());
     return picks;
   }
   std::vector<double> file_weights(int64_t g) const {
     std::vector<double> weights(B_ * C_ * columns());
-    file_.read(format("group%lld.topk_weight", static_cast<long long>(g)), {B_, C_, columns()}, weights.data());
+    file_.read(str("group", g, ".topk_weight"), {B_, C_, columns()}, weights.data());
     return weights;
   }
   int64_t columns() const { return std::min(config_.topk, C_); }
@@ -258,8 +267,8 @@ class Verifier {
             const size_t from = (b * C_ + c) * columns() + k;
             if (weights[from] == 0) continue;
             if (picks[from] < 0 || picks[from] >= c)
-              throw Error(format("'%s': group%zu.topk_index: chunk %lld expected to fetch an earlier chunk, found %d",
-                                 file_.path().c_str(), g, static_cast<long long>(c), picks[from]));
+              throw Error(str("'", file_.path(), "': group", g, ".topk_index: chunk ", c,
+                              " expected to fetch an earlier chunk, found ", picks[from]));
             table[(b * (C_ + 1) + c + 1) * K + k] = picks[from];
           }
       device.upload(model.groups[g].pick, table.data(), static_cast<int64_t>(table.size() * sizeof(int32_t)));
@@ -300,14 +309,13 @@ class Verifier {
         }
       }
     if (near)
-      printf("  group %lld: near tie: the K-th and the next score are closer than %g in %lld chunks\n",
-             static_cast<long long>(g), near_tie, static_cast<long long>(near));
+      print("  group ", g, ": near tie: the K-th and the next score are closer than ", near_tie, " in ", near,
+            " chunks\n");
     near_tie_ |= near > 0 || nearest < near_tie;
     picks_differ_ |= differ > 0;
     if (!options_.quiet || differ)
-      printf("  group%lld.topk_index %*s %s (%lld of %lld differ; nearest scores %.3g apart)\n",
-             static_cast<long long>(g), 42, "", differ ? "DIFFER" : "equal", static_cast<long long>(differ),
-             static_cast<long long>(expected.size()), nearest);
+      print("  group", g, ".topk_index ", left("", 42), " ", differ ? "DIFFER" : "equal", " (", differ, " of ",
+            expected.size(), " differ; nearest scores ", significant(nearest, 3), " apart)\n");
   }
   static constexpr double near_tie = 1e-3;
 
@@ -319,7 +327,7 @@ class Verifier {
     for (int64_t b = 0; b < B_; b++)
       for (int64_t c = 0; c < C_; c++)
         for (int64_t k = 0; k < columns(); k++) found.push_back(table[(b * (C_ + 1) + c + 1) * K + k]);
-    compare(format("group%lld.topk_weight", static_cast<long long>(g)), found, file_weights(g));
+    compare(str("group", g, ".topk_weight"), found, file_weights(g));
   }
 };
 

@@ -147,7 +147,8 @@ void pack(real* to, View<real> B, int64_t K, int64_t columns, int64_t width) {
   int64_t fours = 0, terms = 0;  // the columns and terms that were transposed four by four
 #ifdef __x86_64__
   if (sizeof(real) == sizeof(float) && B.row == 1) {
-    fours = columns / 4 * 4, terms = K / 4 * 4;
+    fours = columns / 4 * 4;
+    terms = K / 4 * 4;
     for (int64_t j = 0; j < fours; j += 4)
       for (int64_t k = 0; k < terms; k += 4) {
         __m128 square[4];
@@ -240,8 +241,7 @@ template <class real>
 void matmul(ThreadPool& pool, real* C, int64_t ldc, View<real> A, View<real> B, int64_t M, int64_t N, int64_t K,
             bool accumulate, const real* residual = nullptr, int64_t ldr = 0) {
   using namespace matmul_detail;
-  GCA_CHECK(M >= 0 && N >= 0 && K >= 0, "a product of (%lld,%lld) and (%lld,%lld)", (long long)M, (long long)K,
-            (long long)K, (long long)N);
+  GCA_CHECK(M >= 0 && N >= 0 && K >= 0, "a product of (", M, ",", K, ") and (", K, ",", N, ")");
   if (M == 0 || N == 0) return;
   const Kernels<real>& set = kernels<real>(isa());
   // A few tiles a thread, so that none waits long for the last; fewer and taller ones where each has to transpose its

@@ -29,9 +29,8 @@ inline Isa isa() {
       if (!strcmp(asked, "portable")) return Isa::portable;
       if (!strcmp(asked, "avx2") && best >= Isa::avx2) return Isa::avx2;
       if (strcmp(asked, "avx512") || best < Isa::avx512)
-        throw UsageError(format(
-            "GCA_ISA: expected portable, avx2 or avx512, and one that this processor has (its best: %s), found '%s'",
-            isa_name(best), asked));
+        throw UsageError(str("GCA_ISA: expected portable, avx2 or avx512, and one that this processor has (its best: ",
+                             isa_name(best), "), found '", asked, "'"));
     }
     return best;
   }();

@@ -66,11 +66,11 @@ double bench_products(Device& device, double peak, int64_t rows, int64_t in, int
       median_seconds(device, [&] { device.matmul_forward(y, x, W, nullptr, rows, in, out); }),
       median_seconds(device, [&] { device.matmul_backward_input(x, y, W, false, rows, in, out); }),
       median_seconds(device, [&] { device.matmul_backward_weight(dW, y, x, rows, in, out); })};
-  printf("%6lld x %4lld -> %5lld", static_cast<long long>(rows), static_cast<long long>(in),
-         static_cast<long long>(out));
+  print(right(rows, 6), " x ", right(in, 4), " -> ", right(out, 5));
   for (const double s : seconds)
-    printf("   %8.3f ms %8.1f GFLOP/s %3.0f%%", s * 1e3, work / s * 1e-9, 100 * work / s / peak);
-  printf("\n");
+    print("   ", right(fixed(s * 1e3, 3), 8), " ms ", right(fixed(work / s * 1e-9, 1), 8), " GFLOP/s ",
+          right(fixed(100 * work / s / peak, 0), 3), "%");
+  print("\n");
   for (void* memory : {static_cast<void*>(x), static_cast<void*>(y), static_cast<void*>(W), static_cast<void*>(dW)})
     device.release(memory);
   return 1e3 * (seconds[0] + seconds[1] + seconds[2]);
@@ -88,7 +88,7 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   std::vector<int32_t> tokens(B * T), targets(tokens.size());
   for (size_t i = 0; i < tokens.size(); i++) {
     const Philox random = philox(1, Stream::task, static_cast<uint32_t>(i));
-    tokens[i] = static_cast<int32_t>(random.word[0] % static_cast<uint32_t>(config.vocab)),
+    tokens[i] = static_cast<int32_t>(random.word[0] % static_cast<uint32_t>(config.vocab));
     targets[i] = static_cast<int32_t>(random.word[1] % static_cast<uint32_t>(config.vocab));
   }
   std::vector<double> times;
@@ -98,7 +98,9 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
     for (int i = 0; i < at_once; i++) {
       model.upload(tokens.data(), targets.data(), nullptr, B * T);
       typename DRT<Device>::Input in{B, T, {}};
-      in.selection.noise = true, in.selection.seed = 1, in.selection.step = step + warm;
+      in.selection.noise = true;
+      in.selection.seed = 1;
+      in.selection.step = step + warm;
       model.begin_step();
       model.forward(in);
       model.head(1.0 / static_cast<double>(B * T), true);
@@ -110,13 +112,15 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   }
   std::sort(times.begin(), times.end());
   const double seconds = times[times.size() / 2], slots = static_cast<double>(B * T);
-  printf(
-      "width %4lld, %.1fM parameters, B=%lld T=%lld: %7.1f ms a step (%.1f to %.1f), %7.0f slots/s, %3.0f%% of the "
-      "peak, %.2f GiB\n",
-      static_cast<long long>(config.width), static_cast<double>(model.table.parameters()) * 1e-6,
-      static_cast<long long>(B), static_cast<long long>(T), seconds * 1e3, times.front() * 1e3, times.back() * 1e3,
-      slots / seconds, 100 * 3 * forward_flops_per_slot(config) * slots / seconds / peak,
-      static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) / (1 << 30));
+  print("width ", right(config.width, 4), ", ", fixed(static_cast<double>(model.table.parameters()) * 1e-6, 1),
+        "M parameters, B=", B, " T=", T, ": ", right(fixed(seconds * 1e3, 1), 7), " ms a step (",
+        fixed(times.front() * 1e3, 1), " to ", fixed(times.back() * 1e3, 1), "), ", right(fixed(slots / seconds, 0), 7),
+        " slots/s, ", right(fixed(100 * 3 * forward_flops_per_slot(config) * slots / seconds / peak, 0), 3),
+        "% of the peak, ",
+        fixed(static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) /
+                  (1 << 30),
+              2),
+        " GiB\n");
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {
@@ -126,7 +130,8 @@ Config preset_with(const std::string& name, int64_t vocab) {
 }
 
 void print_head() {
-  printf("%-23s   %-34s   %-34s   %-34s\n", "rows x in -> out", "y = x W^T", "dx = dy W", "dW += dy^T x");
+  print(left("rows x in -> out", 23), "   ", left("y = x W^T", 34), "   ", left("dx = dy W", 34), "   ",
+        left("dW += dy^T x", 34), "\n");
 }
 
 }  // namespace
@@ -138,8 +143,8 @@ int main() try {
   char* copied = static_cast<char*>(gpu.allocate(int64_t{2} << 30));
   const double seconds = median_seconds(gpu, [&] { gpu.copy(copied, copied + (int64_t{1} << 30), int64_t{1} << 30); });
   gpu.release(copied);
-  printf("%s: a product of 8192 x 8192 x 8192 reaches %.0f TFLOP/s, a copy %.2f TB/s (read and written)\n",
-         gpu.description().c_str(), peak * 1e-12, 2e-12 * (1 << 30) / seconds);
+  print(gpu.description(), ": a product of 8192 x 8192 x 8192 reaches ", fixed(peak * 1e-12, 0), " TFLOP/s, a copy ",
+        fixed(2e-12 * (1 << 30) / seconds, 2), " TB/s (read and written)\n");
   gpu.measure_products("");
   print_head();
   const int64_t rows = 33280, D = 768, F = 2048, V = 50304, piece = gpu.logits_bytes / (2 * V);
@@ -149,12 +154,12 @@ int main() try {
                     bench_products(gpu, peak, rows, F, D));
   ms += 26 * bench_products(gpu, peak, rows, D, D) + bench_products(gpu, peak, rows, D, 2 * D);
   ms += static_cast<double>(rows) / static_cast<double>(piece) * bench_products(gpu, peak, piece, D, V);
-  printf("all products of a step of B=2, T=16640: %.1f ms\n", ms);
+  print("all products of a step of B=2, T=16640: ", fixed(ms, 1), " ms\n");
   bench_step(gpu, peak, preset_with("drt", 50265), 2, 16640);
 #else
   Cpu<float> cpu;
   const double peak = measured_peak_flops<float>(cpu.pool());
-  printf("%s: multiply-adds in registers reach %.1f GFLOP/s\n", cpu.description().c_str(), peak * 1e-9);
+  print(cpu.description(), ": multiply-adds in registers reach ", fixed(peak * 1e-9, 1), " GFLOP/s\n");
   print_head();
   for (const int64_t width : {int64_t{64}, int64_t{256}}) {
     const int64_t ffn = width == 64 ? 176 : 688;
@@ -166,6 +171,6 @@ int main() try {
   for (const char* name : {"tiny", "small"}) bench_step(cpu, peak, preset_with(name, 263), 4, 640);
 #endif
 } catch (const std::exception& error) {
-  fprintf(stderr, "bench: %s\n", error.what());
+  print_error("bench: ", error.what(), "\n");
   return 1;
 }

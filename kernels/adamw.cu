@@ -69,7 +69,9 @@ __global__ void __launch_bounds__(adamw_threads)
     const float first = adam.beta1 * m[j] + adam.one_minus_beta1 * g,
                 second = adam.beta2 * v[j] + adam.one_minus_beta2 * g * g;
     const float w = masters[j] * keep - rate * first / (sqrtf(second * correction2) + adam.eps);
-    m[j] = first, v[j] = second, masters[j] = w;
+    m[j] = first;
+    v[j] = second;
+    masters[j] = w;
     if constexpr (!std::is_same_v<Act, float>) weights[j] = from_float<Act>(w);
   }
 }

@@ -27,7 +27,10 @@ static __global__ void fill_buckets_kernel(int32_t* start, int32_t* order, Bucke
   const int warp = static_cast<int>(threadIdx.x) / 32;
   keys.key += row * key_stride;
   int32_t below = 0, equal = 0;
-  for (int64_t i = threadIdx.x; i < keys.n; i += bucket_threads) below += keys(i) < bucket, equal += keys(i) == bucket;
+  for (int64_t i = threadIdx.x; i < keys.n; i += bucket_threads) {
+    below += keys(i) < bucket;
+    equal += keys(i) == bucket;
+  }
   below = block_sum(below);
   equal = block_sum(equal);
   if (start && threadIdx.x == 0) start[row * buckets + bucket] = below;

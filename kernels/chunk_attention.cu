@@ -168,7 +168,8 @@ __global__ void __launch_bounds__(chunk_threads, d == 128 ? 3 : 4)
     float largest = -INFINITY;
 #pragma unroll
     for (int c = 0; c < 16; c++) largest = fmaxf(largest, p[0][c / 2][2 * half + c % 2]);
-    top[half] = scale * warp_max<4>(largest), sum[half] = 0;
+    top[half] = scale * warp_max<4>(largest);
+    sum[half] = 0;
 #pragma unroll
     for (int c = 0; c < 16; c++) {
       float& x = p[0][c / 2][2 * half + c % 2];

@@ -35,8 +35,13 @@ struct Best {
       const uint64_t entering = __shfl_sync(all, new_rank, from), above = __shfl_up_sync(all, rank, 1);
       const float score_entering = __shfl_sync(all, new_score, from), score_above = __shfl_up_sync(all, score, 1);
       const int place = __popc(__ballot_sync(all, rank > entering));
-      if (lane == place) rank = entering, score = score_entering;
-      else if (lane > place) rank = above, score = score_above;
+      if (lane == place) {
+        rank = entering;
+        score = score_entering;
+      } else if (lane > place) {
+        rank = above;
+        score = score_above;
+      }
       better &= better - 1;
       better &= __ballot_sync(all, new_rank > __shfl_sync(all, rank, K - 1));
     }
@@ -50,7 +55,10 @@ __device__ inline void write_row(int32_t* pick, float* w, int32_t chunk, float s
   const bool picked = lane < K && chunk >= 0, broken = __any_sync(0xffffffffu, picked && !(score == score));
   const float top = warp_max(picked ? score : -INFINITY);
   const float e = !picked || (top == -INFINITY && !broken) ? 0 : expf(score - top), sum = warp_sum(e);
-  if (lane < K) pick[lane] = chunk, w[lane] = sum == 0 ? 0 : e / sum;
+  if (lane < K) {
+    pick[lane] = chunk;
+    w[lane] = sum == 0 ? 0 : e / sum;
+  }
 }
 
 // Block: 64 queries of a row, and of the landmark tiles the split-th, the (split + splits)-th, ..  With one split the
@@ -119,7 +127,10 @@ __global__ void __launch_bounds__(tile_threads)
     const int64_t c = first + query, out = (row * (s.C + 1) + c + 1) * s.K,
                   candidate = ((split * s.B + row) * s.C + c) * s.K + lane;
     if (splits == 1) write_row(pick + out, w + out, chunk_of(best[i].rank), best[i].score, s.K);
-    else if (lane < s.K) candidates.rank[candidate] = best[i].rank, candidates.score[candidate] = best[i].score;
+    else if (lane < s.K) {
+      candidates.rank[candidate] = best[i].rank;
+      candidates.score[candidate] = best[i].score;
+    }
   }
 }
 
@@ -154,7 +165,10 @@ __global__ void given_kernel(int32_t* pick, float* w, const Act* r, const Act* l
     for (int64_t j = lane; j < s.D; j += 32)
       sum = fmaf(to_float(r[query * s.D + j]), to_float(landmark[b * s.row_stride + chunk * s.stride + j]), sum);
     sum = warp_sum(sum) / sqrtf(static_cast<float>(s.D));
-    if (lane == k) mine = chunk, mine_score = past ? sum : NAN;
+    if (lane == k) {
+      mine = chunk;
+      mine_score = past ? sum : NAN;
+    }
   }
   write_row(pick + out, w + out, mine, mine_score, s.K);
 }
@@ -214,7 +228,7 @@ void GpuDevice::invert_picks(int32_t* start, int32_t* entry, const int32_t* pick
 template <class Act>
 void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, const Act* landmark,
                                        const RetrievalShape& s, const Selection& selection) {
-  GCA_CHECK(s.K >= 1 && s.K <= max_topk, "1 to %d chunks are picked, found %d", max_topk, s.K);
+  GCA_CHECK(s.K >= 1 && s.K <= max_topk, "1 to ", max_topk, " chunks are picked, found ", s.K);
   const int64_t queries = s.B * s.C, query_blocks = s.B * ceil_div(s.C, tile_size);
   if (queries == 0) return;
   if (selection.picking == Picking::given) {

@@ -10,13 +10,17 @@ constexpr int row_threads = 512;
 struct Exponentials {
   float top, sum;
   __device__ void add(float x) {
-    if (x > top) sum = sum * expf(top - x) + 1, top = x;
-    else if (x != -INFINITY) sum += expf(x - top);  // also where x is not a number
+    if (x > top) {
+      sum = sum * expf(top - x) + 1;
+      top = x;
+    } else if (x != -INFINITY) sum += expf(x - top);  // also where x is not a number
   }
   __device__ void add(Exponentials other) {
     const float both = fmaxf(top, other.top);
-    if (both != -INFINITY) sum = sum * expf(top - both) + other.sum * expf(other.top - both), top = both;
-    else sum += other.sum;
+    if (both != -INFINITY) {
+      sum = sum * expf(top - both) + other.sum * expf(other.top - both);
+      top = both;
+    } else sum += other.sum;
   }
 };
 
@@ -44,7 +48,10 @@ __global__ void __launch_bounds__(row_threads)
   }
   for (int step = 16; step > 0; step /= 2)
     all.add({__shfl_xor_sync(0xffffffffu, all.top, step), __shfl_xor_sync(0xffffffffu, all.sum, step)});
-  if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = all.top, sums[threadIdx.x / 32] = all.sum;
+  if (threadIdx.x % 32 == 0) {
+    tops[threadIdx.x / 32] = all.top;
+    sums[threadIdx.x / 32] = all.sum;
+  }
   __syncthreads();
   all = {tops[0], sums[0]};
   for (int w = 1; w < row_threads / 32; w++) all.add({tops[w], sums[w]});
@@ -72,7 +79,10 @@ __global__ void add_loss_kernel(StepState* state, const float* loss, const float
   }
   sum = block_sum(sum);
   plain = block_sum(plain);
-  if (threadIdx.x == 0) state->loss += scale * sum, state->plain_loss += scale * plain;
+  if (threadIdx.x == 0) {
+    state->loss += scale * sum;
+    state->plain_loss += scale * plain;
+  }
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ __global__ void cast_kernel(bf16* to, const float* from, int64_t n) {
 constexpr int64_t most_angles = 4096 * 256;  // slots of a chunk x columns of a head
 
 double mebibytes(size_t n_bytes) { return static_cast<double>(n_bytes) / (1 << 20); }
-std::string cuda_version(int version) { return format("%d.%d", version / 1000, version % 1000 / 10); }
+std::string cuda_version(int version) { return str(version / 1000, ".", version % 1000 / 10); }
 
 }  // namespace
 
@@ -28,8 +28,8 @@ void check(cudaError_t result, const Doing& doing) {
     hint =
         "; this or an earlier kernel failed: with CUDA_LAUNCH_BLOCKING=1 in the environment the error comes from the "
         "one that did";
-  throw Error(format("%s:%u: GPU, %s: %s (%s)%s", doing.where.file_name(), static_cast<unsigned>(doing.where.line()),
-                     doing.what, cudaGetErrorString(result), cudaGetErrorName(result), hint));
+  throw Error(str(doing.where.file_name(), ":", static_cast<unsigned>(doing.where.line()), ": GPU, ", doing.what, ": ",
+                  cudaGetErrorString(result), " (", cudaGetErrorName(result), ")", hint));
 }
 
 int gpu_count() noexcept {
@@ -44,29 +44,24 @@ GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
   const cudaError_t found = cudaGetDeviceCount(&count);
   if (found == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0 &&
       cudaRuntimeGetVersion(&runtime) == cudaSuccess)
-    throw Error(
-        format("the GPU's driver knows CUDA %s, this program needs CUDA %s: update the driver, build with an older "
-               "CUDA toolkit, or use --device cpu",
-               cuda_version(driver).c_str(), cuda_version(runtime).c_str()));
+    throw Error(str("the GPU's driver knows CUDA ", cuda_version(driver), ", this program needs CUDA ",
+                    cuda_version(runtime),
+                    ": update the driver, build with an older CUDA toolkit, or use --device cpu"));
   if (found == cudaErrorNoDevice || found == cudaErrorInsufficientDriver || (found == cudaSuccess && count == 0))
     throw Error("no GPU answers: look at what nvidia-smi and CUDA_VISIBLE_DEVICES say, or use --device cpu");
   check(found, "counting GPUs");
-  if (ordinal < 0 || ordinal >= count)
-    throw Error(format("GPU number: expected 0 to %d, found %d", count - 1, ordinal));
+  if (ordinal < 0 || ordinal >= count) throw Error(str("GPU number: expected 0 to ", count - 1, ", found ", ordinal));
 
   cudaDeviceProp card{};
   check(cudaGetDeviceProperties(&card, ordinal), "asking for the GPU's properties");
   if (card.major < 8)
-    throw Error(format(
-        "%s has compute capability %d.%d, the least that serves is 8.0 (A100, RTX 30 and newer): use --device cpu",
-        card.name, card.major, card.minor));
+    throw Error(str(card.name, " has compute capability ", card.major, ".", card.minor,
+                    ", the least that serves is 8.0 (A100, RTX 30 and newer): use --device cpu"));
   check(cudaSetDevice(ordinal), "taking the GPU");
   cudaFuncAttributes attributes{};
   if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cast_kernel)) != cudaSuccess)
-    throw Error(
-        format("this program was not built for %s (compute capability %d.%d): build it again on a machine with that "
-               "card, or use --device cpu",
-               card.name, card.major, card.minor));
+    throw Error(str("this program was not built for ", card.name, " (compute capability ", card.major, ".", card.minor,
+                    "): build it again on a machine with that card, or use --device cpu"));
   processors_ = card.multiProcessorCount;
   try {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
@@ -86,7 +81,8 @@ GpuDevice::~GpuDevice() { close(); }
 
 // Errors are past mending here.
 void GpuDevice::close() noexcept {
-  release(scratch_), release(rotation_);
+  release(scratch_);
+  release(rotation_);
   for (cudaEvent_t event : uploaded_)
     if (event) cudaEventDestroy(event);
   if (staging_) cudaFreeHost(staging_);
@@ -98,9 +94,9 @@ std::string GpuDevice::description() const {
   int driver = 0;
   check(cudaGetDeviceProperties(&card, ordinal_), "asking for the GPU's properties");
   check(cudaDriverGetVersion(&driver), "asking for the driver's version");
-  return format("%s, %.1f GiB, %d multiprocessors, compute capability %d.%d, driver for CUDA %s", card.name,
-                mebibytes(card.totalGlobalMem) / 1024, card.multiProcessorCount, card.major, card.minor,
-                cuda_version(driver).c_str());
+  return str(card.name, ", ", fixed(mebibytes(card.totalGlobalMem) / 1024, 1), " GiB, ", card.multiProcessorCount,
+             " multiprocessors, compute capability ", card.major, ".", card.minor, ", driver for CUDA ",
+             cuda_version(driver));
 }
 
 int64_t GpuDevice::free_bytes() const {
@@ -120,10 +116,9 @@ void* GpuDevice::allocate(int64_t n_bytes) {
   size_t unused = 0, total = 0;
   cudaMemGetInfo(&unused, &total);
   throw Error(
-      format("out of GPU memory: %.1f MiB asked for, %.1f of %.1f MiB free; use a smaller --batch, --micro-batch or "
-             "--chunks, or see with nvidia-smi who holds "
-             "the rest",
-             mebibytes(size), mebibytes(unused), mebibytes(total)));
+      str("out of GPU memory: ", fixed(mebibytes(size), 1), " MiB asked for, ", fixed(mebibytes(unused), 1), " of ",
+          fixed(mebibytes(total), 1),
+          " MiB free; use a smaller --batch, --micro-batch or --chunks, or see with nvidia-smi who holds the rest"));
 }
 void GpuDevice::release(void* memory) {
   if (!memory) return;
@@ -195,7 +190,7 @@ void Gpu<Act>::cast_weights(Act* weights, const float* masters, int64_t n) {
 const float* GpuDevice::rotation(int S, int d) {
   if (S == rotation_S_ && d == rotation_d_) return rotation_;
   const int64_t count = static_cast<int64_t>(S) * d;
-  GCA_CHECK(count <= most_angles, "chunks of %d slots, heads of %d columns", S, d);
+  GCA_CHECK(count <= most_angles, "chunks of ", S, " slots, heads of ", d, " columns");
   std::vector<float> table(count);
   for (int p = 0; p < S; p++)
     for (int t = 0; t < d / 2; t++) {
@@ -205,7 +200,8 @@ const float* GpuDevice::rotation(int S, int d) {
       at[d / 2] = static_cast<float>(std::sin(angle));
     }
   upload(rotation_, table.data(), count * static_cast<int64_t>(sizeof(float)));
-  rotation_S_ = S, rotation_d_ = d;
+  rotation_S_ = S;
+  rotation_d_ = d;
   return rotation_;
 }
 

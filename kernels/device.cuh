@@ -30,8 +30,8 @@ template <class... Parameters, class... Arguments>
 void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
             int64_t shared_bytes, Arguments&&... arguments) {
   if (blocks == 0) return;
-  GCA_CHECK(blocks > 0 && blocks <= INT32_MAX, "%s: a grid of %lld blocks; use a smaller --micro-batch or --chunks",
-            doing.what, static_cast<long long>(blocks));
+  GCA_CHECK(blocks > 0 && blocks <= INT32_MAX, doing.what, ": a grid of ", blocks,
+            " blocks; use a smaller --micro-batch or --chunks");
   // More than 48 KB has to be asked for.
   if (shared_bytes > 48 << 10)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,

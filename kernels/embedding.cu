@@ -39,7 +39,8 @@ __global__ void stretch_kernel(float* dE, float* partial, const Act* dx, SortedR
       if (first && reaches_in) partial[2 * blockIdx.x * D + j] = sum;
       else if (i + 1 == end && reaches_out) partial[(2 * blockIdx.x + 1) * D + j] = sum;
       else dE[sorted(i) * D + j] += sum;
-      sum = 0, first = false;
+      sum = 0;
+      first = false;
     }
   }
 }

@@ -14,10 +14,14 @@ struct Piece {
   __device__ Piece(int64_t chunks, const GcaShape& s, int fragments) {
     const int tiles = tiles_of(s.S), groups = tiles_of(s.d) / fragments + (tiles_of(s.d) % fragments != 0);
     int64_t i = blockIdx.x;
-    c = i % chunks, i /= chunks;
-    tile = static_cast<int>(i % tiles), i /= tiles;
-    column = static_cast<int>(i % groups) * fragments * tile_size, i /= groups;
-    h = static_cast<int>(i % s.H), b = i / s.H;
+    c = i % chunks;
+    i /= chunks;
+    tile = static_cast<int>(i % tiles);
+    i /= tiles;
+    column = static_cast<int>(i % groups) * fragments * tile_size;
+    i /= groups;
+    h = static_cast<int>(i % s.H);
+    b = i / s.H;
   }
 };
 inline int64_t pieces(int64_t chunks, const GcaShape& s, int fragments) {

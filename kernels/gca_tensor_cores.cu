@@ -30,7 +30,10 @@ struct Picks {
   uint32_t there;  // bit k: there is a pick
   __device__ Picks(const int32_t* pick, const float* weight, int K) : chunk(-1), w(0) {
     static_assert(max_topk <= 32, "a pick for each lane");
-    if (lane_id() < K) chunk = pick[lane_id()], w = weight[lane_id()];
+    if (lane_id() < K) {
+      chunk = pick[lane_id()];
+      w = weight[lane_id()];
+    }
     there = __ballot_sync(0xffffffffu, chunk >= 0);
   }
 };
@@ -179,7 +182,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
       for (int half = 0; half < 2; half++) row_lse[i][half] = lse[saved + 16 * i + 8 * half];
     const uint32_t keys = ring.next();
     Sum p[blocks][8], ds[blocks][8];
-    clear(p), clear(ds);
+    clear(p);
+    clear(ds);
     multiply_rows<d>(p, q_tile, row, keys, 0);
     multiply_rows<d>(ds, dout_tile, row, keys + mma_tile_bytes<d>, 0);
 #pragma unroll
@@ -255,7 +259,8 @@ __global__ void plan_memory_kernel(MemoryPlan plan, const FetchingLayer<bf16, fl
   };
   int cut = plan.shortest_cut / 2, parts;
   do {
-    cut *= 2, parts = 0;
+    cut *= 2;
+    parts = 0;
     for (int m = thread; m < s.M; m += threads) {
       const int n = length(m);
       if (n > cut) parts += (n + cut - 1) / cut;
@@ -278,7 +283,8 @@ __global__ void plan_memory_kernel(MemoryPlan plan, const FetchingLayer<bf16, fl
     int sum = 0;
     for (int i = 0; i < bins; i++) {
       const int size = next[i];
-      next[i] = sum, sum += size;
+      next[i] = sum;
+      sum += size;
     }
     plan.counts[b].items = sum;
   }
@@ -389,7 +395,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 
   [[maybe_unused]] Operand keys[blocks][d / 16];
   Sum dk[blocks][d / 8], dv[blocks][d / 8];
-  clear(dk), clear(dv);
+  clear(dk);
+  clear(dv);
   for (int done = 0; done < item.count; done += fetches_at_once) {
     const int n = min(fetches_at_once, item.count - done);
     if (thread < n) fetches[thread] = find(item.first + done + thread);
@@ -414,7 +421,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 #pragma unroll 1
       for (int query = 0; query < tile_size; query += 16) {
         Sum p[blocks][2], ds[blocks][2];
-        clear(p), clear(ds);
+        clear(p);
+        clear(ds);
         if constexpr (keys_kept) multiply_rows<d>(p, keys, q_tile, query);
         else multiply_rows<d>(p, key_tile, row, q_tile, query);
         multiply_rows<d>(ds, value_tile, row, dout_tile, query);
@@ -433,7 +441,10 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
             }
         }
 #pragma unroll
-        for (int i = 0; i < blocks; i++) as_left(p_left[i], p[i][0], p[i][1]), as_left(ds_left[i], ds[i][0], ds[i][1]);
+        for (int i = 0; i < blocks; i++) {
+          as_left(p_left[i], p[i][0], p[i][1]);
+          as_left(ds_left[i], ds[i][0], ds[i][1]);
+        }
         multiply_columns<d>(dv, p_left, dout_tile, query);
         multiply_columns<d>(dk, ds_left, q_tile, query);
       }
@@ -476,7 +487,8 @@ __global__ void __launch_bounds__(Form<d>::threads) add_parts_kernel(bf16* dkv, 
   if (number >= plan.counts[b].cut_chunks) return;
   const CutChunk chunk = plan.cut_chunks[b * plan.cut_chunks_at_most() + number];
   Sum sum[2][blocks][d / 8];
-  clear(sum[0]), clear(sum[1]);
+  clear(sum[0]);
+  clear(sum[1]);
   for (int part = 0; part < chunk.parts; part++) {
     const float4* from =
         reinterpret_cast<const float4*>(plan.parts + ((b * plan.parts_at_most + chunk.first_part + part) * s.H + h) *
@@ -489,8 +501,10 @@ __global__ void __launch_bounds__(Form<d>::threads) add_parts_kernel(bf16* dkv, 
 #pragma unroll
         for (int j = 0; j < d / 8; j++) {
           const float4 four = from[((which * blocks + i) * d / 8 + j) * threads];
-          sum[which][i][j][0] += four.x, sum[which][i][j][1] += four.y, sum[which][i][j][2] += four.z,
-              sum[which][i][j][3] += four.w;
+          sum[which][i][j][0] += four.x;
+          sum[which][i][j][1] += four.y;
+          sum[which][i][j][2] += four.z;
+          sum[which][i][j][3] += four.w;
         }
   }
   store_memory_gradient<d, blocks>(dkv, shared<bf16>(), sum[0], sum[1], s, b, chunk.chunk, h);
@@ -530,13 +544,12 @@ void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const F
     array = reinterpret_cast<T*>(room + used);
     used = round_up(used + count * static_cast<int64_t>(sizeof(T)), 16);
   };
-  take(plan.counts, s.B), take(plan.items, s.B * plan.items_at_most(s)),
-      take(plan.cut_chunks, s.B * plan.cut_chunks_at_most());
+  take(plan.counts, s.B);
+  take(plan.items, s.B * plan.items_at_most(s));
+  take(plan.cut_chunks, s.B * plan.cut_chunks_at_most());
   take(plan.parts, s.B * plan.parts_at_most * part);
-  GCA_CHECK(
-      used <= room_bytes,
-      "the plan of the memory's gradient needs %lld bytes, there are %lld; use a smaller --micro-batch or --chunks",
-      static_cast<long long>(used), static_cast<long long>(room_bytes));
+  GCA_CHECK(used <= room_bytes, "the plan of the memory's gradient needs ", used, " bytes, there are ", room_bytes,
+            "; use a smaller --micro-batch or --chunks");
   launch("plan of the memory's gradient", stream, plan_memory_kernel, s.B, 256, 0, plan, layers, n_layers, s);
   with_mma_head(s.d, [&](auto d) {
     launch("grouped cross attention, backward for the memory", stream, backward_memory_mma_kernel<d>,

@@ -279,8 +279,8 @@ void check_shape(const GcaShape& s) {
   check_head(s.d);
   if (s.S < 2 || s.S > 2 * tile_size)
     throw Error(
-        format("the GPU fetches chunks of 2 to 128 slots, found %d: use a smaller --chunk, or --device cpu", s.S));
-  GCA_CHECK(s.K >= 1 && s.K <= max_topk, "1 to %d chunks are fetched, found %d", max_topk, s.K);
+        str("the GPU fetches chunks of 2 to 128 slots, found ", s.S, ": use a smaller --chunk, or --device cpu"));
+  GCA_CHECK(s.K >= 1 && s.K <= max_topk, "1 to ", max_topk, " chunks are fetched, found ", s.K);
 }
 // body(tiles of keys, fragments), both constants
 template <class Body>

@@ -13,8 +13,8 @@ namespace {
 
 void check(cublasStatus_t result, const Doing& doing) {
   if (result != CUBLAS_STATUS_SUCCESS)
-    throw Error(format("%s:%u: GPU, %s: cuBLASLt says %s", doing.where.file_name(),
-                       static_cast<unsigned>(doing.where.line()), doing.what, cublasLtGetStatusString(result)));
+    throw Error(str(doing.where.file_name(), ":", static_cast<unsigned>(doing.where.line()), ": GPU, ", doing.what,
+                    ": cuBLASLt says ", cublasLtGetStatusString(result)));
 }
 
 template <class T>
@@ -127,24 +127,27 @@ struct GpuDevice::Products {
       check(cublasLtMatmulAlgoGetHeuristic(handle, &product, &a_layout, &b_layout, &layout, &layout, &wish,
                                            by_time ? candidates : 1, ranked, &count),
             doing);
-      GCA_CHECK(count >= 1 && ranked[0].state == CUBLAS_STATUS_SUCCESS,
-                "%s: cuBLASLt has no algorithm for (%lld x %lld) by (%lld x %lld)", doing.what,
-                static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(k),
-                static_cast<long long>(n));
+      GCA_CHECK(count >= 1 && ranked[0].state == CUBLAS_STATUS_SUCCESS, doing.what, ": cuBLASLt has no algorithm for (",
+                m, " x ", k, ") by (", k, " x ", n, ")");
       int best = 0;
       if (by_time && count > 1) {
         // A result that is also added to is left alone: its product goes elsewhere meanwhile; cuBLASLt's first where
         // there is no room.
         Out* elsewhere = nullptr;
         if (addend == result &&
-            cudaMalloc(reinterpret_cast<void**>(&elsewhere), static_cast<size_t>(m * n) * sizeof(Out)) != cudaSuccess)
-          cudaGetLastError(), count = 1;
+            cudaMalloc(reinterpret_cast<void**>(&elsewhere), static_cast<size_t>(m * n) * sizeof(Out)) != cudaSuccess) {
+          cudaGetLastError();
+          count = 1;
+        }
         if (elsewhere) check(cudaMemsetAsync(elsewhere, 0, static_cast<size_t>(m * n) * sizeof(Out), stream), doing);
         float best_ms = INFINITY;
         for (int i = 0; i < count; i++) {
           const float ms = shortest_ms(
               stream, [&] { return run(ranked[i].algo, elsewhere ? elsewhere : c, elsewhere ? elsewhere : result); });
-          if (ms < 0.99f * best_ms) best = i, best_ms = ms;  // cuBLASLt's order decides between equals
+          if (ms < 0.99f * best_ms) {
+            best = i;
+            best_ms = ms;
+          }  // cuBLASLt's order decides between equals
         }
         cudaFree(elsewhere);
         measured++;
@@ -170,14 +173,15 @@ struct GpuDevice::Products {
       check(cudaEventElapsedTime(&ms, begin, end), "timing products");
       if (i > 0) shortest = std::min(shortest, ms);
     }
-    cudaEventDestroy(begin), cudaEventDestroy(end);
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
     return shortest;
   }
 };
 
 // What the algorithms are good for: this library with this driver on this card.
 static std::string products_header(const std::string& card) {
-  return format("products of cuBLASLt %zu on %s", cublasLtGetVersion(), card.c_str());
+  return str("products of cuBLASLt ", cublasLtGetVersion(), " on ", card);
 }
 
 std::string GpuDevice::products() const {
@@ -186,17 +190,19 @@ std::string GpuDevice::products() const {
   all.insert(products_->known.begin(), products_->known.end());  // of other shapes too
   for (const auto& [shape, algorithm] : all) {
     text += "\n";
-    for (const int64_t x : shape) text += format("%lld ", static_cast<long long>(x));
+    for (const int64_t x : shape) text += str(x, " ");
     uint64_t words[Products::words];
     memcpy(words, &algorithm, sizeof words);
-    for (const uint64_t word : words) text += format("%016llx ", static_cast<unsigned long long>(word));
+    for (const uint64_t word : words) text += str(hex(word, 16), " ");
   }
   return text;
 }
 int GpuDevice::products_measured() const { return products_->measured; }
 
 std::string GpuDevice::measure_products(const std::string& known) {
-  products_->by_time = true, products_->chosen.clear(), products_->known.clear();
+  products_->by_time = true;
+  products_->chosen.clear();
+  products_->known.clear();
   if (known.empty()) return "";
   std::istringstream lines(known);
   std::string line;
@@ -213,7 +219,7 @@ std::string GpuDevice::measure_products(const std::string& known) {
     std::string more;
     if (!fields || fields >> more) {
       products_->known.clear();
-      return format("expected %zu numbers a line, found '%s'", shape.size() + Products::words, line.c_str());
+      return str("expected ", shape.size() + Products::words, " numbers a line, found '", line, "'");
     }
     memcpy(&products_->known[shape], words, sizeof words);
   }
@@ -262,7 +268,8 @@ double Gpu<Act>::peak_flops() {
   synchronize();
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, begin, end), "timing products");
-  cudaEventDestroy(begin), cudaEventDestroy(end);
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
   release(x);
   return timed * 2.0 * static_cast<double>(n * n * n) / (1e-3 * milliseconds);
 }

@@ -104,9 +104,8 @@ void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act*
   const int64_t row_bytes = D * static_cast<int64_t>(sizeof(float)),
                 most_shared_bytes = 96 << 10;  // what every card has
   if (row_bytes > most_shared_bytes)
-    throw Error(
-        format("the GPU's norms take rows of up to %lld columns, found %lld: use a smaller --width, or --device cpu",
-               static_cast<long long>(most_shared_bytes / 4), static_cast<long long>(D)));
+    throw Error(str("the GPU's norms take rows of up to ", most_shared_bytes / 4, " columns, found ", D,
+                    ": use a smaller --width, or --device cpu"));
   const int64_t warps = std::min<int64_t>(8, most_shared_bytes / row_bytes),
                 rows_of_block = std::max(warps, ceil_div(rows, 512)), blocks = ceil_div(rows, rows_of_block);
   float* partial = scratch<float>(blocks * D);  // (blocks,D)

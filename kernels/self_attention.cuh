@@ -24,9 +24,12 @@ struct AttentionPiece {
                   tiles = (kind.first_slot + kind.T + tile_size - 1) / tile_size - first;
     const int groups = (tiles_of(kind.d) + fragments - 1) / fragments;
     int64_t i = blockIdx.x;
-    slot = (first + i % tiles) * tile_size, i /= tiles;
-    column = static_cast<int>(i % groups) * fragments * tile_size, i /= groups;
-    h = static_cast<int>(i % kind.H), b = i / kind.H;
+    slot = (first + i % tiles) * tile_size;
+    i /= tiles;
+    column = static_cast<int>(i % groups) * fragments * tile_size;
+    i /= groups;
+    h = static_cast<int>(i % kind.H);
+    b = i / kind.H;
   }
 };
 template <class Kind>
@@ -53,7 +56,10 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
   float top[4], sum[4];
   for (Fragment& f : o) clear(f);
 #pragma unroll
-  for (int i = 0; i < 4; i++) top[i] = -INFINITY, sum[i] = 0;
+  for (int i = 0; i < 4; i++) {
+    top[i] = -INFINITY;
+    sum[i] = 0;
+  }
   for (int64_t j0 = kind.first_key(at.slot); j0 < kind.end_key(at.slot); j0 += tile_size) {
     product_nt(
         score, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, at.b, at.h, at.slot, t); },

@@ -83,7 +83,9 @@ struct WindowPiece {
   __device__ WindowPiece(const Sliding<bf16>& w, int rows) {
     const int64_t first = w.first_slot / rows, pieces = (w.first_slot + w.T + rows - 1) / rows - first;
     const int64_t i = blockIdx.x / w.H;
-    h = static_cast<int>(blockIdx.x % w.H), base = (first + i % pieces) * rows, b = i / pieces;
+    h = static_cast<int>(blockIdx.x % w.H);
+    base = (first + i % pieces) * rows;
+    b = i / pieces;
   }
 };
 int64_t window_pieces(const Sliding<bf16>& w, int rows) {

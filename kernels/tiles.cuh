@@ -80,7 +80,10 @@ __device__ inline void multiply_nt(Fragment& sum, const Tile& a, const Tile& b, 
   for (int k = 0; k < depth; k += 4) {
     float4 left[4], right[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) left[i] = quad(&a[ty + 16 * i][k]), right[i] = quad(&b[tx + 16 * i][k]);
+    for (int i = 0; i < 4; i++) {
+      left[i] = quad(&a[ty + 16 * i][k]);
+      right[i] = quad(&b[tx + 16 * i][k]);
+    }
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -97,7 +100,10 @@ __device__ inline void multiply_nn(Fragment& sum, const Tile& a, const Tile& b, 
   for (int k = 0; k < depth; k += 4) {
     float4 left[4], right[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) left[i] = quad(&a[ty + 16 * i][k]), right[i] = quad(&b[k + i][4 * tx]);
+    for (int i = 0; i < 4; i++) {
+      left[i] = quad(&a[ty + 16 * i][k]);
+      right[i] = quad(&b[k + i][4 * tx]);
+    }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       add_products(sum[i], left[i].x, right[0]);
@@ -157,10 +163,8 @@ void with_fragments(int d, Body&& body) {
 }
 inline void check_head(int d) {
   if (d < 2 || d > 256 || d % 2)
-    throw Error(
-        format("the GPU's attention takes heads of 2 to 256 columns, an even number, found %d: change --heads or "
-               "--width, or use --device cpu",
-               d));
+    throw Error(str("the GPU's attention takes heads of 2 to 256 columns, an even number, found ", d,
+                    ": change --heads or --width, or use --device cpu"));
 }
 
 }  // namespace gca

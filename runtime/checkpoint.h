@@ -37,7 +37,7 @@ struct Checkpoint {
 };
 
 inline std::string checkpoint_folder(const std::string& run, int64_t step) {
-  return run + format("/step_%08lld", static_cast<long long>(step));
+  return run + str("/step_", right(step, 8, '0'));
 }
 
 // The step that a folder's name says; -1: it is not named as a checkpoint.
@@ -97,10 +97,8 @@ struct Manifest {
       throw Error(path + ": expected the format \"" + format_name + "\", found " + Json(name).dump() +
                   ": this is no checkpoint of train_gca; choose another");
     if (const int64_t found = root.at("version").integer(1); found > version)
-      throw Error(
-          format("%s: expected version %lld or older, found %lld: a newer train_gca made it; use that one, or another "
-                 "checkpoint",
-                 path.c_str(), static_cast<long long>(version), static_cast<long long>(found)));
+      throw Error(str(path, ": expected version ", version, " or older, found ", found,
+                      ": a newer train_gca made it; use that one, or another checkpoint"));
     Manifest manifest{root.at("step").integer(0), {}};
     const JsonField files = root.at("files");
     for (size_t i = 0; i < files.items().size(); i++) {
@@ -139,8 +137,8 @@ struct Manifest {
 inline Checkpoint read_checkpoint(const std::string& folder) {
   const Manifest manifest = Manifest::read(folder);
   if (const int64_t step = step_of(folder); step >= 0 && step != manifest.step)
-    throw Error(format("'%s' holds step %lld: it was renamed, or its manifest has changed; use another checkpoint",
-                       folder.c_str(), static_cast<long long>(manifest.step)));
+    throw Error(str("'", folder, "' holds step ", manifest.step,
+                    ": it was renamed, or its manifest has changed; use another checkpoint"));
   Checkpoint checkpoint{folder, manifest.step, {}, {}, {}};
   for (const Manifest::Entry& entry : manifest.entries) {
     const std::string path = folder + "/" + entry.name;
@@ -149,14 +147,11 @@ inline Checkpoint read_checkpoint(const std::string& folder) {
       throw Error("'" + path + "' is missing: it was removed or not copied; use another checkpoint");
     const File file = File::open(path);
     if (const int64_t bytes = file.size_bytes(); bytes != entry.bytes)
-      throw Error(format("'%s' is %s: expected %lld bytes, found %lld; use another checkpoint", path.c_str(),
-                         bytes < entry.bytes ? "cut off" : "too long", static_cast<long long>(entry.bytes),
-                         static_cast<long long>(bytes)));
+      throw Error(str("'", path, "' is ", bytes < entry.bytes ? "cut off" : "too long", ": expected ", entry.bytes,
+                      " bytes, found ", bytes, "; use another checkpoint"));
     if (const uint32_t crc = crc32c(file); crc != entry.crc)
-      throw Error(
-          format("'%s' has changed since it was saved: expected CRC-32C %08x, found %08x; check the disk, and use "
-                 "another checkpoint",
-                 path.c_str(), entry.crc, crc));
+      throw Error(str("'", path, "' has changed since it was saved: expected CRC-32C ", hex(entry.crc, 8), ", found ",
+                      hex(crc, 8), "; check the disk, and use another checkpoint"));
     checkpoint.files.push_back(entry.name);
   }
   const std::string path = checkpoint.file("state.json");
@@ -185,9 +180,8 @@ inline Checkpoint open_checkpoint(const std::string& path, bool fallback = false
       return checkpoint;
     } catch (const Error& error) {
       if (!fallback)
-        throw Error(error.what() + (i > 0 ? format(" (--fallback takes an older one: step %lld or before)",
-                                                   static_cast<long long>(steps[i - 1]))
-                                          : ""));
+        throw Error(error.what() +
+                    (i > 0 ? str(" (--fallback takes an older one: step ", steps[i - 1], " or before)") : ""));
       errors.push_back(error.what());
     }
   }
@@ -221,7 +215,7 @@ inline void write_checkpoint(const std::string& run, int64_t step, const std::ve
     make_folder(partial);
     Manifest manifest{step, {}};
     const auto add = [&](const std::string& name, const std::function<void(const std::string&)>& write) {
-      GCA_CHECK(Manifest::is_good_name(name), "'%s' as a file's name", name.c_str());
+      GCA_CHECK(Manifest::is_good_name(name), "'", name, "' as a file's name");
       const std::string path = partial + "/" + name;
       write(path);
       const File file = File::open(path);
@@ -236,7 +230,7 @@ inline void write_checkpoint(const std::string& run, int64_t step, const std::ve
   } catch (const std::exception& error) {
     std::error_code none;
     std::filesystem::remove_all(partial, none);
-    throw Error(format("the checkpoint of step %lld was not saved: ", static_cast<long long>(step)) + error.what() +
+    throw Error(str("the checkpoint of step ", step, " was not saved: ") + error.what() +
                 " (older checkpoints are as they were)");
   }
 }
@@ -245,7 +239,7 @@ inline void write_checkpoint(const std::string& run, int64_t step, const std::ve
 // it after a save. Deletes only files that a manifest lists, in real folders of RUN, never through a link; a damaged
 // checkpoint that is newer than those is neither counted nor touched, and neither is a folder without a manifest.
 inline void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_keep_step) {
-  GCA_CHECK(keep >= 1, "found %lld", static_cast<long long>(keep));
+  GCA_CHECK(keep >= 1, "found ", keep);
   sync_folder(run);  // the newer ones' names are durable before an older one goes
   const std::vector<int64_t> steps = list_checkpoints(run);
   int64_t kept = 0;

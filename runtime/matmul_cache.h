@@ -24,8 +24,8 @@ void choose_products(Device& device, const std::string& saved) {
     std::error_code none;
     if (saved.empty() && !path.empty() && std::filesystem::exists(path, none)) known = read_file(path, 1 << 20);
     if (const std::string why = device.measure_products(known); !why.empty())
-      printf("the products' algorithms in %s do not fit: %s; they are measured anew\n",
-             saved.empty() ? ("'" + path + "'").c_str() : "the checkpoint", why.c_str());
+      print("the products' algorithms in ", saved.empty() ? ("'" + path + "'").c_str() : "the checkpoint",
+            " do not fit: ", why, "; they are measured anew\n");
   }
 }
 
@@ -40,7 +40,7 @@ void keep_products(const Device& device) {
       make_folder(parent_folder(path));
       write_file(path, device.products());
     } catch (const Error& error) {
-      fprintf(stderr, "%s; the products' algorithms are measured again in the next run\n", error.what());
+      print_error(error.what(), "; the products' algorithms are measured again in the next run\n");
     }
   }
 }

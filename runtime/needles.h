@@ -162,18 +162,13 @@ class Task {
     name_tokens_ = two_hop_ ? s_.value_tokens : s_.name_tokens;
     const int64_t most = static_cast<int64_t>(values_.size()) / 2;
     if (s_.value_tokens > most)
-      throw UsageError(
-          format("--value-tokens: expected at most %lld, half of the different tokens that --values %s has, found %lld",
-                 static_cast<long long>(most), s_.values.c_str(), static_cast<long long>(s_.value_tokens)));
+      throw UsageError(str("--value-tokens: expected at most ", most, ", half of the different tokens that --values ",
+                           s_.values, " has, found ", s_.value_tokens));
     const int64_t room = S - 1, longest = std::max({needle_length(), question_length(), 1 + answer_length()});
     if (longest > room)
-      throw UsageError(format(
-          "--chunk: a needle takes %lld tokens, a question %lld before its chunk's end, the answer's chunk %lld: "
-          "expected at least %lld slots a chunk, "
-          "found %lld; "
-          "use larger chunks or fewer --value-tokens",
-          static_cast<long long>(needle_length()), static_cast<long long>(question_length()),
-          static_cast<long long>(1 + answer_length()), static_cast<long long>(longest + 1), static_cast<long long>(S)));
+      throw UsageError(str("--chunk: a needle takes ", needle_length(), " tokens, a question ", question_length(),
+                           " before its chunk's end, the answer's chunk ", 1 + answer_length(), ": expected at least ",
+                           longest + 1, " slots a chunk, found ", S, "; use larger chunks or fewer --value-tokens"));
   }
 
   int64_t fewest_chunks() const { return (two_hop_ ? 4 : 3) + s_.gap; }  // needles, then a question, then its answer
@@ -189,9 +184,8 @@ class Task {
   void check_names(int64_t needles) const {
     const int64_t most = (two_hop_ ? std::ssize(names_) / 3 : std::ssize(names_));
     if (needles > most)
-      throw UsageError(format(
-          "--values %s has names for %lld %s in a row, expected %lld; use fewer, or --values random", s_.values.c_str(),
-          static_cast<long long>(most), two_hop_ ? "chains" : "needles", static_cast<long long>(needles)));
+      throw UsageError(str("--values ", s_.values, " has names for ", most, " ", two_hop_ ? "chains" : "needles",
+                           " in a row, expected ", needles, "; use fewer, or --values random"));
   }
   // How often an answer is right by luck in rows of C chunks: by guessing, or because `random` chunks that each group
   // fetches hold the needles.
@@ -238,13 +232,9 @@ class Task {
     const int64_t question = C - 2 - s_.gap, hops = two_hop_ ? 2 : 1, far = far_chunks(C, reach),
                   begin = near ? far : 0, end = near ? question : far;
     if (end - begin < hops || question < (others + 1) * hops)
-      throw UsageError(
-          format("a row of %lld chunks has %lld before the question, %lld of them %s: expected room for %lld needles "
-                 "and %lld of these; use a longer --length "
-                 "or fewer needles",
-                 static_cast<long long>(C), static_cast<long long>(question), static_cast<long long>(end - begin),
-                 near ? "near" : "out of the windows' reach", static_cast<long long>((others + 1) * hops),
-                 static_cast<long long>(hops)));
+      throw UsageError(str("a row of ", C, " chunks has ", question, " before the question, ", end - begin, " of them ",
+                           near ? "near" : "out of the windows' reach", ": expected room for ", (others + 1) * hops,
+                           " needles and ", hops, " of these; use a longer --length or fewer needles"));
     return make(Draws(seed, Draws::trial, number), C, [&](Draws& draws, TaskRow& row, const Text& text) {
       std::vector<int64_t> places = draws.choose(begin, end, hops);
       for (const int64_t place : draws.choose(0, question, (others + 1) * hops))
@@ -285,10 +275,8 @@ class Task {
   }
   static constexpr int attempts = 1000;
   UsageError too_short() const {
-    return UsageError(
-        format("--value-tokens: found no values of %lld tokens that the text does not hold already; expected more "
-               "tokens, or --values random",
-               static_cast<long long>(s_.value_tokens)));
+    return UsageError(str("--value-tokens: found no values of ", s_.value_tokens,
+                          " tokens that the text does not hold already; expected more tokens, or --values random"));
   }
 
   // Names and values for a needle in each of these chunks; for two hops, pairs of them.
@@ -336,22 +324,29 @@ class Task {
   void write(Draws& draws, TaskRow& row, Text& text, int64_t C) const {
     std::vector<int64_t> head(C), tail(head.size());
     auto put = [&](int64_t& at, const Text& tokens) {
-      std::copy(tokens.begin(), tokens.end(), text.begin() + at), at += std::ssize(tokens);
+      std::copy(tokens.begin(), tokens.end(), text.begin() + at);
+      at += std::ssize(tokens);
     };
     for (const Question& question : row.questions) {
       const Text& name = row.needles[question.needles[0]].name;
       int64_t at = (question.chunk + 1) * (S_ - 1) - question_length(), answer_at = question.first_slot / S_ * (S_ - 1);
       tail[question.chunk] = question_length();
       head[question.first_slot / S_] = 1 + answer_length();
-      put(at, ask_), put(at, name);
+      put(at, ask_);
+      put(at, name);
       if (middle_.size() > 1) put(at, Text(middle_.begin(), middle_.end() - 1));
-      put(answer_at, {middle_.empty() ? name.back() : middle_.back()}), put(answer_at, question.answer);
+      put(answer_at, {middle_.empty() ? name.back() : middle_.back()});
+      put(answer_at, question.answer);
     }
     for (Needle& needle : row.needles) {
       const size_t chunk = needle.chunk;
       needle.first = head[chunk] + draws.below(S_ - head[chunk] - tail[chunk] - needle.length);
       int64_t at = needle.chunk * (S_ - 1) + needle.first;
-      put(at, open_), put(at, needle.name), put(at, middle_), put(at, needle.value), put(at, close_);
+      put(at, open_);
+      put(at, needle.name);
+      put(at, middle_);
+      put(at, needle.value);
+      put(at, close_);
     }
   }
 

@@ -155,7 +155,7 @@ struct SavedRun {
   // path: a RUN (its newest step) or a STEP.
   static SavedRun open(const std::string& path, bool fallback = false) {
     Checkpoint checkpoint = open_checkpoint(path, fallback);
-    for (const std::string& error : checkpoint.passed_over) fprintf(stderr, "passed over: %s\n", error.c_str());
+    for (const std::string& error : checkpoint.passed_over) print_error("passed over: ", error, "\n");
     Tokenizer tokenizer = Tokenizer::load(checkpoint.file(tokenizer_file));
     SavedRun saved{std::move(checkpoint), {}, std::move(tokenizer)};
     train_flags(saved.settings).restore(saved.state().at("settings"));
@@ -204,7 +204,8 @@ inline bool is_tied_head(const SafetensorsFile& file, const SafetensorsTensor& h
   if (!embedding || embedding->shape != head.shape) return false;
   std::vector<float> a, b;
   for (int64_t first = 0; first < head.count; first += static_cast<int64_t>(a.size())) {
-    a.resize(std::min<int64_t>(head.count - first, 1 << 20)), b.resize(a.size());
+    a.resize(std::min<int64_t>(head.count - first, 1 << 20));
+    b.resize(a.size());
     file.read(head, first, static_cast<int64_t>(a.size()), a.data());
     file.read(*embedding, first, static_cast<int64_t>(b.size()), b.data());
     if (a != b) return false;
@@ -225,7 +226,7 @@ void check_names(const SafetensorsFile& file, const DRT<Device>& model, const st
   for (const SafetensorsTensor& tensor : file.tensors()) {
     if (known.contains(tensor.name)) continue;
     if (tensor.name == "lm_head.weight" && is_tied_head(file, tensor))
-      fprintf(stderr, "'%s': 'lm_head.weight' is the embedding again and is left out\n", file.path().c_str());
+      print_error("'", file.path(), "': 'lm_head.weight' is the embedding again and is left out\n");
     else if (tensor.name.find(".rotary_emb.") != std::string::npos) buffers++;
     else surplus += "\n  " + tensor.name;
   }
@@ -235,8 +236,8 @@ void check_names(const SafetensorsFile& file, const DRT<Device>& model, const st
         (missing.empty() ? "" : " Missing:" + missing) +
         (surplus.empty() ? "" : std::string(missing.empty() ? "" : "\n") + " Without a place in it:" + surplus));
   if (buffers)
-    fprintf(stderr, "'%s': %lld tables of rotary embeddings are left out: they are computed here\n",
-            file.path().c_str(), static_cast<long long>(buffers));
+    print_error("'", file.path(), "': ", buffers,
+                " tables of rotary embeddings are left out: they are computed here\n");
 }
 // The embedding of a file whose vocabulary was rounded up, as the released model's: rows that no token has are left
 // out.
@@ -278,7 +279,9 @@ void load_optimizer(const std::string& path, DRT<Device>& model) {
 }
 
 // ---- memory -------------------------------------------------------------------------------------------------------
-inline std::string mebibytes(int64_t n_bytes) { return format("%.1f MiB", static_cast<double>(n_bytes) / (1 << 20)); }
+inline std::string mebibytes(int64_t n_bytes) {
+  return str(fixed(static_cast<double>(n_bytes) / (1 << 20), 1), " MiB");
+}
 
 // Plans and allocates activations for B rows of T slots. Where they and the model do not fit, an Error that says which
 // B would.
@@ -295,9 +298,9 @@ void allocate_or_explain(DRT<Device>& model, int64_t B, int64_t T) {
       const int64_t middle = fits + (too_many - fits) / 2;
       (needed(middle) > room ? too_many : fits) = middle;
     }
-    throw Error(format("the model and %lld rows of %lld slots need %s, %s are free; ", static_cast<long long>(B),
-                       static_cast<long long>(T), mebibytes(n_bytes).c_str(), mebibytes(room).c_str()) +
-                (fits ? format("--micro-batch %lld fits", static_cast<long long>(fits))
+    throw Error(str("the model and ", B, " rows of ", T, " slots need ", mebibytes(n_bytes), ", ", mebibytes(room),
+                    " are free; ") +
+                (fits ? str("--micro-batch ", fits, " fits")
                       : std::string("not even one row fits: use fewer --chunks or a smaller model")) +
                 (model.recompute == Recompute::layers ? "" : "; in training --recompute layers needs less"));
   }

@@ -89,10 +89,12 @@ class WordScanner {
       if (byte >= 0xC2 && byte < 0xF5)
         table[byte] = {0x80, 0x3F, static_cast<uint8_t>(byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4), unicode::other};
     }
-    table[0xE0].low = 0xA0, table[0xE0].span = 0x1F;  // not overlong
-    table[0xED].span = 0x1F;                          // no surrogate
-    table[0xF0].low = 0x90, table[0xF0].span = 0x2F;  // not overlong
-    table[0xF4].span = 0x0F;                          // not past U+10FFFF
+    table[0xE0].low = 0xA0;
+    table[0xE0].span = 0x1F;  // not overlong
+    table[0xED].span = 0x1F;  // no surrogate
+    table[0xF0].low = 0x90;
+    table[0xF0].span = 0x2F;  // not overlong
+    table[0xF4].span = 0x0F;  // not past U+10FFFF
     return table;
   }();
 

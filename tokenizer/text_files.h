@@ -39,8 +39,9 @@ class Progress {
     const size_t filled = static_cast<size_t>(30 * std::min(1.0, part));
     const std::string bar = std::string(filled, '#') + std::string(30 - filled, '.');
     const int left = static_cast<int>(std::min(seconds() / part * std::max(0.0, 1 - part), 1e8));
-    fprintf(stderr, "\r%s [%s] %3.0f%%  %.1f %s/s  ETA %d:%02d \x1b[K", doing_.c_str(), bar.c_str(), 100 * part,
-            static_cast<double>(done) / unit_size_ / seconds(), unit_.c_str(), left / 60, left % 60);
+    print_error("\r", doing_, " [", bar, "] ", right(fixed(100 * part, 0), 3), "%  ",
+                fixed(static_cast<double>(done) / unit_size_ / seconds(), 1), " ", unit_, "/s  ETA ", left / 60, ":",
+                right(left % 60, 2, '0'), " \x1b[K");
   }
 
  private:
@@ -203,10 +204,10 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
   for (const TextFile& file : files) (file.val ? val_bytes : total) += file.bytes;
   const bool has_val = val_bytes > 0;
   if (total == 0)
-    throw Error(format("no text to train on: the %zu files given are empty; check the paths", files.size()));
+    throw Error(str("no text to train on: the ", files.size(), " files given are empty; check the paths"));
   if (!(options.val_fraction >= 0 && options.val_fraction < 1))
     throw UsageError(
-        format("the part kept for validation: expected at least 0 and below 1, found %g", options.val_fraction));
+        str("the part kept for validation: expected at least 0 and below 1, found ", options.val_fraction));
   const int64_t cut_off =
       has_val ? 0 : static_cast<int64_t>(std::ceil(static_cast<double>(total) * options.val_fraction));
   TextPieces text(std::move(files), cut_off);
@@ -248,11 +249,9 @@ inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vect
   report.train_tokens = train.tokens();
   report.val_tokens = val.tokens();
   if (report.train_tokens == 0 || (report.val_tokens == 0 && (has_val || options.val_fraction > 0)))
-    throw Error(format(
-        "%lld bytes of text are too short to keep a part (%g) for validation: %lld tokens would be left to train on, "
-        "%lld to validate; give more text, another part, or 0 for no validation",
-        static_cast<long long>(total), options.val_fraction, static_cast<long long>(report.train_tokens),
-        static_cast<long long>(report.val_tokens)));
+    throw Error(str(total, " bytes of text are too short to keep a part (", options.val_fraction,
+                    ") for validation: ", report.train_tokens, " tokens would be left to train on, ", report.val_tokens,
+                    " to validate; give more text, another part, or 0 for no validation"));
   train.commit();
   val.commit();
   return report;
@@ -306,9 +305,8 @@ inline void decode_stream(const Tokenizer& tokenizer, FILE* in, FILE* out) {
     int32_t id = 0;
     const char* end = word + strlen(word);
     if (const auto [stop, error] = std::from_chars(word, end, id); error != std::errc() || stop != end)
-      throw Error(format(
-          "input, number %lld: expected a token id, found '%s'; ids are decimal numbers with spaces between them",
-          static_cast<long long>(count), printable(word).c_str()));
+      throw Error(str("input, number ", count, ": expected a token id, found '", printable(word),
+                      "'; ids are decimal numbers with spaces between them"));
     tokenizer.decode(std::span(&id, 1), text);
   }
   if (fflush(out)) throw system_error("cannot write the output", errno);

@@ -32,8 +32,8 @@ inline std::string printable(std::string_view text, bool keep_lines = false) {
     const bool c1 = length == 2 && c == 0xC2 && static_cast<unsigned char>(text[1]) < 0xA0;  // control characters too
     if (keep_lines && (c == '\n' || c == '\t')) out += text[0];
     else if (c == '\n' || c == '\t' || c == '\r') out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\r";
-    else if (length == 0 || c < 0x20 || c == 0x7F) out += format("\\x%02x", c);
-    else if (c1) out += format("\\xc2\\x%02x", static_cast<unsigned char>(text[1]));
+    else if (length == 0 || c < 0x20 || c == 0x7F) out += str("\\x", hex(c, 2));
+    else if (c1) out += str("\\xc2\\x", hex(static_cast<unsigned char>(text[1]), 2));
     else out += text.substr(0, length);
     text.remove_prefix(length ? length : 1);
   }
@@ -76,7 +76,7 @@ class Tokenizer {
   std::string description() const {
     return layout_ == Layout::gpt2 ? "GPT-2"
            : merges_.empty()       ? "bytes"
-                                   : format("byte-level BPE of %zu", 256 + merges_.size());
+                                   : str("byte-level BPE of ", 256 + merges_.size());
   }
 
   bool is_special(int32_t id) const { return static_cast<size_t>(id) >= names_at_; }
@@ -94,9 +94,8 @@ class Tokenizer {
   void decode(std::span<const int32_t> ids, std::string& out) const {
     for (const int32_t id : ids) {
       if (id < 0 || id >= vocab_size())
-        throw Error(
-            format("token id %d: expected 0 to %d, the vocabulary of %s; these ids were made with another tokenizer",
-                   id, vocab_size() - 1, description().c_str()));
+        throw Error(str("token id ", id, ": expected 0 to ", vocab_size() - 1, ", the vocabulary of ", description(),
+                        "; these ids were made with another tokenizer"));
       if (is_special(id)) out += name_of(id);
       else out += bytes_of(id);
     }
@@ -157,16 +156,25 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     : layout_(layout), merges_(std::move(merges)) {
   const size_t ordinary = 256 + merges_.size();
   if (ordinary > max_vocabulary)
-    throw Error(format("%s: expected a vocabulary of at most %zu, found %zu; choose a smaller one", what.c_str(),
-                       max_vocabulary, ordinary));
+    throw Error(str(what, ": expected a vocabulary of at most ", max_vocabulary, ", found ", ordinary,
+                    "; choose a smaller one"));
   names_at_ = ordinary;
   end_of_text = static_cast<int32_t>(ordinary);
   if (layout == Layout::gpt2) {
     names_ = {"endoftext", "KEY", "END", "ASK", "ARROW", "COMMA", "unused", "unused", "landmark"};
-    KEY = end_of_text + 1, END = KEY + 1, ASK = KEY + 2, ARROW = KEY + 3, COMMA = KEY + 4, landmark = KEY + 7;
+    KEY = end_of_text + 1;
+    END = KEY + 1;
+    ASK = KEY + 2;
+    ARROW = KEY + 3;
+    COMMA = KEY + 4;
+    landmark = KEY + 7;
   } else {
     names_ = {"endoftext", "landmark", "KEY", "END", "ASK", "ARROW", "COMMA"};
-    landmark = end_of_text + 1, KEY = landmark + 1, END = landmark + 2, ASK = landmark + 3, ARROW = landmark + 4,
+    landmark = end_of_text + 1;
+    KEY = landmark + 1;
+    END = landmark + 2;
+    ASK = landmark + 3;
+    ARROW = landmark + 4;
     COMMA = landmark + 5;
   }
 
@@ -187,8 +195,8 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     const uint32_t left = merges_[r].left, right = merges_[r].right;
     const size_t id = 256 + r;
     const auto bad = [&](const char* expected) {
-      return Error(format("%s: merge %zu: expected %s, found ids %u and %u; the file is damaged: make it anew",
-                          what.c_str(), r, expected, left, right));
+      return Error(str(what, ": merge ", r, ": expected ", expected, ", found ids ", left, " and ", right,
+                       "; the file is damaged: make it anew"));
     };
     if (left >= id || right >= id) throw bad("two ids that bytes or earlier merges have");
     if (merged(left, right) != none) throw bad("a pair that no earlier merge has");
@@ -196,9 +204,9 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     starts_.push_back(static_cast<uint32_t>(bytes_.size()));
     const size_t left_bytes = length_of(left), right_bytes = length_of(right);
     if (left_bytes + right_bytes > max_token_bytes)
-      throw bad(format("a token of at most %zu bytes", max_token_bytes).c_str());
+      throw bad(str("a token of at most ", max_token_bytes, " bytes").c_str());
     if (bytes_.size() + left_bytes + right_bytes > max_all_bytes)
-      throw bad(format("at most %zu bytes in all tokens", max_all_bytes).c_str());
+      throw bad(str("at most ", max_all_bytes, " bytes in all tokens").c_str());
     bytes_.append(bytes_, left_at, left_bytes).append(bytes_, right_at, right_bytes);
     const uint64_t key = uint64_t{left} << 21 | right;
     const uint64_t key_hash = hash_of(key);
@@ -218,7 +226,10 @@ inline Tokenizer::Tokenizer(Layout layout, std::vector<Merge> merges, const std:
     for (int shift = 0; shift < 32; shift += 8) hash_ = (hash_ ^ ((word >> shift) & 255)) * 0x100000001B3u;
   };
   mix(static_cast<uint32_t>(layout));
-  for (const Merge& merge : merges_) mix(merge.left), mix(merge.right);
+  for (const Merge& merge : merges_) {
+    mix(merge.left);
+    mix(merge.right);
+  }
   if (hash_ == 0) hash_ = 1;
 }
 
@@ -245,26 +256,23 @@ inline Tokenizer Tokenizer::parse_own(std::string_view content, const std::strin
   if (content.size() >= header_bytes) memcpy(words, content.data() + 8, sizeof words);
   const auto [file_version, layout, count] = words;
   if (content.size() >= header_bytes && file_version != version)
-    throw Error(
-        format("%s: expected version %u of the format, found %u; another release wrote it: use that one, or make the "
-               "file anew",
-               what.c_str(), version, file_version));
+    throw Error(str(what, ": expected version ", version, " of the format, found ", file_version,
+                    "; another release wrote it: use that one, or make the file anew"));
   const uint64_t expected_bytes = header_bytes + uint64_t{count} * sizeof(Merge) + 8;
   if (content.size() != expected_bytes)
-    throw Error(format("%s: expected %llu bytes for %u merges, found %zu; the file is cut off or damaged: make it anew",
-                       what.c_str(), static_cast<unsigned long long>(expected_bytes), count, content.size()));
+    throw Error(str(what, ": expected ", expected_bytes, " bytes for ", count, " merges, found ", content.size(),
+                    "; the file is cut off or damaged: make it anew"));
   if (layout > 1)
-    throw Error(format("%s: layout of ids: expected 0 (own) or 1 (GPT-2), found %u; the file is damaged: make it anew",
-                       what.c_str(), layout));
+    throw Error(str(what, ": layout of ids: expected 0 (own) or 1 (GPT-2), found ", layout,
+                    "; the file is damaged: make it anew"));
   std::vector<Merge> merges(count);
   if (count) memcpy(merges.data(), content.data() + header_bytes, count * sizeof(Merge));
   Tokenizer tokenizer(static_cast<Layout>(layout), std::move(merges), what);
   uint64_t hash;
   memcpy(&hash, content.data() + content.size() - 8, 8);
   if (hash != tokenizer.hash_)
-    throw Error(format("%s: expected the hash %016llx at the end, found %016llx; the file is damaged: make it anew",
-                       what.c_str(), static_cast<unsigned long long>(tokenizer.hash_),
-                       static_cast<unsigned long long>(hash)));
+    throw Error(str(what, ": expected the hash ", hex(tokenizer.hash_, 16), " at the end, found ", hex(hash, 16),
+                    "; the file is damaged: make it anew"));
   return tokenizer;
 }
 
@@ -279,8 +287,8 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
   };
   const JsonField vocab = model.at("vocab"), merge_list = model.at("merges");
   expect(vocab, vocab.members().size() >= 256 + merge_count + 1,
-         format("%zu entries or more", 256 + merge_count + 1));  // what follows is special, and ours to name
-  expect(merge_list, merge_list.items().size() == merge_count, format("%zu merges", merge_count));
+         str(256 + merge_count + 1, " entries or more"));  // what follows is special, and ours to name
+  expect(merge_list, merge_list.items().size() == merge_count, str(merge_count, " merges"));
   const auto id_is = [&](const std::string& token, size_t id) {
     const Json* entry = vocab.json().find(token);
     return entry && *entry == Json(id);
@@ -294,10 +302,10 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
         const std::string token =
             code < 0x80 ? std::string(1, static_cast<char>(code))
                         : std::string{static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
-        expect(vocab, id_is(token, next), format("id %zu for byte %d", next, byte));
+        expect(vocab, id_is(token, next), str("id ", next, " for byte ", byte));
         next++;
       }
-  expect(vocab, id_is("<|endoftext|>", 256 + merge_count), format("id %zu for <|endoftext|>", 256 + merge_count));
+  expect(vocab, id_is("<|endoftext|>", 256 + merge_count), str("id ", 256 + merge_count, " for <|endoftext|>"));
   std::vector<Merge> merges;
   const bool in_pairs = merge_count && merge_list.at(size_t{0}).json().dump()[0] ==
                                            '[';  // newer files: ["left", "right"], not "left right"
@@ -308,7 +316,7 @@ inline Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::stri
     const std::string right = in_pairs ? item.at(1).string() : first.substr(std::min(left.size() + 1, first.size()));
     const Json *left_id = vocab.json().find(left), *right_id = vocab.json().find(right);
     expect(item, left_id && right_id && id_is(left + right, 256 + r),
-           format("two tokens of the vocabulary that make token %zu", 256 + r));
+           str("two tokens of the vocabulary that make token ", 256 + r));
     const auto id = [&](const Json* entry) {
       return static_cast<uint32_t>(JsonField(*entry, vocab.where()).integer(0, UINT32_MAX));
     };
@@ -328,7 +336,7 @@ class Encoder {
       : tokenizer_(tokenizer),
         cache_(static_cast<Entry*>(calloc(cache_size, sizeof(Entry))), &free) {  // pages come as they are touched
     if (!cache_)
-      throw Error(format("out of memory: the tokenizer needs %zu KiB a thread", cache_size * sizeof(Entry) / 1024));
+      throw Error(str("out of memory: the tokenizer needs ", cache_size * sizeof(Entry) / 1024, " KiB a thread"));
   }
 
   // Appends the ids of text, which is one whole text or the next piece of one that WordScanner::next_cut cut.
@@ -401,12 +409,15 @@ class Encoder {
     uint64_t word[2] = {};
     if (end - p >= 16) {
       memcpy(word, p, 16);  // of constant size: one load
-      if (length <= 8) word[0] = word[0] << (64 - 8 * length) >> (64 - 8 * length), word[1] = 0;
-      else word[1] = word[1] << (128 - 8 * length) >> (128 - 8 * length);
+      if (length <= 8) {
+        word[0] = word[0] << (64 - 8 * length) >> (64 - 8 * length);
+        word[1] = 0;
+      } else word[1] = word[1] << (128 - 8 * length) >> (128 - 8 * length);
     } else {
       memcpy(word, p, length);
     }
-    low = word[0], high = word[1] | uint64_t{length} << 56;
+    low = word[0];
+    high = word[1] | uint64_t{length} << 56;
   }
   Entry packed(Entry key, size_t count) const {
     for (size_t i = 0; i < count; i++) key.ids[i / 3] |= uint64_t{ids_[i]} << (20 * (i % 3));
@@ -416,8 +427,14 @@ class Encoder {
   static size_t unpack(const Entry& entry, int32_t* out) {
     const auto id = [&](int i) { return static_cast<int32_t>(entry.ids[i / 3] >> (20 * (i % 3)) & 0xFFFFF); };
     const size_t count = entry.ids[0] >> 60;
-    out[0] = id(0), out[1] = id(1), out[2] = id(2);  // more than needed: cheaper than a branch for each
-    if (count > 3) out[3] = id(3), out[4] = id(4), out[5] = id(5);
+    out[0] = id(0);
+    out[1] = id(1);
+    out[2] = id(2);  // more than needed: cheaper than a branch for each
+    if (count > 3) {
+      out[3] = id(3);
+      out[4] = id(4);
+      out[5] = id(5);
+    }
     return count;
   }
 
@@ -477,7 +494,9 @@ class Encoder {
 
   // For many bytes, in time n log n.
   size_t merge_long(const char* p, size_t n) {
-    ids_.resize(std::max(n, ids_.size())), links_.resize(n), queue_.clear();
+    ids_.resize(std::max(n, ids_.size()));
+    links_.resize(n);
+    queue_.clear();
     const auto byte = [p](size_t i) { return static_cast<unsigned char>(p[i]); };
     const auto set = [&](size_t i, uint32_t made) {
       links_[i].made = made;

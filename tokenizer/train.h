@@ -171,8 +171,8 @@ struct TrainReport {
 inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool,
                                  TrainReport* report = nullptr) {
   if (vocabulary_size < 256 || vocabulary_size > static_cast<int64_t>(Tokenizer::max_vocabulary))
-    throw UsageError(format("--vocab-size: expected 256 (bytes alone) to %zu, found %lld", Tokenizer::max_vocabulary,
-                            static_cast<long long>(vocabulary_size)));
+    throw UsageError(
+        str("--vocab-size: expected 256 (bytes alone) to ", Tokenizer::max_vocabulary, ", found ", vocabulary_size));
   std::vector<TextFile> files = text_files(texts);
   std::erase_if(files, [](const TextFile& file) { return file.val || file.bytes == 0; });
   const int64_t documents = static_cast<int64_t>(files.size());
@@ -202,11 +202,9 @@ inline Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t 
   Progress progress("learning merges", static_cast<int64_t>(wanted), "merges", 1);
   std::vector<Tokenizer::Merge> merges = MergeLearner(words).learn(wanted, progress);
   if (merges.size() < wanted)
-    throw Error(
-        format("--vocab-size: expected at most %zu for this text, in which no more pairs occur twice, found %lld; ask "
-               "for less or "
-               "give more text",
-               256 + merges.size(), static_cast<long long>(vocabulary_size)));
+    throw Error(str("--vocab-size: expected at most ", 256 + merges.size(),
+                    " for this text, in which no more pairs occur twice, found ", vocabulary_size,
+                    "; ask for less or give more text"));
   result.seconds += progress.seconds();
   if (report) *report = result;
   return Tokenizer(std::move(merges));

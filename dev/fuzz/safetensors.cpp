@@ -8,7 +8,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const int fd = memfd_create("model", 0);
   if (fd < 0 || ::write(fd, data, size) != static_cast<ssize_t>(size)) __builtin_trap();
   try {
-    const SafetensorsFile file = SafetensorsFile::open(format("/proc/self/fd/%d", fd));
+    const SafetensorsFile file = SafetensorsFile::open(str("/proc/self/fd/", fd));
     int64_t bytes = 0;
     for (const SafetensorsTensor& t : file.tensors()) {
       bytes += t.count * t.dtype.bytes();

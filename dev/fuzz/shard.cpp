@@ -9,7 +9,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gca;
   static const Tokenizer tokenizer = Tokenizer::load("bytes");
   static const int fd = memfd_create("shard", 0);
-  static const std::string path = format("/proc/self/fd/%d", fd);
+  static const std::string path = str("/proc/self/fd/", fd);
   std::string file(reinterpret_cast<const char*>(data), size);
   if (size && data[0] == 'z') {
     file.erase(0, 1);

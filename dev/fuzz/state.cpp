@@ -8,7 +8,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gca;
   static const Tokenizer tokenizer = Tokenizer::load("bytes");
   static const TokenStream stream = [] {
-    const std::string prefix = format("/tmp/gca_fuzz_%ld", static_cast<long>(getpid()));
+    const std::string prefix = str("/tmp/gca_fuzz_", getpid());
     ShardWriter writer(prefix, tokenizer, 100);
     writer.append(std::vector<int32_t>{1, 2, 3});
     writer.commit();

@@ -9,8 +9,10 @@ static std::string gpt2_bytes() {
   int id = 0, moved = 0x100;
   for (const bool prints : {true, false})
     for (int byte = 0; byte < 256; byte++)
-      if (((byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173)) == prints)
-        entries += gca::format("%s\"\\u%04x\":%d", id ? "," : "", prints ? byte : moved++, id), id++;
+      if (((byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173)) == prints) {
+        entries += gca::str(id ? "," : "", "\"\\u", gca::hex(prints ? byte : moved++, 4), "\":", id);
+        id++;
+      }
   return entries;
 }
 

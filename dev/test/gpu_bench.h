@@ -38,7 +38,8 @@ struct Output {
   double eps = 0;
   std::vector<char> bits;
   void append(const auto& host, double eps_) {
-    eps = eps_, ends.push_back(values.size() + host.size());
+    eps = eps_;
+    ends.push_back(values.size() + host.size());
     for (const auto& x : host) values.push_back(number(x));
     const char* bytes = reinterpret_cast<const char*>(host.data());
     bits.insert(bits.end(), bytes, bytes + host.size() * sizeof host[0]);
@@ -129,7 +130,8 @@ inline Errors errors(const Output& got, const Output& want) {
                                : std::fabs(got.values[i] - want.values[i]);  // equal infinities are no error
       if (delta > difference || std::isnan(delta)) difference = delta;
       size = std::fmax(size, std::fabs(want.values[i]));
-      squares += delta * delta, reference += want.values[i] * want.values[i];
+      squares += delta * delta;
+      reference += want.values[i] * want.values[i];
     }
     differences += difference;
   }

@@ -69,7 +69,9 @@ struct Batch {
 
 inline Selection with_noise(int64_t step = 3) {
   Selection selection;
-  selection.noise = true, selection.seed = 5, selection.step = step;
+  selection.noise = true;
+  selection.seed = 5;
+  selection.step = step;
   return selection;
 }
 inline Selection of_kind(Picking picking) {

@@ -19,7 +19,7 @@ inline bool case_skipped = false;  // read by the main after each test case
 // The test that calls this counts as skipped unless a check fails: if (...) return skip("no GPU answers");
 inline void skip(const std::string& reason) {
   case_skipped = true;
-  printf("skipped: %s: %s\n", doctest::getContextOptions()->currentTest->m_name, reason.c_str());
+  print("skipped: ", doctest::getContextOptions()->currentTest->m_name, ": ", reason, "\n");
 }
 
 // ---- files and errors ---------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ double relative_error(const Got* got, const Want* want, int64_t n) {
 }
 template <class Got, class Want>
 double relative_error(const std::vector<Got>& got, const std::vector<Want>& want) {
-  GCA_CHECK(got.size() == want.size(), "%zu numbers against %zu", got.size(), want.size());
+  GCA_CHECK(got.size() == want.size(), got.size(), " numbers against ", want.size());
   return relative_error(got.data(), want.data(), static_cast<int64_t>(got.size()));
 }
 
@@ -106,7 +106,10 @@ double slope_error(double* x, const double* gradient, const std::vector<double>&
     for (size_t i = 0; i < at.size(); i++) x[i] = at[i] + place * step * direction[i];
     slope += factor * loss() / (12 * step);
   }
-  for (size_t i = 0; i < at.size(); i++) x[i] = at[i], claimed += gradient[i] * direction[i];
+  for (size_t i = 0; i < at.size(); i++) {
+    x[i] = at[i];
+    claimed += gradient[i] * direction[i];
+  }
   return slope == claimed ? 0 : std::fabs(slope - claimed) / std::fmax(std::fabs(slope), std::fabs(claimed));
 }
 // Along a random direction.

@@ -52,9 +52,7 @@ using namespace gca::test;
 
 namespace {
 
-std::string weights_of(int64_t step) {
-  return format("weights of step %lld ", static_cast<long long>(step)) + std::string(100000, 'w');
-}
+std::string weights_of(int64_t step) { return str("weights of step ", step, " ") + std::string(100000, 'w'); }
 
 void save(const std::string& run, int64_t step) {
   Json state;
@@ -122,7 +120,7 @@ TEST_CASE("checkpoint: all is on the disk before it is named, so a power cut is 
   calls = nullptr;
   const std::string folder = "fsync step_00000001.partial\n";
   const auto written = [&](const std::string& name) {
-    return "fsync " + name + format(".%ld.partial\nrename to ", static_cast<long>(getpid())) + name + "\n" + folder;
+    return "fsync " + name + str(".", getpid(), ".partial\nrename to ") + name + "\n" + folder;
   };
   const std::string expected = written("model.safetensors") + "fsync model.safetensors\nfsync tokenizer.json\n" +
                                written("state.json") + "fsync state.json\n" + written("manifest.json") +
@@ -293,7 +291,7 @@ TEST_CASE("files: read, written, refused") {
   CHECK(list_folder(folder.path) == std::vector<std::string>{"a", "link", "pipe"});
 
   std::vector<std::string> sorted;
-  for (int i = 10; i < 40; i++) write_file(sorted.emplace_back(folder.path + format("/b%d", i)), "");
+  for (int i = 10; i < 40; i++) write_file(sorted.emplace_back(folder.path + str("/b", i)), "");
   write_file(folder.path + "/[x]", "");
   CHECK(glob_files(folder.path + "/b*") == sorted);  // a folder's own order is another
   CHECK(glob_files(folder.path + "/[x]") == std::vector<std::string>{folder.path + "/[x]"});
@@ -318,8 +316,7 @@ TEST_CASE("files: one run a folder") {
   {
     const RunLock lock(folder.path);
     const std::string error = error_of([&] { RunLock again(folder.path); });
-    CHECK_MESSAGE(has(error, format("is being written by another run, process %ld", static_cast<long>(getpid()))),
-                  error);
+    CHECK_MESSAGE(has(error, str("is being written by another run, process ", getpid())), error);
   }
   const RunLock lock(folder.path);
   CHECK(has(error_of([&] { RunLock none(folder.path + "/no"); }), "No such file"));

@@ -166,11 +166,11 @@ TEST_CASE("a tokenizer is learned, used, and its shards looked into") {
   CHECK(shown.exit == 0);
   const int64_t tokens = TokenStream(shop.path + "/s_train_*", tokenizer).tokens();
   CHECK(tokens > 9000);
-  CHECK(says(shown, format("%lld shards, %lld tokens, 2 documents (end-of-text tokens), 0 ids out of vocabulary",
-                           static_cast<long long>(ceil_div(tokens, 9000)), static_cast<long long>(tokens))));
-  CHECK(says(shown, format("%-40s %14d %14d %12d %18d\n", "s_train_000000.bin", 1024 + 2 * 9000, 9000, 2, 0)));
-  CHECK(says(shown, format("byte-level BPE of 266, V = 273, hash %016llx",
-                           static_cast<unsigned long long>(tokenizer.hash()))));
+  CHECK(says(shown, str(ceil_div(tokens, 9000), " shards, ", tokens,
+                        " tokens, 2 documents (end-of-text tokens), 0 ids out of vocabulary")));
+  CHECK(says(shown, str(left("s_train_000000.bin", 40), " ", right(1024 + 2 * 9000, 14), " ", right(9000, 14), " ",
+                        right(2, 12), " ", right(0, 18), "\n")));
+  CHECK(says(shown, str("byte-level BPE of 266, V = 273, hash ", hex(tokenizer.hash(), 16))));
   CHECK(says(shown, "the first 9 tokens: <|endoftext|>\\x1b[2Jthe"));
   const Workshop::Result other = shop.run(info + "bytes");
   CHECK(other.exit == 1);

@@ -63,7 +63,8 @@ Vec rotated(const double* x, int position, int d) {
   for (int t = 0; t < d / 2; t++) {
     const std::complex<double> z =
         std::complex<double>(x[t], x[t + d / 2]) * std::polar(1.0, position * std::pow(10000.0, -2.0 * t / d));
-    y[t] = z.real(), y[t + d / 2] = z.imag();
+    y[t] = z.real();
+    y[t + d / 2] = z.imag();
   }
   return y;
 }
@@ -140,8 +141,10 @@ TEST_CASE("sliding attention: formula and gradients") {
         for (int64_t i = 0; i < n * D; i++) CHECK(std::fabs(dqkv[i / D * 3 * D + part * D + i % D]) < 1e-12);
         continue;
       }
-      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D),
-                        [&] { return forward(), inner(dout, out); }) < slope_tolerance);
+      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] {
+              forward();
+              return inner(dout, out);
+            }) < slope_tolerance);
     }
   }
 }
@@ -192,8 +195,10 @@ TEST_CASE("chunk attention: formula and gradients") {
     const Vec dout = randoms(n * D, 2);
     cpu.chunk_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
     for (int part = 0; part < 3; part++)
-      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D),
-                        [&] { return forward(), inner(dout, out); }) < slope_tolerance);
+      CHECK(slope_error(qkv.data(), dqkv.data(), direction_in(n * 3 * D, 3 * D, part * D, part * D + D), [&] {
+              forward();
+              return inner(dout, out);
+            }) < slope_tolerance);
   }
 }
 
@@ -236,7 +241,11 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
     const Vec r = randoms(B * C * D, 1), landmark = randoms(B * s.row_stride, 2);
     const std::vector<float> given_noise = random_values<float>(B * C * C, 3);
     Selection drawn;
-    drawn.noise = true, drawn.seed = 9, drawn.step = 4, drawn.first_row = 10, drawn.group = 1;
+    drawn.noise = true;
+    drawn.seed = 9;
+    drawn.step = 4;
+    drawn.first_row = 10;
+    drawn.group = 1;
     Selection given = drawn;
     given.given_noise = given_noise.data();
     for (const Selection& selection : {Selection{}, drawn, given}) {
@@ -368,7 +377,10 @@ TEST_CASE("retrieval: gradients of queries and landmarks with picks held") {
     for (int64_t b = 0; b < B; b++)
       for (int64_t k = 0; k < K; k++)
         weights_gradient[b * rows + C * K + k] = 0;  // nobody is served by what the last chunk picked
-    const auto loss = [&] { return forward(), inner(weights_gradient, w); };
+    const auto loss = [&] {
+      forward();
+      return inner(weights_gradient, w);
+    };
     const Inverse inverse = inverted(cpu, pick, B, C, static_cast<int>(K));
     const Vec before = randoms(B * s.row_stride, 4);
     Vec dw = weights_gradient, dr(B * C * D, 5.0), dlandmark = before;

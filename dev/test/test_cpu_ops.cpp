@@ -53,7 +53,10 @@ TEST_CASE("Gumbel noise: mean, variance, and independence of its coordinates") {
     double sum = 0, squares = 0;
     for (int64_t i = 0; i < n / 4; i++) {
       const Philox draw = draw_at(i);
-      for (uint32_t word : draw.word) sum += gumbel(word), squares += static_cast<double>(gumbel(word)) * gumbel(word);
+      for (uint32_t word : draw.word) {
+        sum += gumbel(word);
+        squares += static_cast<double>(gumbel(word)) * gumbel(word);
+      }
     }
     const double mean = sum / n, variance = squares / n - mean * mean, pi = std::acos(-1.0);
     // Five standard errors: the mean's is pi/sqrt(6n), the variance's sqrt(4.4/n) of itself (kurtosis 5.4).
@@ -63,9 +66,15 @@ TEST_CASE("Gumbel noise: mean, variance, and independence of its coordinates") {
   Selection s;
   s.seed = 3;
   moments([&](int64_t i) { return selection_draw(s, 0, 1000, i); });
-  moments([&](int64_t i) { return s.step = i, selection_draw(s, 1, 17, 2); });
+  moments([&](int64_t i) {
+    s.step = i;
+    return selection_draw(s, 1, 17, 2);
+  });
   s.step = 0;
-  moments([&](int64_t i) { return s.first_row = i, selection_draw(s, 0, i % 100, 0); });
+  moments([&](int64_t i) {
+    s.first_row = i;
+    return selection_draw(s, 0, i % 100, 0);
+  });
   double worst = 0;
   for (uint32_t i = 0; i < 10000; i++) {
     const uint32_t word = i < 2 ? -i : philox(8, Stream::sample, i).word[0];  // both ends, and between
@@ -77,7 +86,10 @@ TEST_CASE("Gumbel noise: mean, variance, and independence of its coordinates") {
   // The same coordinates give the same words; any other coordinate gives others, all four.
   const Selection base = [] {
     Selection b;
-    b.seed = 11, b.step = 5, b.group = 1, b.first_row = 6;
+    b.seed = 11;
+    b.step = 5;
+    b.group = 1;
+    b.first_row = 6;
     return b;
   }();
   const auto differ = [&](const Selection& other, int64_t b, int64_t chunk, int64_t quad) {
@@ -125,7 +137,8 @@ TEST_CASE("embedding: rows of E, and their gradients summed") {
     Vec moved = E, gradient = zeros(V * D);
     cpu.embedding_backward(gradient.data(), dx.data(), token.data(), rows, D);
     CHECK(slope_error(moved, gradient, [&] {
-            return cpu.embedding_forward(x.data(), token.data(), moved.data(), rows, D), inner(dx, x);
+            cpu.embedding_forward(x.data(), token.data(), moved.data(), rows, D);
+            return inner(dx, x);
           }) < slope_tolerance);
   }
 }
@@ -159,7 +172,8 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
     for (int residuals = 0; residuals < 3; residuals++) {
       const double *r1 = residuals > 0 ? residual.data() : nullptr, *r2 = residuals > 1 ? residual2.data() : nullptr;
       const auto loss = [&] {
-        return forward(), inner(dn, out) + (r1 ? inner(residual, x) : 0) + (r2 ? inner(residual2, x) : 0);
+        forward();
+        return inner(dn, out) + (r1 ? inner(residual, x) : 0) + (r2 ? inner(residual2, x) : 0);
       };
       forward();
       Vec dx(n, 5.0), dgain = before;
@@ -212,7 +226,10 @@ TEST_CASE("matmul: y = x W^T + residual, and both gradients") {
       CHECK(relative_error(y, want) < 1e-13);
 
       const Vec dy = randoms(rows * out, 4), before = randoms(rows * in, 5), before_W = randoms(out * in, 6);
-      const auto loss = [&] { return forward(), inner(dy, y); };
+      const auto loss = [&] {
+        forward();
+        return inner(dy, y);
+      };
       Vec dx = before, dx_more = before, dW = before_W;
       cpu.matmul_backward_input(dx.data(), dy.data(), W.data(), false, rows, in, out);
       cpu.matmul_backward_input(dx_more.data(), dy.data(), W.data(), true, rows, in, out);
@@ -243,8 +260,11 @@ TEST_CASE("swiglu: formula and gradients") {
     const Vec dh = randoms(rows * F, 2);
     cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), rows, F);
     for (int part = 0; part < 2; part++)
-      CHECK(slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F),
-                        [&] { return forward(), inner(dh, h); }) < slope_tolerance);
+      CHECK(
+          slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F), [&] {
+            forward();
+            return inner(dh, h);
+          }) < slope_tolerance);
   }
   // A float's range is no limit: silu tends to 0 and to z.
   Cpu<float> single(1);
@@ -271,7 +291,10 @@ TEST_CASE("cross entropy: losses, sums and gradient, with weights, missing targe
       CAPTURE(weighted);
       Vec logits = randoms(rows * stride, 1, 3), loss = zeros(rows);
       std::vector<int32_t> target = random_ids(rows, 2, V);
-      if (rows > 4) target[1] = -1, target[3] = -100;
+      if (rows > 4) {
+        target[1] = -1;
+        target[3] = -100;
+      }
       const std::vector<float> slot_weight = random_values<float>(rows, 3, 0.5, 1);
       const float* weight = weighted ? slot_weight.data() : nullptr;
       const double scale = 0.37;
@@ -434,14 +457,17 @@ std::vector<Output> all_ops(int threads) {
     Buffer dE = buffer(V * D), embedded = buffer(R * D);
     cpu.embedding_forward(embedded.data(), token.data(), input(V * D, 5).data(), R, D);
     cpu.embedding_backward(dE.data(), dout.data(), token.data(), R, D);
-    keep("embedding", embedded, true), keep("dE", dE, false);
+    keep("embedding", embedded, true);
+    keep("dE", dE, false);
   }
   {
     Buffer out = buffer(R * D), rstd = buffer(R), dx = buffer(R * D), dgain = buffer(D);
     cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), R, D, D, 1e-5);
     cpu.rmsnorm_backward(dx.data(), dgain.data(), dout.data(), x.data(), rstd.data(), gain.data(), x.data(),
                          dout.data(), R, D, D);
-    keep("rmsnorm", out, true), keep("rmsnorm dx", dx, true), keep("rmsnorm dgain", dgain, false);
+    keep("rmsnorm", out, true);
+    keep("rmsnorm dx", dx, true);
+    keep("rmsnorm dgain", dgain, false);
   }
   {
     const Buffer W = input(F * D, 6), dy = input(R * F, 7), residual = input(R * F, 8);
@@ -449,28 +475,33 @@ std::vector<Output> all_ops(int threads) {
     cpu.matmul_forward(y.data(), x.data(), W.data(), residual.data(), R, D, F);
     cpu.matmul_backward_input(dx.data(), dy.data(), W.data(), true, R, D, F);
     cpu.matmul_backward_weight(dW.data(), dy.data(), x.data(), R, D, F);
-    keep("matmul", y, true), keep("matmul dx", dx, true), keep("matmul dW", dW, false);
+    keep("matmul", y, true);
+    keep("matmul dx", dx, true);
+    keep("matmul dW", dW, false);
   }
   {
     const Buffer gate_up = input(R * 2 * F, 9), dh = input(R * F, 10);
     Buffer h = buffer(R * F), dgate_up = buffer(R * 2 * F);
     cpu.swiglu_forward(h.data(), gate_up.data(), R, F);
     cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), R, F);
-    keep("swiglu", h, true), keep("swiglu dgate|dup", dgate_up, true);
+    keep("swiglu", h, true);
+    keep("swiglu dgate|dup", dgate_up, true);
   }
   {
     const SlidingShape s{B, T, H, d, 37};
     Buffer out = buffer(R * D), lse = buffer(B * H * T), dqkv = buffer(R * 3 * D);
     cpu.sliding_attention_forward(out.data(), lse.data(), qkv.data(), nullptr, s);
     cpu.sliding_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
-    keep("sliding attention", out, true), keep("sliding attention dqkv", dqkv, true);
+    keep("sliding attention", out, true);
+    keep("sliding attention dqkv", dqkv, true);
   }
   {
     const ChunkShape s{B * C, S, H, d};
     Buffer out = buffer(R * D), lse = buffer(B * C * H * S), dqkv = buffer(R * 3 * D);
     cpu.chunk_attention_forward(out.data(), lse.data(), qkv.data(), s);
     cpu.chunk_attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s);
-    keep("chunk attention", out, true), keep("chunk attention dqkv", dqkv, true);
+    keep("chunk attention", out, true);
+    keep("chunk attention dqkv", dqkv, true);
   }
   {
     const Table table = random_table(B, C, K, 3);
@@ -485,7 +516,9 @@ std::vector<Output> all_ops(int threads) {
     cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection);
     cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(),
                                  inverse.entry.data(), r.data(), landmark.data(), s);
-    keep("retrieval w", w, false), keep("retrieval dr", dr, true), keep("retrieval dlandmark", dlandmark, true);
+    keep("retrieval w", w, false);
+    keep("retrieval dr", dr, true);
+    keep("retrieval dlandmark", dlandmark, true);
   }
   {
     const Table table = random_table(B, C, K, 4);
@@ -501,13 +534,17 @@ std::vector<Output> all_ops(int threads) {
     const FetchingLayer<real, real> layer{x.data(), dout.data(),          lse.data(),          delta.data(),
                                           w.data(), inverse.start.data(), inverse.entry.data()};
     cpu.gca_backward_memory(dkv.data(), &layer, 1, kv.data(), s);
-    keep("gca", out, true), keep("gca dq", dq, true), keep("gca dw", dw, false), keep("gca dkv", dkv, true);
+    keep("gca", out, true);
+    keep("gca dq", dq, true);
+    keep("gca dw", dw, false);
+    keep("gca dkv", dkv, true);
   }
   {
     const int64_t rows = 500;
     Buffer logits = input(rows * V, 16), loss = buffer(rows);
     cpu.cross_entropy(loss.data(), logits.data(), random_ids(rows, 17, V).data(), nullptr, 0.01, rows, V, V);
-    keep("cross entropy", loss, false), keep("cross entropy dlogits", logits, true);
+    keep("cross entropy", loss, false);
+    keep("cross entropy dlogits", logits, true);
   }
   {
     const int64_t n = 200000;
@@ -523,7 +560,8 @@ std::vector<Output> all_ops(int threads) {
                 {.lr = 1e-2, .weight_decay = 0.1});
     }
     outputs.push_back({"gradient norm", {state.grad_norm}, false});
-    keep("adamw weights", Buffer(working, working + n), true), keep("adamw masters", masters, false);
+    keep("adamw weights", Buffer(working, working + n), true);
+    keep("adamw masters", masters, false);
     if (!Device::weights_are_masters)
       for (size_t i = 0; i < masters.size(); i++) CHECK(weights[i] == round_bf16(static_cast<float>(masters[i])));
   }

@@ -50,7 +50,9 @@ int damage_everywhere(const std::string& path, Read read, size_t first = 0, size
 // Keeps standard output still while it lives.
 struct Quiet {
   int kept;
-  Quiet() : kept((fflush(stdout), dup(STDOUT_FILENO))) {
+  Quiet() {
+    fflush(stdout);
+    kept = dup(STDOUT_FILENO);
     const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
     dup2(nowhere, STDOUT_FILENO);
     ::close(nowhere);
@@ -87,10 +89,9 @@ TEST_CASE(
   const auto read = [&] {
     const SavedRun saved = SavedRun::open(run.path);
     std::string all =
-        format("%lld %s %016llx", static_cast<long long>(saved.checkpoint.step), saved.checkpoint.state.dump().c_str(),
-               static_cast<unsigned long long>(saved.tokenizer.hash()));
+        str(saved.checkpoint.step, " ", saved.checkpoint.state.dump(), " ", hex(saved.tokenizer.hash(), 16));
     for (const float w : SafetensorsFile::open(saved.checkpoint.file(SavedRun::model_file)).values<float>("w"))
-      all += format(" %a", static_cast<double>(w));
+      all += str(" ", hex(std::bit_cast<uint32_t>(w)));
     return all;
   };
   for (const std::string& name : list_folder(folder)) {
@@ -143,9 +144,8 @@ TEST_CASE("damage: manifests that are foreign, nested, too long, double or linke
   CHECK(has(error(std::string((1 << 20) + 1, ' ')), "manifest.json': expected at most 1048576 bytes"));
   CHECK(has(error("{\"format\": 1, \"format\": 2}"), "each field once, not \"format\" again"));
   for (const char* name : {"", ".", "..", "../state.json", "/etc/passwd", "a/b", "manifest.json", "a\\u0000b"})
-    CHECK(has(error(format("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": "
-                           "\"%s\", \"bytes\": 1, \"crc32c\": 1}]}",
-                           name)),
+    CHECK(has(error(str("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"",
+                        name, "\", \"bytes\": 1, \"crc32c\": 1}]}")),
               "files[0].name: expected the name of a file in the folder, once"));
   CHECK(has(error("{\"format\": \"train_gca checkpoint\", \"version\": 1, \"step\": 1, \"files\": [{\"name\": \"a\", "
                   "\"bytes\": 9223372036854775808, \"crc32c\": 1}]}"),
@@ -213,7 +213,7 @@ TEST_CASE("damage: a tokenizer's file has a hash of all its bytes") {
   CHECK(damage_everywhere(path, [&] {
           accepted++;
           const Tokenizer tokenizer = Tokenizer::load(path);
-          return format("%d %016llx", tokenizer.vocab_size(), static_cast<unsigned long long>(tokenizer.hash()));
+          return str(tokenizer.vocab_size(), " ", hex(tokenizer.hash(), 16));
         }) == 0);
   CHECK(accepted == 2 + 3 * static_cast<int>(content.size()));  // each was tried
 }
@@ -230,7 +230,10 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
   struct Counting : Cpu<double> {
     using Cpu<double>::Cpu;
     int64_t allocated_bytes = 0;
-    void* allocate(int64_t n_bytes) { return allocated_bytes += n_bytes, Cpu<double>::allocate(n_bytes); }
+    void* allocate(int64_t n_bytes) {
+      allocated_bytes += n_bytes;
+      return Cpu<double>::allocate(n_bytes);
+    }
   } cpu(1);
   const auto verified = [&] {
     const Quiet quiet;

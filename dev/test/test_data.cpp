@@ -337,7 +337,7 @@ TEST_CASE("data: long files give the same shards for any number of threads and a
   options.shard_tokens = 1000000;
   for (const int threads : {1, 3}) {
     ThreadPool pool(threads);
-    const std::string prefix = folder.path + format("/t%d", threads);
+    const std::string prefix = folder.path + str("/t", threads);
     tokenize_files(tokenizer, {folder.path + "/a.txt"}, prefix, options, pool);
     CHECK(all_of(prefix + "_train_*.bin", tokenizer) == want);
     CHECK(glob_files(prefix + "_train_*.bin").size() == want.size() / 1000000 + 1);
@@ -352,7 +352,7 @@ TEST_CASE("data: a piece is not cut inside white space of several bytes") {
   options.val_fraction = 0;
   for (size_t before = 0; before < 5; before++) {
     const std::string text = std::string((1 << 20) - before, 'x') + "\xE3\x80\x80\n\nxx xx",
-                      prefix = folder.path + format("/t%zu", before);
+                      prefix = folder.path + str("/t", before);
     write_file(folder.path + "/a.txt", text);
     tokenize_files(tokenizer, {folder.path + "/a.txt"}, prefix, options, pool);
     std::vector<int32_t> want = tokenizer.encode(text);

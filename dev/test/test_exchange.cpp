@@ -41,8 +41,8 @@ std::string seen_here(const std::string& path) {
   const std::string bytes = read_file(path, size_t{1} << 24);
   for (const SafetensorsTensor& t : file.tensors()) {
     const int64_t size = t.count * t.dtype.bytes();
-    tensors[t.name] = t.name + " " + t.dtype.name() + " " + shape_text(t.shape) +
-                      format(" %lld\n", static_cast<long long>(size)) + bytes.substr(t.offset_bytes, size);
+    tensors[t.name] = t.name + " " + t.dtype.name() + " " + shape_text(t.shape) + str(" ", size, "\n") +
+                      bytes.substr(t.offset_bytes, size);
   }
   std::string all;
   for (const auto& [name, text] : tensors) all += text;
@@ -154,8 +154,12 @@ TEST_CASE(
   const std::string embedding = "model.embed_tokens.weight", up = "model.lower_layers.0.mlp.up_proj.weight",
                     norm = "model.norm.weight";
   CHECK(started_from([](auto&) {}).exit == 0);
-  const Workshop::Result wrong =
-      started_from([&](auto& v) { v.erase(up), v.erase(norm), v["model.surplus.weight"] = {1}, v["extra"] = {2}; });
+  const Workshop::Result wrong = started_from([&](auto& v) {
+    v.erase(up);
+    v.erase(norm);
+    v["model.surplus.weight"] = {1};
+    v["extra"] = {2};
+  });
   CHECK(wrong.exit == 1);
   CHECK_MESSAGE(
       says(wrong, "Missing:\n  " + up + "\n  " + norm + "\n Without a place in it:\n  extra\n  model.surplus.weight"),
@@ -165,13 +169,16 @@ TEST_CASE(
   CHECK(says(surplus, "Without a place in it:\n  extra"));
 
   const Workshop::Result head = started_from([&](auto& v) {
-    v["lm_head.weight"] = v[embedding], v["model.a.rotary_emb.inv_freq"] = {1, 2};
+    v["lm_head.weight"] = v[embedding];
+    v["model.a.rotary_emb.inv_freq"] = {1, 2};
   });
   CHECK(head.exit == 0);
   CHECK(says(head, "'lm_head.weight' is the embedding again"));
   CHECK(says(head, "tables of rotary embeddings are left out"));
-  const Workshop::Result other_head =
-      started_from([&](auto& v) { v["lm_head.weight"] = v[embedding], v["lm_head.weight"][77] += 1; });
+  const Workshop::Result other_head = started_from([&](auto& v) {
+    v["lm_head.weight"] = v[embedding];
+    v["lm_head.weight"][77] += 1;
+  });
   CHECK(other_head.exit == 1);
   CHECK(says(other_head, "Without a place in it:\n  lm_head.weight"));
 
@@ -181,9 +188,8 @@ TEST_CASE(
   for (const size_t rows : {400, 262}) {
     const Workshop::Result result = started_from([&](auto& v) { v[embedding].resize(rows * 8, 5.0f); });
     CHECK(result.exit == 1);
-    CHECK_MESSAGE(
-        says(result, format("tensor '%s': expected the shape [263,8], found [%zu,8]", embedding.c_str(), rows)),
-        result.out);
+    CHECK_MESSAGE(says(result, str("tensor '", embedding, "': expected the shape [263,8], found [", rows, ",8]")),
+                  result.out);
   }
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     const Workshop::Result result = started_from([&](auto& v) { v[norm][3] = bad; });

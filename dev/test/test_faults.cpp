@@ -25,11 +25,10 @@ struct FaultShop : Workshop {
             getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca",
             std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path().string()) {}
   std::string tiny(const std::string& out, const std::string& more, int batch = 2, int chunks = 2) const {
-    return format(
-               "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 "
-               "--batch %d --chunks %d --seed 7 --data "
-               "'%s/shards/t_train_*' --out %s/%s ",
-               batch, chunks, path.c_str(), path.c_str(), out.c_str()) +
+    return str("train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 "
+               "--batch ",
+               batch, " --chunks ", chunks, " --seed 7 --data '", path, "/shards/t_train_*' --out ", path, "/", out,
+               " ") +
            more;
   }
   std::string folder(const std::string& run, int64_t step) const { return checkpoint_folder(path + "/" + run, step); }
@@ -123,7 +122,7 @@ bool run_to_call_of_save(Process& process, int n, bool& traced, const std::funct
 #endif
       if (!made) continue;
       char text[4096] = {};
-      const int memory = ::open(format("/proc/%d/mem", process.id).c_str(), O_RDONLY | O_CLOEXEC);
+      const int memory = ::open(str("/proc/", process.id, "/mem").c_str(), O_RDONLY | O_CLOEXEC);
       if (::pread(memory, text, sizeof text - 1, static_cast<off_t>(info.entry.args[at ? 1 : 0])) < 0) text[0] = '\0';
       ::close(memory);
       if (!std::string_view(text).ends_with(".partial")) continue;
@@ -191,7 +190,7 @@ TEST_CASE("kill: at 20 random instants of training, and the run goes on bit for 
     const Philox random = philox(1, Stream::task, trial);
     remove_tree(shop.path + "/run");
     {
-      Process process(shop.program, shop.tiny("run", settings + format(" --threads %u", 1 + trial % 2)), shop.output());
+      Process process(shop.program, shop.tiny("run", settings + str(" --threads ", 1 + trial % 2)), shop.output());
       CHECK(shop.logged("run", static_cast<int>(random.word[0] % 60)));
       usleep(random.word[1] % 2000);
       kill(process.id, SIGKILL);
@@ -246,10 +245,9 @@ namespace {
 void check_stopped(const FaultShop& shop, Process& process, const std::string& run, int64_t last_step) {
   CHECK(process.wait() == 0);
   const std::string out = shop.printed();
-  CHECK_MESSAGE(
-      has(out, format("stopped after step %lld of 1000000, saved; go on with: train_gca train --out %s/%s --resume",
-                      static_cast<long long>(last_step), shop.path.c_str(), run.c_str())),
-      out.substr(out.size() > 500 ? out.size() - 500 : 0));
+  CHECK_MESSAGE(has(out, str("stopped after step ", last_step, " of 1000000, saved; go on with: train_gca train --out ",
+                             shop.path, "/", run, " --resume")),
+                out.substr(out.size() > 500 ? out.size() - 500 : 0));
   CHECK(open_checkpoint(shop.path + "/" + run).step == last_step);
   for (const std::string& name : list_folder(shop.path + "/" + run)) CHECK_FALSE(has(name, "partial"));
 }
@@ -268,7 +266,10 @@ TEST_CASE(
     const int64_t before = std::ssize(shop.losses("run"));
     kill(process.id, signals[0]);
     process.go_on();
-    if (signals.size() > 1) usleep(500), kill(process.id, signals[1]);
+    if (signals.size() > 1) {
+      usleep(500);
+      kill(process.id, signals[1]);
+    }
     CHECK(process.wait() == 0);
     const int64_t after = std::ssize(shop.losses("run"));
     CHECK(after <= before + 1);
@@ -380,7 +381,10 @@ TEST_CASE("disk: full, read-only or gone for a while: training says so, goes on,
     process.go_on();
     int failed = 0;  // three saves fail, and training goes on
     for (size_t at = 0; failed < 3 && out.size() < (1 << 20);)
-      if (const size_t next = read_output().find(" was not saved: ", at); next != out.npos) failed++, at = next + 1;
+      if (const size_t next = read_output().find(" was not saved: ", at); next != out.npos) {
+        failed++;
+        at = next + 1;
+      }
     CHECK(failed == 3);
     CHECK_MESSAGE(has(out, outage.words), out);
     CHECK(has(out, "(older checkpoints are as they were)"));
@@ -438,7 +442,7 @@ TEST_CASE("disk: of two runs on one folder the second is refused") {
     Process process(shop.program, second, shop.output("second"));
     REQUIRE(process.ends_within(20));
     CHECK(process.wait() == 1);
-    CHECK_MESSAGE(has(shop.printed("second"), format("is being written by another run, process %d", first.id)),
+    CHECK_MESSAGE(has(shop.printed("second"), str("is being written by another run, process ", first.id)),
                   shop.printed("second"));
   }
   kill(first.id, SIGTERM);
@@ -526,7 +530,10 @@ TEST_CASE("data: ids outside the vocabulary, in shards that do not say whose the
   const std::string shard = shop.path + "/shards/t_train_000000.bin";
   std::string bytes = read_file(shard, 1 << 24);
   memset(&bytes[12], 0, 8);  // the tokenizer's hash: unknown
-  for (size_t i = 1024; i + 1 < bytes.size(); i += 2) bytes[i] = '\x08', bytes[i + 1] = '\x01';  // 264; V = 263
+  for (size_t i = 1024; i + 1 < bytes.size(); i += 2) {
+    bytes[i] = '\x08';
+    bytes[i + 1] = '\x01';
+  }  // 264; V = 263
   write_file(shard, bytes);
   const Workshop::Result result = shop.run(shop.tiny("run", "--steps 3"));
   CHECK(result.exit == 1);
@@ -617,13 +624,13 @@ TEST_CASE("command line: what is wrong is said with the flag's name, before anyt
   fails("train --resume=yes", 2, "--resume takes no value, found 'yes'");
   fails("train stray", 2, "train takes flags only, found 'stray'");
   for (const char* bad : {"12x", "1.5", "", "-3", "1e3", "0x10", "99999999999999999999", "8T", "K"})
-    fails(format("train --steps '%s'", bad), 2, "--steps: expected a whole number from 0 to 2147483648");
+    fails(str("train --steps '", bad, "'"), 2, "--steps: expected a whole number from 0 to 2147483648");
   for (const char* bad : {"x", "", "nan", "inf", "-1", "11", "1,5"})
-    fails(format("train --lr '%s'", bad), 2, "--lr: expected a number from 0 to 10");
+    fails(str("train --lr '", bad, "'"), 2, "--lr: expected a number from 0 to 10");
   for (const char* bad : {"1", "1.0", "2"})
-    fails(format("train --beta2 %s", bad), 2, "--beta2: expected a number from 0 to 0.999999");
+    fails(str("train --beta2 ", bad), 2, "--beta2: expected a number from 0 to 0.999999");
   for (const char* bad : {"1,,2", "1,", ",", "1;2"})
-    fails(format("train --groups '%s'", bad), 2, "--groups: expected a whole number from 1 to 1024");
+    fails(str("train --groups '", bad, "'"), 2, "--groups: expected a whole number from 1 to 1024");
   fails("train --device gpu", 2, "--device: expected auto|cpu|cuda, found 'gpu'");
   fails("generate --checkpoint " + shop.path + "/run --prompt-ids 263", 2,
         "--prompt-ids: expected ids below 263, the model's vocabulary, found 263");

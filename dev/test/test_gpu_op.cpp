@@ -75,12 +75,16 @@ struct Op {
       const double product =
           picks * static_cast<double>(2 * S * S * D);  // one product of queries and keys, all picks and heads
       if (name == "gca_forward") {
-        work = 2 * product, call = [=, &device] { device.gca_forward(out, lse, q, kv, pick, w, shape); };
+        work = 2 * product;
+        call = [=, &device] { device.gca_forward(out, lse, q, kv, pick, w, shape); };
         results = [=, this] { bench.result("out", out, R * D); };
       } else if (name == "gca_backward_query") {
-        work = 3 * product,
+        work = 3 * product;
         call = [=, &device] { device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape); };
-        results = [=, this] { bench.result("dq", dq, R * D), bench.result("delta", delta, stats); };
+        results = [=, this] {
+          bench.result("dq", dq, R * D);
+          bench.result("delta", delta, stats);
+        };
       } else if (name == "gca_backward_memory") {
         const std::vector<FetchingLayer<act, stat>> layers(s.layers, {q, dout, lse, delta, w, start, entry});
         work = 4 * product * static_cast<double>(s.layers);
@@ -103,8 +107,12 @@ struct Op {
       const double pairs =
           sliding ? static_cast<double>(R) * static_cast<double>(std::min(s.W + 1, T)) : static_cast<double>(R * S);
       if (name.ends_with("_forward")) {
-        work = 4 * pairs * static_cast<double>(D), call = forward;
-        results = [=, this] { bench.result("out", out, R * D), bench.result("lse", lse, R * H); };
+        work = 4 * pairs * static_cast<double>(D);
+        call = forward;
+        results = [=, this] {
+          bench.result("out", out, R * D);
+          bench.result("lse", lse, R * H);
+        };
       } else if (name.ends_with("_backward")) {
         work = 10 * pairs * static_cast<double>(D);
         call = [=, &device] {
@@ -119,7 +127,7 @@ struct Op {
       int32_t* pick = bench.template make<int32_t>(B * (C + 1) * K);
       stat* w = bench.template make<stat>(B * (C + 1) * K);
       device.no_pick(pick, w, B, C, k);
-      work = static_cast<double>(B * C * C * D),
+      work = static_cast<double>(B * C * C * D);
       call = [=, &device] { device.chunk_retrieval_forward(pick, w, r, landmark, shape, {}); };
       results = [=, this] { bench.result("w", w, B * (C + 1) * K); };
     } else if (name == "rmsnorm_forward" || name == "rmsnorm_backward") {
@@ -146,7 +154,7 @@ struct Op {
     } else if (name == "matmul_forward") {
       const act *x = input(R * D, 1), *W = bench.template put<weight>(randoms(in_bf16, F * D, 2));
       act* y = output(R * F);
-      work = 2 * static_cast<double>(R * D) * static_cast<double>(F),
+      work = 2 * static_cast<double>(R * D) * static_cast<double>(F);
       call = [=, &device] { device.matmul_forward(y, x, W, nullptr, R, D, F); };
       results = [=, this] { bench.result("y", y, R * F); };
     } else if (name == "cross_entropy") {
@@ -160,7 +168,10 @@ struct Op {
         device.copy(logits, original, R * V * static_cast<int64_t>(sizeof(act)));
         device.cross_entropy(loss, logits, target, nullptr, 1.0 / static_cast<double>(R), R, V, V);
       };
-      results = [=, this] { bench.result("loss", loss, R), bench.result("dlogits", logits, R * V); };
+      results = [=, this] {
+        bench.result("loss", loss, R);
+        bench.result("dlogits", logits, R * V);
+      };
     }
     return static_cast<bool>(call);
   }
@@ -170,7 +181,7 @@ template <class Device>
 Outputs outputs_of(Device& device, const std::string& name, const OpShape& shape, bool in_bf16) {
   Bench<Device> bench(device);
   Op<Device> op{bench, shape, in_bf16};
-  GCA_CHECK(op.prepare(name), "op %s", name.c_str());
+  GCA_CHECK(op.prepare(name), "op ", name);
   op.call();
   op.results();
   return std::move(bench.outputs);
@@ -178,7 +189,8 @@ Outputs outputs_of(Device& device, const std::string& name, const OpShape& shape
 
 double median_ms(GpuDevice& gpu, const std::function<void()>& call) {
   cudaEvent_t begin, end;
-  cudaEventCreate(&begin), cudaEventCreate(&end);
+  cudaEventCreate(&begin);
+  cudaEventCreate(&end);
   std::vector<float> ms(30);
   for (float& of_call : ms) {
     cudaEventRecord(begin, gpu.stream());
@@ -187,7 +199,8 @@ double median_ms(GpuDevice& gpu, const std::function<void()>& call) {
     gpu.synchronize();
     cudaEventElapsedTime(&of_call, begin, end);
   }
-  cudaEventDestroy(begin), cudaEventDestroy(end);
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
   std::sort(ms.begin(), ms.end());
   return static_cast<double>(ms[ms.size() / 2]);
 }
@@ -212,17 +225,18 @@ void check_and_time(const std::string& name, const OpShape& shape, bool check) {
                   got = outputs_of(gpu, name, shape, in_bf16);
     for (const auto& [output, expected] : want) {
       const Errors ours = errors(got.at(output), expected), theirs = errors(naive.at(output), expected);
-      printf("%-8s error %.3g largest, %.3g rms; the naive twin's %.3g, %.3g\n", output.c_str(), ours.largest, ours.rms,
-             theirs.largest, theirs.rms);
+      print(left(output, 8), " error ", significant(ours.largest, 3), " largest, ", significant(ours.rms, 3),
+            " rms; the naive twin's ", significant(theirs.largest, 3), ", ", significant(theirs.rms, 3), "\n");
     }
   }
   Bench<Gpu<Act>> bench(gpu);
   Op<Gpu<Act>> op{bench, shape, in_bf16};
   op.prepare(name);
   const double ms = median_ms(gpu, op.call), rate = (op.bytes > 0 ? op.bytes : op.work) / ms * 1e3;
-  printf("%s: %.4f ms, %.4g %s, %.0f%% of what a %s reaches\n", name.c_str(), ms, rate * (op.bytes > 0 ? 1e-9 : 1e-12),
-         op.bytes > 0 ? "GB/s" : "TFLOP/s", 100 * rate / (op.bytes > 0 ? copy_rate(gpu) : gpu.peak_flops()),
-         op.bytes > 0 ? "copy" : "large product");
+  print(name, ": ", fixed(ms, 4), " ms, ", significant(rate * (op.bytes > 0 ? 1e-9 : 1e-12), 4), " ",
+        op.bytes > 0 ? "GB/s" : "TFLOP/s", ", ",
+        fixed(100 * rate / (op.bytes > 0 ? copy_rate(gpu) : gpu.peak_flops()), 0), "% of what a ",
+        op.bytes > 0 ? "copy" : "large product", " reaches\n");
 }
 
 }  // namespace
@@ -249,11 +263,11 @@ int check_op(const std::vector<std::string>& arguments) {
     flags.add_choice("dtype", dtype, "float|bf16", "of activations and products");
     flags.add_on_off("check", check, "compare with the CPU too (slow for large shapes)");
     if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
-      printf("%s", flags.help().c_str());
+      print(flags.help());
       return 0;
     }
     flags.parse(arguments);
-    printf("%s\n", GpuDevice().description().c_str());
+    print(GpuDevice().description(), "\n");
     std::string all;
     bool known = false;
     for (const std::string op : op_names) {
@@ -266,7 +280,7 @@ int check_op(const std::vector<std::string>& arguments) {
     if (!known) throw UsageError("--op: expected " + all + "or all, found '" + name[0] + "'");
     return 0;
   } catch (const std::exception& error) {
-    fprintf(stderr, "test_gca: %s\n", error.what());
+    print_error("test_gca: ", error.what(), "\n");
     return dynamic_cast<const UsageError*>(&error) ? 2 : 1;
   }
 }

@@ -73,7 +73,7 @@ TEST_CASE("GPU: embedding") {
                            {64, 1, 8, 1},
                            {96, 2, 5, 1},
                            {40, 131100, 2, 2}})
-    compare(format("embedding of %lld rows", static_cast<long long>(size.rows)), [&](auto& bench, bool in_bf16) {
+    compare(str("embedding of ", size.rows, " rows"), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [rows, V, D, kind] = size;
       Ids ids = random_ids(rows, 1, V);
@@ -97,33 +97,31 @@ TEST_CASE("GPU: RMSNorm") {
   for (const Size& size :
        {Size{1, 1, 1}, {7, 113, 1}, {203, 64, 1}, {113, 24, 3}, {5, 203, 2}, {1025, 8, 1}, {3, 4096, 1}})
     for (int residuals = 0; residuals < 3; residuals++)
-      compare(format("RMSNorm of %lld rows of %lld, %d residuals", static_cast<long long>(size.rows),
-                     static_cast<long long>(size.D), residuals),
-              [&](auto& bench, bool in_bf16) {
-                BENCH_TYPES(bench);
-                const auto [rows, D, apart] = size;
-                const int64_t stride = D * apart, n = (rows - 1) * stride + D;
-                const Vec residual = randoms(in_bf16, n, 4);
-                const act *x = bench.template put<act>(randoms(in_bf16, n, 1)),
-                          *dn = bench.template put<act>(randoms(in_bf16, rows * D, 3));
-                const weight* gain = bench.template put<weight>(randoms(in_bf16, D, 2, 0.3, 1));
-                act *out = bench.template make<act>(rows * D), *dx = bench.template put<act>(residual),
-                    *in_place = bench.template put<act>(randoms(in_bf16, rows * D, 3));
-                stat* rstd = bench.template make<stat>(rows);
-                grad* dgain = bench.template put<grad>(randoms(in_bf16, D, 6));
-                bench.device.rmsnorm_forward(out, rstd, x, gain, rows, D, stride, 1e-2);
-                bench.device.rmsnorm_backward(dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr,
-                                              residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr,
-                                              rows, D, stride);
-                bench.result("out", out, rows * D);
-                bench.result("rstd", rstd, rows);
-                bench.result("dx", dx, n);
-                bench.result("dgain", dgain, D);
-                if (apart > 1) return;
-                bench.device.rmsnorm_backward(in_place, dgain, in_place, x, rstd, gain, nullptr, nullptr, rows, D,
-                                              stride);
-                bench.result("dx in place of dn", in_place, n);
-              });
+      compare(str("RMSNorm of ", size.rows, " rows of ", size.D, ", ", residuals, " residuals"), [&](auto& bench,
+                                                                                                     bool in_bf16) {
+        BENCH_TYPES(bench);
+        const auto [rows, D, apart] = size;
+        const int64_t stride = D * apart, n = (rows - 1) * stride + D;
+        const Vec residual = randoms(in_bf16, n, 4);
+        const act *x = bench.template put<act>(randoms(in_bf16, n, 1)),
+                  *dn = bench.template put<act>(randoms(in_bf16, rows * D, 3));
+        const weight* gain = bench.template put<weight>(randoms(in_bf16, D, 2, 0.3, 1));
+        act *out = bench.template make<act>(rows * D), *dx = bench.template put<act>(residual),
+            *in_place = bench.template put<act>(randoms(in_bf16, rows * D, 3));
+        stat* rstd = bench.template make<stat>(rows);
+        grad* dgain = bench.template put<grad>(randoms(in_bf16, D, 6));
+        bench.device.rmsnorm_forward(out, rstd, x, gain, rows, D, stride, 1e-2);
+        bench.device.rmsnorm_backward(dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr,
+                                      residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr, rows,
+                                      D, stride);
+        bench.result("out", out, rows * D);
+        bench.result("rstd", rstd, rows);
+        bench.result("dx", dx, n);
+        bench.result("dgain", dgain, D);
+        if (apart > 1) return;
+        bench.device.rmsnorm_backward(in_place, dgain, in_place, x, rstd, gain, nullptr, nullptr, rows, D, stride);
+        bench.result("dx in place of dn", in_place, n);
+      });
 }
 
 TEST_CASE("GPU: products") {
@@ -133,25 +131,22 @@ TEST_CASE("GPU: products") {
   };
   for (const Size& size : {Size{1, 1, 1}, {7, 113, 3}, {203, 64, 128}, {113, 7, 203}, {64, 256, 8}})
     for (const bool more : {false, true})
-      compare(format("product of %lld x %lld x %lld", static_cast<long long>(size.rows),
-                     static_cast<long long>(size.in), static_cast<long long>(size.out)),
-              [&](auto& bench, bool in_bf16) {
-                BENCH_TYPES(bench);
-                const auto [rows, in, out] = size;
-                const act *x = bench.template put<act>(randoms(in_bf16, rows * in, 1)),
-                          *dy = bench.template put<act>(randoms(in_bf16, rows * out, 2));
-                const weight* W = bench.template put<weight>(randoms(in_bf16, out * in, 3));
-                act *y = bench.template make<act>(rows * out),
-                    *dx = bench.template put<act>(randoms(in_bf16, rows * in, 4));
-                grad* dW = bench.template put<grad>(randoms(in_bf16, out * in, 5));
-                bench.device.matmul_forward(
-                    y, x, W, more ? bench.template put<act>(randoms(in_bf16, rows * out, 6)) : nullptr, rows, in, out);
-                bench.device.matmul_backward_input(dx, dy, W, more, rows, in, out);
-                bench.device.matmul_backward_weight(dW, dy, x, rows, in, out);
-                bench.result("y", y, rows * out);
-                bench.result("dx", dx, rows * in);
-                bench.result("dW", dW, out * in);
-              });
+      compare(str("product of ", size.rows, " x ", size.in, " x ", size.out), [&](auto& bench, bool in_bf16) {
+        BENCH_TYPES(bench);
+        const auto [rows, in, out] = size;
+        const act *x = bench.template put<act>(randoms(in_bf16, rows * in, 1)),
+                  *dy = bench.template put<act>(randoms(in_bf16, rows * out, 2));
+        const weight* W = bench.template put<weight>(randoms(in_bf16, out * in, 3));
+        act *y = bench.template make<act>(rows * out), *dx = bench.template put<act>(randoms(in_bf16, rows * in, 4));
+        grad* dW = bench.template put<grad>(randoms(in_bf16, out * in, 5));
+        bench.device.matmul_forward(y, x, W, more ? bench.template put<act>(randoms(in_bf16, rows * out, 6)) : nullptr,
+                                    rows, in, out);
+        bench.device.matmul_backward_input(dx, dy, W, more, rows, in, out);
+        bench.device.matmul_backward_weight(dW, dy, x, rows, in, out);
+        bench.result("y", y, rows * out);
+        bench.result("dx", dx, rows * in);
+        bench.result("dW", dW, out * in);
+      });
 }
 
 TEST_CASE("GPU: products by measured algorithms: right, kept, and not taken from elsewhere") {
@@ -177,7 +172,8 @@ TEST_CASE("GPU: products by measured algorithms: right, kept, and not taken from
   CHECK(measuring.products_measured() >= 2);
   const std::string text = measuring.products();
   CHECK(knowing.measure_products(text) == "");
-  run_on(knowing, 203, false), run_on(knowing, 203, true);
+  run_on(knowing, 203, false);
+  run_on(knowing, 203, true);
   CHECK(knowing.products_measured() == 0);
   CHECK(knowing.products() == text);
   run_on(knowing, 96, false);
@@ -196,18 +192,16 @@ TEST_CASE("GPU: SwiGLU") {
     int64_t rows, F;
   };
   for (const Size& size : {Size{1, 1}, {7, 113}, {113, 176}, {203, 5}})
-    compare(format("SwiGLU of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.F)),
-            [&](auto& bench, bool in_bf16) {
-              BENCH_TYPES(bench);
-              const auto [rows, F] = size;
-              const act* gate_up = bench.template put<act>(randoms(in_bf16, rows * 2 * F, 1, 3));
-              act *h = bench.template make<act>(rows * F), *dgate_up = bench.template make<act>(rows * 2 * F);
-              bench.device.swiglu_forward(h, gate_up, rows, F);
-              bench.device.swiglu_backward(dgate_up, bench.template put<act>(randoms(in_bf16, rows * F, 2)), gate_up,
-                                           rows, F);
-              bench.result("h", h, rows * F);
-              bench.result("dgate|dup", dgate_up, rows * 2 * F);
-            });
+    compare(str("SwiGLU of ", size.rows, " x ", size.F), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const auto [rows, F] = size;
+      const act* gate_up = bench.template put<act>(randoms(in_bf16, rows * 2 * F, 1, 3));
+      act *h = bench.template make<act>(rows * F), *dgate_up = bench.template make<act>(rows * 2 * F);
+      bench.device.swiglu_forward(h, gate_up, rows, F);
+      bench.device.swiglu_backward(dgate_up, bench.template put<act>(randoms(in_bf16, rows * F, 2)), gate_up, rows, F);
+      bench.result("h", h, rows * F);
+      bench.result("dgate|dup", dgate_up, rows * 2 * F);
+    });
 }
 
 // ---- attention ----------------------------------------------------------------------------------------------------
@@ -245,8 +239,7 @@ TEST_CASE("GPU: sliding attention") {
                                      {{1, 193, 1, 64, 1000}},
                                      {{1, 260, 2, 128, 64}},
                                      {{1, 260, 2, 64, 150}, 6}})
-    compare(format("sliding attention, T %lld, d %d, W %lld", static_cast<long long>(s.T), s.d,
-                   static_cast<long long>(s.W)),
+    compare(str("sliding attention, T ", s.T, ", d ", s.d, ", W ", s.W),
             [&](auto& bench, bool in_bf16) { attend(bench, in_bf16, s, deviation); });
   // More rows than one pass of the backward has working memory for.
   if (!reduced())
@@ -298,7 +291,7 @@ TEST_CASE("GPU: chunk attention") {
                               {1, 65, 1, 256},
                               {3, 64, 1, 32},
                               {2, 64, 3, 128}})
-    compare(format("chunk attention, S %d, d %d", s.S, s.d), [&](auto& bench, bool in_bf16) {
+    compare(str("chunk attention, S ", s.S, ", d ", s.d), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const int64_t D = s.H * s.d, n = s.N * s.S;
       const act *qkv = bench.template put<act>(randoms(in_bf16, n * 3 * D, 1)),
@@ -330,8 +323,7 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
                            {1, 66, 7, 1, 130}})
     for (int kind = 0; kind < 6; kind++) {
       if (kind == 2 && size.first_chunk) continue;  // given noise is of whole rows
-      compare(format("retrieval of %lld chunks after %lld, kind %d", static_cast<long long>(size.C),
-                     static_cast<long long>(size.first_chunk), kind),
+      compare(str("retrieval of ", size.C, " chunks after ", size.first_chunk, ", kind ", kind),
               [&](auto& bench, bool in_bf16) {
                 BENCH_TYPES(bench);
                 const auto [B, C, D, K, first_chunk] = size;
@@ -341,7 +333,10 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
                           *landmark = bench.template put<act>(whole_numbers(B * M * stride, 2));
                 Ids picks(table, -1);
                 Selection selection;
-                selection.seed = 9, selection.step = 4, selection.group = 1, selection.first_row = 3;
+                selection.seed = 9;
+                selection.step = 4;
+                selection.group = 1;
+                selection.first_row = 3;
                 selection.noise = kind == 1 || kind == 2;
                 Vec noise(B * C * C);
                 for (size_t i = 0; i < noise.size(); i++)
@@ -425,7 +420,7 @@ TEST_CASE("GPU: retrieval, backward") {
     int D, K;
   };
   for (const Size& size : {Size{1, 1, 1, 1}, {2, 7, 6, 3}, {1, 113, 64, 8}, {1, 40, 203, 32}})
-    compare(format("retrieval, backward, %lld chunks", static_cast<long long>(size.C)), [&](auto& bench, bool in_bf16) {
+    compare(str("retrieval, backward, ", size.C, " chunks"), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [B, C, D, K] = size;
       const int64_t table = B * (C + 1) * K, stride = 2 * D;
@@ -442,8 +437,7 @@ TEST_CASE("GPU: retrieval, backward") {
       bench.device.chunk_retrieval_backward(dr, dlandmark, dw, w, pick, start, entry, r, landmark, s);
       bench.result("exact start", start, B * (C + 1));
       const auto starts = bench.get(start, B * (C + 1));
-      for (int64_t b = 0; b < B; b++)
-        bench.result(format("exact entry %lld", static_cast<long long>(b)), entry + b * C * K, starts[b * (C + 1) + C]);
+      for (int64_t b = 0; b < B; b++) bench.result(str("exact entry ", b), entry + b * C * K, starts[b * (C + 1) + C]);
       bench.result("dr", dr, B * C * D);
       bench.result("dlandmark", dlandmark, B * C * stride);
       bench.result("dscore", dw, table);
@@ -473,8 +467,7 @@ TEST_CASE("GPU: grouped cross attention") {
                            {8, 5, 1, 10, 65, 2, 1, false},
                            {1, 40, 1, 8, 4, 32, 1, true},
                            {1, 4, 1, 4, 3, 2, 70, false}})
-    compare(format("grouped cross attention, S %d, d %d, K %d", size.S, size.d, size.K), [&](auto& bench,
-                                                                                             bool in_bf16) {
+    compare(str("grouped cross attention, S ", size.S, ", d ", size.d, ", K ", size.K), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [B_, C, H, d, S, K, n_layers, null_slot, sink] = size;
       const int64_t B = reduced() ? 1 : B_;
@@ -505,7 +498,7 @@ TEST_CASE("GPU: grouped cross attention") {
         bench.device.invert_picks(start, entry, pick, B, C, K);
         layers.push_back({q, dout, lse, delta, w, start, entry});
         if (l > 1) continue;
-        const std::string of = format(" of layer %d", static_cast<int>(l));
+        const std::string of = str(" of layer ", static_cast<int>(l));
         bench.result("out" + of, out, n * D);
         bench.result("lse" + of, lse, stats);
         bench.result("dq" + of, dq, n * D);
@@ -538,7 +531,8 @@ TEST_CASE("GPU: grouped cross attention by segments, the bits of the whole") {
                                      {3 * S - 1, 3 * S},
                                      {3 * S, T}}) {
       GcaShape piece = s;
-      piece.T = end - first, piece.first_slot = first;
+      piece.T = end - first;
+      piece.first_slot = first;
       bf16* own = bench.make<bf16>((end - first) * D);  // nothing before and behind it
       bench.device.copy(own, q + first * D, (end - first) * D * static_cast<int64_t>(sizeof(bf16)));
       bench.device.gca_forward(pieces + first * D, nullptr, own, kv, pick + first / S * K, w + first / S * K, piece);
@@ -565,33 +559,32 @@ TEST_CASE("GPU: cross entropy") {
                            {5, 5000, 5120, 0.1, true},
                            {4, 300, 384, 0, true},
                            {9, 7, 8, -2, false}})
-    compare(format("cross entropy of %lld x %lld", static_cast<long long>(size.rows), static_cast<long long>(size.V)),
-            [&](auto& bench, bool in_bf16) {
-              BENCH_TYPES(bench);
-              const auto [rows, V, stride, scale, weights] = size;
-              Ids targets = random_ids(rows, 1, V);
-              for (int64_t r = 3; r < rows; r += 4) targets[r] = -100;
-              const float* weight_of = weights ? bench.template put<float>(randoms(true, rows, 2, 0.3, 1)) : nullptr;
-              act* logits = bench.template put<act>(randoms(in_bf16, rows * stride, 3, 4));
-              stat* loss = bench.template make<stat>(rows);
-              StepState* state = bench.template make<StepState>(1);
-              bench.device.begin_step(state);
-              bench.device.cross_entropy(loss, logits, bench.put(targets), weight_of, scale, rows, V, stride);
-              for (int i = 0; i < 2; i++) bench.device.add_loss(state, loss, weight_of, 0.5, rows);
-              const StepState figures = bench.get(state, 1)[0];
-              bench.result("loss", loss, rows);
-              bench.result("logits", logits, rows * stride);
-              const stat sums[2] = {static_cast<stat>(figures.loss), static_cast<stat>(figures.plain_loss)};
-              stat* figures_out = bench.template make<stat>(2);
-              bench.device.upload(figures_out, sums, sizeof sums);
-              bench.result("sums", figures_out, 2);
-            });
+    compare(str("cross entropy of ", size.rows, " x ", size.V), [&](auto& bench, bool in_bf16) {
+      BENCH_TYPES(bench);
+      const auto [rows, V, stride, scale, weights] = size;
+      Ids targets = random_ids(rows, 1, V);
+      for (int64_t r = 3; r < rows; r += 4) targets[r] = -100;
+      const float* weight_of = weights ? bench.template put<float>(randoms(true, rows, 2, 0.3, 1)) : nullptr;
+      act* logits = bench.template put<act>(randoms(in_bf16, rows * stride, 3, 4));
+      stat* loss = bench.template make<stat>(rows);
+      StepState* state = bench.template make<StepState>(1);
+      bench.device.begin_step(state);
+      bench.device.cross_entropy(loss, logits, bench.put(targets), weight_of, scale, rows, V, stride);
+      for (int i = 0; i < 2; i++) bench.device.add_loss(state, loss, weight_of, 0.5, rows);
+      const StepState figures = bench.get(state, 1)[0];
+      bench.result("loss", loss, rows);
+      bench.result("logits", logits, rows * stride);
+      const stat sums[2] = {static_cast<stat>(figures.loss), static_cast<stat>(figures.plain_loss)};
+      stat* figures_out = bench.template make<stat>(2);
+      bench.device.upload(figures_out, sums, sizeof sums);
+      bench.result("sums", figures_out, 2);
+    });
 }
 
 TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
   if (no_gpu()) return;
   for (const int64_t n_segments : {1, 7, 203}) {
-    compare(format("AdamW over %lld segments", static_cast<long long>(n_segments)), [&](auto& bench, bool in_bf16) {
+    compare(str("AdamW over ", n_segments, " segments"), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       std::vector<Segment> segments;
       int64_t n = 0;
@@ -620,8 +613,10 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
                            {.lr = 1e-2, .weight_decay = 0.1, .clip = clip});
       };
       for (uint64_t i = 0; i < 3; i++) step(10 + i, 0, i == 1 ? 0 : 0.5);
-      for (const double broken : {std::nan(""), std::numeric_limits<double>::infinity()})
-        step(20, broken, 1), step(21, 0, 1, broken);
+      for (const double broken : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+        step(20, broken, 1);
+        step(21, 0, 1, broken);
+      }
       const StepState figures = bench.get(state, 1)[0];
       CHECK(figures.adam_steps == 3);
       CHECK(figures.skipped == 4);
@@ -755,7 +750,9 @@ void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& pic
   Vec losses;
   for (int step = 0; step < (reduced() ? 1 : 5); step++) {
     typename DRT<Device>::Input in{c.B, c.slots(), {}};
-    in.selection.noise = true, in.selection.seed = 5, in.selection.step = 3;
+    in.selection.noise = true;
+    in.selection.seed = 5;
+    in.selection.step = 3;
     if (!picks.empty()) in.selection.picking = Picking::given;
     for (size_t g = 0; g < picks.size(); g++) bench.device.upload(net.groups[g].pick, picks[g].data(), table * 4);
     net.begin_step();
@@ -768,7 +765,7 @@ void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& pic
       bench.result("final norm", net.final_n, rows * D);
       bench.result("losses of slots", net.loss, rows);
       for (auto& group : net.groups)
-        bench.result(format("w %d", static_cast<int>(&group - net.groups.data())), group.w, table);
+        bench.result(str("w ", static_cast<int>(&group - net.groups.data())), group.w, table);
       for (const Tensor& t : net.table.tensors) bench.result("d " + t.name, net.gradient + t.offset, t.size());
       if (picks.empty())
         for (auto& group : net.groups) picks.push_back(bench.get(group.pick, table));
@@ -791,7 +788,8 @@ TEST_CASE("GPU: the whole model, each tensor's gradient and five steps, with the
         for (size_t draw = 0; draw < draws; draw++) train(bench, c, std::is_same_v<Act, bf16>, picks[draw], draw);
       });
     };
-    test(float()), test(bf16());
+    test(float());
+    test(bf16());
   }
 }
 
@@ -827,7 +825,7 @@ TEST_CASE("GPU: a row read by segments is the row read whole") {
       for (const int64_t count : {3 * S, int64_t{1}, S - 2, int64_t{1}, (c.C - 4) * S}) {
         net.upload(tokens.data() + done, nullptr, nullptr, count);
         net.forward({1, count, {}, &stream});
-        bench.result(format("slots from %lld on", static_cast<long long>(done)), net.final_n, count * D);
+        bench.result(str("slots from ", done, " on"), net.final_n, count * D);
         done += count;
       }
       net.close(stream);
@@ -862,7 +860,8 @@ TEST_CASE("GPU: copies, snapshots of a step, rows, and errors in words") {
   StepState* state = bench.make<StepState>(1);
   StepState figures{};
   for (int64_t i = 1; i < 4; i++) {
-    figures.adam_steps = i, figures.loss = 0.5;
+    figures.adam_steps = i;
+    figures.loss = 0.5;
     gpu.upload(state, &figures, sizeof figures);
     gpu.take(snapshot, state);
     gpu.begin_step(state);

@@ -86,9 +86,13 @@ struct ByHand {
     Slots q, k, v, out;
     for (size_t i = 0; i < x.size(); i++) {
       const Vec n = norm(x[i], at + "input_layernorm", eps);
-      q.push_back(linear(n, at + "self_attn.q_proj")), k.push_back(linear(n, at + "self_attn.k_proj")),
-          v.push_back(linear(n, at + "self_attn.v_proj"));
-      if (inside) q[i] = rotated(q[i], static_cast<int64_t>(i)), k[i] = rotated(k[i], static_cast<int64_t>(i));
+      q.push_back(linear(n, at + "self_attn.q_proj"));
+      k.push_back(linear(n, at + "self_attn.k_proj"));
+      v.push_back(linear(n, at + "self_attn.v_proj"));
+      if (inside) {
+        q[i] = rotated(q[i], static_cast<int64_t>(i));
+        k[i] = rotated(k[i], static_cast<int64_t>(i));
+      }
     }
     for (size_t i = 0; i < x.size(); i++) {
       const size_t begin = inside || static_cast<int64_t>(i) <= c.window ? 0 : i - static_cast<size_t>(c.window);
@@ -129,10 +133,12 @@ struct ByHand {
       for (size_t i = 0; i < S; i++) h.push_back(norm(x[n * S + i], "model.enc_prenorm", c.eps));
       for (int64_t l = 0; l < c.encoder; l++)
         h = layer(h, "model.encoder.layers." + std::to_string(l) + ".", 1e-6, true, nullptr);
-      key.emplace_back(), value.emplace_back();
+      key.emplace_back();
+      value.emplace_back();
       for (size_t i = 0; i < S; i++) {
         h[i] = norm(h[i], "model.encoder.norm", 1e-6);
-        key[n].push_back(linear(h[i], "model.chunk_k_proj")), value[n].push_back(linear(h[i], "model.chunk_v_proj"));
+        key[n].push_back(linear(h[i], "model.chunk_k_proj"));
+        value[n].push_back(linear(h[i], "model.chunk_v_proj"));
       }
       landmark.push_back(h[S - 1]);
     }
@@ -273,7 +279,8 @@ TEST_CASE("tensor table: the parameters of the paper's models") {
 
 TEST_CASE("tensor table: names in the released model's order, shapes, neighbours, segments") {
   Config c = small({1, 2});
-  c.lower = 1, c.vocab = 10;
+  c.lower = 1;
+  c.vocab = 10;
   std::vector<std::string> names = {"model.embed_tokens"};
   const auto layer = [&](const std::string& at, bool upper) {
     for (const char* name :
@@ -353,7 +360,11 @@ TEST_CASE("config: every wrong size is refused by the name of its flag") {
   CHECK(names(complaint([](Config& c) { c.heads = 4; }), "heads"));  // three columns a head: no pairs to turn
   CHECK(names(complaint([](Config& c) { c.ffn = 0; }), "ffn"));
   CHECK(names(complaint([](Config& c) { c.lower = -1; }), "lower"));
-  CHECK(names(complaint([](Config& c) { c.lower = 0, c.groups = {}; }), "lower"));
+  CHECK(names(complaint([](Config& c) {
+                c.lower = 0;
+                c.groups = {};
+              }),
+              "lower"));
   CHECK(names(complaint([](Config& c) { c.groups = {1, 0}; }), "groups"));
   CHECK(names(complaint([](Config& c) { c.encoder = -1; }), "encoder"));
   CHECK(names(complaint([](Config& c) { c.chunk = 1; }), "chunk"));
@@ -366,7 +377,8 @@ TEST_CASE("config: every wrong size is refused by the name of its flag") {
 
 TEST_CASE("model: forward as written by hand, gradients as finite differences see them") {
   Config baseline = small({});
-  baseline.encoder = 0, baseline.lower = 3;
+  baseline.encoder = 0;
+  baseline.lower = 3;
   check_model("baseline", baseline, 2, 3, true);
   check_model("one group", small({2}), 2, 5, true);
   check_model("two groups", small({1, 2}), 2, 5);
@@ -387,7 +399,10 @@ TEST_CASE("model: forward as written by hand, gradients as finite differences se
   no_encoder.encoder = 0;
   check_model("no encoder layers", no_encoder, 1, 5);
   Config wide = small({1}, 8, 2);
-  wide.window = 1000, wide.heads = 1, wide.width = 10, wide.encoder = 2;
+  wide.window = 1000;
+  wide.heads = 1;
+  wide.width = 10;
+  wide.encoder = 2;
   check_model("a window longer than the row, one head", wide, 1, 4, true);
   Config blind = small({1});
   blind.window = 0;
@@ -481,7 +496,8 @@ TEST_CASE("model: noise drawn, and the same noise given, are one") {
           noise[((g * B + b) * C + n) * C + m] = gumbel(selection_draw(selection, b, n, m / 4).word[m % 4]);
         }
   Selection selection;
-  selection.noise = true, selection.given_noise = noise.data();
+  selection.noise = true;
+  selection.given_noise = noise.data();
   forward(given.net, batch, selection);
   CHECK(same_bits(copied(drawn.net.final_n, B * batch.T * c.width), copied(given.net.final_n, B * batch.T * c.width)));
   // Another step draws other noise, and with it other picks.
@@ -494,7 +510,10 @@ TEST_CASE("model: noise drawn, and the same noise given, are one") {
 
 TEST_CASE("model: the same bits with 1, 2 and 3 threads, forward, gradients and two updates") {
   Config c = small({1, 1}, 16, 3);
-  c.width = 48, c.ffn = 100, c.vocab = 300, c.window = 20;
+  c.width = 48;
+  c.ffn = 100;
+  c.vocab = 300;
+  c.window = 20;
   const Batch batch(c, 3, 8);
   using Bits = std::vector<float>;
   std::vector<Bits> one;
@@ -504,13 +523,15 @@ TEST_CASE("model: the same bits with 1, 2 and 3 threads, forward, gradients and 
     std::vector<Bits> all;
     for (int64_t step = 0; step < 2; step++) {
       whole_step(net, batch, with_noise(step), true);
-      all.push_back(copied(net.final_n, 3 * batch.T * c.width)), all.push_back(copied(net.loss, 3 * batch.T)),
-          all.push_back(copied(net.gradient, net.table.size));
+      all.push_back(copied(net.final_n, 3 * batch.T * c.width));
+      all.push_back(copied(net.loss, 3 * batch.T));
+      all.push_back(copied(net.gradient, net.table.size));
       net.update({.lr = 1e-2, .weight_decay = 0.1});
       const StepState state = net.step_state();
       all.push_back({static_cast<float>(state.loss), static_cast<float>(state.grad_norm)});
-      all.push_back(copied(net.masters, net.table.size)), all.push_back(copied(net.m, net.table.size)),
-          all.push_back(copied(net.v, net.table.size));
+      all.push_back(copied(net.masters, net.table.size));
+      all.push_back(copied(net.m, net.table.size));
+      all.push_back(copied(net.v, net.table.size));
     }
     if (threads == 1) one = all;
     CAPTURE(threads);

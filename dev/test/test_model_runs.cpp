@@ -117,7 +117,9 @@ TEST_CASE("recompute: the same bits in less memory") {
         CHECK(same_bits(w, weights));
         CHECK(used < n_bytes);
       }
-      gradient = g, weights = w, n_bytes = used;
+      gradient = g;
+      weights = w;
+      n_bytes = used;
     }
   }
 }
@@ -147,8 +149,10 @@ TEST_CASE("model: a step whose loss or gradient is not finite changes nothing, a
   const AdamW hyper{.lr = 1e-2, .weight_decay = 0.1};
   Model<Cpu<double>> model(c, 2, batch.T), undisturbed(c, 2, batch.T);
   auto& net = model.net;
-  for (Model<Cpu<double>>* each : {&model, &undisturbed})
-    whole_step(each->net, batch, with_noise(0), true), each->net.update(hyper);
+  for (Model<Cpu<double>>* each : {&model, &undisturbed}) {
+    whole_step(each->net, batch, with_noise(0), true);
+    each->net.update(hyper);
+  }
   const Vec w = copied(net.masters, net.table.size), m = copied(net.m, net.table.size),
             v = copied(net.v, net.table.size);
   for (int64_t bad = 1; bad <= 3; bad++) {
@@ -169,8 +173,10 @@ TEST_CASE("model: a step whose loss or gradient is not finite changes nothing, a
     CHECK(same_bits(v, copied(net.v, net.table.size)));
   }
   // As if the bad steps had not been.
-  for (Model<Cpu<double>>* each : {&model, &undisturbed})
-    whole_step(each->net, batch, with_noise(9), true), each->net.update(hyper);
+  for (Model<Cpu<double>>* each : {&model, &undisturbed}) {
+    whole_step(each->net, batch, with_noise(9), true);
+    each->net.update(hyper);
+  }
   CHECK(net.step_state().skip == 0);
   CHECK(net.step_state().skipped == 3);
   CHECK(net.step_state().skipped_in_a_row == 0);
@@ -232,7 +238,8 @@ TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other 
 
 TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same picks") {
   Config c = small({1, 1}, 8, 2);
-  c.width = 24, c.ffn = 40;
+  c.width = 24;
+  c.ffn = 40;
   const int64_t B = 2, C = 5;
   const Batch batch(c, B, C);
   Model<Cpu<double>> exact(c, B, batch.T);
@@ -275,7 +282,8 @@ TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same
 
 TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision and number of threads") {
   Config c = small({1});
-  c.vocab = 3001, c.width = 60;
+  c.vocab = 3001;
+  c.width = 60;
   Model<Cpu<double>> exact(c, 1, c.chunk);
   Model<Cpu<float>> single(c, 1, c.chunk, Use::training, 3);
   Model<Cpu<float, true>> twin(c, 1, c.chunk);
@@ -296,7 +304,9 @@ TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision
     for (int64_t i = 0; i < t.size(); i++) {
       const double x = exact.net.masters[t.offset + i];
       ones = ones && x == 1;
-      sum += x, squares += x * x, within += std::fabs(x) < 0.02;
+      sum += x;
+      squares += x * x;
+      within += std::fabs(x) < 0.02;
     }
     CHECK(ones == (t.columns == 0));
     if (!t.columns) continue;
@@ -311,8 +321,10 @@ TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision
   CHECK(!same_bits(copied(exact.net.masters + q.offset, q.size()), copied(exact.net.masters + k.offset, k.size())));
   const Vec before = copied(exact.net.masters, table.size);
   double product = 0, next = 0;
-  for (int64_t i = 0; i + 2 < c.vocab * c.width; i++)
-    product += before[i] * before[i + 1], next += before[i] * before[i + 2];
+  for (int64_t i = 0; i + 2 < c.vocab * c.width; i++) {
+    product += before[i] * before[i + 1];
+    next += before[i] * before[i + 2];
+  }
   const double bound = 5 * 0.02 * 0.02 * std::sqrt(static_cast<double>(c.vocab * c.width));
   CHECK(std::fabs(product) < bound);
   CHECK(std::fabs(next) < bound);

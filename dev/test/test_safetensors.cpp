@@ -14,7 +14,8 @@ using namespace gca::test;
 namespace {
 
 std::string file_of(const std::string& fields, size_t data_bytes, const char* pattern = "{%s}") {
-  const std::string header = format(pattern, fields.c_str());
+  std::string header = pattern;
+  header.replace(header.find("%s"), 2, fields);
   const uint64_t size = header.size();
   std::string file(reinterpret_cast<const char*>(&size), 8);
   return file + header + std::string(data_bytes, '\1');

@@ -136,7 +136,9 @@ TEST_CASE(
         CAPTURE(task);
         CAPTURE(values);
         CAPTURE(gap);
-        bench.settings.task = task, bench.settings.values = values, bench.settings.gap = gap;
+        bench.settings.task = task;
+        bench.settings.values = values;
+        bench.settings.gap = gap;
         // Few tokens; or so many that a needle, a question and an answer do not fit in one chunk.
         const bool many = bench.settings.values == "random";
         bench.settings.value_tokens = bench.settings.two_hop() ? (many ? 6 : 2) : (many ? 14 : 4);
@@ -147,7 +149,8 @@ TEST_CASE(
                         again = bench.task().training_row(5, number, 12, 4, 6),
                         other = maker.training_row(6, number, 12, 4, 6);
           check_row(row, bench, 12);
-          needles += std::ssize(row.needles), questions += std::ssize(row.questions);
+          needles += std::ssize(row.needles);
+          questions += std::ssize(row.questions);
           CHECK(row.tokens == again.tokens);
           CHECK(row.targets == again.targets);
           CHECK(row.tokens != other.tokens);
@@ -163,7 +166,8 @@ TEST_CASE(
     "trials: one question at the end, enough other names, the needle's depth uniform over what the windows do not "
     "reach") {
   Bench bench;
-  bench.settings.task = "single", bench.settings.value_tokens = 3;
+  bench.settings.task = "single";
+  bench.settings.value_tokens = 3;
   const Task maker = bench.task();
   const int64_t C = 14, reach = 100, far = maker.far_chunks(C, reach), trials = 2000;
   // By hand: the answer opens chunk 13, slot 416; chunk m ends with slot 32 m + 31, and 416 - 100 = 316 lies in
@@ -178,7 +182,8 @@ TEST_CASE(
       REQUIRE(row.needles.size() == 5);
       REQUIRE(row.questions.size() == 1);
       CHECK(row.questions[0].first_slot == (C - 1) * S);
-      chunks[row.needles[0].chunk]++, places[row.needles[0].first]++;
+      chunks[row.needles[0].chunk]++;
+      places[row.needles[0].first]++;
       for (size_t i = 1; i < 5; i++) others[row.needles[i].chunk]++;
     }
     // Chi-squared against uniform: mean n, standard deviation sqrt(2n); six of them.
@@ -207,7 +212,9 @@ TEST_CASE(
 
 TEST_CASE("the text style says the same in words") {
   Bench bench;
-  bench.settings.task = "single", bench.settings.style = "text", bench.settings.value_tokens = 4;
+  bench.settings.task = "single";
+  bench.settings.style = "text";
+  bench.settings.value_tokens = 4;
   auto text_of = [&](const TaskRow& row) { return bench.tokenizer.decode(real_tokens(row, bench.tokenizer.landmark)); };
   const TaskRow row = Task(bench.settings, bench.tokenizer, bench.haystack, S).trial(1, 0, 12, 4, 64, false);
   auto letters = [&](const std::vector<int32_t>& ids) { return bench.tokenizer.decode(ids); };
@@ -216,7 +223,8 @@ TEST_CASE("the text style says the same in words") {
   CHECK(text.substr(11 * (S - 1) - 21, 26) ==
         "|The passkey of " + name + " is: " + value);  // its last space opens the answer's chunk
   CHECK(letters(row.questions[0].answer) == value);
-  bench.settings.task = "two-hop", bench.settings.value_tokens = 3;
+  bench.settings.task = "two-hop";
+  bench.settings.value_tokens = 3;
   const TaskRow hops = bench.task().trial(1, 0, 12, 1, 64, false);
   const std::string A = letters(hops.needles[0].name), B = letters(hops.needles[0].value),
                     C = letters(hops.needles[1].value), all = text_of(hops);
@@ -227,7 +235,8 @@ TEST_CASE("the text style says the same in words") {
 
 TEST_CASE("chance, and the interval of a share") {
   Bench bench;
-  bench.settings.task = "single", bench.settings.value_tokens = 3;
+  bench.settings.task = "single";
+  bench.settings.value_tokens = 3;
   const double guess = 1.0 / (26 * 25 * 24);  // different letters
   CHECK(bench.task().chance(18, 0, 1) == doctest::Approx(guess));
   CHECK(bench.task().chance(18, 4, 1) == doctest::Approx(0.25).epsilon(1e-3));  // of 16 chunks before the question
@@ -255,7 +264,8 @@ TEST_CASE("the haystack leaves out files with the task's words; sizes that canno
   bench.task();
   bench.settings.value_tokens = 14;
   CHECK(has(error_of([&] { bench.task(); }), "half of the different tokens"));
-  bench.settings.values = "random", bench.settings.value_tokens = 31 - 3 + 1;
+  bench.settings.values = "random";
+  bench.settings.value_tokens = 31 - 3 + 1;
   CHECK(has(error_of([&] { bench.task(); }), "use larger chunks"));
   bench.settings.value_tokens = 1;
   CHECK_NOTHROW(bench.task().check_names(256));
@@ -263,9 +273,13 @@ TEST_CASE("the haystack leaves out files with the task's words; sizes that canno
   // Every pair of letters stands in this text: none is free to be a value.
   std::string pairs;
   for (char a = 'a'; a <= 'z'; a++)
-    for (char b = 'a'; b <= 'z'; b++) pairs += a, pairs += b;
+    for (char b = 'a'; b <= 'z'; b++) {
+      pairs += a;
+      pairs += b;
+    }
   bench.haystack.tokens = bench.tokenizer.encode(pairs);
-  bench.settings.values = "letters", bench.settings.value_tokens = 2;
+  bench.settings.values = "letters";
+  bench.settings.value_tokens = 2;
   CHECK(has(error_of([&] { bench.task().trial(1, 0, 100, 4, 64, false); }), "--value-tokens: found no values"));
 }
 

@@ -109,8 +109,10 @@ std::vector<int32_t> bpe_by_definition(const std::vector<Tokenizer::Merge>& merg
     int32_t best = INT32_MAX;
     size_t place = 0;
     for (size_t i = 0; i + 1 < ids.size(); i++)
-      if (const auto found = made.find({ids[i], ids[i + 1]}); found != made.end() && found->second < best)
-        best = found->second, place = i;
+      if (const auto found = made.find({ids[i], ids[i + 1]}); found != made.end() && found->second < best) {
+        best = found->second;
+        place = i;
+      }
     if (best == INT32_MAX) return ids;
     ids[place] = best;
     ids.erase(ids.begin() + static_cast<ptrdiff_t>(place) + 1);
@@ -343,7 +345,7 @@ TEST_CASE("tokenizer: files, and what is said of damaged ones") {
   for (const bool prints : {true, false})
     for (int byte = 0; byte < 256; byte++)
       if (((byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173)) == prints)
-        entries += format("\"\\u%04x\":%d,", prints ? byte : moved++, id++);
+        entries += str("\"\\u", hex(prints ? byte : moved++, 4), "\":", id++, ",");
   const auto gpt2 = [&](const std::string& more, const std::string& merge_list) {
     return Tokenizer::parse(
         "{\"model\":{\"vocab\":{" + entries + more + ",\"<|endoftext|>\":258},\"merges\":[" + merge_list + "]}}", "'x'",
@@ -402,7 +404,8 @@ TEST_CASE("tokenizer: streams are encoded and decoded whole, however they are cu
     const std::string error = error_of([&] { filter(tokenizer, in, out); });
     rewind(out);
     for (int c; (c = fgetc(out)) != EOF;) result += static_cast<char>(c);
-    fclose(in), fclose(out);
+    fclose(in);
+    fclose(out);
     return error.empty() ? result : error;
   };
   std::mt19937 random(7);

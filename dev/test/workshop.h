@@ -29,7 +29,8 @@ class Process {
     if (id > 0) return;
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE})
       signal(number, SIG_DFL);  // whoever runs the tests may ignore some
-    dup2(output, STDOUT_FILENO), dup2(output, STDERR_FILENO);
+    dup2(output, STDOUT_FILENO);
+    dup2(output, STDERR_FILENO);
     if (before_exec) before_exec();
     execl("/bin/sh", "sh", "-c", ("exec " + program + " " + arguments).c_str(), static_cast<char*>(nullptr));
     _exit(127);
@@ -80,8 +81,8 @@ struct Workshop : TempFolder {
       : TempFolder(parent), program(program_) {
     std::string text;  // words in a pattern that a tiny model can learn something of
     for (uint32_t i = 0; i < 6000; i++)
-      text += format("%s %u; ", philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship",
-                     philox(3, Stream::task, i).word[1] % 10);
+      text += str(philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship", " ",
+                  philox(3, Stream::task, i).word[1] % 10, "; ");
     write_file(path + "/text.txt", text);
     REQUIRE(run("tokenize --out " + path + "/shards/t --val 0.1 " + path + "/text.txt").exit == 0);
   }
