@@ -9,14 +9,18 @@
 # SANITIZE: address,undefined or thread: a build of its own, for the CPU's tests (make test NVCC= SANITIZE=thread).
 SANITIZE ?=
 CPU = build/cpu$(if $(SANITIZE),-$(SANITIZE))
+GPU = build/gpu
 CXXFLAGS ?= $(if $(SANITIZE),-O1 -g -fsanitize=$(SANITIZE) -fno-sanitize-recover=all,-O3)
 LDFLAGS += $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 # clang tells of each `omp simd` loop that it leaves as it is (those of double with e^x); g++ 12 warns of "a" + std::string() where the
-# library inlines it (GCC bug 105651).
-NO_WARNING = $(if $(findstring clang,$(CXX)),-Wcomma -Wno-implicit-int-float-conversion -Wno-pass-failed,-Wno-restrict)
-ALL_CXXFLAGS = -std=c++20 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra -Wconversion $(NO_WARNING) $(CXXFLAGS) -I. -MMD -MP -pthread $(if $(CI),-Werror)
-TESTS = $(basename $(notdir $(filter-out dev/test/test_gpu%,$(wildcard dev/test/test_*.cpp))))
+# library inlines it (GCC bug 105651). Conversions that lose something are warned of; a signed size handed on as a size_t is not.
+WARNINGS = -Wall -Wextra -Wconversion $(if $(findstring clang,$(CXX)),-Wcomma -Wno-sign-conversion -Wno-implicit-int-float-conversion -Wno-pass-failed,-Wno-restrict)
+ALL_CXXFLAGS = -std=c++20 -fopenmp-simd $(WARNINGS) $(CXXFLAGS) -fno-math-errno -fno-trapping-math -I. -MMD -MP -pthread $(if $(CI),-Werror)
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
+# All processors, unless told otherwise with -j.
+ifeq ($(filter -j%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(or $(shell nproc 2>/dev/null),2)
+endif
 
 ifneq ($(NVCC),)
 all: train_gca
@@ -26,22 +30,26 @@ all: cpu
 endif
 cpu: $(CPU)/train_gca
 
-$(CPU)/train_gca: $(CPU)/train_gca.o
-$(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS:%=$(CPU)/%.o)
-$(CPU)/bench: $(CPU)/bench.o
+# ---- what a program is linked from ----
+# ROOMS know nothing of GPUs and are compiled once. The commands and main() choose a backend: once for the CPU alone, once for both.
+ROOMS = $(patsubst %.cpp,$(CPU)/%.o,$(wildcard base/*.cpp tokenizer/*.cpp *.cpp cpu/*.cpp runtime/*.cpp))
+COMMANDS = $(patsubst %.cpp,%.o,$(wildcard commands/*.cpp))
+TESTS = $(patsubst %.cpp,$(CPU)/%.o,$(filter-out dev/test/test_gpu%,$(wildcard dev/test/*.cpp)))
+$(CPU)/train_gca: $(CPU)/train_gca.o $(COMMANDS:%=$(CPU)/%) $(ROOMS)
+$(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(COMMANDS:%=$(CPU)/%) $(ROOMS)
+$(CPU)/bench: $(CPU)/dev/bench.o $(ROOMS)
 $(CPU)/train_gca $(CPU)/test_gca $(CPU)/bench:
 	$(CXX) $(LDFLAGS) -pthread $^ -o $@
 
-# .cu files without kernels are plain C++.
+# ---- one rule a kind of source; .cu files without kernels are C++ ----
+define COMPILE
+@mkdir -p $(@D)
+$(CXX) $(ALL_CXXFLAGS) $(if $(filter $(GPU)/%,$@),-DGCA_CUDA -isystem $(CUDA)/include) -x c++ -c $< -o $@
+endef
+$(CPU)/%.o: %.cpp Makefile
+	$(COMPILE)
 $(CPU)/%.o: %.cu Makefile
-	@mkdir -p $(@D)
-	$(CXX) $(ALL_CXXFLAGS) -x c++ -c $< -o $@
-$(CPU)/%.o: dev/%.cu Makefile
-	@mkdir -p $(@D)
-	$(CXX) $(ALL_CXXFLAGS) -x c++ -c $< -o $@
-$(CPU)/%.o: dev/test/%.cpp Makefile
-	@mkdir -p $(@D)
-	$(CXX) $(ALL_CXXFLAGS) -c $< -o $@
+	$(COMPILE)
 
 ifneq ($(NVCC),)
 # ARCH: what the kernels are compiled for. The cards that answer; where none does, 80 and 90a. PTX of compute_80 is always there,
@@ -49,32 +57,28 @@ ifneq ($(NVCC),)
 ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | sed 's/^90$$/90a/' | grep -E '^[0-9]+a?$$'),80 90a)
 CUDA = $(abspath $(dir $(NVCC))/..)
 GENCODE = $(foreach a,$(ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_80,code=compute_80
-NVCCFLAGS = -std=c++20 -O3 $(GENCODE) --compiler-options -Wall,-Wextra -I. -MMD -MP $(if $(CI),-Werror all-warnings)
-KERNELS = $(patsubst kernels/%.cu,build/gpu/kernels/%.o,$(wildcard kernels/*.cu))
+NVCCFLAGS = -std=c++20 -O3 -lineinfo $(GENCODE) --compiler-options -Wall,-Wextra -I. -MMD -MP $(if $(CI),-Werror all-warnings)
+KERNELS = $(patsubst %.cu,$(GPU)/%.o,$(wildcard kernels/*.cu)) $(patsubst %.cpp,$(GPU)/%.o,$(wildcard kernels/*.cpp))
+GPU_TESTS = $(patsubst %.cpp,$(GPU)/%.o,$(wildcard dev/test/test_gpu*.cpp))
 GPU_LIBS = -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcudart -lcublasLt
 
-train_gca: build/gpu/train_gca.o $(KERNELS)
+train_gca: $(GPU)/train_gca.o $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
+$(GPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(GPU_TESTS) $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
+$(GPU)/bench: $(GPU)/dev/bench.o $(ROOMS) $(KERNELS)
+train_gca $(GPU)/test_gca $(GPU)/bench:
 	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
-build/gpu/test_gca: $(CPU)/test_gca.o $(TESTS:%=$(CPU)/%.o) $(patsubst dev/test/%.cpp,build/gpu/%.o,$(wildcard dev/test/test_gpu*.cpp)) $(KERNELS)
-	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
-build/gpu/bench: build/gpu/bench.o $(KERNELS)
-	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
-build/gpu/%.o: %.cu Makefile
+$(GPU)/%.o: %.cpp Makefile
+	$(COMPILE)
+$(GPU)/%.o: %.cu Makefile
+	$(COMPILE)
+$(GPU)/kernels/%.o: kernels/%.cu Makefile
 	@mkdir -p $(@D)
-	$(CXX) $(ALL_CXXFLAGS) -DGCA_CUDA -isystem $(CUDA)/include -x c++ -c $< -o $@
-build/gpu/%.o: dev/%.cu Makefile
-	@mkdir -p $(@D)
-	$(CXX) $(ALL_CXXFLAGS) -DGCA_CUDA -isystem $(CUDA)/include -x c++ -c $< -o $@
-build/gpu/%.o: dev/test/%.cpp Makefile
-	@mkdir -p $(@D)
-	$(CXX) $(ALL_CXXFLAGS) -DGCA_CUDA -isystem $(CUDA)/include -c $< -o $@
-build/gpu/kernels/%.o: kernels/%.cu Makefile
-	@mkdir -p $(@D)
-	@echo "for: $(ARCH)"
 	$(NVCC) $(NVCCFLAGS) -c $< -o $@
 endif
--include $(wildcard build/*/*.d build/*/*/*.d)
+-include $(shell find build -name '*.d' 2>/dev/null)
 
+# `make deps test` installs before it compiles tests.
+$(TESTS) $(CPU)/test_gca.o $(GPU_TESTS): | $(filter deps,$(MAKECMDGOALS))
 DEPS = doctest-dev python3-numpy
 deps:
 	@if dpkg -s $(DEPS) >/dev/null 2>&1; then echo "$(DEPS): installed"; \
@@ -85,7 +89,7 @@ deps:
 # Oracle files are made where there is numpy; the tests that read them say so where there is none.
 # Where a GPU answers, the program of tests has the GPU's too.
 HERE = $(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),gpu,cpu)
-TEST_PROGRAM = $(if $(findstring gpu,$(HERE)),build/gpu,$(CPU))/test_gca
+TEST_PROGRAM = $(if $(findstring gpu,$(HERE)),$(GPU),$(CPU))/test_gca
 test: $(CPU)/train_gca $(if $(findstring gpu,$(HERE)),train_gca) $(TEST_PROGRAM)
 	@mkdir -p build/oracle
 	@for python in python3 /usr/bin/python3; do $$python -c 'import numpy' 2>/dev/null && exec $$python dev/make_oracle.py --test-set build/oracle; done; \
@@ -102,9 +106,9 @@ demo: $(CPU)/train_gca
 # PEER: a folder with a PyTorch DRT (peer_drt.py), timed in the same call where PYTHON has torch.
 PEER ?= ../shared/peer
 PYTHON ?= python3
-bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),build/gpu/bench build/gpu/test_gca)
+bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),$(GPU)/bench $(GPU)/test_gca)
 	$(CPU)/bench
-	$(if $(findstring gpu,$(HERE)),build/gpu/bench && build/gpu/test_gca --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --layers 6 --dtype bf16 --check off)
+	$(if $(findstring gpu,$(HERE)),$(GPU)/bench && $(GPU)/test_gca --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --layers 6 --dtype bf16 --check off)
 	@if [ -e $(PEER)/peer_drt.py ]; then $(PYTHON) dev/bench_peer.py $(PEER) || true; else echo "no PyTorch peer in $(PEER): only this program is timed"; fi
 
 format:
