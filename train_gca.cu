@@ -12,6 +12,7 @@
 
 #include "dataloader.h"
 #include "commands/commands.h"
+#include "commands/shared.h"
 #include "runtime/matmul_cache.h"
 #include "runtime/run.h"
 
@@ -53,11 +54,6 @@ void log_line(const std::string& run, const Json& line) {
     if (!told) print_error(error.what(), "; training goes on without it: free some space or mend the folder\n");
     told = true;
   }
-}
-
-std::string duration(double seconds) {
-  const int64_t s = static_cast<int64_t>(seconds + 0.5);
-  return s < 3600 ? str(s / 60, ":", right(s % 60, 2, '0')) : str(s / 3600, "h", right(s / 60 % 60, 2, '0'));
 }
 
 template <class Device>

@@ -10,43 +10,9 @@
 
 #include "common.h"
 #include "base/json.h"
+#include "base/text.h"
 
 namespace gca {
-
-// The number of single-character edits from a to b, at most.
-inline size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); j++) row[j] = j;
-  for (size_t i = 1; i <= a.size(); i++) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); j++) {
-      const size_t change = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({change, row[j] + 1, row[j - 1] + 1});
-    }
-  }
-  return row[b.size()];
-}
-
-// ", did you mean X?" for the nearest of the names, or nothing if none is near.
-inline std::string did_you_mean(const std::string& found, const std::vector<std::string>& names) {
-  const auto nearest = std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) {
-    return edit_distance(found, a) < edit_distance(found, b);
-  });
-  return nearest != names.end() && edit_distance(found, *nearest) <= std::max<size_t>(2, found.size() / 3)
-             ? ", did you mean " + *nearest + "?"
-             : "";
-}
-
-inline std::string comma_list(const std::vector<int64_t>& numbers) {
-  std::string text;
-  for (const int64_t n : numbers) {
-    if (!text.empty()) text += ',';
-    text += std::to_string(n);
-  }
-  return text;
-}
 
 class Flags {
  public:

@@ -13,28 +13,10 @@
 #include <variant>
 #include <vector>
 
+#include "base/text.h"
 #include "common.h"
 
 namespace gca {
-
-// The length in bytes (1 to 4) of the UTF-8 character that text starts with; 0 if there is none or it is malformed
-// (overlong, a surrogate, past U+10FFFF, cut off).
-inline size_t utf8_length(std::string_view text) {
-  if (text.empty()) return 0;
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned lead = byte(0);
-  if (lead < 0x80) return 1;
-  const size_t length = lead >= 0xC2 && lead < 0xE0   ? 2
-                        : lead >= 0xE0 && lead < 0xF0 ? 3
-                        : lead >= 0xF0 && lead < 0xF5 ? 4
-                                                      : 0;
-  if (length == 0 || text.size() < length) return 0;
-  for (size_t i = 1; i < length; i++)
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  if ((lead == 0xE0 && byte(1) < 0xA0) || (lead == 0xED && byte(1) >= 0xA0)) return 0;
-  if ((lead == 0xF0 && byte(1) < 0x90) || (lead == 0xF4 && byte(1) >= 0x90)) return 0;
-  return length;
-}
 
 // A JSON value. Integers are int64 and exact; a number with a fraction or an exponent is a double. Members keep their
 // order. Built like this: Json state; state["step"] = 5; state["losses"].push_back(2.5). Read through JsonField.

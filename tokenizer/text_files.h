@@ -11,46 +11,12 @@
 #include <utility>
 #include <vector>
 
-#include "dataloader.h"
+#include "base/progress.h"
 #include "base/files.h"
 #include "base/threads.h"
 #include "tokenizer/tokenizer.h"
 
 namespace gca {
-
-// A line on a terminal that says how far some work is; nothing where stderr is a file or a pipe.
-class Progress {
- public:
-  // total: of the work, in whatever at() counts; unit of its speed: unit_size of these.
-  Progress(std::string doing, int64_t total, std::string unit, double unit_size)
-      : doing_(std::move(doing)),
-        unit_(std::move(unit)),
-        unit_size_(unit_size),
-        total_(static_cast<double>(std::max<int64_t>(1, total))),
-        shown_(::isatty(2)) {}
-  ~Progress() {
-    if (shown_) fputs("\r\x1b[K", stderr);
-  }
-  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-  void at(int64_t done) {
-    if (!shown_ || done <= 0 || Clock::now() - last_ < std::chrono::milliseconds(200)) return;
-    last_ = Clock::now();
-    const double part = static_cast<double>(done) / total_;
-    const size_t filled = static_cast<size_t>(30 * std::min(1.0, part));
-    const std::string bar = std::string(filled, '#') + std::string(30 - filled, '.');
-    const int left = static_cast<int>(std::min(seconds() / part * std::max(0.0, 1 - part), 1e8));
-    print_error("\r", doing_, " [", bar, "] ", right(fixed(100 * part, 0), 3), "%  ",
-                fixed(static_cast<double>(done) / unit_size_ / seconds(), 1), " ", unit_, "/s  ETA ", left / 60, ":",
-                right(left % 60, 2, '0'), " \x1b[K");
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  std::string doing_, unit_;
-  double unit_size_, total_;
-  bool shown_;
-  Clock::time_point start_ = Clock::now(), last_ = start_;
-};
 
 struct TextFile {
   std::string path;
@@ -182,80 +148,6 @@ class TextPieces {
   int64_t file_from_ = 0, at_ = 0;  // where the file begins in the whole text; bytes of it already taken
   bool was_val_ = false;
 };
-
-struct TokenizeOptions {
-  double val_fraction = 0.01;  // of the text's bytes, from its end; unless a folder has its own val/
-  int64_t shard_tokens = 100'000'000;
-  bool marked = false;  // <|endoftext|> in a text begins the next document; else it is text like any other
-};
-struct TokenizeReport {
-  int64_t bytes = 0, documents = 0, train_tokens = 0, val_tokens = 0;
-  double seconds = 0;
-};
-
-// Writes the shards PREFIX_train_000000.bin ... and PREFIX_val_000000.bin ... of the texts, files or folders as
-// text_files takes them: one document a file (empty ones left out), end-of-text before each. On all of the pool's
-// threads; memory does not grow with the text, only with its longest run without white space and with a shard. All
-// shards appear at the end, or none.
-inline TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vector<std::string>& texts,
-                                     const std::string& prefix, const TokenizeOptions& options, ThreadPool& pool) {
-  std::vector<TextFile> files = text_files(texts);
-  int64_t total = 0, val_bytes = 0;
-  for (const TextFile& file : files) (file.val ? val_bytes : total) += file.bytes;
-  const bool has_val = val_bytes > 0;
-  if (total == 0)
-    throw Error(str("no text to train on: the ", files.size(), " files given are empty; check the paths"));
-  if (!(options.val_fraction >= 0 && options.val_fraction < 1))
-    throw UsageError(
-        str("the part kept for validation: expected at least 0 and below 1, found ", options.val_fraction));
-  const int64_t cut_off =
-      has_val ? 0 : static_cast<int64_t>(std::ceil(static_cast<double>(total) * options.val_fraction));
-  TextPieces text(std::move(files), cut_off);
-
-  ShardWriter train(prefix + "_train", tokenizer, options.shard_tokens),
-      val(prefix + "_val", tokenizer, options.shard_tokens);
-  TokenizeReport report;
-  bool opens_document = false;  // an end-of-text token is due before the next token
-  const auto write = [&](ShardWriter& shards, std::span<const int32_t> ids) {
-    while (!ids.empty()) {
-      const auto stop = std::find(ids.begin(), ids.end(), tokenizer.end_of_text);
-      const auto before = ids.first(stop - ids.begin());
-      if (!before.empty()) {
-        if (opens_document) {
-          shards.append(std::span(&tokenizer.end_of_text, 1));
-          report.documents++;
-        }
-        shards.append(before);
-        opens_document = false;
-      }
-      if (stop != ids.end()) opens_document = true;
-      ids = ids.subspan(before.size() + (stop != ids.end()));
-    }
-  };
-
-  std::vector<Encoder> encoders;
-  for (int i = 0; i < pool.size(); i++) encoders.emplace_back(tokenizer);
-  report.seconds = text.run<std::vector<int32_t>>(
-      pool, "tokenizing",
-      [&](const std::string& piece, std::vector<int32_t>& ids, int worker) {
-        Encoder& encoder = encoders[worker];
-        options.marked ? encoder.append_marked(piece, ids) : encoder.append(piece, ids);
-      },
-      [&](const TextPieces::Piece& piece, const std::vector<int32_t>& ids) {
-        opens_document |= piece.opens_document;
-        write(piece.val ? val : train, ids);
-        report.bytes += piece.end - piece.begin;
-      });
-  report.train_tokens = train.tokens();
-  report.val_tokens = val.tokens();
-  if (report.train_tokens == 0 || (report.val_tokens == 0 && (has_val || options.val_fraction > 0)))
-    throw Error(str(total, " bytes of text are too short to keep a part (", options.val_fraction,
-                    ") for validation: ", report.train_tokens, " tokens would be left to train on, ", report.val_tokens,
-                    " to validate; give more text, another part, or 0 for no validation"));
-  train.commit();
-  val.commit();
-  return report;
-}
 
 // Everything that in holds, as ids in one line, spaces between them. Special ids come from no text.
 inline void encode_stream(const Tokenizer& tokenizer, FILE* in, FILE* out) {

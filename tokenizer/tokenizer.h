@@ -18,27 +18,10 @@
 #include "common.h"
 #include "base/files.h"
 #include "base/json.h"
+#include "base/text.h"
 #include "tokenizer/pretokens.h"
 
 namespace gca {
-
-// Bytes as a person may see them on a terminal: control characters and whatever is not UTF-8 as \n, \t, \r or \xNN.
-// keep_lines: newlines and tabs stay.
-inline std::string printable(std::string_view text, bool keep_lines = false) {
-  std::string out;
-  while (!text.empty()) {
-    const unsigned char c = static_cast<unsigned char>(text[0]);
-    const size_t length = utf8_length(text);
-    const bool c1 = length == 2 && c == 0xC2 && static_cast<unsigned char>(text[1]) < 0xA0;  // control characters too
-    if (keep_lines && (c == '\n' || c == '\t')) out += text[0];
-    else if (c == '\n' || c == '\t' || c == '\r') out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\r";
-    else if (length == 0 || c < 0x20 || c == 0x7F) out += str("\\x", hex(c, 2));
-    else if (c1) out += str("\\xc2\\x", hex(static_cast<unsigned char>(text[1]), 2));
-    else out += text.substr(0, length);
-    text.remove_prefix(length ? length : 1);
-  }
-  return out;
-}
 
 class Tokenizer {
  public:

@@ -3,6 +3,7 @@
 #include "dataloader.h"
 #include "gca_cpu.h"
 #include "runtime/run.h"
+#include "runtime/weights.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gca;

@@ -6,6 +6,7 @@
 #include "dataloader.h"
 #include "gca_cpu.h"
 #include "runtime/run.h"
+#include "runtime/weights.h"
 #include "commands/verify.h"
 #include "dev/test/workshop.h"
 

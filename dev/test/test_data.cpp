@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 
+#include "commands/tokenize.h"
 #include "dataloader.h"
 #include "tokenizer/text_files.h"
 #include "dev/test/test.h"

@@ -1,0 +1,97 @@
+// The commands tokenizer-train, tokenize, encode, decode: text to tokens and back.
+#include <sys/resource.h>
+#include "commands/commands.h"
+#include "commands/shared.h"
+#include "commands/tokenize.h"
+#include "tokenizer/train.h"
+
+namespace gca {
+
+int tokenizer_train_command(const std::vector<std::string>& arguments) {
+  std::vector<std::string> texts;
+  std::string out;
+  int64_t vocab_size = 0, threads = 0;
+  Flags flags(
+      "tokenizer-train",
+      "Learns a byte-level BPE from text files, or folders of them (less their val/). Text is read in pieces; what is "
+      "held are the distinct words\n"
+      "  and their counts, the rarest forgotten when there are too many: at most about 2 GiB for any amount of text.");
+  flags.add_rest(texts, "TEXT...", true);
+  flags.add("vocab-size", vocab_size, 0, INT32_MAX, "tokens, the 256 bytes among them; seven special ids come on top");
+  flags.add("out", out, "FILE", "the tokenizer, a new file");
+  flags.add("threads", threads, 0, 4096, "0: one a processor");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  flags.need("out");
+  if (!flags.given("vocab-size"))
+    throw UsageError("tokenizer-train needs --vocab-size N: how many tokens to learn, the 256 bytes among them");
+  if (std::error_code none; std::filesystem::exists(out, none))
+    throw Error("'" + out +
+                "' is there already: remove it or choose another name; shards and checkpoints may belong to it");
+  if (const std::string folder = parent_folder(out); !folder.empty()) make_folder(folder);
+  ThreadPool pool(static_cast<int>(threads));
+  TrainReport report;
+  const Tokenizer tokenizer = train_tokenizer(texts, vocab_size, pool, &report);
+  tokenizer.save(out);
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  print(report.documents, " documents, ", report.bytes, " bytes, ", report.distinct_words, " distinct words (",
+        report.forgotten_words, " rare ones forgotten): ", vocab_size - 256, " merges, V = ", tokenizer.vocab_size(),
+        " with the special ids, ", fixed(report.seconds, 1), " s, ", usage.ru_maxrss / 1024, " MiB of memory\n");
+  return 0;
+}
+
+int tokenize_command(const std::vector<std::string>& arguments) {
+  std::vector<std::string> texts;
+  std::string name = "bytes", out;
+  int64_t threads = 0;
+  TokenizeOptions options;
+  Flags flags("tokenize",
+              "Text files, or folders of them, to shards OUT_train_000000.bin ..., OUT_val_000000.bin ...: one "
+              "document a file.");
+  flags.add_rest(texts, "TEXT...", true);
+  flags.add("tokenizer", name, "FILE", "one of ours, GPT-2's tokenizer.json, or the word bytes");
+  flags.add("out", out, "PREFIX", "of the shards' names");
+  flags.add("val", options.val_fraction, 0, 0.999,
+            "part of the text, from its end, for validation; a folder's val/ goes before it");
+  flags.add("shard-tokens", options.shard_tokens, 1, ShardHeader::max_tokens, "tokens a shard");
+  flags.add_switch("marked", options.marked, "<|endoftext|> in a text begins the next document");
+  flags.add("threads", threads, 0, 4096, "0: one a processor");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  flags.need("out");
+  const Tokenizer tokenizer = Tokenizer::load(name);
+  if (const std::string folder = parent_folder(out); !folder.empty()) make_folder(folder);
+  ThreadPool pool(static_cast<int>(threads));
+  const TokenizeReport report = tokenize_files(tokenizer, texts, out, options, pool);
+  const int64_t tokens = report.train_tokens + report.val_tokens;
+  print(report.documents, " documents, ", report.bytes, " bytes: ", report.train_tokens, " tokens to train, ",
+        report.val_tokens, " to validate, ",
+        fixed(static_cast<double>(report.bytes) / static_cast<double>(std::max<int64_t>(1, tokens)), 3),
+        " bytes a token, ", fixed(static_cast<double>(report.bytes) / 1e6 / std::max(report.seconds, 1e-9), 1),
+        " MB/s\n");
+  return 0;
+}
+
+// encode and decode: the one flag, then standard input to standard output.
+int filter_command(const std::vector<std::string>& arguments, const char* name, const char* summary,
+                          void (*filter)(const Tokenizer&, FILE*, FILE*)) {
+  std::string tokenizer = "bytes";
+  Flags flags(name, summary);
+  flags.add("tokenizer", tokenizer, "FILE", "one of ours, GPT-2's tokenizer.json, or the word bytes");
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  filter(Tokenizer::load(tokenizer), stdin, stdout);
+  return 0;
+}
+int encode_command(const std::vector<std::string>& arguments) {
+  return filter_command(arguments, "encode", "Bytes on standard input to token ids: one line, spaces between.",
+                        encode_stream);
+}
+int decode_command(const std::vector<std::string>& arguments) {
+  return filter_command(arguments, "decode",
+                        "Token ids on standard input to the bytes they stand for; special ids to their names.",
+                        decode_stream);
+}
+
+}  // namespace gca

@@ -1,0 +1,148 @@
+// Weights and optimiser in and out of safetensors files, and memory for a model or why there is none.
+#pragma once
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/safetensors.h"
+#include "base/text.h"
+#include "model.h"
+
+namespace gca {
+
+inline Shape tensor_shape(const Tensor& t) { return t.columns ? Shape{t.rows, t.columns} : Shape{t.rows}; }
+
+// The tensors of one flat buffer as entries of a file, names begun with prefix; they must outlive the writing.
+template <class Device>
+void add_entries(std::vector<SafetensorsEntry>& entries, const DRT<Device>& model,
+                 const typename DRT<Device>::master* buffer, const std::string& prefix) {
+  using master = typename DRT<Device>::master;
+  for (const Tensor& t : model.table.tensors)
+    entries.push_back({prefix + t.name, Dtype::of<master>(), tensor_shape(t),
+                       [&model, buffer, &t](void* out, int64_t first, int64_t count) {
+                         model.device.download(out, buffer + t.offset + first,
+                                               count * static_cast<int64_t>(sizeof(master)));
+                       }});
+}
+
+template <class Device>
+void save_weights(const std::string& path, const DRT<Device>& model) {
+  std::vector<SafetensorsEntry> entries;
+  add_entries(entries, model, model.masters, "");
+  write_safetensors(path, {{"format", "pt"}}, entries);
+}
+template <class Device>
+void save_optimizer(const std::string& path, const DRT<Device>& model) {
+  std::vector<SafetensorsEntry> entries;
+  add_entries(entries, model, model.m, "m.");
+  add_entries(entries, model, model.v, "v.");
+  write_safetensors(path, {}, entries);
+}
+
+// Whether an output head of its own is the embedding, number for number.
+inline bool is_tied_head(const SafetensorsFile& file, const SafetensorsTensor& head) {
+  const SafetensorsTensor* embedding = file.find("model.embed_tokens.weight");
+  if (!embedding || embedding->shape != head.shape) return false;
+  std::vector<float> a, b;
+  for (int64_t first = 0; first < head.count; first += static_cast<int64_t>(a.size())) {
+    a.resize(std::min<int64_t>(head.count - first, 1 << 20));
+    b.resize(a.size());
+    file.read(head, first, static_cast<int64_t>(a.size()), a.data());
+    file.read(*embedding, first, static_cast<int64_t>(b.size()), b.data());
+    if (a != b) return false;
+  }
+  return true;
+}
+// An Error that lists every name that the model needs and the file lacks, and every one that the model has no place
+// for.
+template <class Device>
+void check_names(const SafetensorsFile& file, const DRT<Device>& model, const std::vector<std::string>& prefixes) {
+  std::set<std::string> known;
+  for (const std::string& prefix : prefixes)
+    for (const Tensor& t : model.table.tensors) known.insert(prefix + t.name);
+  std::string missing, surplus;
+  for (const std::string& name : known)
+    if (!file.find(name)) missing += "\n  " + name;
+  int64_t buffers = 0;
+  for (const SafetensorsTensor& tensor : file.tensors()) {
+    if (known.contains(tensor.name)) continue;
+    if (tensor.name == "lm_head.weight" && is_tied_head(file, tensor))
+      print_error("'", file.path(), "': 'lm_head.weight' is the embedding again and is left out\n");
+    else if (tensor.name.find(".rotary_emb.") != std::string::npos) buffers++;
+    else surplus += "\n  " + tensor.name;
+  }
+  if (!missing.empty() || !surplus.empty())
+    throw Error(
+        "'" + file.path() + "' is not of this model; check --model and the sizes." +
+        (missing.empty() ? "" : " Missing:" + missing) +
+        (surplus.empty() ? "" : std::string(missing.empty() ? "" : "\n") + " Without a place in it:" + surplus));
+  if (buffers)
+    print_error("'", file.path(), "': ", buffers,
+                " tables of rotary embeddings are left out: they are computed here\n");
+}
+// The embedding of a file whose vocabulary was rounded up, as the released model's: rows that no token has are left
+// out.
+inline bool is_padded(const SafetensorsTensor& found, const Tensor& t) {
+  return t.offset == 0 && found.shape.size() == 2 && found.shape[1] == t.columns && found.shape[0] > t.rows &&
+         found.shape[0] <= round_up(t.rows, 128);
+}
+// One flat buffer from a file whose names have been checked.
+template <class Device>
+void load_buffer(const SafetensorsFile& file, DRT<Device>& model, typename DRT<Device>::master* buffer,
+                 const std::string& prefix) {
+  using master = typename DRT<Device>::master;
+  std::vector<master> values;
+  for (const Tensor& t : model.table.tensors) {
+    const SafetensorsTensor& found = file.at(prefix + t.name);
+    values.resize(t.size());
+    if (is_padded(found, t)) file.read(found, 0, t.size(), values.data());
+    else file.read(prefix + t.name, tensor_shape(t), values.data());
+    if (!std::all_of(values.begin(), values.end(), [](master x) { return std::isfinite(x); }))
+      throw Error("'" + file.path() + "': tensor '" + prefix + t.name +
+                  "': expected finite numbers, found one that is not; take an older checkpoint or make the file anew");
+    model.device.upload(buffer + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
+  }
+}
+// Weights from a file, F32, BF16 or F16, the names the released model's.
+template <class Device>
+void load_weights(const std::string& path, DRT<Device>& model) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  check_names(file, model, {""});
+  load_buffer(file, model, model.masters, "");
+  model.weights_changed();
+}
+template <class Device>
+void load_optimizer(const std::string& path, DRT<Device>& model) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  check_names(file, model, {"m.", "v."});
+  load_buffer(file, model, model.m, "m.");
+  load_buffer(file, model, model.v, "v.");
+}
+
+
+// Plans and allocates activations for B rows of T slots. Where they and the model do not fit, an Error that says which
+// B would.
+template <class Device>
+void allocate_or_explain(DRT<Device>& model, int64_t B, int64_t T) {
+  const int64_t room = model.device.free_bytes();
+  auto needed = [&](int64_t rows) {
+    model.plan(rows, T);
+    return model.model_memory().total_bytes() + model.activation_memory().total_bytes();
+  };
+  if (const int64_t n_bytes = needed(B); n_bytes > room) {
+    int64_t fits = 0;  // by bisection: fits rows do, too_many do not
+    for (int64_t too_many = B; too_many - fits > 1;) {
+      const int64_t middle = fits + (too_many - fits) / 2;
+      (needed(middle) > room ? too_many : fits) = middle;
+    }
+    throw Error(str("the model and ", B, " rows of ", T, " slots need ", mebibytes(n_bytes), ", ", mebibytes(room),
+                    " are free; ") +
+                (fits ? str("--micro-batch ", fits, " fits")
+                      : std::string("not even one row fits: use fewer --chunks or a smaller model")) +
+                (model.recompute == Recompute::layers ? "" : "; in training --recompute layers needs less"));
+  }
+  model.allocate();
+  model.commit_activations();
+}
+
+}  // namespace gca
