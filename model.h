@@ -252,342 +252,55 @@ struct DRT {
   float* slot_weight = nullptr;
   const act* top = nullptr;  // the last layer's output
 
-  DRT(Device& device_, const Config& config_, Use use_ = Use::training)
-      : device(device_),
-        config(config_.validated()),
-        table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))),
-        use(use_) {
-    model_.want(masters, "weights", table.size);
-    if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", table.size);
-    if (use == Use::training) {
-      model_.want(gradient, "gradients", table.size);
-      model_.want(m, "Adam's first moment", table.size);
-      model_.want(v, "Adam's second moment", table.size);
-    }
-    model_.want(state, "step state", 1);
-  }
-  ~DRT() {
-    activations_.release(device);
-    model_.release(device);
-  }
+  DRT(Device& device_, const Config& config_, Use use_ = Use::training);
+  ~DRT();
   DRT(const DRT&) = delete;
   DRT& operator=(const DRT&) = delete;
 
   // Allocates the model's own buffers, all zero. Before it, model_memory() tells what that takes.
-  void allocate() {
-    model_.commit(device);
-    device.zero(masters, model_.total_bytes());
-    if constexpr (Device::weights_are_masters) weights = masters;
-  }
+  void allocate();
   const Arena& model_memory() const { return model_; }
   const Arena& activation_memory() const { return activations_; }
 
   // Lays out the activations for passes of up to B rows of T slots; commit_activations() then allocates them.
-  void plan(int64_t B, int64_t T) {
-    activations_.release(device);
-    const Config& c = config;
-    const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk,
-                  V = table.padded_vocab;
-    GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found ", T, " slots");
-    // More than all numbers below together; so none of their products can pass 63 bits.
-    const double slot =
-        static_cast<double>(c.lower + c.upper() + c.encoder + 4) *
-        (16.0 * static_cast<double>(D) + 4.0 * static_cast<double>(F) + 4.0 * static_cast<double>(c.heads * K));
-    if (static_cast<double>(RC) * slot > 0x1p58)
-      throw Error(str(B, " rows of ", T,
-                      " slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones (--chunks) "
-                      "or a smaller model"));
-    max_rows_ = R;
-    auto want = [&](auto*& pointer, const std::string& name, int64_t count) {
-      activations_.want(pointer, name, count);
-    };
-    want(token, "tokens", R);
-    want(target, "targets", R);
-    want(slot_weight, "loss weights", R);
-    want(embedded, "embedding", R * D);
-    auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& layers,
-                          size_t i) {
-      l = {};
-      l.at = at;
-      const std::string name = str(layers, " ", i);
-      // Computed anew from that setting on, and in inference: then for the layer at work only.
-      auto part = [&](auto*& pointer, Recompute anew_from, const char* what, int64_t count) {
-        if (use == Use::training && recompute < anew_from) want(pointer, name + what, count);
-        else activations_.want_shared(pointer, std::string("layer at work") + what, count);
-      };
-      auto kept = [&](auto*& pointer, const char* what, int64_t count) {
-        if (use == Use::training) want(pointer, name + what, count);
-        else activations_.want_shared(pointer, layers + what, count);
-      };
-      part(l.n1, Recompute::norms, " n1", rows * D);
-      part(l.rstd1, Recompute::layers, " rstd1", rows);
-      part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
-      part(l.attended, Recompute::layers, " attention", rows * D);
-      part(l.lse, Recompute::layers, " attention lse", rows * c.heads);
-      part(l.a, Recompute::layers, " a", rows * D);
-      part(l.n2, Recompute::norms, " n2", rows * D);
-      part(l.rstd2, Recompute::layers, " rstd2", rows);
-      part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F);
-      part(l.h, Recompute::norms, " h", rows * F);
-      kept(l.out, " out", rows * D);
-      if (kind != Kind::upper) return;
-      part(l.gca_n, Recompute::norms, " gca norm", rows * D);
-      part(l.gca_rstd, Recompute::layers, " gca rstd", rows);
-      kept(l.q, " gca q", rows * D);
-      part(l.fetched, Recompute::layers, " gca out", rows * D);
-      part(l.m, Recompute::layers, " m", rows * D);
-      if (use == Use::inference) return;
-      kept(l.gca_lse, " gca lse", RC * c.heads * K);
-      kept(l.delta, " gca delta", RC * c.heads * K);
-      kept(l.dfetched, " gca dout", rows * D);
-    };
-    auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows,
-                           const std::string& name) {
-      layers.resize(at.size());
-      for (size_t i = 0; i < at.size(); i++) want_layer(layers[i], at[i], kind, rows, name, i);
-    };
-    want_layers(lower, table.lower, Kind::lower, R, "lower");
-    groups.resize(c.groups.size());
-    if (!groups.empty()) {
-      want(enc_in, "encoder in", RC * D);
-      want(enc_in_rstd, "encoder in rstd", RC);
-      want_layers(encoder, table.encoder, Kind::encoder, RC, "encoder");
-      want(enc_out, "encoder out", RC * D);
-      want(enc_out_rstd, "encoder out rstd", RC);
-      want(kv, "ck|cv", RC * 2 * D);
-    }
-    for (size_t g = 0; g < groups.size(); g++) {
-      Group& group = groups[g];
-      const std::string name = str("group ", g);
-      group.lmk_norm = table.lmk_norms[g];
-      want_layers(group.layers, table.upper[g], Kind::upper, R, name + " layer");
-      want(group.r, name + " r", B * C * D);
-      want(group.r_rstd, name + " r rstd", B * C);
-      want(group.pick, name + " picks", B * (C + 1) * K);
-      want(group.w, name + " weights", B * (C + 1) * K);
-      want(group.dw, name + " dweights", B * (C + 1) * K);
-      want(group.start, name + " start", B * (C + 1));
-      want(group.entry, name + " entry", B * C * K);
-    }
-    logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
-    want(final_n, "final norm", R * D);
-    want(final_rstd, "final rstd", R);
-    want(loss, "losses", R);
-    want(logits, "logits", logits_rows_ * V);
-    if (use == Use::inference) return;
-    const int64_t rows = groups.empty() ? R : RC;
-    want(dx_, "dx", rows * D);
-    want(dn_, "dn", rows * D);
-    want(dattended_, "dattention", rows * D);
-    want(dqkv_, "dq|dk|dv", rows * 3 * D);
-    want(dh_, "dh", rows * F);
-    want(dgate_up_, "dgate|dup", rows * 2 * F);
-    if (groups.empty()) return;
-    want(dm_, "dm", rows * D);
-    want(denc_, "dencoder", rows * D);
-    want(dkv_, "dck|dcv", rows * 2 * D);
-    want(dr_, "dr", B * C * D);
-  }
+  void plan(int64_t B, int64_t T);
   void commit_activations() { activations_.commit(device); }
 
   // ---- forward ----------------------------------------------------------------------------------------------------
   // Tokens, targets (negative: none) and loss weights (null: all 1) of rows*slots, host to device; targets may be null.
-  void upload(const int32_t* tokens, const int32_t* targets, const float* loss_weights, int64_t count) {
-    GCA_CHECK(count <= max_rows_, "planned for ", max_rows_, " slots, found ", count);
-    device.upload(token, tokens, count * 4);
-    if (targets) device.upload(target, targets, count * 4);
-    has_weights_ = loss_weights != nullptr;
-    if (has_weights_) device.upload(slot_weight, loss_weights, count * 4);
-  }
+  void upload(const int32_t* tokens, const int32_t* targets, const float* loss_weights, int64_t count);
 
   // The whole body: from the uploaded tokens to final_n = Norm(x), (B*T,D).
-  void forward(const Input& in) {
-    const Config& c = config;
-    const int64_t D = c.width, S = c.chunk, R = in.B * in.T, first_slot = in.stream ? in.stream->slots : 0;
-    GCA_CHECK(R <= max_rows_, "planned for ", max_rows_, " slots, found ", R);
-    GCA_CHECK(in.stream ? in.B == 1 : in.T % S == 0, "rows are whole chunks, or one row is read in segments");
-    input_ = in;
-    size_t ring = 0;
-    device.embedding_forward(embedded, token, weights + table.embedding, R, D);
-    const act* x = embedded;
-    for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, ring++, nullptr);
-
-    if (!groups.empty()) {
-      // Landmarks among these slots: the chunks that they complete. The memory gets those chunks before anybody
-      // retrieves.
-      const int64_t done = (first_slot + in.T) / S - first_slot / S;
-      encode(x, done, first_slot);
-      for (Group& group : groups) {
-        retrieve(group, x, done, first_slot);
-        for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, ring++, &group);
-        if (in.stream) {  // what the last whole chunk picked serves the slots that follow
-          const size_t g = &group - groups.data();
-          device.copy(in.stream->pick[g], group.pick + done * c.topk, c.topk * static_cast<int64_t>(sizeof(int32_t)));
-          device.copy(in.stream->w[g], group.w + done * c.topk, c.topk * static_cast<int64_t>(sizeof(stat)));
-        }
-      }
-    }
-    top = x;
-    device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, R, D, D, c.eps);
-    if (in.stream) in.stream->slots += in.T;
-  }
+  void forward(const Input& in);
 
   // Logits of rows first .. first + count - 1 into the piece `logits`, rows padded_vocab apart: logits = E Norm(x).
-  void piece_of_logits(int64_t first, int64_t count) {
-    GCA_CHECK(count <= logits_rows_, "a piece holds ", logits_rows_, " rows");
-    device.matmul_forward(logits, final_n + first * config.width, weights + table.embedding, nullptr, count,
-                          config.width, table.padded_vocab);
-  }
+  void piece_of_logits(int64_t first, int64_t count);
   int64_t logits_rows() const { return logits_rows_; }
 
   // Loss of each slot into `loss`, and the sums scale * (weight) * loss into the step state; scale is 1/N, N the number
   // of slots with a target in the whole batch. with_gradient: also dE += and the gradient that backward() starts from.
-  void head(double scale, bool with_gradient) {
-    const int64_t D = config.width, V = table.padded_vocab, R = input_.B * input_.T;
-    const float* slot_weights = has_weights_ ? slot_weight : nullptr;
-    for (int64_t first = 0; first < R; first += logits_rows_) {
-      const int64_t rows = std::min(logits_rows_, R - first);
-      piece_of_logits(first, rows);
-      device.cross_entropy(loss + first, logits, target + first, slot_weights ? slot_weights + first : nullptr,
-                           with_gradient ? scale : 0.0, rows, config.vocab, V);
-      if (!with_gradient) continue;
-      device.matmul_backward_weight(gradient + table.embedding, logits, final_n + first * D, rows, D, V);
-      device.matmul_backward_input(dn_ + first * D, logits, weights + table.embedding, false, rows, D, V);
-    }
-    device.add_loss(state, loss, slot_weights, scale, R);
-  }
+  void head(double scale, bool with_gradient);
 
   // ---- backward ---------------------------------------------------------------------------------------------------
   // After forward() and head(scale, true): the gradients of all weights, +=.
-  void backward() {
-    const Config& c = config;
-    const int64_t B = input_.B, D = c.width, S = c.chunk, R = B * input_.T, C = input_.T / S;
-    int64_t end = table.size;
-    auto ready = [&](int64_t begin) {
-      grads_ready(begin, end);
-      end = begin;
-    };
-    device.rmsnorm_backward(dx_, gradient + table.norm, dn_, top, final_rstd, weights + table.norm, nullptr, nullptr, R,
-                            D, D);
-    ready(table.norm);
-
-    if (!groups.empty()) {
-      const act* lower_out = lower.empty() ? embedded : lower.back().out;
-      const RetrievalShape retrieval = retrieval_shape(C, 0);
-      std::vector<FetchingLayer<act, stat>> fetching;
-      device.zero(denc_, R * D * static_cast<int64_t>(sizeof(act)));
-      for (size_t g = groups.size(); g-- > 0;) {
-        Group& group = groups[g];
-        const act* group_in = g ? groups[g - 1].layers.back().out : lower_out;
-        device.invert_picks(group.start, group.entry, group.pick, B, C, static_cast<int>(c.topk));
-        device.zero(group.dw, B * (C + 1) * c.topk * static_cast<int64_t>(sizeof(stat)));
-        for (size_t i = group.layers.size(); i-- > 0;) {
-          layer_backward(group.layers[i], Kind::upper, i ? group.layers[i - 1].out : group_in, dx_, R, &group);
-          fetching.push_back({group.layers[i].q, group.layers[i].dfetched, group.layers[i].gca_lse,
-                              group.layers[i].delta, group.w, group.start, group.entry});
-          if (i) ready(group.layers[i].at.begin);
-        }
-        // r = Norm_g(x at the landmarks), score = r . L: both ends of the retrieval
-        device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start,
-                                        group.entry, group.r, enc_out + (S - 1) * D, retrieval);
-        device.rmsnorm_backward(dx_ + (S - 1) * D, gradient + group.lmk_norm, dr_, group_in + (S - 1) * D, group.r_rstd,
-                                weights + group.lmk_norm, dx_ + (S - 1) * D, nullptr, B * C, D, S * D);
-        ready(group.lmk_norm);
-      }
-      // CK | CV = Wkv h, L = h at the landmark: their gradients meet in the encoder's output
-      device.gca_backward_memory(dkv_, fetching.data(), static_cast<int>(fetching.size()), kv, gca_shape());
-      device.matmul_backward_weight(gradient + table.chunk_kv, dkv_, enc_out, R, D, 2 * D);
-      device.matmul_backward_input(denc_, dkv_, weights + table.chunk_kv, true, R, D, 2 * D);
-      const act* enc_top = encoder.empty() ? enc_in : encoder.back().out;
-      device.rmsnorm_backward(denc_, gradient + table.enc_norm, denc_, enc_top, enc_out_rstd, weights + table.enc_norm,
-                              nullptr, nullptr, R, D, D);
-      for (size_t i = encoder.size(); i-- > 0;)
-        layer_backward(encoder[i], Kind::encoder, i ? encoder[i - 1].out : enc_in, denc_, R, nullptr);
-      device.rmsnorm_backward(dx_, gradient + table.enc_prenorm, denc_, lower_out, enc_in_rstd,
-                              weights + table.enc_prenorm, dx_, nullptr, R, D, D);
-      ready(table.enc_prenorm);
-    }
-    for (size_t i = lower.size(); i-- > 0;) {
-      layer_backward(lower[i], Kind::lower, i ? lower[i - 1].out : embedded, dx_, R, nullptr);
-      ready(lower[i].at.begin);
-    }
-    device.embedding_backward(gradient + table.embedding, dx_, token, R, D);
-    ready(0);
-  }
+  void backward();
 
   // ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update ---------------
-  void begin_step() {
-    device.zero(gradient, table.size * static_cast<int64_t>(sizeof(grad)));
-    device.begin_step(state);
-  }
-  void update(const AdamW& hyper) {
-    device.end_gradient(state, gradient, table.size, hyper.clip);
-    device.adamw(masters, weights, m, v, gradient, table.segments.data(), static_cast<int64_t>(table.segments.size()),
-                 state, hyper);
-  }
-  StepState step_state() const {
-    StepState copy;
-    device.download(&copy, state, sizeof copy);
-    return copy;
-  }
+  void begin_step();
+  void update(const AdamW& hyper);
+  StepState step_state() const;
 
   // ---- weights in and out -----------------------------------------------------------------------------------------
   // Matrices normal(0, 0.02), gains 1, the same for any backend.
-  void initialise(uint64_t seed, ThreadPool& pool) {
-    std::vector<master> values;
-    for (size_t i = 0; i < table.tensors.size(); i++) {
-      const Tensor& t = table.tensors[i];
-      values.assign(t.size(), master(1));
-      if (t.columns)
-        pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
-          for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096);
-               j += 2) {  // Box and Muller: two at a time
-            const Philox bits = philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32),
-                                       static_cast<uint32_t>(i));
-            const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))),
-                         angle = 6.283185307179586 * uniform_open(bits.word[1]);
-            values[j] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
-            if (j + 1 < t.size()) values[j + 1] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
-          }
-        });
-      device.upload(masters + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
-    }
-    weights_changed();
-  }
+  void initialise(uint64_t seed, ThreadPool& pool);
   // After masters were written from outside.
-  void weights_changed() {
-    if constexpr (!Device::weights_are_masters) device.cast_weights(weights, masters, table.size);
-  }
+  void weights_changed();
 
   // A stream that holds up to `chunks` chunks. plan() lays out its memory, open() allocates it too.
-  void open(StreamState& stream, int64_t chunks) {
-    plan(stream, chunks);
-    stream.arena.commit(device);
-    rewind(stream);
-  }
-  void plan(StreamState& stream, int64_t chunks) {
-    const int64_t D = config.width;
-    stream.capacity = chunks;
-    stream.rings.assign(config.lower + config.upper(), nullptr);
-    for (act*& ring : stream.rings) stream.arena.want(ring, "window", config.window * 2 * D);
-    stream.pick.assign(config.groups.size(), nullptr);
-    stream.w.assign(config.groups.size(), nullptr);
-    for (size_t g = 0; g < config.groups.size(); g++) {
-      stream.arena.want(stream.pick[g], "picks", config.topk);
-      stream.arena.want(stream.w[g], "weights", config.topk);
-    }
-    if (!config.groups.empty()) {
-      stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
-      stream.arena.want(stream.landmarks, "landmarks", chunks * D);
-      stream.arena.want(stream.chunk, "chunk", config.chunk * D);
-    }
-  }
+  void open(StreamState& stream, int64_t chunks);
+  void plan(StreamState& stream, int64_t chunks);
   // Begins a new row: the chunk before it has picked nothing.
-  void rewind(StreamState& stream) {
-    stream.slots = 0;
-    for (size_t g = 0; g < stream.pick.size(); g++)
-      device.no_pick(stream.pick[g], stream.w[g], 1, 0, static_cast<int>(config.topk));
-  }
+  void rewind(StreamState& stream);
   void close(StreamState& stream) { stream.arena.release(device); }
 
  private:
@@ -600,168 +313,516 @@ struct DRT {
   act *dx_ = nullptr, *dn_ = nullptr, *dattended_ = nullptr, *dqkv_ = nullptr, *dh_ = nullptr, *dgate_up_ = nullptr;
   act *dm_ = nullptr, *denc_ = nullptr, *dkv_ = nullptr, *dr_ = nullptr;
 
-  SlidingShape sliding_shape() const {
-    return {input_.B,
-            input_.T,
-            static_cast<int>(config.heads),
-            static_cast<int>(config.head_size()),
-            config.window,
-            input_.stream ? input_.stream->slots : 0};
-  }
-  ChunkShape chunk_shape(int64_t rows) const {
-    return {rows / config.chunk, static_cast<int>(config.chunk), static_cast<int>(config.heads),
-            static_cast<int>(config.head_size())};
-  }
-  GcaShape gca_shape() const {
-    const StreamState* stream = input_.stream;
-    const int H = static_cast<int>(config.heads), d = static_cast<int>(config.head_size()),
-              S = static_cast<int>(config.chunk);
-    const int64_t M = stream ? stream->capacity : input_.T / S, first_slot = stream ? stream->slots : 0;
-    return {input_.B, input_.T, H, d, S, static_cast<int>(config.topk), M, first_slot, config.null_slot};
-  }
-  RetrievalShape retrieval_shape(int64_t done, int64_t first_slot) const {
-    const bool stream = input_.stream != nullptr;
-    const int64_t D = config.width, S = config.chunk;
-    return {input_.B,
-            done,
-            static_cast<int>(D),
-            static_cast<int>(config.topk),
-            first_slot / S,
-            stream ? D : S * D,
-            stream ? 0 : input_.T * D};
-  }
+  SlidingShape sliding_shape() const;
+  ChunkShape chunk_shape(int64_t rows) const;
+  GcaShape gca_shape() const;
+  RetrievalShape retrieval_shape(int64_t done, int64_t first_slot) const;
 
   double eps_of(Kind kind) const { return kind == Kind::encoder ? Config::encoder_eps : config.eps; }
 
-  // One layer of any kind; returns its output, (rows,D).
-  //   a = x + Wo Attention(Wqkv Norm(x));  upper: m = a + Wo' GCA(Wq' Norm(a)), else m = a;  out = a + MLP(Norm(m))
-  act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group) {
-    layer_inside(l, kind, x, rows, ring, group);
-    device.matmul_forward(l.out, l.h, weights + l.at.down, l.a, rows, config.ffn, config.width);
-    return l.out;
-  }
-  // All but the last product: up to h = SwiGLU(Wgate_up Norm(m)).
-  void layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group) {
-    const int64_t D = config.width, F = config.ffn;
-    const double eps = eps_of(kind);
-    const weight* w = weights;
-    device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps);
-    device.matmul_forward(l.qkv, l.n1, w + l.at.qkv, nullptr, rows, D, 3 * D);
-    if (kind == Kind::encoder) {
-      device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
-    } else {
-      act* window = input_.stream ? input_.stream->rings[ring] : nullptr;
-      device.sliding_attention_forward(l.attended, l.lse, l.qkv, window, sliding_shape());
-      if (window) device.ring_append(window, l.qkv, sliding_shape());
-    }
-    device.matmul_forward(l.a, l.attended, w + l.at.o, x, rows, D, D);
-    const act* m = l.a;
-    if (kind == Kind::upper) {
-      device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps);
-      device.matmul_forward(l.q, l.gca_n, w + l.at.gca_q, nullptr, rows, D, D);
-      device.gca_forward(l.fetched, l.gca_lse, l.q, input_.stream ? input_.stream->kv : kv, group->pick, group->w,
-                         gca_shape());
-      device.matmul_forward(l.m, l.fetched, w + l.at.gca_o, l.a, rows, D, D);
-      m = l.m;
-    }
-    device.rmsnorm_forward(l.n2, l.rstd2, m, w + l.at.norm2, rows, D, D, eps);
-    device.matmul_forward(l.gate_up, l.n2, w + l.at.gate_up, nullptr, rows, D, 2 * F);
-    device.swiglu_forward(l.h, l.gate_up, rows, F);
-  }
+  act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group);
+  void layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group);
 
-  // What layer_backward reads and recompute did not keep.
-  void layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group) {
-    if (recompute == Recompute::none) return;
-    if (recompute == Recompute::layers) return layer_inside(l, kind, x, rows, 0, group);
-    const int64_t D = config.width;
-    const weight* w = weights;
-    device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps_of(kind));
-    if (kind == Kind::upper)
-      device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps_of(kind));
-    device.rmsnorm_forward(l.n2, l.rstd2, kind == Kind::upper ? l.m : l.a, w + l.at.norm2, rows, D, D, eps_of(kind));
-    device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
-  }
+  void layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group);
 
-  // dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.
-  void layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group) {
-    const int64_t D = config.width, F = config.ffn;
-    const weight* w = weights;
-    grad* g = gradient;
-    layer_anew(l, kind, x, rows, group);
-    const act* m = kind == Kind::upper ? l.m : l.a;
-    // out = a + Wdown swiglu(Wgate_up Norm(m))
-    device.matmul_backward_weight(g + l.at.down, dx, l.h, rows, F, D);
-    device.matmul_backward_input(dh_, dx, w + l.at.down, false, rows, F, D);
-    device.swiglu_backward(dgate_up_, dh_, l.gate_up, rows, F);
-    device.matmul_backward_weight(g + l.at.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
-    device.matmul_backward_input(dn_, dgate_up_, w + l.at.gate_up, false, rows, D, 2 * F);
-    if (kind == Kind::upper) {
-      // m = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The stream carries a: dx goes round m, not through it.
-      device.rmsnorm_backward(dm_, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, nullptr, nullptr, rows, D, D);
-      device.matmul_backward_weight(g + l.at.gca_o, dm_, l.fetched, rows, D, D);
-      device.matmul_backward_input(l.dfetched, dm_, w + l.at.gca_o, false, rows, D, D);
-      device.gca_backward_query(dattended_, group->dw, l.delta, l.dfetched, l.q, kv, l.gca_lse, group->pick, group->w,
-                                gca_shape());
-      device.matmul_backward_weight(g + l.at.gca_q, dattended_, l.gca_n, rows, D, D);
-      device.matmul_backward_input(dn_, dattended_, w + l.at.gca_q, false, rows, D, D);
-      device.rmsnorm_backward(dx, g + l.at.gca_norm, dn_, l.a, l.gca_rstd, w + l.at.gca_norm, dx, dm_, rows, D, D);
-    } else {
-      device.rmsnorm_backward(dx, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, dx, nullptr, rows, D, D);
-    }
-    // a = x + Wo Attention(Wqkv Norm(x))
-    device.matmul_backward_weight(g + l.at.o, dx, l.attended, rows, D, D);
-    device.matmul_backward_input(dattended_, dx, w + l.at.o, false, rows, D, D);
-    if (kind == Kind::encoder)
-      device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
-    else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
-    device.matmul_backward_weight(g + l.at.qkv, dqkv_, l.n1, rows, D, 3 * D);
-    device.matmul_backward_input(dn_, dqkv_, w + l.at.qkv, false, rows, D, 3 * D);
-    device.rmsnorm_backward(dx, g + l.at.norm1, dn_, x, l.rstd1, w + l.at.norm1, dx, nullptr, rows, D, D);
-  }
+  void layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group);
 
-  // The chunk encoder over the chunks that these slots complete: enc_out, and CK | CV into kv or the stream's memory.
-  void encode(const act* x, int64_t done, int64_t first_slot) {
-    const int64_t D = config.width, S = config.chunk;
-    StreamState* stream = input_.stream;
-    const act* chunks = x;  // (done,S,D)
-    if (stream && (first_slot % S || input_.T % S)) {
-      GCA_CHECK(first_slot % S + input_.T <= S, "a segment is whole chunks, or slots of one chunk");
-      device.copy_rows(stream->chunk + first_slot % S * D, D, x, D, input_.T, D);
-      chunks = stream->chunk;
-    }
-    const int64_t N = input_.B * done, rows = N * S;
-    if (!N) return;
-    if (stream) GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds ", stream->capacity, " chunks");
-    device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
-    const act* h = enc_in;
-    for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, 0, nullptr);
-    device.rmsnorm_forward(enc_out, enc_out_rstd, h, weights + table.enc_norm, rows, D, D, Config::encoder_eps);
-    act* memory = stream ? stream->kv + first_slot / S * S * 2 * D : kv;
-    device.matmul_forward(memory, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);
-    device.zero_landmarks(memory, N, S, D);
-    if (stream) device.copy_rows(stream->landmarks + first_slot / S * D, D, enc_out + (S - 1) * D, S * D, done, D);
-  }
+  void encode(const act* x, int64_t done, int64_t first_slot);
 
-  // The picks of the chunks that these slots complete, from x at their landmarks as it enters the group.
-  void retrieve(Group& group, const act* x, int64_t done, int64_t first_slot) {
-    const int64_t D = config.width, S = config.chunk;
-    const size_t g = &group - groups.data();
-    if (input_.stream) {
-      device.copy(group.pick, input_.stream->pick[g], config.topk * static_cast<int64_t>(sizeof(int32_t)));
-      device.copy(group.w, input_.stream->w[g], config.topk * static_cast<int64_t>(sizeof(stat)));
-    } else {
-      device.no_pick(group.pick, group.w, input_.B, done, static_cast<int>(config.topk));
-    }
-    if (!done) return;
-    device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - first_slot % S) * D, weights + group.lmk_norm,
-                           input_.B * done, D, S * D, config.eps);
-    Selection selection = input_.selection;
-    selection.group = static_cast<int>(g);
-    if (selection.given_noise) selection.given_noise += selection.group * input_.B * done * done;
-    const act* landmarks = input_.stream ? input_.stream->landmarks : enc_out + (S - 1) * D;
-    device.chunk_retrieval_forward(group.pick, group.w, group.r, landmarks, retrieval_shape(done, first_slot),
-                                   selection);
-  }
+  void retrieve(Group& group, const act* x, int64_t done, int64_t first_slot);
 };
+
+template <class Device>
+DRT<Device>::DRT(Device& device_, const Config& config_, Use use_)
+    : device(device_),
+      config(config_.validated()),
+      table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))),
+      use(use_) {
+  model_.want(masters, "weights", table.size);
+  if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", table.size);
+  if (use == Use::training) {
+    model_.want(gradient, "gradients", table.size);
+    model_.want(m, "Adam's first moment", table.size);
+    model_.want(v, "Adam's second moment", table.size);
+  }
+  model_.want(state, "step state", 1);
+}
+template <class Device>
+DRT<Device>::~DRT() {
+  activations_.release(device);
+  model_.release(device);
+}
+template <class Device>
+void DRT<Device>::allocate() {
+  model_.commit(device);
+  device.zero(masters, model_.total_bytes());
+  if constexpr (Device::weights_are_masters) weights = masters;
+}
+template <class Device>
+void DRT<Device>::plan(int64_t B, int64_t T) {
+  activations_.release(device);
+  const Config& c = config;
+  const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk,
+                V = table.padded_vocab;
+  GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found ", T, " slots");
+  // More than all numbers below together; so none of their products can pass 63 bits.
+  const double slot =
+      static_cast<double>(c.lower + c.upper() + c.encoder + 4) *
+      (16.0 * static_cast<double>(D) + 4.0 * static_cast<double>(F) + 4.0 * static_cast<double>(c.heads * K));
+  if (static_cast<double>(RC) * slot > 0x1p58)
+    throw Error(str(B, " rows of ", T,
+                    " slots of this model need over 2^58 numbers of memory: use fewer rows, shorter ones (--chunks) "
+                    "or a smaller model"));
+  max_rows_ = R;
+  auto want = [&](auto*& pointer, const std::string& name, int64_t count) { activations_.want(pointer, name, count); };
+  want(token, "tokens", R);
+  want(target, "targets", R);
+  want(slot_weight, "loss weights", R);
+  want(embedded, "embedding", R * D);
+  auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& layers,
+                        size_t i) {
+    l = {};
+    l.at = at;
+    const std::string name = str(layers, " ", i);
+    // Computed anew from that setting on, and in inference: then for the layer at work only.
+    auto part = [&](auto*& pointer, Recompute anew_from, const char* what, int64_t count) {
+      if (use == Use::training && recompute < anew_from) want(pointer, name + what, count);
+      else activations_.want_shared(pointer, std::string("layer at work") + what, count);
+    };
+    auto kept = [&](auto*& pointer, const char* what, int64_t count) {
+      if (use == Use::training) want(pointer, name + what, count);
+      else activations_.want_shared(pointer, layers + what, count);
+    };
+    part(l.n1, Recompute::norms, " n1", rows * D);
+    part(l.rstd1, Recompute::layers, " rstd1", rows);
+    part(l.qkv, Recompute::layers, " q|k|v", rows * 3 * D);
+    part(l.attended, Recompute::layers, " attention", rows * D);
+    part(l.lse, Recompute::layers, " attention lse", rows * c.heads);
+    part(l.a, Recompute::layers, " a", rows * D);
+    part(l.n2, Recompute::norms, " n2", rows * D);
+    part(l.rstd2, Recompute::layers, " rstd2", rows);
+    part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F);
+    part(l.h, Recompute::norms, " h", rows * F);
+    kept(l.out, " out", rows * D);
+    if (kind != Kind::upper) return;
+    part(l.gca_n, Recompute::norms, " gca norm", rows * D);
+    part(l.gca_rstd, Recompute::layers, " gca rstd", rows);
+    kept(l.q, " gca q", rows * D);
+    part(l.fetched, Recompute::layers, " gca out", rows * D);
+    part(l.m, Recompute::layers, " m", rows * D);
+    if (use == Use::inference) return;
+    kept(l.gca_lse, " gca lse", RC * c.heads * K);
+    kept(l.delta, " gca delta", RC * c.heads * K);
+    kept(l.dfetched, " gca dout", rows * D);
+  };
+  auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows,
+                         const std::string& name) {
+    layers.resize(at.size());
+    for (size_t i = 0; i < at.size(); i++) want_layer(layers[i], at[i], kind, rows, name, i);
+  };
+  want_layers(lower, table.lower, Kind::lower, R, "lower");
+  groups.resize(c.groups.size());
+  if (!groups.empty()) {
+    want(enc_in, "encoder in", RC * D);
+    want(enc_in_rstd, "encoder in rstd", RC);
+    want_layers(encoder, table.encoder, Kind::encoder, RC, "encoder");
+    want(enc_out, "encoder out", RC * D);
+    want(enc_out_rstd, "encoder out rstd", RC);
+    want(kv, "ck|cv", RC * 2 * D);
+  }
+  for (size_t g = 0; g < groups.size(); g++) {
+    Group& group = groups[g];
+    const std::string name = str("group ", g);
+    group.lmk_norm = table.lmk_norms[g];
+    want_layers(group.layers, table.upper[g], Kind::upper, R, name + " layer");
+    want(group.r, name + " r", B * C * D);
+    want(group.r_rstd, name + " r rstd", B * C);
+    want(group.pick, name + " picks", B * (C + 1) * K);
+    want(group.w, name + " weights", B * (C + 1) * K);
+    want(group.dw, name + " dweights", B * (C + 1) * K);
+    want(group.start, name + " start", B * (C + 1));
+    want(group.entry, name + " entry", B * C * K);
+  }
+  logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
+  want(final_n, "final norm", R * D);
+  want(final_rstd, "final rstd", R);
+  want(loss, "losses", R);
+  want(logits, "logits", logits_rows_ * V);
+  if (use == Use::inference) return;
+  const int64_t rows = groups.empty() ? R : RC;
+  want(dx_, "dx", rows * D);
+  want(dn_, "dn", rows * D);
+  want(dattended_, "dattention", rows * D);
+  want(dqkv_, "dq|dk|dv", rows * 3 * D);
+  want(dh_, "dh", rows * F);
+  want(dgate_up_, "dgate|dup", rows * 2 * F);
+  if (groups.empty()) return;
+  want(dm_, "dm", rows * D);
+  want(denc_, "dencoder", rows * D);
+  want(dkv_, "dck|dcv", rows * 2 * D);
+  want(dr_, "dr", B * C * D);
+}
+
+// ---- forward ----------------------------------------------------------------------------------------------------
+template <class Device>
+void DRT<Device>::upload(const int32_t* tokens, const int32_t* targets, const float* loss_weights, int64_t count) {
+  GCA_CHECK(count <= max_rows_, "planned for ", max_rows_, " slots, found ", count);
+  device.upload(token, tokens, count * 4);
+  if (targets) device.upload(target, targets, count * 4);
+  has_weights_ = loss_weights != nullptr;
+  if (has_weights_) device.upload(slot_weight, loss_weights, count * 4);
+}
+template <class Device>
+void DRT<Device>::forward(const Input& in) {
+  const Config& c = config;
+  const int64_t D = c.width, S = c.chunk, R = in.B * in.T, first_slot = in.stream ? in.stream->slots : 0;
+  GCA_CHECK(R <= max_rows_, "planned for ", max_rows_, " slots, found ", R);
+  GCA_CHECK(in.stream ? in.B == 1 : in.T % S == 0, "rows are whole chunks, or one row is read in segments");
+  input_ = in;
+  size_t ring = 0;
+  device.embedding_forward(embedded, token, weights + table.embedding, R, D);
+  const act* x = embedded;
+  for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, ring++, nullptr);
+
+  if (!groups.empty()) {
+    // Landmarks among these slots: the chunks that they complete. The memory gets those chunks before anybody
+    // retrieves.
+    const int64_t done = (first_slot + in.T) / S - first_slot / S;
+    encode(x, done, first_slot);
+    for (Group& group : groups) {
+      retrieve(group, x, done, first_slot);
+      for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, ring++, &group);
+      if (in.stream) {  // what the last whole chunk picked serves the slots that follow
+        const size_t g = &group - groups.data();
+        device.copy(in.stream->pick[g], group.pick + done * c.topk, c.topk * static_cast<int64_t>(sizeof(int32_t)));
+        device.copy(in.stream->w[g], group.w + done * c.topk, c.topk * static_cast<int64_t>(sizeof(stat)));
+      }
+    }
+  }
+  top = x;
+  device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, R, D, D, c.eps);
+  if (in.stream) in.stream->slots += in.T;
+}
+template <class Device>
+void DRT<Device>::piece_of_logits(int64_t first, int64_t count) {
+  GCA_CHECK(count <= logits_rows_, "a piece holds ", logits_rows_, " rows");
+  device.matmul_forward(logits, final_n + first * config.width, weights + table.embedding, nullptr, count, config.width,
+                        table.padded_vocab);
+}
+template <class Device>
+void DRT<Device>::head(double scale, bool with_gradient) {
+  const int64_t D = config.width, V = table.padded_vocab, R = input_.B * input_.T;
+  const float* slot_weights = has_weights_ ? slot_weight : nullptr;
+  for (int64_t first = 0; first < R; first += logits_rows_) {
+    const int64_t rows = std::min(logits_rows_, R - first);
+    piece_of_logits(first, rows);
+    device.cross_entropy(loss + first, logits, target + first, slot_weights ? slot_weights + first : nullptr,
+                         with_gradient ? scale : 0.0, rows, config.vocab, V);
+    if (!with_gradient) continue;
+    device.matmul_backward_weight(gradient + table.embedding, logits, final_n + first * D, rows, D, V);
+    device.matmul_backward_input(dn_ + first * D, logits, weights + table.embedding, false, rows, D, V);
+  }
+  device.add_loss(state, loss, slot_weights, scale, R);
+}
+
+// ---- backward ---------------------------------------------------------------------------------------------------
+template <class Device>
+void DRT<Device>::backward() {
+  const Config& c = config;
+  const int64_t B = input_.B, D = c.width, S = c.chunk, R = B * input_.T, C = input_.T / S;
+  int64_t end = table.size;
+  auto ready = [&](int64_t begin) {
+    grads_ready(begin, end);
+    end = begin;
+  };
+  device.rmsnorm_backward(dx_, gradient + table.norm, dn_, top, final_rstd, weights + table.norm, nullptr, nullptr, R,
+                          D, D);
+  ready(table.norm);
+
+  if (!groups.empty()) {
+    const act* lower_out = lower.empty() ? embedded : lower.back().out;
+    const RetrievalShape retrieval = retrieval_shape(C, 0);
+    std::vector<FetchingLayer<act, stat>> fetching;
+    device.zero(denc_, R * D * static_cast<int64_t>(sizeof(act)));
+    for (size_t g = groups.size(); g-- > 0;) {
+      Group& group = groups[g];
+      const act* group_in = g ? groups[g - 1].layers.back().out : lower_out;
+      device.invert_picks(group.start, group.entry, group.pick, B, C, static_cast<int>(c.topk));
+      device.zero(group.dw, B * (C + 1) * c.topk * static_cast<int64_t>(sizeof(stat)));
+      for (size_t i = group.layers.size(); i-- > 0;) {
+        layer_backward(group.layers[i], Kind::upper, i ? group.layers[i - 1].out : group_in, dx_, R, &group);
+        fetching.push_back({group.layers[i].q, group.layers[i].dfetched, group.layers[i].gca_lse, group.layers[i].delta,
+                            group.w, group.start, group.entry});
+        if (i) ready(group.layers[i].at.begin);
+      }
+      // r = Norm_g(x at the landmarks), score = r . L: both ends of the retrieval
+      device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start, group.entry,
+                                      group.r, enc_out + (S - 1) * D, retrieval);
+      device.rmsnorm_backward(dx_ + (S - 1) * D, gradient + group.lmk_norm, dr_, group_in + (S - 1) * D, group.r_rstd,
+                              weights + group.lmk_norm, dx_ + (S - 1) * D, nullptr, B * C, D, S * D);
+      ready(group.lmk_norm);
+    }
+    // CK | CV = Wkv h, L = h at the landmark: their gradients meet in the encoder's output
+    device.gca_backward_memory(dkv_, fetching.data(), static_cast<int>(fetching.size()), kv, gca_shape());
+    device.matmul_backward_weight(gradient + table.chunk_kv, dkv_, enc_out, R, D, 2 * D);
+    device.matmul_backward_input(denc_, dkv_, weights + table.chunk_kv, true, R, D, 2 * D);
+    const act* enc_top = encoder.empty() ? enc_in : encoder.back().out;
+    device.rmsnorm_backward(denc_, gradient + table.enc_norm, denc_, enc_top, enc_out_rstd, weights + table.enc_norm,
+                            nullptr, nullptr, R, D, D);
+    for (size_t i = encoder.size(); i-- > 0;)
+      layer_backward(encoder[i], Kind::encoder, i ? encoder[i - 1].out : enc_in, denc_, R, nullptr);
+    device.rmsnorm_backward(dx_, gradient + table.enc_prenorm, denc_, lower_out, enc_in_rstd,
+                            weights + table.enc_prenorm, dx_, nullptr, R, D, D);
+    ready(table.enc_prenorm);
+  }
+  for (size_t i = lower.size(); i-- > 0;) {
+    layer_backward(lower[i], Kind::lower, i ? lower[i - 1].out : embedded, dx_, R, nullptr);
+    ready(lower[i].at.begin);
+  }
+  device.embedding_backward(gradient + table.embedding, dx_, token, R, D);
+  ready(0);
+}
+
+// ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update ---------------
+template <class Device>
+void DRT<Device>::begin_step() {
+  device.zero(gradient, table.size * static_cast<int64_t>(sizeof(grad)));
+  device.begin_step(state);
+}
+template <class Device>
+void DRT<Device>::update(const AdamW& hyper) {
+  device.end_gradient(state, gradient, table.size, hyper.clip);
+  device.adamw(masters, weights, m, v, gradient, table.segments.data(), static_cast<int64_t>(table.segments.size()),
+               state, hyper);
+}
+template <class Device>
+StepState DRT<Device>::step_state() const {
+  StepState copy;
+  device.download(&copy, state, sizeof copy);
+  return copy;
+}
+
+// ---- weights in and out -----------------------------------------------------------------------------------------
+template <class Device>
+void DRT<Device>::initialise(uint64_t seed, ThreadPool& pool) {
+  std::vector<master> values;
+  for (size_t i = 0; i < table.tensors.size(); i++) {
+    const Tensor& t = table.tensors[i];
+    values.assign(t.size(), master(1));
+    if (t.columns)
+      pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
+        for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096);
+             j += 2) {  // Box and Muller: two at a time
+          const Philox bits = philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32),
+                                     static_cast<uint32_t>(i));
+          const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))),
+                       angle = 6.283185307179586 * uniform_open(bits.word[1]);
+          values[j] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
+          if (j + 1 < t.size()) values[j + 1] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
+        }
+      });
+    device.upload(masters + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
+  }
+  weights_changed();
+}
+template <class Device>
+void DRT<Device>::weights_changed() {
+  if constexpr (!Device::weights_are_masters) device.cast_weights(weights, masters, table.size);
+}
+template <class Device>
+void DRT<Device>::open(StreamState& stream, int64_t chunks) {
+  plan(stream, chunks);
+  stream.arena.commit(device);
+  rewind(stream);
+}
+template <class Device>
+void DRT<Device>::plan(StreamState& stream, int64_t chunks) {
+  const int64_t D = config.width;
+  stream.capacity = chunks;
+  stream.rings.assign(config.lower + config.upper(), nullptr);
+  for (act*& ring : stream.rings) stream.arena.want(ring, "window", config.window * 2 * D);
+  stream.pick.assign(config.groups.size(), nullptr);
+  stream.w.assign(config.groups.size(), nullptr);
+  for (size_t g = 0; g < config.groups.size(); g++) {
+    stream.arena.want(stream.pick[g], "picks", config.topk);
+    stream.arena.want(stream.w[g], "weights", config.topk);
+  }
+  if (!config.groups.empty()) {
+    stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
+    stream.arena.want(stream.landmarks, "landmarks", chunks * D);
+    stream.arena.want(stream.chunk, "chunk", config.chunk * D);
+  }
+}
+template <class Device>
+void DRT<Device>::rewind(StreamState& stream) {
+  stream.slots = 0;
+  for (size_t g = 0; g < stream.pick.size(); g++)
+    device.no_pick(stream.pick[g], stream.w[g], 1, 0, static_cast<int>(config.topk));
+}
+template <class Device>
+SlidingShape DRT<Device>::sliding_shape() const {
+  return {input_.B,
+          input_.T,
+          static_cast<int>(config.heads),
+          static_cast<int>(config.head_size()),
+          config.window,
+          input_.stream ? input_.stream->slots : 0};
+}
+template <class Device>
+ChunkShape DRT<Device>::chunk_shape(int64_t rows) const {
+  return {rows / config.chunk, static_cast<int>(config.chunk), static_cast<int>(config.heads),
+          static_cast<int>(config.head_size())};
+}
+template <class Device>
+GcaShape DRT<Device>::gca_shape() const {
+  const StreamState* stream = input_.stream;
+  const int H = static_cast<int>(config.heads), d = static_cast<int>(config.head_size()),
+            S = static_cast<int>(config.chunk);
+  const int64_t M = stream ? stream->capacity : input_.T / S, first_slot = stream ? stream->slots : 0;
+  return {input_.B, input_.T, H, d, S, static_cast<int>(config.topk), M, first_slot, config.null_slot};
+}
+template <class Device>
+RetrievalShape DRT<Device>::retrieval_shape(int64_t done, int64_t first_slot) const {
+  const bool stream = input_.stream != nullptr;
+  const int64_t D = config.width, S = config.chunk;
+  return {input_.B,
+          done,
+          static_cast<int>(D),
+          static_cast<int>(config.topk),
+          first_slot / S,
+          stream ? D : S * D,
+          stream ? 0 : input_.T * D};
+}
+// One layer of any kind; returns its output, (rows,D).
+//   a = x + Wo Attention(Wqkv Norm(x));  upper: m = a + Wo' GCA(Wq' Norm(a)), else m = a;  out = a + MLP(Norm(m))
+template <class Device>
+typename DRT<Device>::act* DRT<Device>::layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring,
+                                                      Group* group) {
+  layer_inside(l, kind, x, rows, ring, group);
+  device.matmul_forward(l.out, l.h, weights + l.at.down, l.a, rows, config.ffn, config.width);
+  return l.out;
+}
+// All but the last product: up to h = SwiGLU(Wgate_up Norm(m)).
+template <class Device>
+void DRT<Device>::layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group) {
+  const int64_t D = config.width, F = config.ffn;
+  const double eps = eps_of(kind);
+  const weight* w = weights;
+  device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps);
+  device.matmul_forward(l.qkv, l.n1, w + l.at.qkv, nullptr, rows, D, 3 * D);
+  if (kind == Kind::encoder) {
+    device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
+  } else {
+    act* window = input_.stream ? input_.stream->rings[ring] : nullptr;
+    device.sliding_attention_forward(l.attended, l.lse, l.qkv, window, sliding_shape());
+    if (window) device.ring_append(window, l.qkv, sliding_shape());
+  }
+  device.matmul_forward(l.a, l.attended, w + l.at.o, x, rows, D, D);
+  const act* m = l.a;
+  if (kind == Kind::upper) {
+    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps);
+    device.matmul_forward(l.q, l.gca_n, w + l.at.gca_q, nullptr, rows, D, D);
+    device.gca_forward(l.fetched, l.gca_lse, l.q, input_.stream ? input_.stream->kv : kv, group->pick, group->w,
+                       gca_shape());
+    device.matmul_forward(l.m, l.fetched, w + l.at.gca_o, l.a, rows, D, D);
+    m = l.m;
+  }
+  device.rmsnorm_forward(l.n2, l.rstd2, m, w + l.at.norm2, rows, D, D, eps);
+  device.matmul_forward(l.gate_up, l.n2, w + l.at.gate_up, nullptr, rows, D, 2 * F);
+  device.swiglu_forward(l.h, l.gate_up, rows, F);
+}
+// What layer_backward reads and recompute did not keep.
+template <class Device>
+void DRT<Device>::layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group) {
+  if (recompute == Recompute::none) return;
+  if (recompute == Recompute::layers) return layer_inside(l, kind, x, rows, 0, group);
+  const int64_t D = config.width;
+  const weight* w = weights;
+  device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps_of(kind));
+  if (kind == Kind::upper)
+    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps_of(kind));
+  device.rmsnorm_forward(l.n2, l.rstd2, kind == Kind::upper ? l.m : l.a, w + l.at.norm2, rows, D, D, eps_of(kind));
+  device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
+}
+// dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.
+template <class Device>
+void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group) {
+  const int64_t D = config.width, F = config.ffn;
+  const weight* w = weights;
+  grad* g = gradient;
+  layer_anew(l, kind, x, rows, group);
+  const act* m = kind == Kind::upper ? l.m : l.a;
+  // out = a + Wdown swiglu(Wgate_up Norm(m))
+  device.matmul_backward_weight(g + l.at.down, dx, l.h, rows, F, D);
+  device.matmul_backward_input(dh_, dx, w + l.at.down, false, rows, F, D);
+  device.swiglu_backward(dgate_up_, dh_, l.gate_up, rows, F);
+  device.matmul_backward_weight(g + l.at.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
+  device.matmul_backward_input(dn_, dgate_up_, w + l.at.gate_up, false, rows, D, 2 * F);
+  if (kind == Kind::upper) {
+    // m = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The stream carries a: dx goes round m, not through it.
+    device.rmsnorm_backward(dm_, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, nullptr, nullptr, rows, D, D);
+    device.matmul_backward_weight(g + l.at.gca_o, dm_, l.fetched, rows, D, D);
+    device.matmul_backward_input(l.dfetched, dm_, w + l.at.gca_o, false, rows, D, D);
+    device.gca_backward_query(dattended_, group->dw, l.delta, l.dfetched, l.q, kv, l.gca_lse, group->pick, group->w,
+                              gca_shape());
+    device.matmul_backward_weight(g + l.at.gca_q, dattended_, l.gca_n, rows, D, D);
+    device.matmul_backward_input(dn_, dattended_, w + l.at.gca_q, false, rows, D, D);
+    device.rmsnorm_backward(dx, g + l.at.gca_norm, dn_, l.a, l.gca_rstd, w + l.at.gca_norm, dx, dm_, rows, D, D);
+  } else {
+    device.rmsnorm_backward(dx, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, dx, nullptr, rows, D, D);
+  }
+  // a = x + Wo Attention(Wqkv Norm(x))
+  device.matmul_backward_weight(g + l.at.o, dx, l.attended, rows, D, D);
+  device.matmul_backward_input(dattended_, dx, w + l.at.o, false, rows, D, D);
+  if (kind == Kind::encoder)
+    device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
+  else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
+  device.matmul_backward_weight(g + l.at.qkv, dqkv_, l.n1, rows, D, 3 * D);
+  device.matmul_backward_input(dn_, dqkv_, w + l.at.qkv, false, rows, D, 3 * D);
+  device.rmsnorm_backward(dx, g + l.at.norm1, dn_, x, l.rstd1, w + l.at.norm1, dx, nullptr, rows, D, D);
+}
+// The chunk encoder over the chunks that these slots complete: enc_out, and CK | CV into kv or the stream's memory.
+template <class Device>
+void DRT<Device>::encode(const act* x, int64_t done, int64_t first_slot) {
+  const int64_t D = config.width, S = config.chunk;
+  StreamState* stream = input_.stream;
+  const act* chunks = x;  // (done,S,D)
+  if (stream && (first_slot % S || input_.T % S)) {
+    GCA_CHECK(first_slot % S + input_.T <= S, "a segment is whole chunks, or slots of one chunk");
+    device.copy_rows(stream->chunk + first_slot % S * D, D, x, D, input_.T, D);
+    chunks = stream->chunk;
+  }
+  const int64_t N = input_.B * done, rows = N * S;
+  if (!N) return;
+  if (stream) GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds ", stream->capacity, " chunks");
+  device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
+  const act* h = enc_in;
+  for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, 0, nullptr);
+  device.rmsnorm_forward(enc_out, enc_out_rstd, h, weights + table.enc_norm, rows, D, D, Config::encoder_eps);
+  act* memory = stream ? stream->kv + first_slot / S * S * 2 * D : kv;
+  device.matmul_forward(memory, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);
+  device.zero_landmarks(memory, N, S, D);
+  if (stream) device.copy_rows(stream->landmarks + first_slot / S * D, D, enc_out + (S - 1) * D, S * D, done, D);
+}
+// The picks of the chunks that these slots complete, from x at their landmarks as it enters the group.
+template <class Device>
+void DRT<Device>::retrieve(Group& group, const act* x, int64_t done, int64_t first_slot) {
+  const int64_t D = config.width, S = config.chunk;
+  const size_t g = &group - groups.data();
+  if (input_.stream) {
+    device.copy(group.pick, input_.stream->pick[g], config.topk * static_cast<int64_t>(sizeof(int32_t)));
+    device.copy(group.w, input_.stream->w[g], config.topk * static_cast<int64_t>(sizeof(stat)));
+  } else {
+    device.no_pick(group.pick, group.w, input_.B, done, static_cast<int>(config.topk));
+  }
+  if (!done) return;
+  device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - first_slot % S) * D, weights + group.lmk_norm,
+                         input_.B * done, D, S * D, config.eps);
+  Selection selection = input_.selection;
+  selection.group = static_cast<int>(g);
+  if (selection.given_noise) selection.given_noise += selection.group * input_.B * done * done;
+  const act* landmarks = input_.stream ? input_.stream->landmarks : enc_out + (S - 1) * D;
+  device.chunk_retrieval_forward(group.pick, group.w, group.r, landmarks, retrieval_shape(done, first_slot), selection);
+}
 
 }  // namespace gca

@@ -41,11 +41,11 @@ REGISTER_LISTENER("counter", 1, Counter);
 int main(int argc, char** argv) {
   if (argc > 1 && std::string(argv[1]) == "--op") {
     if (gca::test::check_op) return gca::test::check_op({argv + 2, argv + argc});
-    print_error("--op needs the tests of the GPU: put nvcc into PATH, then make build/gpu/test_gca\n");
+    gca::print_error("--op needs the tests of the GPU: put nvcc into PATH, then make build/gpu/test_gca\n");
     return 2;
   }
   doctest::Context context(argc, argv);
   const int status = context.run();
-  if (!context.shouldExit()) print(count.passed, " passed, ", count.failed, " failed, ", count.skipped, " skipped\n");
+  if (!context.shouldExit()) gca::print(count.passed, " passed, ", count.failed, " failed, ", count.skipped, " skipped\n");
   return status;
 }

@@ -5,13 +5,9 @@
 #include <cstdio>
 #include <vector>
 
-#include "model.h"
 #include "runtime/run.h"
-#ifdef GCA_CUDA
-#include "gca_kernels.cuh"
-#else
-#include "gca_cpu.h"
-#endif
+#include "cpu/matmul.h"
+#include "runtime/models.h"
 
 using namespace gca;
 

@@ -1,7 +1,7 @@
 // libFuzzer: any bytes as the state of a checkpoint are refused with an Error, or give settings that say themselves
 // again, a model that can be planned, and data that are compared.
 #include "dataloader.h"
-#include "gca_cpu.h"
+#include "runtime/models.h"
 #include "runtime/run.h"
 #include "runtime/weights.h"
 

@@ -1,6 +1,6 @@
 // What the tests of the CPU's ops share: inputs, directions of finite differences, pick tables.
 #pragma once
-#include "gca_cpu.h"
+#include "cpu/backend.h"
 #include "dev/test/test.h"
 
 namespace gca::test {

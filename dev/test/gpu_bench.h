@@ -6,8 +6,7 @@
 #include <map>
 #include <memory>
 
-#include "gca_cpu.h"
-#include "gca_kernels.cuh"
+#include "runtime/models.h"
 #include "dev/test/test.h"
 
 namespace gca::test {

@@ -1,8 +1,7 @@
 // A small model for the CPU's tests, with weights drawn so wide that every path carries signal, a batch for it, and one
 // step.
 #pragma once
-#include "gca_cpu.h"
-#include "model.h"
+#include "runtime/models.h"
 #include "dev/test/test.h"
 
 namespace gca::test {

@@ -67,7 +67,7 @@ void check_multiply(Isa which, Shape s, Layout a, Layout b, bool with_base) {
   CAPTURE(isa_name(which));
   Matrix<real> A(s.M, s.K, a, 1), B(s.K, s.N, b, 2), C(s.M, s.N, Layout::rows, 3), base(s.M, s.N, Layout::rows, 4);
   base.view.row = C.view.row;
-  matmul_detail::multiply(matmul_detail::kernels<real>(which), C.data.data(), C.view.row, A.view, B.view, s.M, s.N, s.K,
+  matmul_detail::multiply(which, C.data.data(), C.view.row, A.view, B.view, s.M, s.N, s.K,
                           with_base ? base.data.data() : nullptr, base.view.row);
   int64_t wrong = 0;
   for (int64_t i = 0; i < s.M; i++)

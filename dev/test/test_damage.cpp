@@ -4,7 +4,7 @@
 #include <map>
 
 #include "dataloader.h"
-#include "gca_cpu.h"
+#include "runtime/models.h"
 #include "runtime/run.h"
 #include "runtime/weights.h"
 #include "commands/verify.h"

@@ -2,7 +2,7 @@
 // twin.
 #include <doctest/doctest.h>
 
-#include "gca_cpu.h"
+#include "runtime/models.h"
 #include "commands/verify.h"
 #include "dev/test/workshop.h"
 

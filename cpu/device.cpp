@@ -1,0 +1,30 @@
+#include "cpu/device.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+
+namespace gca {
+
+void* CpuDevice::allocate(int64_t n_bytes) {
+  const int64_t rounded_bytes = round_up(std::max<int64_t>(n_bytes, 1), alignment_bytes);
+  void* memory = std::aligned_alloc(alignment_bytes, rounded_bytes);
+  if (!memory)
+    throw Error(str("out of memory: ", fixed(static_cast<double>(n_bytes) / (1 << 20), 1),
+                    " MiB asked for; use a smaller --batch, --micro-batch or --chunks"));
+  return memory;
+}
+
+void CpuDevice::release(void* memory) { free(memory); }
+
+int64_t CpuDevice::free_bytes() const {
+  int64_t kibibytes = int64_t{1} << 40;
+  if (FILE* file = fopen("/proc/meminfo", "r")) {
+    for (char line[128]; fgets(line, sizeof line, file);) sscanf(line, "MemAvailable: %" SCNd64, &kibibytes);
+    fclose(file);
+  }
+  return kibibytes * 1024;
+}
+
+}  // namespace gca

@@ -1,0 +1,41 @@
+// The CPU as a device: its threads, and memory in the terms that a GPU's is spoken of.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "base/threads.h"
+#include "ops.h"
+
+namespace gca {
+
+class CpuDevice {
+ public:
+  static constexpr int64_t alignment_bytes = 64;
+  static constexpr int64_t vocab_multiple = 1;      // V is rounded up to it in memory
+  static constexpr int64_t logits_bytes = 8 << 20;  // of a piece of logits: stays in the cache
+
+  explicit CpuDevice(int threads) : pool_(threads) {}
+  ThreadPool& pool() { return pool_; }
+
+  // ---- memory -----------------------------------------------------------------------------------------------------
+  void* allocate(int64_t n_bytes);
+  void release(void* memory);
+  int64_t free_bytes() const;  // what this machine could still give, by Linux's estimate; elsewhere plenty
+  void zero(void* memory, int64_t n_bytes) { memset(memory, 0, n_bytes); }
+  void upload(void* device, const void* host, int64_t n_bytes) { memcpy(device, host, n_bytes); }
+  void download(void* host, const void* device, int64_t n_bytes) { memcpy(host, device, n_bytes); }
+  void copy(void* to, const void* from, int64_t n_bytes) { memcpy(to, from, n_bytes); }  // inside the device
+
+  // The step's figures for the host, without a wait until they are read: a GPU runs ahead meanwhile.
+  struct Snapshot {
+    StepState value;
+  };
+  static constexpr bool runs_ahead = false;
+  void take(Snapshot& snapshot, const StepState* state) { snapshot.value = *state; }
+  StepState read(const Snapshot& snapshot) { return snapshot.value; }
+
+ protected:
+  ThreadPool pool_;
+};
+
+}  // namespace gca
