@@ -15,7 +15,9 @@ LDFLAGS += $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 # clang tells of each `omp simd` loop that it leaves as it is (those of double with e^x); g++ 12 warns of "a" + std::string() where the
 # library inlines it (GCC bug 105651). Conversions that lose something are warned of; a signed size handed on as a size_t is not.
 WARNINGS = -Wall -Wextra -Wconversion $(if $(findstring clang,$(CXX)),-Wcomma -Wno-sign-conversion -Wno-implicit-int-float-conversion -Wno-pass-failed,-Wno-restrict)
-ALL_CXXFLAGS = -std=c++20 -fopenmp-simd $(WARNINGS) $(CXXFLAGS) -fno-math-errno -fno-trapping-math -I. -MMD -MP -pthread $(if $(CI),-Werror)
+ALL_CXXFLAGS = -std=c++20 -fopenmp-simd $(WARNINGS) $(CXXFLAGS) $(EXACT) -fno-math-errno -fno-trapping-math -I. -MMD -MP -pthread $(if $(CI),-Werror)
+# After the user's own: what of fast math common.h cannot see (it refuses the rest).
+EXACT = -fno-unsafe-math-optimizations -fno-associative-math -fno-reciprocal-math
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 # All processors, unless told otherwise with -j.
 ifeq ($(filter -j%,$(MAKEFLAGS)),)

@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
   }
   doctest::Context context(argc, argv);
   const int status = context.run();
-  if (!context.shouldExit()) gca::print(count.passed, " passed, ", count.failed, " failed, ", count.skipped, " skipped\n");
+  if (!context.shouldExit())
+    gca::print(count.passed, " passed, ", count.failed, " failed, ", count.skipped, " skipped\n");
   return status;
 }

@@ -7,6 +7,14 @@
 
 namespace gca {
 
+CpuDevice::CpuDevice(int threads) : pool_(threads) {
+  const volatile float denormal = 1e-40f;
+  if (denormal * 0.5f == 0)
+    throw Error(
+        "this process flushes denormal numbers to zero, so its results would differ from everybody else's: build and "
+        "link without -ffast-math and -Ofast (LDFLAGS too), and leave out preloaded libraries that were built so");
+}
+
 void* CpuDevice::allocate(int64_t n_bytes) {
   const int64_t rounded_bytes = round_up(std::max<int64_t>(n_bytes, 1), alignment_bytes);
   void* memory = std::aligned_alloc(alignment_bytes, rounded_bytes);

@@ -14,7 +14,8 @@ class CpuDevice {
   static constexpr int64_t vocab_multiple = 1;      // V is rounded up to it in memory
   static constexpr int64_t logits_bytes = 8 << 20;  // of a piece of logits: stays in the cache
 
-  explicit CpuDevice(int threads) : pool_(threads) {}
+  // An Error where this process flushes denormal numbers to zero: a flag of the linker or a library may have set that.
+  explicit CpuDevice(int threads);
   ThreadPool& pool() { return pool_; }
 
   // ---- memory -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,28 @@
+#!/bin/sh
+# What must never be in this house: a room that includes what stands above it, lines over 120 columns. Each finding is a
+# line; exit 1 if there is one. Read doc/house.md for the reasons.
+cd "$(dirname "$0")/.." || exit 1
+bad=0
+# never NAME FILES PATTERN: no #include "..." in these files may match the pattern (or, with !PATTERN, fail to match it).
+never() {
+  name=$1 files=$2 pattern=$3
+  case $pattern in
+    !*) found=$(grep -n '^ *#include "' $files | grep -vE "\"(${pattern#!})") ;;
+    *) found=$(grep -nE "^ *#include \"($pattern)" $files) ;;
+  esac
+  [ -z "$found" ] && return
+  echo "$found" | sed "s|^|$name: |"
+  bad=1
+}
+above_model='gca_cpu|cpu/|gca_kernels|kernels/|runtime/|commands/'
+never 'base/ knows base/ and common.h alone' "$(echo base/*)" '!base/|common\.h'
+never 'tokenizer/ knows no shard and no model' "$(echo tokenizer/*)" "!base/|common\.h|tokenizer/"
+never 'dataloader knows no model' "$(echo dataloader.*)" "model\.h|ops\.h|$above_model"
+never 'model.h knows no backend, no file, no shard' "model.h ops.h" "$above_model|dataloader|tokenizer/|base/(files|json|safetensors)"
+never 'the CPU backend knows no GPU' "gca_cpu.h $(echo cpu/*)" 'gca_kernels|kernels/|runtime/|commands/'
+never 'the GPU backend knows no CPU backend' "gca_kernels.cuh $(find kernels -type f)" 'gca_cpu|cpu/|runtime/|commands/'
+never 'runtime/ knows no command' "$(echo runtime/*)" 'commands/'
+never 'the program knows no test' "$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' | grep -vE '^dev/|^test_gca.cu')" 'dev/'
+wide=$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' ':!tokenizer/unicode_classes.h' | xargs awk 'length > 120 {print FILENAME ":" FNR ": over 120 columns"}')
+[ -n "$wide" ] && echo "$wide" && bad=1
+exit $bad
