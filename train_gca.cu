@@ -1,18 +1,26 @@
 // train_gca: the one program. Here: the table of commands, and the training loop. Built with nvcc's libraries it runs
 // on a GPU too (GCA_CUDA); without, it is plain C++.
+#include <fcntl.h>
+
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
+#include <filesystem>
+#include <memory>
 #include <new>
 #include <numeric>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "dataloader.h"
 #include "commands/commands.h"
 #include "commands/shared.h"
+#include "dataloader.h"
 #include "runtime/matmul_cache.h"
 #include "runtime/run.h"
 

@@ -42,37 +42,17 @@ struct Dtype {
 
 using Shape = std::vector<int64_t>;  // outermost first; {} is one number
 
-inline std::string shape_text(const Shape& shape) { return Json(shape).dump(); }
+std::string shape_text(const Shape& shape);
 
 // The number of elements; an Error, beginning with where, if they or their bytes do not fit 63 bits.
-inline int64_t element_count(const Shape& shape, Dtype dtype, const std::string& where) {
-  int64_t count = 1, bytes = 0;
-  bool fits = true;
-  for (const int64_t size : shape) fits = fits && size >= 0 && !__builtin_mul_overflow(count, size, &count);
-  if (!fits || __builtin_mul_overflow(count, dtype.bytes(), &bytes))
-    throw Error(where + ": expected a shape of fewer than 2^63 bytes, found " + shape_text(shape) +
-                "; the file is damaged: make it anew or fetch it again");
-  return count;
-}
+int64_t element_count(const Shape& shape, Dtype dtype, const std::string& where);
 
 // Names go into messages, tables and the authors' tools: refuses what could be a path or could steer a terminal.
-inline void check_tensor_name(const std::string& name, const std::string& where) {
-  const bool control =
-      std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
-  if (name.empty() || name.size() > 256 || name == "__metadata__" || name.find('/') != name.npos ||
-      name.find("..") != name.npos || control)
-    throw Error(where + ": expected a tensor's name of 1 to 256 bytes without '/', '..' or control characters, found " +
-                Json(name).dump() + "; rename it where the file is made");
-}
+void check_tensor_name(const std::string& name, const std::string& where);
 
-inline float float_from_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+float float_from_bf16(uint16_t bits);
 
-inline float float_from_f16(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = (bits >> 10) & 31,
-                 fraction = bits & 0x3FF;
-  if (exponent == 0) return std::copysign(static_cast<float>(fraction) * 0x1p-24f, std::bit_cast<float>(sign));
-  return std::bit_cast<float>(sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | (fraction << 13));
-}
+float float_from_f16(uint16_t bits);
 
 struct SafetensorsTensor {
   std::string name;
@@ -93,25 +73,11 @@ class SafetensorsFile {
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }  // in the order of their bytes
 
   // nullptr if there is none of that name.
-  const SafetensorsTensor* find(const std::string& name) const {
-    const auto place = index_.find(name);
-    return place == index_.end() ? nullptr : &tensors_[place->second];
-  }
-  const SafetensorsTensor& at(const std::string& name) const {
-    const SafetensorsTensor* tensor = find(name);
-    if (!tensor)
-      throw Error("'" + path() + "': the tensor '" + name + "' is missing; is this a file of the same model?");
-    return *tensor;
-  }
+  const SafetensorsTensor* find(const std::string& name) const;
+  const SafetensorsTensor& at(const std::string& name) const;
 
   // The same, and it must have this shape.
-  const SafetensorsTensor& at(const std::string& name, const Shape& shape) const {
-    const SafetensorsTensor& tensor = at(name);
-    if (tensor.shape != shape)
-      throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " +
-                  shape_text(tensor.shape) + "; is this a file of the same model?");
-    return tensor;
-  }
+  const SafetensorsTensor& at(const std::string& name, const Shape& shape) const;
 
   // out[0..count) = elements first.. of the tensor. To float or double from F64, F32, F16 and BF16 (rounded to nearest
   // where out is the narrower); to int64_t, int32_t and uint8_t from the same type only. Any number of threads at once.
@@ -153,70 +119,12 @@ class SafetensorsFile {
   }
 
  private:
-  explicit SafetensorsFile(File file) : file_(std::move(file)) {
-    const int64_t file_bytes = file_.size_bytes();
-    uint64_t header_bytes = 0;
-    if (file_bytes >= 8) file_.read(&header_bytes, 8, 0);
-    if (file_bytes < 8 || header_bytes > static_cast<uint64_t>(file_bytes - 8) || header_bytes > max_header_bytes)
-      throw Error(str("'", path(), "' is cut off or no safetensors file: expected a header of at most ",
-                      max_header_bytes, " bytes in a file of ", file_bytes, ", found ", header_bytes,
-                      "; make it anew"));
-    std::string header(header_bytes, '\0');
-    file_.read(header.data(), header.size(), 8);
-    const std::string what = "'" + path() + "' (header)";
-    const Json json = parse_json(header, what);
-    const int64_t data_start = 8 + static_cast<int64_t>(header_bytes), data_bytes = file_bytes - data_start;
-
-    const JsonField root(json, what);
-    for (const auto& [name, member] : root.members()) {
-      const JsonField field = root.at(name);
-      if (name == "__metadata__") {
-        for (const auto& [key, value] : field.members())
-          metadata_[key] = JsonField(value, field.where() + "." + key).string();
-      } else {
-        check_tensor_name(name, what);
-        tensors_.push_back(tensor(name, field, data_start, data_bytes));
-      }
-    }
-
-    const auto end = [](const SafetensorsTensor& t) { return t.offset_bytes + t.count * t.dtype.bytes(); };
-    std::sort(tensors_.begin(), tensors_.end(), [&](const SafetensorsTensor& a, const SafetensorsTensor& b) {
-      return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b));
-    });
-    int64_t next = data_start;
-    for (const SafetensorsTensor& t : tensors_) {
-      if (t.offset_bytes != next) misplaced("the tensor '" + t.name + "'", next, t.offset_bytes);
-      next = end(t);
-      index_[t.name] = index_.size();
-    }
-    if (next != file_bytes) misplaced("the end of the file", next, file_bytes);
-  }
+  explicit SafetensorsFile(File file);
 
   SafetensorsTensor tensor(const std::string& name, const JsonField& field, int64_t data_start,
-                           int64_t data_bytes) const {
-    const std::string type = field.at("dtype").string();
-    const auto kind =
-        std::find_if(std::begin(Dtype::all), std::end(Dtype::all), [&](Dtype d) { return type == d.name(); });
-    if (kind == std::end(Dtype::all))
-      throw Error(field.where() + ": the dtype " + Json(type).dump() +
-                  " is not known here; convert the file to F32 or BF16");
-    SafetensorsTensor t{name, *kind, {}, 0, 0};
-    const JsonField sizes = field.at("shape"), offsets = field.at("data_offsets");
-    for (size_t i = 0; i < sizes.items().size(); i++) t.shape.push_back(sizes.at(i).integer(0, INT64_MAX));
-    t.count = element_count(t.shape, t.dtype, field.where());
-    const int64_t begin = offsets.at(0).integer(0, data_bytes), end = offsets.at(1).integer(begin, data_bytes);
-    if (offsets.items().size() != 2 || end - begin != t.count * t.dtype.bytes())
-      throw Error(str(field.where(), ": expected ", t.count * t.dtype.bytes(), " bytes for ", t.dtype.name(), " ",
-                      shape_text(t.shape), ", found data_offsets ", offsets.json().dump(),
-                      "; the file is damaged: make it anew or fetch it again"));
-    t.offset_bytes = data_start + begin;
-    return t;
-  }
+                           int64_t data_bytes) const;
 
-  [[noreturn]] void misplaced(const std::string& what, int64_t expected, int64_t found) const {
-    throw Error(str("'", path(), "': expected ", what, " at byte ", expected, ", found it at ", found,
-                    "; the file is damaged or cut off: make it anew or fetch it again"));
-  }
+  [[noreturn]] void misplaced(const std::string& what, int64_t expected, int64_t found) const;
 
   // out = f of count numbers of type Stored, from byte `start` of the file, a piece at a time.
   template <class Stored, class T, class Function>
@@ -257,40 +165,7 @@ SafetensorsEntry safetensors_entry(const std::string& name, const Shape& shape, 
 
 // Writes the tensors, packed, in the given order. The file appears whole or not at all, and is durable when this
 // returns.
-inline void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
-                              const std::vector<SafetensorsEntry>& entries) {
-  Json header = Json::object();
-  for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
-  int64_t end = 0;
-  for (const SafetensorsEntry& entry : entries) {
-    check_tensor_name(entry.name, "'" + path + "'");
-    GCA_CHECK(!header.find(entry.name), "'", path, "': tensor '", entry.name, "' is given twice");
-    const int64_t begin = end;
-    end += element_count(entry.shape, entry.dtype, "'" + path + "': tensor '" + entry.name + "'") * entry.dtype.bytes();
-    Json& field = header[entry.name];
-    field["dtype"] = entry.dtype.name();
-    field["shape"] = entry.shape;
-    field["data_offsets"] = std::vector<int64_t>{begin, end};
-  }
-  std::string text = header.dump();
-  text.resize(round_up(static_cast<int64_t>(text.size()), 8), ' ');
-
-  AtomicFile file(path);
-  const uint64_t header_bytes = text.size();
-  file.write(&header_bytes, 8);
-  file.write(text.data(), text.size());
-  constexpr int64_t piece_bytes = 4 << 20;
-  std::vector<char> piece(piece_bytes);
-  for (const SafetensorsEntry& entry : entries) {
-    const int64_t size = entry.dtype.bytes(), total = element_count(entry.shape, entry.dtype, entry.name);
-    for (int64_t first = 0; first < total;) {
-      const int64_t count = std::min(total - first, piece_bytes / size);
-      entry.fill(piece.data(), first, count);
-      file.write(piece.data(), count * size);
-      first += count;
-    }
-  }
-  file.commit();
-}
+void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
+                       const std::vector<SafetensorsEntry>& entries);
 
 }  // namespace gca

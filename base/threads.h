@@ -16,20 +16,10 @@ namespace gca {
 
 class ThreadPool {
  public:
-  // threads: how many work at once, the caller included; 0 takes one for each processor that this process may use.
-  explicit ThreadPool(int threads = 0) {
-    if (threads <= 0) threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    for (int worker = 1; worker < threads; worker++) workers_.emplace_back([this, worker] { serve(worker); });
-  }
-  ~ThreadPool() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-      generation_.fetch_add(1);
-    }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
-  }
+  // threads: how many work at once, the caller included; 0 takes one for each processor that this process may use. An
+  // Error that names --threads where the system gives fewer.
+  explicit ThreadPool(int threads = 0);
+  ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
@@ -45,53 +35,20 @@ class ThreadPool {
       for (int64_t i = 0; i < count; i++) task(i, 0);
       return;
     }
-    call_ = [](void* context, int64_t i, int worker) {
-      (*static_cast<std::remove_reference_t<Task>*>(context))(i, worker);
-    };
-    context_ = &task;
-    count_ = count;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    failure_ = nullptr;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    if (sleepers_.load() > 0) wake_.notify_all();
-    work(0);
-    for (int spin = 0; busy_.load(std::memory_order_acquire) > 0; spin++)
-      if (spin > 1000) std::this_thread::yield();
-    if (failure_) std::rethrow_exception(failure_);
+    run_tasks(
+        count,
+        [](void* context, int64_t i, int worker) {
+          (*static_cast<std::remove_reference_t<Task>*>(context))(i, worker);
+        },
+        &task);
   }
 
  private:
-  void work(int worker) {
-    try {
-      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(context_, i, worker);
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!failure_) failure_ = std::current_exception();
-      next_.store(count_);
-    }
-  }
+  void end_workers();
+  void run_tasks(int64_t count, void (*call)(void*, int64_t, int), void* context);
+  void work(int worker);
 
-  void serve(int worker) {
-    for (uint64_t seen = 0;;) {
-      // A step is hundreds of short loops: look for the next one a while before sleeping.
-      for (int spin = 0; spin < 4000 && generation_.load(std::memory_order_acquire) == seen; spin++)
-        if (spin > 2000) std::this_thread::yield();
-      if (generation_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        sleepers_.fetch_add(1);
-        wake_.wait(lock, [&] { return generation_.load() != seen; });
-        sleepers_.fetch_sub(1);
-      }
-      seen = generation_.load(std::memory_order_acquire);
-      if (stop_) return;
-      work(worker);
-      busy_.fetch_sub(1, std::memory_order_release);
-    }
-  }
+  void serve(int worker);
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;

@@ -1,4 +1,10 @@
 // The command eval: loss, perplexity and bits per byte of a checkpoint on token shards.
+#include <fcntl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
 #include "commands/commands.h"
 #include "commands/shared.h"
 

@@ -1,4 +1,10 @@
 // The command export: the weights of a checkpoint as one file for other programs.
+#include <fcntl.h>
+
+#include <bit>
+#include <cstdio>
+#include <filesystem>
+
 #include "commands/commands.h"
 #include "commands/shared.h"
 

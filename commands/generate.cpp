@@ -1,4 +1,10 @@
 // The command generate: continues a text.
+#include <fcntl.h>
+
+#include <cmath>
+#include <cstdio>
+#include <span>
+
 #include "commands/commands.h"
 #include "commands/shared.h"
 #include "runtime/stream.h"

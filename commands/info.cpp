@@ -1,4 +1,8 @@
 // The command info: tensors, work and memory of a model; what token shards hold.
+#include <algorithm>
+#include <cstdio>
+#include <span>
+
 #include "commands/commands.h"
 #include "commands/shared.h"
 

@@ -1,4 +1,9 @@
 // The command inspect: which chunks each chunk of a text fetches.
+#include <fcntl.h>
+
+#include <cstdio>
+#include <span>
+
 #include "commands/commands.h"
 #include "commands/shared.h"
 #include "runtime/stream.h"

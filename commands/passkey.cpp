@@ -1,4 +1,12 @@
 // The command passkey: hides needles in a text, asks for them at its end, and counts the right answers.
+#include <fcntl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+
 #include "commands/commands.h"
 #include "commands/shared.h"
 #include "runtime/stream.h"

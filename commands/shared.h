@@ -18,20 +18,10 @@
 
 namespace gca {
 
-inline std::string build_description() {
-#ifdef GCA_CUDA
-  return std::string("CPU and CUDA, ") + __VERSION__;
-#else
-  return std::string("CPU only, ") + __VERSION__;
-#endif
-}
+std::string build_description();
 
 // Prints the help where --help is among the arguments.
-inline bool wants_help(const std::vector<std::string>& arguments, const Flags& flags) {
-  const bool wanted = std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
-  if (wanted) print(flags.help());
-  return wanted;
-}
+bool wants_help(const std::vector<std::string>& arguments, const Flags& flags);
 
 // Calls body(device) with the backend that --device and --precision name.
 template <class Body>
@@ -57,37 +47,17 @@ int with_device(const std::string& device, const std::string& precision, int64_t
 }
 
 // Bytes to standard output: as they are, but on a terminal without what could steer it.
-inline void print_bytes(const std::string& bytes) {
-  const std::string shown = isatty(STDOUT_FILENO) ? printable(bytes, true) : bytes;
-  if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0)
-    throw system_error("cannot write standard output", errno);
-}
+void print_bytes(const std::string& bytes);
 
 struct ModelSource {
   std::string checkpoint, device = "auto", precision = "float";
   int64_t threads = 0;
   bool fallback = false;
-  void add_to(Flags& flags) {
-    flags.add("checkpoint", checkpoint, "STEP", "a checkpoint's folder, or a RUN: its newest");
-    flags.add_switch("fallback", fallback, "take an older checkpoint of the RUN where the newest is damaged");
-    flags.add_choice("device", device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
-    flags.add_choice("precision", precision, "float|bf16", "bf16 on a GPU only");
-    flags.add("threads", threads, 0, 4096, "CPU threads; 0: one a processor");
-  }
+  void add_to(Flags& flags);
 };
 
-inline void add_ablations(Flags& flags, bool& no_retrieval, bool& random_retrieval) {
-  flags.add_switch("no-retrieval", no_retrieval, "GCA gives zero");
-  flags.add_switch("random-retrieval", random_retrieval, "K uniform past chunks, weights by their scores");
-}
-inline Selection ablation(bool no_retrieval, bool random_retrieval, int64_t seed) {
-  if (no_retrieval && random_retrieval)
-    throw UsageError("--no-retrieval and --random-retrieval exclude each other: choose one");
-  Selection selection;
-  selection.picking = no_retrieval ? Picking::none : random_retrieval ? Picking::uniform : Picking::learned;
-  selection.seed = static_cast<uint64_t>(seed);
-  return selection;
-}
+void add_ablations(Flags& flags, bool& no_retrieval, bool& random_retrieval);
+Selection ablation(bool no_retrieval, bool random_retrieval, int64_t seed);
 
 // Picks and weights of a group for B rows of C chunks, (B,C+1,K).
 template <class Device>

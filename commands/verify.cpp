@@ -1,7 +1,10 @@
 // The command verify: oracle files through the real forward, backward and optimiser.
+#include "commands/verify.h"
+
+#include <map>
+
 #include "commands/commands.h"
 #include "commands/shared.h"
-#include "commands/verify.h"
 
 namespace gca {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "model.h"
 #include "base/safetensors.h"
+#include "model.h"
 
 namespace gca {
 

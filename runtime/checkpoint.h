@@ -28,38 +28,16 @@ struct Checkpoint {
   std::vector<std::string> passed_over;  // errors of newer checkpoints that the fallback passed over, to be shown
 
   // The path of one of its files; an Error if it has none of that name.
-  std::string file(const std::string& name) const {
-    if (std::find(files.begin(), files.end(), name) == files.end())
-      throw Error("'" + folder + "' has no file '" + name +
-                  "': it was made by another program or for another purpose; choose another checkpoint");
-    return folder + "/" + name;
-  }
+  std::string file(const std::string& name) const;
 };
 
-inline std::string checkpoint_folder(const std::string& run, int64_t step) {
-  return run + str("/step_", right(step, 8, '0'));
-}
+std::string checkpoint_folder(const std::string& run, int64_t step);
 
 // The step that a folder's name says; -1: it is not named as a checkpoint.
-inline int64_t step_of(const std::string& folder) {
-  const std::string name =
-      (std::filesystem::path(folder) / "").parent_path().filename().string();  // with or without a '/' at its end
-  int64_t step = -1;
-  if (name.starts_with("step_")) std::from_chars(name.data() + 5, name.data() + name.size(), step);
-  return step >= 0 && "/" + name == checkpoint_folder("", step) ? step : -1;
-}
+int64_t step_of(const std::string& folder);
 
 // The steps that have a folder in RUN, damaged ones too, oldest first.
-inline std::vector<int64_t> list_checkpoints(const std::string& run) {
-  std::vector<int64_t> steps;
-  for (const std::string& name : list_folder(run)) {
-    std::error_code none;
-    if (const int64_t step = step_of(name); step >= 0 && std::filesystem::is_directory(run + "/" + name, none))
-      steps.push_back(step);
-  }
-  std::sort(steps.begin(), steps.end());  // by name, a ninth digit would come too early
-  return steps;
-}
+std::vector<int64_t> list_checkpoints(const std::string& run);
 
 // What manifest.json says.
 struct Manifest {
@@ -76,201 +54,33 @@ struct Manifest {
   std::vector<Entry> entries;
 
   // Names stay inside the folder, whatever a manifest says.
-  static bool is_good_name(const std::string& name) {
-    const bool bad = std::any_of(name.begin(), name.end(),
-                                 [](char c) { return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
-    return !name.empty() && name.size() <= 200 && !bad && name != "." && name != ".." && name != file_name;
-  }
+  static bool is_good_name(const std::string& name);
 
-  static Manifest read(const std::string& folder) {
-    const std::string path = folder + "/" + file_name;
-    std::error_code none;
-    if (!std::filesystem::exists(path, none))
-      throw Error("'" + path + "' is missing: the folder is no whole checkpoint; choose another");
-    return parse(read_file(path, size_t{1} << 20), path);
-  }
+  static Manifest read(const std::string& folder);
   // path: for errors.
-  static Manifest parse(std::string_view text, const std::string& path) {
-    const Json json = parse_json(text, path);
-    const JsonField root(json, path);
-    if (const std::string name = root.at("format").string(); name != format_name)
-      throw Error(path + ": expected the format \"" + format_name + "\", found " + Json(name).dump() +
-                  ": this is no checkpoint of train_gca; choose another");
-    if (const int64_t found = root.at("version").integer(1); found > version)
-      throw Error(str(path, ": expected version ", version, " or older, found ", found,
-                      ": a newer train_gca made it; use that one, or another checkpoint"));
-    Manifest manifest{root.at("step").integer(0), {}};
-    const JsonField files = root.at("files");
-    for (size_t i = 0; i < files.items().size(); i++) {
-      const JsonField file = files.at(i);
-      const std::string name = file.at("name").string();
-      const bool again =
-          std::any_of(manifest.entries.begin(), manifest.entries.end(), [&](const Entry& e) { return e.name == name; });
-      if (!is_good_name(name) || again)
-        throw Error(file.where() + ".name: expected the name of a file in the folder, once, found " +
-                    Json(name).dump() + "; choose another checkpoint");
-      const int64_t crc = file.at("crc32c").integer(0, UINT32_MAX);
-      manifest.entries.push_back({name, file.at("bytes").integer(0), static_cast<uint32_t>(crc)});
-    }
-    return manifest;
-  }
+  static Manifest parse(std::string_view text, const std::string& path);
 
-  void write(const std::string& folder) const {
-    Json json;
-    json["format"] = format_name;
-    json["version"] = version;
-    json["step"] = step;
-    Json& files = json["files"] = Json::array();
-    for (const Entry& entry : entries) {
-      Json file;
-      file["name"] = entry.name;
-      file["bytes"] = entry.bytes;
-      file["crc32c"] = entry.crc;
-      files.push_back(std::move(file));
-    }
-    write_file(folder + "/" + file_name, json.dump(true));
-  }
+  void write(const std::string& folder) const;
 };
 
 // The checkpoint in a STEP folder, its sizes and checksums checked, or an Error that says which file is missing, cut
 // off or changed.
-inline Checkpoint read_checkpoint(const std::string& folder) {
-  const Manifest manifest = Manifest::read(folder);
-  if (const int64_t step = step_of(folder); step >= 0 && step != manifest.step)
-    throw Error(str("'", folder, "' holds step ", manifest.step,
-                    ": it was renamed, or its manifest has changed; use another checkpoint"));
-  Checkpoint checkpoint{folder, manifest.step, {}, {}, {}};
-  for (const Manifest::Entry& entry : manifest.entries) {
-    const std::string path = folder + "/" + entry.name;
-    std::error_code none;
-    if (!std::filesystem::exists(path, none))
-      throw Error("'" + path + "' is missing: it was removed or not copied; use another checkpoint");
-    const File file = File::open(path);
-    if (const int64_t bytes = file.size_bytes(); bytes != entry.bytes)
-      throw Error(str("'", path, "' is ", bytes < entry.bytes ? "cut off" : "too long", ": expected ", entry.bytes,
-                      " bytes, found ", bytes, "; use another checkpoint"));
-    if (const uint32_t crc = crc32c(file); crc != entry.crc)
-      throw Error(str("'", path, "' has changed since it was saved: expected CRC-32C ", hex(entry.crc, 8), ", found ",
-                      hex(crc, 8), "; check the disk, and use another checkpoint"));
-    checkpoint.files.push_back(entry.name);
-  }
-  const std::string path = checkpoint.file("state.json");
-  checkpoint.state = parse_json(read_file(path, JsonLimits().max_bytes), path);
-  return checkpoint;
-}
+Checkpoint read_checkpoint(const std::string& folder);
 
 // path: a STEP folder, or a RUN, which means its newest step. A damaged newest step is an Error; with fallback, the
 // newest one that is whole is taken, and `passed_over` says what is wrong with those passed over.
-inline Checkpoint open_checkpoint(const std::string& path, bool fallback = false) {
-  const std::vector<int64_t> steps = list_checkpoints(path);
-  if (steps.empty()) {
-    std::error_code none;
-    if (!std::filesystem::exists(path + "/" + Manifest::file_name, none))
-      throw Error("'" + path + "' has no checkpoint: expected folders named step_00000000 or the like in it, or a " +
-                  Manifest::file_name +
-                  "; check the path (a run stopped before its first save has none: start it anew)");
-    return read_checkpoint(path);
-  }
-  std::vector<std::string> errors;
-  for (size_t i = steps.size(); i-- > 0;) {
-    const std::string folder = checkpoint_folder(path, steps[i]);
-    try {
-      Checkpoint checkpoint = read_checkpoint(folder);
-      checkpoint.passed_over = std::move(errors);
-      return checkpoint;
-    } catch (const Error& error) {
-      if (!fallback)
-        throw Error(error.what() +
-                    (i > 0 ? str(" (--fallback takes an older one: step ", steps[i - 1], " or before)") : ""));
-      errors.push_back(error.what());
-    }
-  }
-  std::string all = "'" + path + "' has no whole checkpoint; start the run anew, or from a copy";
-  for (const std::string& error : errors) all += "\n  " + error;
-  throw Error(all);
-}
+Checkpoint open_checkpoint(const std::string& path, bool fallback = false);
 
 // Saves a step: the files, in order, then state.json. When this returns, the checkpoint is whole and on the disk. Any
 // failure is an Error, leaves no part of it, and the older ones as they were. Nothing whole is overwritten: saving a
 // step that is there is an Error; a damaged one of that name (which the fallback passed over) is set aside as
 // step_N.damaged.
-inline void write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
-                             const Json& state) {
-  const std::string folder = checkpoint_folder(run, step), partial = folder + ".partial";
-  try {
-    for (const std::string& name : list_folder(run))  // what killed runs left
-      if (name.starts_with("step_") && name.ends_with(".partial")) remove_tree(run + "/" + name);
-    std::error_code none;
-    if (std::filesystem::exists(folder, none)) {
-      bool whole = true;
-      try {
-        read_checkpoint(folder);
-      } catch (const Error&) {
-        whole = false;
-      }
-      if (whole) throw Error("'" + folder + "' is there and whole; remove it first if it should be made anew");
-      rename_path(folder, folder + ".damaged");
-    }
-
-    make_folder(partial);
-    Manifest manifest{step, {}};
-    const auto add = [&](const std::string& name, const std::function<void(const std::string&)>& write) {
-      GCA_CHECK(Manifest::is_good_name(name), "'", name, "' as a file's name");
-      const std::string path = partial + "/" + name;
-      write(path);
-      const File file = File::open(path);
-      file.sync();
-      manifest.entries.push_back({name, file.size_bytes(), crc32c(file)});
-    };
-    for (const CheckpointFile& file : files) add(file.name, file.write);
-    add("state.json", [&](const std::string& path) { write_file(path, state.dump(true)); });
-    manifest.write(partial);  // durable with its folder, so the names of all the files are
-    rename_path(partial, folder);
-    sync_folder(run);
-  } catch (const std::exception& error) {
-    std::error_code none;
-    std::filesystem::remove_all(partial, none);
-    throw Error(str("the checkpoint of step ", step, " was not saved: ") + error.what() +
-                " (older checkpoints are as they were)");
-  }
-}
+void write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
+                      const Json& state);
 
 // Deletes all but the newest `keep` (at least 1) checkpoints and that of also_keep_step (the best one; -1: none). Call
 // it after a save. Deletes only files that a manifest lists, in real folders of RUN, never through a link; a damaged
 // checkpoint that is newer than those is neither counted nor touched, and neither is a folder without a manifest.
-inline void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_keep_step) {
-  GCA_CHECK(keep >= 1, "found ", keep);
-  sync_folder(run);  // the newer ones' names are durable before an older one goes
-  const std::vector<int64_t> steps = list_checkpoints(run);
-  int64_t kept = 0;
-  for (size_t i = steps.size(); i-- > 0;) {
-    const std::string folder = checkpoint_folder(run, steps[i]);
-    Manifest manifest;
-    try {
-      manifest = Manifest::read(folder);
-    } catch (const Error&) {
-      if (kept == keep) ::rmdir(folder.c_str());  // succeeds where nothing is in it: a deletion that was cut short
-      continue;
-    }
-    if (kept < keep) {
-      std::error_code none;
-      kept += std::all_of(manifest.entries.begin(), manifest.entries.end(), [&](const Manifest::Entry& entry) {
-        return std::filesystem::file_size(folder + "/" + entry.name, none) == static_cast<uintmax_t>(entry.bytes);
-      });
-      continue;
-    }
-    if (steps[i] == also_keep_step) continue;
-    const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) continue;  // a link: what it points to is not ours
-    int code = 0;
-    manifest.entries.push_back(
-        {Manifest::file_name, 0, 0});  // last: a deletion that is cut short is finished the next time
-    for (const Manifest::Entry& entry : manifest.entries)
-      if (!code && ::unlinkat(fd, entry.name.c_str(), 0) < 0 && errno != ENOENT) code = errno;
-    ::close(fd);
-    if (code) throw system_error("cannot delete the old checkpoint '" + folder + "'", code);
-    ::rmdir(folder.c_str());  // stays if somebody put more into it
-  }
-}
+void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_keep_step);
 
 }  // namespace gca

@@ -9,11 +9,7 @@
 namespace gca {
 
 // Empty where there is no home.
-inline std::string products_cache() {
-  const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-  if (cache && *cache) return std::string(cache) + "/train_gca/products";
-  return home && *home ? std::string(home) + "/.cache/train_gca/products" : "";
-}
+std::string products_cache();
 
 // Measures from now on what neither `saved` (a checkpoint's algorithms, or empty: the cache's are taken) knows. Tells
 // where it fits not.

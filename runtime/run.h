@@ -18,20 +18,7 @@ struct SavedRun {
   JsonField state() const { return {checkpoint.state, checkpoint.folder + "/state.json"}; }
 
   // path: a RUN (its newest step) or a STEP.
-  static SavedRun open(const std::string& path, bool fallback = false) {
-    Checkpoint checkpoint = open_checkpoint(path, fallback);
-    for (const std::string& error : checkpoint.passed_over) print_error("passed over: ", error, "\n");
-    Tokenizer tokenizer = Tokenizer::load(checkpoint.file(tokenizer_file));
-    SavedRun saved{std::move(checkpoint), {}, std::move(tokenizer)};
-    train_flags(saved.settings).restore(saved.state().at("settings"));
-    saved.settings.config.vocab = saved.tokenizer.vocab_size();
-    try {
-      saved.settings.config.validate();
-    } catch (const UsageError& error) {  // not of this command's line
-      throw Error(saved.state().where() + ": settings: " + error.what());
-    }
-    return saved;
-  }
+  static SavedRun open(const std::string& path, bool fallback = false);
 };
 
 }  // namespace gca

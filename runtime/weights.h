@@ -10,7 +10,7 @@
 
 namespace gca {
 
-inline Shape tensor_shape(const Tensor& t) { return t.columns ? Shape{t.rows, t.columns} : Shape{t.rows}; }
+Shape tensor_shape(const Tensor& t);
 
 // The tensors of one flat buffer as entries of a file, names begun with prefix; they must outlive the writing.
 template <class Device>
@@ -40,19 +40,7 @@ void save_optimizer(const std::string& path, const DRT<Device>& model) {
 }
 
 // Whether an output head of its own is the embedding, number for number.
-inline bool is_tied_head(const SafetensorsFile& file, const SafetensorsTensor& head) {
-  const SafetensorsTensor* embedding = file.find("model.embed_tokens.weight");
-  if (!embedding || embedding->shape != head.shape) return false;
-  std::vector<float> a, b;
-  for (int64_t first = 0; first < head.count; first += static_cast<int64_t>(a.size())) {
-    a.resize(std::min<int64_t>(head.count - first, 1 << 20));
-    b.resize(a.size());
-    file.read(head, first, static_cast<int64_t>(a.size()), a.data());
-    file.read(*embedding, first, static_cast<int64_t>(b.size()), b.data());
-    if (a != b) return false;
-  }
-  return true;
-}
+bool is_tied_head(const SafetensorsFile& file, const SafetensorsTensor& head);
 // An Error that lists every name that the model needs and the file lacks, and every one that the model has no place
 // for.
 template <class Device>
@@ -82,10 +70,7 @@ void check_names(const SafetensorsFile& file, const DRT<Device>& model, const st
 }
 // The embedding of a file whose vocabulary was rounded up, as the released model's: rows that no token has are left
 // out.
-inline bool is_padded(const SafetensorsTensor& found, const Tensor& t) {
-  return t.offset == 0 && found.shape.size() == 2 && found.shape[1] == t.columns && found.shape[0] > t.rows &&
-         found.shape[0] <= round_up(t.rows, 128);
-}
+bool is_padded(const SafetensorsTensor& found, const Tensor& t);
 // One flat buffer from a file whose names have been checked.
 template <class Device>
 void load_buffer(const SafetensorsFile& file, DRT<Device>& model, typename DRT<Device>::master* buffer,
@@ -118,7 +103,6 @@ void load_optimizer(const std::string& path, DRT<Device>& model) {
   load_buffer(file, model, model.m, "m.");
   load_buffer(file, model, model.v, "v.");
 }
-
 
 // Plans and allocates activations for B rows of T slots. Where they and the model do not fit, an Error that says which
 // B would.

@@ -12,7 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string prefix = str("/tmp/gca_fuzz_", getpid());
     ShardWriter writer(prefix, tokenizer, 100);
     writer.append(std::vector<int32_t>{1, 2, 3});
-    writer.commit();
+    ShardWriter::commit({&writer});
     TokenStream made(prefix + "_000000.bin", tokenizer);
     remove_tree(prefix + "_000000.bin");
     return made;

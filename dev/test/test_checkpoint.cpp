@@ -1,6 +1,8 @@
 // Files and checkpoints: killed or out of space at every write, damaged in every way, deleted with care. This file
 // stands in for the system's write, fsync, rename and unlink, so that the n-th of them can fail or end the process.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -120,7 +122,7 @@ TEST_CASE("checkpoint: all is on the disk before it is named, so a power cut is 
   calls = nullptr;
   const std::string folder = "fsync step_00000001.partial\n";
   const auto written = [&](const std::string& name) {
-    return "fsync " + name + str(".", getpid(), ".partial\nrename to ") + name + "\n" + folder;
+    return "fsync ." + name + str(".", getpid(), ".partial\nrename to ") + name + "\n" + folder;
   };
   const std::string expected = written("model.safetensors") + "fsync model.safetensors\nfsync tokenizer.json\n" +
                                written("state.json") + "fsync state.json\n" + written("manifest.json") +

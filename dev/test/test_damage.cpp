@@ -1,5 +1,6 @@
 // Files cut off at every length and changed in every byte: refused with an Error that names the file, or the same as
 // before.
+#include <fcntl.h>
 #include <algorithm>
 #include <map>
 
@@ -180,7 +181,7 @@ TEST_CASE("damage: a shard gives ids of the vocabulary or an Error, whatever is 
   const Tokenizer tokenizer = Tokenizer::load("bytes");
   ShardWriter writer(folder.path + "/s", tokenizer, 100);
   writer.append(random_ids(20, 1, tokenizer.vocab_size()));
-  writer.commit();
+  ShardWriter::commit({&writer});
   const std::string path = folder.path + "/s_000000.bin";
   const auto read = [&] {
     const TokenStream stream(path, tokenizer);

@@ -1,4 +1,5 @@
 // Shards, rows and the making of shards from text: headers, damage, the exact rows, their order, documents, validation.
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -61,7 +62,7 @@ TEST_CASE("data: shards are written and read back, whatever their size and width
     writer.append(std::span(tokens).subspan(7, 593));  // ends with a shard
     writer.append(std::span(tokens).subspan(600));
     CHECK(writer.tokens() == 1000);
-    writer.commit();
+    ShardWriter::commit({&writer});
     CHECK(glob_files(prefix + "_*.bin").size() == 4);
     const TokenStream stream(prefix + "_*.bin", *tokenizer);
     CHECK(stream.tokens() == 1000);
@@ -124,7 +125,7 @@ TEST_CASE("data: foreign, damaged and wrong shards") {
 
   ShardWriter writer(folder.path + "/x", bytes, 10);
   writer.append(std::vector<int32_t>{1});
-  writer.commit();
+  ShardWriter::commit({&writer});
   CHECK(has(error_of([&] { TokenStream(folder.path + "/x_000000.bin", other); }),
             "was made with another tokenizer: expected the hash"));
 }

@@ -1,5 +1,6 @@
 // Nothing is lost: the program killed, signalled, out of space and misled, from outside. Tiny models: a step takes a
 // fraction of a millisecond.
+#include <sys/stat.h>
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <sys/prctl.h>
@@ -697,4 +698,62 @@ TEST_CASE("command line: a model too large for the memory is refused before it i
       "--model tiny --chunks 8 --batch 1M --width 65536 --heads 512 --ffn 1M --lower 1000 --groups 20 --chunk 4096 "
       "--topk 32",
       "need over 2^58 numbers");
+}
+
+TEST_CASE("tokenize: a run killed at any time leaves nothing that reads as its shards, and the next one clears up") {
+  const Workshop shop;
+  std::string text;
+  for (int i = 0; i < 200000; i++) text += str("line ", i, " of a text that makes some tens of shards\n");
+  write_file(shop.path + "/long.txt", text);
+  const std::string tokenize =
+      "tokenize --threads 1 --shard-tokens 200K --out " + shop.path + "/k/x " + shop.path + "/long.txt";
+  const auto tokens = [&] { return shop.run("info --first 0 --data '" + shop.path + "/k/x_train_*'").out; };
+  REQUIRE(shop.run(tokenize).exit == 0);
+  const std::string whole = tokens();
+  REQUIRE(has(whole, " shards, "));
+  const auto count = [&](const std::string& part) {
+    int64_t n = 0;
+    for (const std::string& name : list_folder(shop.path + "/k")) n += has(name, part);
+    return n;
+  };
+  // Killed once while the shards have no names yet, and once while they get them.
+  for (const auto& [part, least] : {std::pair{".partial", 5}, {".bin", 3}}) {
+    CAPTURE(part);
+    bool hit = false;
+    for (int attempt = 0; attempt < 20 && !hit; attempt++) {
+      remove_tree(shop.path + "/k");
+      make_folder(shop.path + "/k");
+      Process process(shop.program, tokenize, ::open("/dev/null", O_WRONLY | O_CLOEXEC));
+      while (count(part) < least && !process.ends_within(0)) {}
+      kill(process.id, SIGKILL);
+      process.wait();
+      hit = count(".partial") > 0;
+    }
+    REQUIRE(hit);
+    const Workshop::Result left = shop.run("info --first 0 --data '" + shop.path + "/k/x_train_*'");
+    CAPTURE(left.out);
+    CHECK(left.exit == 1);
+    CHECK((has(left.out, "unfinished set") || has(left.out, "no file matches")));
+    REQUIRE(shop.run(tokenize).exit == 0);
+    CHECK(tokens() == whole);
+    CHECK(count(".partial") + count(".unfinished") == 0);
+  }
+}
+
+TEST_CASE("threads: where the system gives fewer than asked for, a sentence says so and what helps") {
+  const Workshop shop;
+  const auto limited = [&](const std::string& limit, const std::string& arguments) {
+    const std::string log = shop.path + "/limited";
+    const int status = system(
+        ("( " + limit + "; exec timeout 20 " + shop.program + " " + arguments + " ) > " + log + " 2>&1").c_str());
+    return Workshop::Result{WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(log, size_t{1} << 20)};
+  };
+  for (const std::string& command : {"tokenize --threads 64 --out " + shop.path + "/b/x " + shop.path + "/text.txt",
+                                    shop.training("many") + " --steps 1 --threads 64"}) {
+    const Workshop::Result result = limited("ulimit -v 300000", command);
+    CAPTURE(result.out);
+    CHECK(result.exit == 1);
+    CHECK(says(result, "expected 64 threads"));
+    CHECK(says(result, "--threads"));
+  }
 }

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "tokenizer/train.h"
+#include "tokenizer/unicode_classes.h"
 #include "dev/test/test.h"
 
 using namespace gca;

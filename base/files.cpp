@@ -1,0 +1,303 @@
+#include "base/files.h"
+
+#include <fcntl.h>
+#include <glob.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstring>
+#include <filesystem>
+
+namespace gca {
+
+Error system_error(const std::string& doing, int code) {
+  const char* hint = code == ENOENT                     ? "check the path"
+                     : code == EACCES || code == EPERM  ? "check the permissions, or choose another place"
+                     : code == ENOSPC || code == EDQUOT ? "free some space, or choose another disk"
+                     : code == EFBIG ? "raise the limit on a file's size (ulimit -f), or choose another disk"
+                     : code == EROFS ? "choose a place that can be written"
+                     : code == EMFILE || code == ENFILE    ? "raise the limit on open files (ulimit -n)"
+                     : code == EIO                         ? "check the disk"
+                     : code == ELOOP                       ? "a link is not followed here: give the file itself"
+                     : code == ENOTDIR || code == EISDIR   ? "check which part of the path is a file and which a folder"
+                     : code == EEXIST || code == ENOTEMPTY ? "remove or rename what is there"
+                                                           : "check the path and the disk";
+  return Error(doing + ": " + strerror(code) + "; " + hint);
+}
+
+std::string parent_folder(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
+namespace {
+
+struct stat status_of(int fd, const std::string& path) {
+  struct stat result;
+  if (::fstat(fd, &result) < 0) throw system_error("cannot look at '" + path + "'", errno);
+  return result;
+}
+
+}  // namespace
+
+// O_NONBLOCK: a pipe must not hang.
+File File::open(const std::string& path) { return File(path, O_RDONLY | O_NONBLOCK, "cannot open"); }
+
+File File::create(const std::string& path) { return File(path, O_WRONLY | O_CREAT | O_EXCL, "cannot create"); }
+
+int64_t File::size_bytes() const { return static_cast<int64_t>(status_of(fd_, path_).st_size); }
+
+File& File::operator=(File&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(fd_, other.fd_);
+  return *this;
+}
+
+File::~File() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void File::read(void* out, size_t bytes, int64_t offset_bytes) const {
+  for (size_t done = 0; done < bytes;) {
+    const off_t at = static_cast<off_t>(offset_bytes) + static_cast<off_t>(done);
+    const ssize_t n = uninterrupted([&] { return ::pread(fd_, static_cast<char*>(out) + done, bytes - done, at); });
+    if (n < 0) throw system_error(str("cannot read '", path_, "' at byte ", at), errno);
+    if (n == 0)
+      throw Error(str("'", path_, "' ends at byte ", at, ": expected ", bytes - done,
+                      " bytes more; it has been cut off: make it anew or fetch it again"));
+    done += n;
+  }
+}
+
+void File::write(const void* data, size_t bytes) {
+  for (size_t done = 0; done < bytes;) {
+    const ssize_t n = uninterrupted([&] { return ::write(fd_, static_cast<const char*>(data) + done, bytes - done); });
+    if (n < 0) throw system_error("cannot write '" + path_ + "'", errno);
+    done += n;
+  }
+}
+
+void File::lock() const { ::flock(fd_, LOCK_EX | LOCK_NB); }
+
+void File::sync() const {
+  if (uninterrupted([&] { return ::fsync(fd_); }) < 0)
+    throw system_error("cannot write '" + path_ + "' through to the disk", errno);
+}
+
+File::File(const std::string& path, int flags, const char* doing) : path_(path) {
+  fd_ = uninterrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC, 0666); });
+  if (fd_ < 0) throw system_error(str(doing, " '", path, "'"), errno);
+  if (!S_ISREG(status_of(fd_, path_).st_mode)) {
+    ::close(fd_);
+    throw Error("'" + path + "' is a folder, a pipe or a device: expected a regular file; check the path");
+  }
+}
+
+std::string read_file(const std::string& path, size_t max_bytes) {
+  const File file = File::open(path);
+  const size_t bytes = file.size_bytes();
+  if (bytes > max_bytes)
+    throw Error(
+        str("'", path, "': expected at most ", max_bytes, " bytes, found ", bytes, ": is this the right file?"));
+  std::string content(bytes, '\0');
+  file.read(content.data(), bytes, 0);
+  return content;
+}
+
+void sync_folder(const std::string& path) {
+  const int fd = uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  if (fd < 0) throw system_error("cannot open the folder '" + path + "'", errno);
+  const int code = uninterrupted([&] { return ::fsync(fd); }) < 0 ? errno : 0;
+  ::close(fd);
+  if (code && code != EINVAL)
+    throw system_error("cannot write the folder '" + path + "' through to the disk", code);  // EINVAL: not needed there
+}
+
+void rename_path(const std::string& from, const std::string& to) {
+  if (::rename(from.c_str(), to.c_str()) < 0) throw system_error("cannot rename '" + from + "' to '" + to + "'", errno);
+}
+
+AtomicFile::AtomicFile(const std::string& path) : path_(target(path)), file_(create(path_)) {}
+
+AtomicFile::~AtomicFile() {
+  if (!committed_) ::unlink(file_.path().c_str());
+}
+
+void AtomicFile::commit() {
+  file_.sync();
+  rename_path(file_.path(), path_);
+  committed_ = true;
+  sync_folder(parent_folder(path_));
+}
+
+std::string AtomicFile::target(const std::string& path) {
+  std::error_code none;
+  const auto status = std::filesystem::status(path, none);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
+    throw Error("'" + path +
+                "' is a folder, a pipe or a device: expected a regular file or a new name; choose another");
+  const bool through_link =
+      std::filesystem::is_symlink(std::filesystem::symlink_status(path, none)) && std::filesystem::exists(status);
+  return through_link ? std::filesystem::canonical(path).string()
+                      : path;  // renaming onto a link would replace the link
+}
+
+File AtomicFile::create(const std::string& path) {
+  remove_leftovers(path + ".");
+  File file = File::create(
+      str(parent_folder(path), "/.", std::filesystem::path(path).filename().string(), ".", ::getpid(), ".partial"));
+  file.lock();
+  return file;
+}
+
+// A lock says that somebody writes: it goes with the process, on whatever machine that shares the disk. Where there are
+// no locks, nothing is removed.
+bool remove_if_unlocked(const std::string& path) {
+  const int fd = uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); });
+  if (fd < 0) return false;
+  const bool removed = ::flock(fd, LOCK_EX | LOCK_NB) == 0 && ::unlink(path.c_str()) == 0;
+  ::close(fd);
+  return removed;
+}
+
+void remove_leftovers(const std::string& prefix) {
+  const std::string folder = parent_folder(prefix), begin = "." + std::filesystem::path(prefix).filename().string();
+  if (std::error_code none; !std::filesystem::is_directory(folder, none)) return;
+  for (const std::string& name : list_folder(folder))
+    if (name.starts_with(begin) && name.ends_with(".partial")) remove_if_unlocked(folder + "/" + name);
+}
+
+void write_file(const std::string& path, std::string_view content) {
+  AtomicFile file(path);
+  file.write(content.data(), content.size());
+  file.commit();
+}
+
+void append_line(const std::string& path, const std::string& line) {
+  const int fd =
+      uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666); });
+  if (fd < 0) throw system_error("cannot open '" + path + "'", errno);
+  const std::string text = line + "\n";
+  const off_t size = ::lseek(fd, 0, SEEK_END);
+  int code = 0;
+  for (size_t done = 0; done < text.size() && !code;) {
+    const ssize_t n = uninterrupted([&] { return ::write(fd, text.data() + done, text.size() - done); });
+    if (n < 0) code = errno;
+    else done += n;
+  }
+  if (code && ::ftruncate(fd, size) < 0) code = errno;
+  ::close(fd);
+  if (code) throw system_error("cannot write '" + path + "'", code);
+}
+
+// ---- checksums ----------------------------------------------------------------------------------------------------
+uint32_t crc32c(const void* data, size_t bytes, uint32_t crc) {
+  // table[k][b]: what byte b does to the remainder when k more bytes follow it; so eight bytes take eight independent
+  // look-ups.
+  static constexpr auto table = [] {
+    std::array<std::array<uint32_t, 256>, 8> t{};
+    for (uint32_t b = 0; b < 256; b++) {
+      t[0][b] = b;
+      for (int bit = 0; bit < 8; bit++) t[0][b] = (t[0][b] >> 1) ^ (t[0][b] & 1 ? 0x82f63b78u : 0);
+    }
+    for (size_t k = 1; k < 8; k++)
+      for (size_t b = 0; b < 256; b++) t[k][b] = (t[k - 1][b] >> 8) ^ t[0][t[k - 1][b] & 255];
+    return t;
+  }();
+  const auto* p = static_cast<const unsigned char*>(data);
+  crc = ~crc;
+  for (; bytes >= 8; bytes -= 8, p += 8) {
+    uint64_t x;
+    memcpy(&x, p, 8);
+    x ^= crc;
+    crc = 0;
+    for (size_t k = 0; k < 8; k++) crc ^= table[7 - k][(x >> (8 * k)) & 255];
+  }
+  for (; bytes; bytes--, p++) crc = (crc >> 8) ^ table[0][(crc ^ *p) & 255];
+  return ~crc;
+}
+
+uint32_t crc32c(const File& file) {
+  std::vector<char> piece(size_t{1} << 20);
+  uint32_t crc = 0;
+  for (int64_t at = 0, size = file.size_bytes(); at < size;) {
+    const size_t bytes = std::min(size - at, static_cast<int64_t>(piece.size()));
+    file.read(piece.data(), bytes, at);
+    crc = crc32c(piece.data(), bytes, crc);
+    at += static_cast<int64_t>(bytes);
+  }
+  return crc;
+}
+
+// ---- folders ------------------------------------------------------------------------------------------------------
+void make_folder(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (!error && !std::filesystem::is_directory(path, error)) error = std::make_error_code(std::errc::not_a_directory);
+  if (error) throw system_error("cannot make the folder '" + path + "'", error.value());
+}
+
+std::vector<std::string> list_folder(const std::string& path) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(path, error), last; !error && entry != last; entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  if (error) throw system_error("cannot list the folder '" + path + "'", error.value());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+void remove_tree(const std::string& path) {
+  std::error_code error;
+  std::filesystem::remove_all(path, error);
+  if (error) throw system_error("cannot remove '" + path + "'", error.value());
+}
+
+std::vector<std::string> glob_files(const std::string& pattern) {
+  std::error_code none;
+  if (std::filesystem::exists(pattern, none)) return {pattern};
+  glob_t found;
+  const int result = ::glob(pattern.c_str(), GLOB_ERR | GLOB_NOSORT, nullptr, &found);
+  std::vector<std::string> paths;
+  if (result == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
+  ::globfree(&found);
+  if (paths.empty())
+    throw Error(
+        "no file matches '" + pattern + "'" +
+        (result == GLOB_ABORTED ? ": a folder on the way cannot be read; check its permissions" : "; check the path"));
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+// ---- the lock of a run --------------------------------------------------------------------------------------------
+RunLock::RunLock(const std::string& folder) {
+  const std::string path = folder + "/lock";
+  fd_ =
+      uninterrupted([&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666); });
+  if (fd_ < 0) throw system_error("cannot open '" + path + "'", errno);
+  if (::flock(fd_, LOCK_EX | LOCK_NB) < 0) {
+    const int code = errno;
+    char text[20] = {};
+    const ssize_t length = ::pread(fd_, text, sizeof text, 0);
+    ::close(fd_);
+    if (code != EWOULDBLOCK) throw system_error("cannot lock '" + path + "'", code);
+    long process = 0;
+    std::from_chars(text, text + std::max<ssize_t>(length, 0), process);
+    throw Error(str("'", folder, "' is being written by another run, process ", process,
+                    ": wait for it or stop it, or choose another folder"));
+  }
+  const std::string process = std::to_string(::getpid()) + "\n";  // for that message only
+  if (::ftruncate(fd_, 0) < 0 || ::pwrite(fd_, process.data(), process.size(), 0) < 0) {
+    const int code = errno;
+    ::close(fd_);
+    throw system_error("cannot write '" + path + "'", code);
+  }
+}
+
+RunLock::~RunLock() { ::close(fd_); }
+
+}  // namespace gca

@@ -1,0 +1,168 @@
+#include "base/safetensors.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "base/files.h"
+#include "base/json.h"
+
+namespace gca {
+
+std::string shape_text(const Shape& shape) { return Json(shape).dump(); }
+
+int64_t element_count(const Shape& shape, Dtype dtype, const std::string& where) {
+  int64_t count = 1, bytes = 0;
+  bool fits = true;
+  for (const int64_t size : shape) fits = fits && size >= 0 && !__builtin_mul_overflow(count, size, &count);
+  if (!fits || __builtin_mul_overflow(count, dtype.bytes(), &bytes))
+    throw Error(where + ": expected a shape of fewer than 2^63 bytes, found " + shape_text(shape) +
+                "; the file is damaged: make it anew or fetch it again");
+  return count;
+}
+
+void check_tensor_name(const std::string& name, const std::string& where) {
+  const bool control =
+      std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
+  if (name.empty() || name.size() > 256 || name == "__metadata__" || name.find('/') != name.npos ||
+      name.find("..") != name.npos || control)
+    throw Error(where + ": expected a tensor's name of 1 to 256 bytes without '/', '..' or control characters, found " +
+                Json(name).dump() + "; rename it where the file is made");
+}
+
+float float_from_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+float float_from_f16(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = (bits >> 10) & 31,
+                 fraction = bits & 0x3FF;
+  if (exponent == 0) return std::copysign(static_cast<float>(fraction) * 0x1p-24f, std::bit_cast<float>(sign));
+  return std::bit_cast<float>(sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | (fraction << 13));
+}
+
+const SafetensorsTensor* SafetensorsFile::find(const std::string& name) const {
+  const auto place = index_.find(name);
+  return place == index_.end() ? nullptr : &tensors_[place->second];
+}
+
+const SafetensorsTensor& SafetensorsFile::at(const std::string& name) const {
+  const SafetensorsTensor* tensor = find(name);
+  if (!tensor) throw Error("'" + path() + "': the tensor '" + name + "' is missing; is this a file of the same model?");
+  return *tensor;
+}
+
+const SafetensorsTensor& SafetensorsFile::at(const std::string& name, const Shape& shape) const {
+  const SafetensorsTensor& tensor = at(name);
+  if (tensor.shape != shape)
+    throw Error("'" + path() + "': tensor '" + name + "': expected the shape " + shape_text(shape) + ", found " +
+                shape_text(tensor.shape) + "; is this a file of the same model?");
+  return tensor;
+}
+
+SafetensorsFile::SafetensorsFile(File file) : file_(std::move(file)) {
+  const int64_t file_bytes = file_.size_bytes();
+  uint64_t header_bytes = 0;
+  if (file_bytes >= 8) file_.read(&header_bytes, 8, 0);
+  if (file_bytes < 8 || header_bytes > static_cast<uint64_t>(file_bytes - 8) || header_bytes > max_header_bytes)
+    throw Error(str("'", path(), "' is cut off or no safetensors file: expected a header of at most ", max_header_bytes,
+                    " bytes in a file of ", file_bytes, ", found ", header_bytes, "; make it anew"));
+  std::string header(header_bytes, '\0');
+  file_.read(header.data(), header.size(), 8);
+  const std::string what = "'" + path() + "' (header)";
+  const Json json = parse_json(header, what);
+  const int64_t data_start = 8 + static_cast<int64_t>(header_bytes), data_bytes = file_bytes - data_start;
+
+  const JsonField root(json, what);
+  for (const auto& [name, member] : root.members()) {
+    const JsonField field = root.at(name);
+    if (name == "__metadata__") {
+      for (const auto& [key, value] : field.members())
+        metadata_[key] = JsonField(value, field.where() + "." + key).string();
+    } else {
+      check_tensor_name(name, what);
+      tensors_.push_back(tensor(name, field, data_start, data_bytes));
+    }
+  }
+
+  const auto end = [](const SafetensorsTensor& t) { return t.offset_bytes + t.count * t.dtype.bytes(); };
+  std::sort(tensors_.begin(), tensors_.end(), [&](const SafetensorsTensor& a, const SafetensorsTensor& b) {
+    return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b));
+  });
+  int64_t next = data_start;
+  for (const SafetensorsTensor& t : tensors_) {
+    if (t.offset_bytes != next) misplaced("the tensor '" + t.name + "'", next, t.offset_bytes);
+    next = end(t);
+    index_[t.name] = index_.size();
+  }
+  if (next != file_bytes) misplaced("the end of the file", next, file_bytes);
+}
+
+SafetensorsTensor SafetensorsFile::tensor(const std::string& name, const JsonField& field, int64_t data_start,
+                                          int64_t data_bytes) const {
+  const std::string type = field.at("dtype").string();
+  const auto kind =
+      std::find_if(std::begin(Dtype::all), std::end(Dtype::all), [&](Dtype d) { return type == d.name(); });
+  if (kind == std::end(Dtype::all))
+    throw Error(field.where() + ": the dtype " + Json(type).dump() +
+                " is not known here; convert the file to F32 or BF16");
+  SafetensorsTensor t{name, *kind, {}, 0, 0};
+  const JsonField sizes = field.at("shape"), offsets = field.at("data_offsets");
+  for (size_t i = 0; i < sizes.items().size(); i++) t.shape.push_back(sizes.at(i).integer(0, INT64_MAX));
+  t.count = element_count(t.shape, t.dtype, field.where());
+  const int64_t begin = offsets.at(0).integer(0, data_bytes), end = offsets.at(1).integer(begin, data_bytes);
+  if (offsets.items().size() != 2 || end - begin != t.count * t.dtype.bytes())
+    throw Error(str(field.where(), ": expected ", t.count * t.dtype.bytes(), " bytes for ", t.dtype.name(), " ",
+                    shape_text(t.shape), ", found data_offsets ", offsets.json().dump(),
+                    "; the file is damaged: make it anew or fetch it again"));
+  t.offset_bytes = data_start + begin;
+  return t;
+}
+
+void SafetensorsFile::misplaced(const std::string& what, int64_t expected, int64_t found) const {
+  throw Error(str("'", path(), "': expected ", what, " at byte ", expected, ", found it at ", found,
+                  "; the file is damaged or cut off: make it anew or fetch it again"));
+}
+
+void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,
+                       const std::vector<SafetensorsEntry>& entries) {
+  Json header = Json::object();
+  for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
+  int64_t end = 0;
+  for (const SafetensorsEntry& entry : entries) {
+    check_tensor_name(entry.name, "'" + path + "'");
+    GCA_CHECK(!header.find(entry.name), "'", path, "': tensor '", entry.name, "' is given twice");
+    const int64_t begin = end;
+    end += element_count(entry.shape, entry.dtype, "'" + path + "': tensor '" + entry.name + "'") * entry.dtype.bytes();
+    Json& field = header[entry.name];
+    field["dtype"] = entry.dtype.name();
+    field["shape"] = entry.shape;
+    field["data_offsets"] = std::vector<int64_t>{begin, end};
+  }
+  std::string text = header.dump();
+  text.resize(round_up(static_cast<int64_t>(text.size()), 8), ' ');
+
+  AtomicFile file(path);
+  const uint64_t header_bytes = text.size();
+  file.write(&header_bytes, 8);
+  file.write(text.data(), text.size());
+  constexpr int64_t piece_bytes = 4 << 20;
+  std::vector<char> piece(piece_bytes);
+  for (const SafetensorsEntry& entry : entries) {
+    const int64_t size = entry.dtype.bytes(), total = element_count(entry.shape, entry.dtype, entry.name);
+    for (int64_t first = 0; first < total;) {
+      const int64_t count = std::min(total - first, piece_bytes / size);
+      entry.fill(piece.data(), first, count);
+      file.write(piece.data(), count * size);
+      first += count;
+    }
+  }
+  file.commit();
+}
+
+}  // namespace gca

@@ -1,0 +1,86 @@
+#include "base/text.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common.h"
+
+namespace gca {
+
+size_t utf8_length(std::string_view text) {
+  if (text.empty()) return 0;
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned lead = byte(0);
+  if (lead < 0x80) return 1;
+  const size_t length = lead >= 0xC2 && lead < 0xE0   ? 2
+                        : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                      : 0;
+  if (length == 0 || text.size() < length) return 0;
+  for (size_t i = 1; i < length; i++)
+    if ((byte(i) & 0xC0) != 0x80) return 0;
+  if ((lead == 0xE0 && byte(1) < 0xA0) || (lead == 0xED && byte(1) >= 0xA0)) return 0;
+  if ((lead == 0xF0 && byte(1) < 0x90) || (lead == 0xF4 && byte(1) >= 0x90)) return 0;
+  return length;
+}
+
+std::string printable(std::string_view text, bool keep_lines) {
+  std::string out;
+  while (!text.empty()) {
+    const unsigned char c = static_cast<unsigned char>(text[0]);
+    const size_t length = utf8_length(text);
+    const bool c1 = length == 2 && c == 0xC2 && static_cast<unsigned char>(text[1]) < 0xA0;  // control characters too
+    if (keep_lines && (c == '\n' || c == '\t')) out += text[0];
+    else if (c == '\n' || c == '\t' || c == '\r') out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\r";
+    else if (length == 0 || c < 0x20 || c == 0x7F) out += str("\\x", hex(c, 2));
+    else if (c1) out += str("\\xc2\\x", hex(static_cast<unsigned char>(text[1]), 2));
+    else out += text.substr(0, length);
+    text.remove_prefix(length ? length : 1);
+  }
+  return out;
+}
+
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); j++) row[j] = j;
+  for (size_t i = 1; i <= a.size(); i++) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); j++) {
+      const size_t change = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({change, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+std::string did_you_mean(const std::string& found, const std::vector<std::string>& names) {
+  const auto nearest = std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) {
+    return edit_distance(found, a) < edit_distance(found, b);
+  });
+  return nearest != names.end() && edit_distance(found, *nearest) <= std::max<size_t>(2, found.size() / 3)
+             ? ", did you mean " + *nearest + "?"
+             : "";
+}
+
+std::string comma_list(const std::vector<int64_t>& numbers) {
+  std::string text;
+  for (const int64_t n : numbers) {
+    if (!text.empty()) text += ',';
+    text += std::to_string(n);
+  }
+  return text;
+}
+
+std::string mebibytes(int64_t n_bytes) { return str(fixed(static_cast<double>(n_bytes) / (1 << 20), 1), " MiB"); }
+
+std::string duration(double seconds) {
+  const int64_t s = static_cast<int64_t>(seconds + 0.5);
+  return s < 3600 ? str(s / 60, ":", right(s % 60, 2, '0')) : str(s / 3600, "h", right(s / 60 % 60, 2, '0'));
+}
+
+}  // namespace gca

@@ -1,0 +1,63 @@
+#include "commands/shared.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "base/flags.h"
+#include "base/text.h"
+#include "dataloader.h"
+#include "runtime/evaluate.h"
+#include "runtime/models.h"
+#include "runtime/run.h"
+#include "runtime/weights.h"
+
+namespace gca {
+
+std::string build_description() {
+#ifdef GCA_CUDA
+  return std::string("CPU and CUDA, ") + __VERSION__;
+#else
+  return std::string("CPU only, ") + __VERSION__;
+#endif
+}
+
+bool wants_help(const std::vector<std::string>& arguments, const Flags& flags) {
+  const bool wanted = std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
+  if (wanted) print(flags.help());
+  return wanted;
+}
+
+void print_bytes(const std::string& bytes) {
+  const std::string shown = isatty(STDOUT_FILENO) ? printable(bytes, true) : bytes;
+  if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0)
+    throw system_error("cannot write standard output", errno);
+}
+
+void ModelSource::add_to(Flags& flags) {
+  flags.add("checkpoint", checkpoint, "STEP", "a checkpoint's folder, or a RUN: its newest");
+  flags.add_switch("fallback", fallback, "take an older checkpoint of the RUN where the newest is damaged");
+  flags.add_choice("device", device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
+  flags.add_choice("precision", precision, "float|bf16", "bf16 on a GPU only");
+  flags.add("threads", threads, 0, 4096, "CPU threads; 0: one a processor");
+}
+
+void add_ablations(Flags& flags, bool& no_retrieval, bool& random_retrieval) {
+  flags.add_switch("no-retrieval", no_retrieval, "GCA gives zero");
+  flags.add_switch("random-retrieval", random_retrieval, "K uniform past chunks, weights by their scores");
+}
+
+Selection ablation(bool no_retrieval, bool random_retrieval, int64_t seed) {
+  if (no_retrieval && random_retrieval)
+    throw UsageError("--no-retrieval and --random-retrieval exclude each other: choose one");
+  Selection selection;
+  selection.picking = no_retrieval ? Picking::none : random_retrieval ? Picking::uniform : Picking::learned;
+  selection.seed = static_cast<uint64_t>(seed);
+  return selection;
+}
+
+}  // namespace gca

@@ -1,0 +1,328 @@
+#include "dataloader.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/files.h"
+#include "base/json.h"
+#include "common.h"
+#include "tokenizer/tokenizer.h"
+
+namespace gca {
+
+namespace {
+
+// PREFIX of PREFIX_000123.bin; "" where a name is not of that kind.
+std::string set_of(const std::string& path) {
+  constexpr size_t tail = sizeof "_000000.bin" - 1;
+  if (path.size() <= tail || !path.ends_with(".bin") || path[path.size() - tail] != '_') return "";
+  const std::string number = path.substr(path.size() - tail + 1, 6);
+  return number.find_first_not_of("0123456789") == number.npos ? path.substr(0, path.size() - tail) : "";
+}
+
+// Is there from before the first shard of a set gets its name until the last one has it.
+std::string unfinished_mark(const std::string& prefix) {
+  return parent_folder(prefix) + "/." + std::filesystem::path(prefix).filename().string() + ".unfinished";
+}
+
+// The shards of a set that are there.
+std::vector<std::string> shards_of(const std::string& prefix) {
+  const std::string folder = parent_folder(prefix);
+  std::vector<std::string> paths;
+  if (std::error_code none; !std::filesystem::is_directory(folder, none)) return paths;
+  for (const std::string& file : list_folder(folder))
+    if (set_of(file) == std::filesystem::path(prefix).filename().string()) paths.push_back(folder + "/" + file);
+  return paths;
+}
+
+}  // namespace
+
+ShardWriter::ShardWriter(std::string prefix, const Tokenizer& tokenizer, int64_t shard_tokens)
+    : prefix_(std::move(prefix)),
+      hash_(tokenizer.hash()),
+      wide_(tokenizer.vocab_size() > 65536),
+      shard_tokens_(shard_tokens) {
+  if (shard_tokens < 1 || shard_tokens > ShardHeader::max_tokens)
+    throw Error(str("the size of a shard: expected 1 to ", ShardHeader::max_tokens, " tokens, found ", shard_tokens));
+  // What a run that was stopped left behind: whole shards without a name, and named ones of a set that is not whole.
+  remove_leftovers(prefix_ + "_");
+  if (remove_if_unlocked(unfinished_mark(prefix_)))
+    for (const std::string& path : shards_of(prefix_)) remove_tree(path);
+  if (const std::vector<std::string> there = shards_of(prefix_); !there.empty())
+    throw Error("'" + there[0] +
+                "' is there already: remove the old shards or choose another name, so that two sets are never mixed");
+}
+
+void ShardWriter::append(std::span<const int32_t> ids) {
+  tokens_ += static_cast<int64_t>(ids.size());
+  while (!ids.empty()) {
+    const size_t width = wide_ ? 4 : 2, held = shard_.size() / width,
+                 count = std::min(ids.size(), shard_tokens_ - held);
+    shard_.resize((held + count) * width);
+    if (wide_) {
+      memcpy(shard_.data() + held * width, ids.data(), count * width);
+    } else {
+      for (size_t i = 0; i < count; i++) {
+        const uint16_t id = static_cast<uint16_t>(ids[i]);
+        memcpy(shard_.data() + (held + i) * width, &id, width);
+      }
+    }
+    if (held + count == shard_tokens_) flush();
+    ids = ids.subspan(count);
+  }
+}
+
+void ShardWriter::commit(std::initializer_list<ShardWriter*> sets) {
+  std::vector<File> marks;
+  for (ShardWriter* set : sets) {
+    set->flush();
+    if (set->files_.empty()) continue;
+    marks.push_back(File::create(unfinished_mark(set->prefix_)));
+    marks.back().lock();
+    sync_folder(parent_folder(set->prefix_));
+  }
+  for (ShardWriter* set : sets) {
+    for (auto& file : set->files_) file->commit();
+    set->files_.clear();
+  }
+  for (const File& mark : marks) remove_tree(mark.path());
+}
+
+void ShardWriter::flush() {
+  if (shard_.empty()) return;
+  ShardHeader header;
+  std::copy_n(wide_ ? ShardHeader::wide : ShardHeader::narrow, 2, header.words);
+  header.words[2] = static_cast<int32_t>(shard_.size() / (wide_ ? 4 : 2));
+  memcpy(header.words + 3, &hash_, 8);
+  auto file = std::make_unique<AtomicFile>(str(prefix_, "_", right(files_.size(), 6, '0'), ".bin"));
+  file->write(&header, sizeof header);
+  file->write(shard_.data(), shard_.size());
+  files_.push_back(std::move(file));
+  shard_.clear();
+}
+
+TokenStream::TokenStream(const std::string& pattern, const Tokenizer& tokenizer)
+    : vocab_size_(tokenizer.vocab_size()), pattern_(pattern) {
+  size_t unknown = 0;
+  for (const std::string& path : glob_files(pattern)) {
+    Shard shard{File::open(path), tokens_, 0, 2, 0};
+    const int64_t size = shard.file.size_bytes();
+    ShardHeader header;
+    if (size >= ShardHeader::bytes) shard.file.read(&header, sizeof header, 0);
+    const auto is = [&](const int32_t* kind) { return header.words[0] == kind[0] && header.words[1] == kind[1]; };
+    if (!is(ShardHeader::narrow) && !is(ShardHeader::wide))
+      throw Error(str(
+          "'", path, "': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic ",
+          header.words[0], " version ", header.words[1], " in a file of ", size, " bytes; make shards with tokenize"));
+    shard.width = is(ShardHeader::wide) ? 4 : 2;
+    shard.tokens = header.words[2];
+    if (shard.tokens < 0 || size != ShardHeader::bytes + shard.tokens * shard.width)
+      throw Error(str("'", path, "': the header says ", shard.tokens, " tokens of ", shard.width,
+                      " bytes, found a file of ", size,
+                      " bytes; it is cut off or damaged: make it anew or fetch it again"));
+    uint64_t hash;
+    memcpy(&hash, header.words + 3, 8);
+    if (hash == 0) unknown++;
+    if (hash != 0 && hash != tokenizer.hash())
+      throw Error(str("'", path, "' was made with another tokenizer: expected the hash ", hex(tokenizer.hash(), 16),
+                      " of ", tokenizer.description(), ", found ", hex(hash, 16),
+                      "; tokenize the text again with this one, or use the other"));
+    const std::string set = set_of(path);
+    if (std::error_code none; !set.empty() && std::filesystem::exists(unfinished_mark(set), none))
+      throw Error(str("'", path, "' is of an unfinished set, of a tokenize that was stopped or still runs ('",
+                      unfinished_mark(set), "' says so): wait for it, or tokenize the text again"));
+    shard.header_crc = crc32c(&header, sizeof header);
+    tokens_ += shard.tokens;
+    shards_.push_back(std::move(shard));
+  }
+  if (unknown)
+    notes_ = str("'", pattern, "': ", unknown, " of ", shards_.size(),
+                 " shards do not say which tokenizer made them; taken to be ", tokenizer.description());
+}
+
+void TokenStream::read(int64_t first, int64_t count, int32_t* out, bool any_id) const {
+  GCA_CHECK(first >= 0 && count >= 0 && count <= tokens_ - first, "tokens ", first, " + ", count, " of ", tokens_);
+  auto shard = std::upper_bound(shards_.begin(), shards_.end(), first,
+                                [](int64_t place, const Shard& s) { return place < s.first; }) -
+               1;
+  for (; count > 0; shard++) {
+    const int64_t at = first - shard->first, here = std::min(count, shard->tokens - at);
+    const size_t bytes = static_cast<size_t>(here) * static_cast<size_t>(shard->width);
+    // uint16 go to the upper half of their place and are widened from there upwards.
+    char* raw = reinterpret_cast<char*>(out + here) - bytes;
+    shard->file.read(raw, bytes, ShardHeader::bytes + at * shard->width);
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < here; i++) {
+      uint32_t id = 0;
+      memcpy(&id, raw + i * shard->width, shard->width);
+      out[i] = static_cast<int32_t>(id);
+      largest = std::max(largest, id);
+    }
+    if (!any_id && largest >= static_cast<uint32_t>(vocab_size_))
+      throw Error(str("'", shard->file.path(), "': expected token ids below ", vocab_size_,
+                      ", the size of the vocabulary, found ", largest, " among tokens ", at, " to ", at + here - 1,
+                      "; it was made with another tokenizer or is damaged"));
+    first += here;
+    count -= here;
+    out += here;
+  }
+}
+
+Json TokenStream::state() const {
+  Json shards = Json::array();
+  for (const Shard& shard : shards_) {
+    Json entry;
+    entry["name"] = name_of(shard);
+    entry["bytes"] = shard.file.size_bytes();
+    entry["tokens"] = shard.tokens;
+    entry["header_crc32c"] = shard.header_crc;
+    entry["sample_crc32c"] = sample_crc(shard.file);
+    shards.push_back(std::move(entry));
+  }
+  Json state;
+  state["tokens"] = tokens_;
+  state["shards"] = std::move(shards);
+  return state;
+}
+
+void TokenStream::check_same(const JsonField& saved) const {
+  const Json now = state();
+  if (now == saved.json()) return;
+  const JsonField saved_shards = saved.at("shards"), shards = JsonField(now, "").at("shards");
+  const std::vector<Json>&before = saved_shards.items(), &here = shards.items();
+  std::string difference = str("expected ", before.size(), " shards, found ", shards_.size());
+  for (size_t i = 0; i < std::min(before.size(), shards_.size()); i++) {
+    if (before[i] != here[i]) {
+      difference = "expected the shard " + before[i].dump() + ", found " + here[i].dump();
+      break;
+    }
+  }
+  throw Error("'" + pattern_ + "' is not what " + saved.where() + " was written with: " + difference +
+              "; resume with the same data, or start a new run from the weights with --init");
+}
+
+std::string TokenStream::name_of(const Shard& shard) {
+  return std::filesystem::path(shard.file.path()).filename().string();
+}
+
+// CRC-32C of 16 pieces of 4 KiB, evenly spread, the last one at the end.
+uint32_t TokenStream::sample_crc(const File& file) {
+  constexpr int64_t piece = 4096, pieces = 16;
+  char buffer[piece];
+  const int64_t bytes = std::min(piece, file.size_bytes()), last = file.size_bytes() - bytes;
+  uint32_t crc = 0;
+  for (int64_t i = 1; i <= pieces; i++) {
+    file.read(buffer, static_cast<size_t>(bytes), last / pieces * i + last % pieces * i / pieces);
+    crc = crc32c(buffer, static_cast<size_t>(bytes), crc);
+  }
+  return crc;
+}
+
+int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t epoch) {
+  const int half = static_cast<int>((std::bit_width(static_cast<uint64_t>(count - 1)) + 1) / 2);
+  const uint64_t mask = (uint64_t{1} << half) - 1;
+  uint64_t place = static_cast<uint64_t>(index);
+  do {
+    uint64_t left = place >> half, right = place & mask;
+    for (uint32_t round = 0; round < 8; round++) {
+      const Philox random = philox(seed, Stream::rows, static_cast<uint32_t>(right), round,
+                                   static_cast<uint32_t>(epoch), static_cast<uint32_t>(epoch >> 32));
+      left = std::exchange(right, left ^ (random.word[0] & mask));
+    }
+    place = left << half | right;
+  } while (place >= static_cast<uint64_t>(count));
+  return static_cast<int64_t>(place);
+}
+
+void spread_chunks(int32_t* tokens, int32_t* targets, int64_t real, int64_t C, int64_t S, int32_t landmark) {
+  for (int64_t c = C - 1; c >= 0; c--) {
+    for (int64_t j = S - 2; j >= 0; j--) {
+      const int64_t from = c * (S - 1) + j, to = c * S + j;
+      targets[to] = from + 1 < real ? tokens[from + 1] : no_target;
+      tokens[to] = tokens[from];
+    }
+    tokens[c * S + S - 1] = landmark;
+    targets[c * S + S - 1] = no_target;
+  }
+}
+
+Rows::Rows(const TokenStream& stream, const Tokenizer& tokenizer, int64_t chunks, int64_t slots, uint64_t seed,
+           bool cross)
+    : stream_(stream),
+      end_of_text_(tokenizer.end_of_text),
+      landmark_(tokenizer.landmark),
+      chunks_(chunks),
+      slots_(slots),
+      seed_(seed) {
+  GCA_CHECK(chunks >= 1 && slots >= 2 && chunks <= INT64_MAX / 8 / slots, chunks, " chunks of ", slots, " slots");
+  const int64_t step = chunks * (slots - 1);
+  if (cross) {
+    count_ = std::max<int64_t>(0, (stream.tokens() - 1) / step);
+    const int64_t tail = stream.tokens() - 1 - count_ * step;
+    if (count_ > 0 && tail > 0)
+      notes_ = str("'", stream.pattern(), "': the last ", tail, " of ", stream.tokens(),
+                   " tokens fill no row and are left out");
+  } else {
+    find_documents();
+  }
+  if (count_ == 0)
+    throw Error(str("'", stream.pattern(), "': expected at least the ", cross ? step + 1 : 2, " tokens of one row of ",
+                    chunks, " chunks, found ", stream.tokens(), "; give more text or fewer chunks"));
+}
+
+void Rows::fill_row(int64_t global_row, int32_t* tokens, int32_t* targets) const {
+  fill_window(permuted(global_row % count_, count_, seed_, static_cast<uint64_t>(global_row / count_)), tokens,
+              targets);
+}
+
+void Rows::fill_window(int64_t window, int32_t* tokens, int32_t* targets) const {
+  const auto [first, real] = extent(window);
+  stream_.read(first, real, tokens);  // packed at first: C*S is room for C*(S-1)+1
+  std::fill(tokens + real, tokens + chunks_ * (slots_ - 1) + 1, end_of_text_);
+  spread_chunks(tokens, targets, real, chunks_, slots_, landmark_);
+}
+
+// One pass over the stream. A document goes from its end-of-text token to the next one, which it still predicts.
+void Rows::find_documents() {
+  const int64_t step = chunks_ * (slots_ - 1), block = std::clamp<int64_t>(stream_.tokens(), 1, 1 << 20);
+  std::vector<int32_t> ids(block);
+  const auto close = [&](int64_t end) {  // one past the last token that is a target
+    if (!starts_.empty()) count_ += ceil_div(end - starts_.back() - 1, step);
+  };
+  for (int64_t at = 0; at < stream_.tokens(); at += block) {
+    const int64_t here = std::min(block, stream_.tokens() - at);
+    stream_.read(at, here, ids.data());
+    for (int64_t i = 0; i < here; i++)
+      if (at + i == 0 || ids[i] == end_of_text_) {
+        close(at + i + 1);
+        starts_.push_back(at + i);
+        first_windows_.push_back(count_);
+      }
+  }
+  close(stream_.tokens());
+}
+
+// Where the window begins in the stream, and how many tokens it has there.
+std::pair<int64_t, int64_t> Rows::extent(int64_t window) const {
+  GCA_CHECK(window >= 0 && window < count_, "window ", window, " of ", count_);
+  const int64_t step = chunks_ * (slots_ - 1);
+  if (starts_.empty()) return {window * step, step + 1};
+  const auto after = std::upper_bound(first_windows_.begin(), first_windows_.end(), window);
+  const size_t document = static_cast<size_t>(after - first_windows_.begin()) - 1;
+  const int64_t first = starts_[document] + (window - first_windows_[document]) * step;
+  const int64_t end = document + 1 < starts_.size() ? starts_[document + 1] + 1 : stream_.tokens();
+  return {first, std::min(step + 1, end - first)};
+}
+
+}  // namespace gca

@@ -1,0 +1,126 @@
+#include "runtime/settings.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "base/flags.h"
+#include "model.h"
+#include "runtime/needles.h"
+
+namespace gca {
+
+const Preset& preset(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Preset& p : presets()) {
+    if (p.name == name) return p;
+    names.push_back(p.name);
+  }
+  std::string all;
+  for (const std::string& n : names) all += (all.empty() ? "" : ", ") + n;
+  throw UsageError("--model: expected one of " + all + ", found '" + name + "'" + did_you_mean(name, names));
+}
+
+void add_model_flags(Flags& flags, std::string& model, Config& c) {
+  flags.add("model", model, "PRESET", "drt, drt-x2, swa, swa-14, small or tiny; the flags below change it", Flags::run);
+  flags.add("width", c.width, 1, 65536, "D, columns of the residual stream", Flags::run);
+  flags.add("heads", c.heads, 1, 65536, "H, attention heads", Flags::run);
+  flags.add("ffn", c.ffn, 1, 1 << 20, "F, feed-forward width", Flags::run);
+  flags.add("lower", c.lower, 0, 1024, "layers below the retrieval", Flags::run);
+  flags.add("groups", c.groups, 1, 1024, "upper layers of each retrieval group; \"\" is the sliding-window baseline",
+            Flags::run);
+  flags.add("encoder", c.encoder, 0, 1024, "layers of the chunk encoder", Flags::run);
+  flags.add("chunk", c.chunk, 2, 4096, "S, slots a chunk, its landmark included", Flags::run);
+  flags.add("topk", c.topk, 1, max_topk, "K, chunks that each chunk fetches", Flags::run);
+  flags.add("window", c.window, 0, INT32_MAX, "W, slots back that a slot attends to", Flags::run);
+  flags.add_on_off("null-slot", c.null_slot,
+                   "a zero key and value in each fetched chunk, so that nothing need be taken", Flags::run);
+}
+
+void add_recompute_flag(Flags& flags, std::string& recompute) {
+  flags.add_choice("recompute", recompute, "none|norms|layers",
+                   "computed anew in backward, to save memory, with the same results: nothing, what norms and SwiGLU "
+                   "give, or nearly all of each layer",
+                   Flags::remembered);
+}
+
+Recompute recompute_named(const std::string& name) {
+  return name == "layers" ? Recompute::layers : name == "norms" ? Recompute::norms : Recompute::none;
+}
+
+int64_t TrainSettings::stage_rows(int64_t rows, int64_t stage) const {
+  return std::max<int64_t>(1, rows * stage_chunks(0) / stage_chunks(stage));
+}
+
+int64_t TrainSettings::of_stage(const std::vector<int64_t>& list, int64_t stage) const {
+  return list[std::min(stage, std::ssize(list) - 1)];
+}
+
+double TrainSettings::learning_rate(int64_t step) const {
+  if (step < warmup_steps()) return lr * static_cast<double>(step + 1) / static_cast<double>(warmup_steps());
+  const double past = static_cast<double>(step - warmup_steps()),
+               all = static_cast<double>(std::max<int64_t>(1, steps - warmup_steps()));
+  return lr_final + 0.5 * (lr - lr_final) * (1 + std::cos(3.141592653589793 * std::min(1.0, past / all)));
+}
+
+Flags train_flags(TrainSettings& s) {
+  Flags flags("train", "Trains a model on token shards and writes checkpoints and log.jsonl into a folder.");
+  flags.add("data", s.data, "GLOB", "training shards (tokenize makes them)", Flags::remembered);
+  flags.add("val-data", s.val_data, "GLOB", "validation shards; without them nothing is evaluated", Flags::remembered);
+  flags.add("tokenizer", s.tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
+  flags.add("out", s.out, "RUN", "the run's folder");
+  flags.add_switch("resume", s.resume, "go on from the newest checkpoint in --out");
+  flags.add_switch("fallback", s.fallback, "resume from an older checkpoint where the newest is damaged");
+  flags.add("init", s.init, "CHECKPOINT", "start from these weights: a RUN, a STEP, or a .safetensors file",
+            Flags::run);
+  add_model_flags(flags, s.model, s.config);
+  flags.add_choice(
+      "task", s.task.task, "none|recall|single|two-hop",
+      "learn to find needles in a haystack instead of shards: many questions a row, one, or many that take two steps",
+      Flags::run);
+  add_task_flags(flags, s.task, Flags::run);
+  flags.add("curriculum", s.curriculum, 1, 1 << 20,
+            "chunks a row, stage by stage, instead of --chunks; --batch is of the first stage, longer rows are fewer",
+            Flags::run);
+  flags.add("promote", s.promote, 0, 1,
+            "share of answer tokens, over 20 steps, that ends a stage: those given more than half of the probability",
+            Flags::run);
+  flags.add("needles", s.needles, 1, 1 << 20,
+            "needles (two-hop: chains) a row at most, stage by stage; the last number stays", Flags::run);
+  flags.add("questions", s.questions, 1, 1 << 20, "questions a row at most, stage by stage (single: 1)", Flags::run);
+  flags.add("answer-weight", s.answer_weight, 0, 1e6,
+            "a: the loss is the mean over tokens plus a times the mean over answer tokens", Flags::run);
+  flags.add("batch", s.batch, 1, 1 << 20, "rows a step", Flags::run);
+  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows at once; 0: the whole batch", Flags::run);
+  flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
+  flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens", Flags::run);
+  flags.add("tokens", s.tokens, 0, int64_t{1} << 50, "real tokens in all, instead of --steps", Flags::run);
+  flags.add("lr", s.lr, 0, 10, "learning rate after the warm-up", Flags::run);
+  flags.add("lr-final", s.lr_final, 0, 10, "learning rate at the last step (cosine)", Flags::run);
+  flags.add("warmup", s.warmup, -1, int64_t{1} << 31, "steps of linear warm-up; -1: 2% of the steps", Flags::run);
+  flags.add("weight-decay", s.weight_decay, 0, 10, "AdamW, matrices only", Flags::run);
+  flags.add("beta1", s.beta1, 0, 0.999999, "AdamW", Flags::run);  // 1 would divide 0 by 0
+  flags.add("beta2", s.beta2, 0, 0.999999, "AdamW", Flags::run);
+  flags.add("clip", s.clip, 0, 1e9, "largest gradient norm; 0: any", Flags::run);
+  flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
+  flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
+  flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, and noise", Flags::run);
+  flags.add("print-every", s.print_every, 1, int64_t{1} << 40,
+            "steps between the lines on the terminal; log.jsonl has every step", Flags::remembered);
+  flags.add("eval-every", s.eval_every, 1, int64_t{1} << 40, "steps between validations", Flags::remembered);
+  flags.add("eval-rows", s.eval_rows, 1, int64_t{1} << 40, "validation rows at most, spread over the data",
+            Flags::remembered);
+  flags.add("save-every", s.save_every, 1, int64_t{1} << 40, "steps between checkpoints (one more at the end)",
+            Flags::remembered);
+  flags.add("keep", s.keep, 1, 1 << 20, "newest checkpoints to keep, beside the best one", Flags::remembered);
+  flags.add_choice("device", s.device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
+  flags.add_choice("precision", s.precision, "float|bf16", "of activations and products; bf16 on a GPU only",
+                   Flags::run);
+  add_recompute_flag(flags, s.recompute);
+  flags.add("threads", s.threads, 0, 4096, "CPU threads; 0: one a processor. Results do not depend on it");
+  return flags;
+}
+
+}  // namespace gca
