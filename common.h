@@ -37,6 +37,11 @@ inline std::string fixed(double x, int digits) {  // digits after the point
   snprintf(out.data(), out.size() + 1, "%.*f", digits, x);
   return out;
 }
+inline std::string scientific(double x, int digits) {  // digits after the point
+  char out[64];
+  snprintf(out, sizeof out, "%.*e", digits, x);
+  return out;
+}
 inline std::string hex(uint64_t x, int digits = 1) {  // at least so many digits
   char out[24];
   snprintf(out, sizeof out, "%0*llx", digits, static_cast<unsigned long long>(x));

@@ -21,7 +21,9 @@
 #include "commands/commands.h"
 #include "commands/shared.h"
 #include "dataloader.h"
+#include "runtime/log.h"
 #include "runtime/matmul_cache.h"
+#include "runtime/rows.h"
 #include "runtime/run.h"
 
 namespace gca {
@@ -53,93 +55,50 @@ struct Run {
   const SavedRun* saved;  // what it resumes from, or null
 };
 
-// One line of RUN/log.jsonl. A disk that is full must not end the training: said once.
-void log_line(const std::string& run, const Json& line) {
-  static bool told = false;
-  try {
-    append_line(run + "/log.jsonl", line.dump());
-  } catch (const Error& error) {
-    if (!told) print_error(error.what(), "; training goes on without it: free some space or mend the folder\n");
-    told = true;
-  }
-}
-
 template <class Device>
 class Trainer {
  public:
-  Trainer(Device& device, Run& run) : device_(device), run_(run), s_(run.settings), model_(device, s_.config) {
-    if (!s_.task.any()) {
-      stream_ = std::make_unique<TokenStream>(s_.data, run.tokenizer);
-      rows_ = std::make_unique<Rows>(*stream_, run.tokenizer, s_.chunks, s_.config.chunk,
-                                     static_cast<uint64_t>(s_.seed), !s_.no_cross);
-      for (const std::string& note : {stream_->notes(), rows_->notes()})
-        if (!note.empty()) print(note, "\n");
-    } else {
-      haystack_ = Haystack::load(s_.task.haystack, run.tokenizer);
-      task_ = std::make_unique<Task>(s_.task, run.tokenizer, haystack_, s_.config.chunk);
-      for (int64_t stage = 0; stage < s_.stages(); stage++) {
-        task_->check_names(s_.of_stage(s_.needles, stage));
-        if (s_.stage_chunks(stage) < task_->fewest_chunks())
-          throw UsageError(str("--", s_.curriculum.empty() ? "chunks" : "curriculum", ": expected at least ",
-                               task_->fewest_chunks(), " chunks, for needle, question and answer, found ",
-                               s_.stage_chunks(stage)));
-      }
-    }
+  Trainer(Device& device, Run& run)
+      : device_(device),
+        run_(run),
+        s_(run.settings),
+        log_(s_),
+        model_(device, s_.config),
+        rows_(row_maker(s_, run.tokenizer)) {
     if (!s_.val_data.empty()) {
       val_stream_ = std::make_unique<TokenStream>(s_.val_data, run.tokenizer);
       val_rows_ = std::make_unique<Rows>(*val_stream_, run.tokenizer, s_.chunks, s_.config.chunk, 0, !s_.no_cross);
     }
-    if (run.saved) {
-      const JsonField state = run.saved->state();
-      if (task_) haystack_.check_same(state.at("data"));
-      else stream_->check_same(state.at("data"));
-      if (task_) {
-        stage_ = state.at("stage").integer(0, s_.stages() - 1);
-        for (const Json& rate : state.at("answer_rates").items())
-          answer_rates_.push_back(JsonField(rate, "answer_rates").number());
-      }
-    }
+    if (run.saved) rows_->resume(run.saved->state());
     model_.recompute = recompute_named(s_.recompute);
     allocate_or_explain(model_, micro_rows(), row_slots());
   }
 
+  // From the first step, or the saved one, to the last: the exit code.
   int train() {
     start();
     print_table();
-    choose_products(
-        device_, run_.saved && run_.saved->state().has("products") ? run_.saved->state().at("products").string() : "");
-    typename Device::Snapshot snapshots[2];
-    const auto began = std::chrono::steady_clock::now();
-    auto step_began = began;
-    const int64_t first_step = step_;
-    // A device that runs ahead is asked for a step's figures when the next step is already queued.
-    auto report = [&](int64_t step) {
-      const StepState state = device_.read(snapshots[step % 2]);
-      const auto now = std::chrono::steady_clock::now();
-      const double seconds = std::chrono::duration<double>(now - step_began).count(),
-                   all = std::chrono::duration<double>(now - began).count();
-      step_began = now;
-      report_step(step, state, seconds, all / static_cast<double>(step - first_step + 1));
-      return state;
-    };
-    int64_t reported = step_;
-    for (; step_ < s_.steps && !stop_asked;) {
+    choose_products(device_, saved_products());
+    began_ = step_began_ = Clock::now();
+    const int64_t first_step = reported_ = step_;
+    while (step_ < s_.steps && !stop_asked) {
       try {
         one_step();
       } catch (const Error&) {  // a shard that can no longer be read must not cost the steps since the last save
         save();
         throw;
       }
-      device_.take(snapshots[step_ % 2], model_.state);
+      device_.take(snapshots_[step_ % 2], model_.state);
       if (step_ == first_step) keep_products(device_);
       step_++;
-      const bool due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || step_ == s_.steps;
-      for (const int64_t until = Device::runs_ahead && !due && !stop_asked ? step_ - 1 : step_; reported < until;
-           reported++)
-        if (report(reported).skipped_in_a_row >= 10) return give_up();
-      if (step_ % s_.eval_every == 0 || step_ == s_.steps) validate();
-      if (step_ % s_.save_every == 0 && step_ < s_.steps && !stop_asked) save();
-      if (due) step_began = std::chrono::steady_clock::now();
+      const bool last = step_ == s_.steps, due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || last;
+      // A device that runs ahead is asked for a step's figures when the next step is already queued.
+      const int64_t known = Device::runs_ahead && !due && !stop_asked ? step_ - 1 : step_;
+      for (; reported_ < known; reported_++)
+        if (report(reported_, first_step).skipped_in_a_row >= 10) return give_up();
+      if (step_ % s_.eval_every == 0 || last) validate();
+      if (step_ % s_.save_every == 0 && !last && !stop_asked) save();
+      if (due) step_began_ = Clock::now();
     }
     const bool saved = step_ == saved_step_ || save();
     if (stop_asked)
@@ -149,6 +108,42 @@ class Trainer {
   }
 
  private:
+  // One step: rows, then forward and backward for each micro-batch, then the optimiser.
+  void one_step() {
+    rows_->make(batch_, step_);
+    const int64_t T = batch_.slots, micro = micro_rows();
+    const double scale = batch_.targets_in_all ? 1.0 / static_cast<double>(batch_.targets_in_all) : 0;
+    if (rows_->wants_losses()) losses_.resize(batch_.tokens.size());
+    model_.begin_step();
+    for (int64_t row = 0; row < batch_.rows; row += micro) {
+      const int64_t B = std::min(micro, batch_.rows - row), first = row * T;
+      model_.upload(&batch_.tokens[first], &batch_.targets[first],
+                    batch_.weights.empty() ? nullptr : &batch_.weights[first], B * T);
+      typename DRT<Device>::Input in{B, T, {}};
+      in.selection.noise = s_.noise;
+      in.selection.seed = static_cast<uint64_t>(s_.seed);
+      in.selection.step = step_;
+      in.selection.first_row = row;
+      model_.forward(in);
+      model_.head(scale, true);
+      if (rows_->wants_losses())
+        device_.download(&losses_[first], model_.loss, B * T * static_cast<int64_t>(sizeof(losses_[0])));
+      model_.backward();
+    }
+    model_.update({.lr = s_.learning_rate(step_),
+                   .beta1 = s_.beta1,
+                   .beta2 = s_.beta2,
+                   .eps = 1e-8,
+                   .weight_decay = s_.weight_decay,
+                   .clip = s_.clip});
+    slots_[step_ % 2] = batch_.rows * T;
+    figures_[step_ % 2] = {};
+    if (rows_->wants_losses() && rows_->learn_from(batch_, losses_, step_, figures_[step_ % 2])) {
+      model_.plan(micro_rows(), row_slots());  // rows are longer from here on
+      model_.commit_activations();
+    }
+  }
+
   // Fresh weights, given ones, or a checkpoint's whole state.
   void start() {
     if (run_.saved) {
@@ -166,10 +161,8 @@ class Trainer {
       if (best_step_ >= 0) best_loss_ = state.at("best_val_loss").number();
     } else if (!s_.init.empty()) {
       std::error_code none;
-      load_weights(std::filesystem::is_directory(s_.init, none)
-                       ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file)
-                       : s_.init,
-                   model_);
+      const bool folder = std::filesystem::is_directory(s_.init, none);
+      load_weights(folder ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file) : s_.init, model_);
     } else {
       ThreadPool pool(static_cast<int>(s_.threads));
       model_.initialise(static_cast<uint64_t>(s_.seed), pool);
@@ -177,157 +170,40 @@ class Trainer {
   }
 
   void print_table() {
-    auto line = [](const char* name, const std::string& value) { print(left(name, 12), " ", value, "\n"); };
-    auto number = [](int64_t n) { return str(n); };
-    const Config& c = s_.config;
-    line("model",
-         str("D=", c.width, " H=", c.heads, " F=", c.ffn, ", ", c.lower, " lower + (", comma_list(c.groups),
-             ") upper layers, encoder ", c.encoder, ", S=", c.chunk, " K=", c.topk, " W=", c.window, ", V=", c.vocab));
-    line("parameters", number(model_.table.parameters()));
-    line("tokenizer", run_.tokenizer.description());
-    if (task_) {
-      line("task", str(s_.task.task, ", in ", haystack_.tokens.size(), " tokens of ", haystack_.files, " files (",
-                       haystack_.left_out, " left out); rows of ",
-                       s_.curriculum.empty() ? number(s_.chunks).c_str() : comma_list(s_.curriculum), " chunks, ",
-                       comma_list(s_.needles), " needles, ", comma_list(s_.questions), " questions at most"));
-    } else {
-      line("data", str(stream_->tokens(), " tokens, ", rows_->count(), " rows of ", row_slots(), " slots (",
-                       row_tokens(), " tokens); this run reads ",
-                       fixed(static_cast<double>(s_.steps * s_.batch) / static_cast<double>(rows_->count()), 2),
-                       " times as many"));
-    }
-    line("steps", str(s_.steps, " of ", batch_rows(), " rows (", micro_rows(), " at once), from step ", step_));
-    line("rate", str(s_.lr, " after ", s_.warmup_steps(), " steps, then a cosine to ", s_.lr_final));
-    line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " +
-                       mebibytes(model_.activation_memory().total_bytes()) + " of activations");
-    line("work",
-         str(significant(
-                 3 * forward_flops_per_slot(c) * static_cast<double>(c.chunk) / static_cast<double>(c.chunk - 1), 3),
-             " floating-point operations a token"));
-    line("seed", number(s_.seed));
-    line("device", device_.description());
-    line("build", build_description());
-    peak_ = device_.peak_flops();
+    const auto [name, data] = rows_->description();
+    const double S = static_cast<double>(s_.config.chunk);
+    log_.model(model_.table.parameters(), run_.tokenizer);
+    log_.line(name, data);
+    log_.schedule(rows_->rows(s_.batch), micro_rows(), step_);
+    log_.line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " +
+                            mebibytes(model_.activation_memory().total_bytes()) + " of activations");
+    log_.line("work", str(significant(3 * forward_flops_per_slot(s_.config) * S / (S - 1), 3),
+                          " floating-point operations a token"));
+    log_.line("seed", str(s_.seed));
+    log_.line("device", device_.description());
+    log_.line("build", build_description());
+    if (!s_.config.groups.empty() && s_.config.topk == 1)
+      print(
+          "note: with --topk 1 the one chunk that is fetched always weighs 1, so the retriever gets no gradient and "
+          "stays as it began; with --topk 2 or more it learns\n");
+    peak_flops_ = device_.peak_flops();
   }
 
-  // What the stage of the curriculum makes of a step.
-  int64_t row_slots() const { return s_.stage_chunks(stage_) * s_.config.chunk; }
-  int64_t row_tokens() const { return s_.stage_chunks(stage_) * (s_.config.chunk - 1); }
-  int64_t batch_rows() const { return s_.stage_rows(s_.batch, stage_); }
-  int64_t micro_rows() const { return s_.stage_rows(s_.micro(), stage_); }
-
-  void one_step() {
-    const int64_t T = row_slots(), rows = batch_rows(), micro = micro_rows();
-    tokens_.resize(rows * T);
-    targets_.resize(tokens_.size());
-    answer_slots_.clear();
-    for (int64_t row = 0; row < rows; row++) fill_row(step_ * s_.batch + row, row * T);
-    const int64_t N = static_cast<int64_t>(
-        std::count_if(targets_.begin(), targets_.end(), [](int32_t target) { return target >= 0; }));
-    const double scale = N ? 1.0 / static_cast<double>(N) : 0;
-    if (task_) {
-      weights_.assign(tokens_.size(), 1);
-      for (const int64_t slot : answer_slots_)
-        weights_[slot] = static_cast<float>(1 + s_.answer_weight * static_cast<double>(N) /
-                                                    static_cast<double>(answer_slots_.size()));
-      losses_.resize(tokens_.size());
-    }
-    model_.begin_step();
-    for (int64_t row = 0; row < rows; row += micro) {
-      const int64_t B = std::min(micro, rows - row);
-      const size_t first = row * T;
-      model_.upload(&tokens_[first], &targets_[first], task_ ? &weights_[first] : nullptr, B * T);
-      typename DRT<Device>::Input in{B, T, {}};
-      in.selection.noise = s_.noise;
-      in.selection.seed = static_cast<uint64_t>(s_.seed);
-      in.selection.step = step_;
-      in.selection.first_row = row;
-      model_.forward(in);
-      model_.head(scale, true);
-      if (task_) device_.download(&losses_[first], model_.loss, B * T * static_cast<int64_t>(sizeof(losses_[0])));
-      model_.backward();
-    }
-    model_.update({.lr = s_.learning_rate(step_),
-                   .beta1 = s_.beta1,
-                   .beta2 = s_.beta2,
-                   .eps = 1e-8,
-                   .weight_decay = s_.weight_decay,
-                   .clip = s_.clip});
-    done_[step_ % 2] = {rows * T, s_.stage_chunks(stage_), 0, 0};
-    if (task_) end_of_task_step();
+  int64_t row_slots() const { return rows_->chunks() * s_.config.chunk; }
+  int64_t micro_rows() const { return rows_->rows(s_.micro()); }
+  std::string saved_products() const {
+    return run_.saved && run_.saved->state().has("products") ? run_.saved->state().at("products").string() : "";
   }
 
-  // Row r of the training to place `at` of the step's rows.
-  void fill_row(int64_t r, int64_t at) {
-    const size_t to = at;
-    if (!task_) return rows_->fill_row(r, &tokens_[to], &targets_[to]);
-    const TaskRow row =
-        task_->training_row(static_cast<uint64_t>(s_.seed), r, s_.stage_chunks(stage_), s_.of_stage(s_.needles, stage_),
-                            s_.task.task == "single" ? 1 : s_.of_stage(s_.questions, stage_));
-    std::copy(row.tokens.begin(), row.tokens.end(), tokens_.begin() + at);
-    std::copy(row.targets.begin(), row.targets.end(), targets_.begin() + at);
-    for (const Question& question : row.questions)
-      for (int64_t i = 0; i < std::ssize(question.answer); i++) answer_slots_.push_back(at + question.first_slot + i);
-  }
-
-  // How many answer tokens had more than half of the probability, and were therefore the likeliest; and whether that
-  // ends a stage.
-  void end_of_task_step() {
-    constexpr size_t steps = 20;
-    int64_t right = 0;
-    double sum = 0;
-    for (const int64_t slot : answer_slots_) {
-      const double loss = static_cast<double>(losses_[slot]);
-      right += loss < std::log(2.0);
-      sum += loss;
-    }
-    const double count = static_cast<double>(std::max<size_t>(1, answer_slots_.size()));
-    done_[step_ % 2].answers_right = static_cast<double>(right) / count;
-    done_[step_ % 2].answer_loss = sum / count;
-    answer_rates_.push_back(static_cast<double>(right) / count);
-    if (answer_rates_.size() > steps) answer_rates_.erase(answer_rates_.begin());
-    if (answer_rates_.size() < steps || stage_ + 1 >= s_.stages()) return;
-    if (std::accumulate(answer_rates_.begin(), answer_rates_.end(), 0.0) < s_.promote * static_cast<double>(steps))
-      return;
-    stage_++;
-    answer_rates_.clear();
-    print("step ", step_ + 1, ": ", fixed(s_.promote * 100, 0), "% of the answers are right; on to rows of ",
-          s_.stage_chunks(stage_), " chunks\n");
-    model_.plan(micro_rows(), row_slots());
-    model_.commit_activations();
-  }
-
-  void report_step(int64_t step, const StepState& state, double seconds, double mean_seconds) {
-    const Done& done = done_[step % 2];
-    const double slots = static_cast<double>(done.slots),
-                 tokens = slots / static_cast<double>(s_.config.chunk) * static_cast<double>(s_.config.chunk - 1);
-    const double used = 3 * forward_flops_per_slot(s_.config) * slots / seconds / peak_;
-    if ((step + 1) % s_.print_every == 0 || step + 1 == s_.steps || state.skip)
-      print("step ", step + 1, "/", s_.steps, "  loss ", fixed(state.loss, 4), "  norm ", fixed(state.grad_norm, 3),
-            "  lr ", s_.learning_rate(step), "  ", fixed(seconds * 1e3, 0), " ms  ", fixed(tokens / seconds, 0),
-            " tokens/s  MFU ", fixed(used * 100, 0), "%  ETA ",
-            duration(mean_seconds * static_cast<double>(s_.steps - step - 1)),
-            task_ ? str("  ", done.chunks, " chunks, answers ", fixed(done.answers_right * 100, 0), "% (loss ",
-                        fixed(done.answer_loss, 3), ")")
-                        .c_str()
-                  : "",
-            state.skip ? str("  SKIPPED: not finite (", state.skipped_in_a_row, " in a row)").c_str() : "", "\n");
-    fflush(stdout);
-    Json line = Json::object();
-    line["step"] = step + 1;
-    line["loss"] = state.loss;
-    line["plain_loss"] = state.plain_loss;
-    line["grad_norm"] = state.grad_norm;
-    line["lr"] = s_.learning_rate(step);
-    line["ms"] = seconds * 1e3;
-    line["tokens_per_second"] = tokens / seconds;
-    if (task_) {
-      line["chunks"] = done.chunks;
-      line["answers_right"] = done.answers_right;
-      line["answer_loss"] = done.answer_loss;
-    }
-    if (state.skip) line["skipped"] = true;
-    log_line(s_.out, line);
+  StepState report(int64_t step, int64_t first_step) {
+    const StepState state = device_.read(snapshots_[step % 2]);
+    const auto now = Clock::now();
+    const double seconds = std::chrono::duration<double>(now - step_began_).count(),
+                 all = std::chrono::duration<double>(now - began_).count();
+    step_began_ = now;
+    log_.step({step, slots_[step % 2], seconds, all / static_cast<double>(step - first_step + 1), peak_flops_}, state,
+              figures_[step % 2]);
+    return state;
   }
 
   void validate() {
@@ -335,13 +211,7 @@ class Trainer {
     const Evaluation result =
         evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), row_slots(), {}, [] { return stop_asked != 0; });
     if (stop_asked || !result.targets) return;
-    print("validation after step ", step_, ": loss ", fixed(result.loss(), 4), ", perplexity ",
-          fixed(std::exp(result.loss()), 2), " (", result.rows, " rows)\n");
-    fflush(stdout);
-    Json line = Json::object();
-    line["step"] = step_;
-    line["val_loss"] = result.loss();
-    log_line(s_.out, line);
+    log_.validation(step_, result.loss(), result.rows);
     if (std::isfinite(result.loss()) && (best_step_ < 0 || result.loss() < best_loss_)) {
       best_loss_ = result.loss();
       best_step_ = step_;
@@ -360,21 +230,20 @@ class Trainer {
     state["skipped_in_a_row"] = counters.skipped_in_a_row;
     state["best_step"] = best_step_;
     state["best_val_loss"] = best_loss_;
-    state["data"] = task_ ? haystack_.state() : stream_->state();
-    if (task_) {
-      state["stage"] = stage_;
-      state["answer_rates"] = answer_rates_;
-    }
+    rows_->save(state);
     state["device"] = device_.description();
     state["build"] = build_description();
     if constexpr (requires { device_.products(); }) state["products"] = device_.products();
     try {
-      write_checkpoint(s_.out, step_,
-                       {{SavedRun::model_file, [&](const std::string& path) { save_weights(path, model_); }},
-                        {SavedRun::optimizer_file, [&](const std::string& path) { save_optimizer(path, model_); }},
-                        {SavedRun::tokenizer_file, [&](const std::string& path) { run_.tokenizer.save(path); }}},
-                       state);
+      const Manifest saved =
+          write_checkpoint(s_.out, step_,
+                           {{SavedRun::model_file, [&](const std::string& path) { save_weights(path, model_); }},
+                            {SavedRun::optimizer_file, [&](const std::string& path) { save_optimizer(path, model_); }},
+                            {SavedRun::tokenizer_file, [&](const std::string& path) { run_.tokenizer.save(path); }}},
+                           state);
       saved_step_ = step_;
+      print("saved step ", step_, ", weights ", hex(saved.entries[0].crc, 8), "\n");
+      fflush(stdout);
       keep_checkpoints(s_.out, s_.keep, best_step_);
       return true;
     } catch (const Error& error) {
@@ -385,67 +254,68 @@ class Trainer {
 
   int give_up() {
     print_error("ten steps in a row had a loss or a gradient that is not finite, and changed nothing; ",
-                saved_step_ >= 0 ? ("the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) +
-                                    ": start anew from it with --init and a lower --lr")
-                                       .c_str()
-                                 : "no checkpoint was saved: start anew with a lower --lr",
+                saved_step_ < 0 ? "no checkpoint was saved: start anew with a lower --lr"
+                                : "the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) +
+                                      ": start anew from it with --init and a lower --lr",
                 "\n");
     return 1;
   }
 
+  using Clock = std::chrono::steady_clock;
   Device& device_;
   Run& run_;
   const TrainSettings& s_;
+  RunLog log_;
   DRT<Device> model_;
-  std::unique_ptr<TokenStream> stream_, val_stream_;  // of shards; or else a task
-  std::unique_ptr<Rows> rows_, val_rows_;
-  Haystack haystack_;
-  std::unique_ptr<Task> task_;
-  int64_t stage_ = 0;                 // of the curriculum
-  std::vector<double> answer_rates_;  // the share of right answers in this stage's last steps
-  struct Done {
-    int64_t slots, chunks;
-    double answers_right, answer_loss;
-  } done_[2] = {};                         // of the last two steps
-  std::vector<int32_t> tokens_, targets_;  // a step's rows
-  std::vector<int64_t> answer_slots_;      // in them
-  std::vector<float> weights_;
-  std::vector<typename DRT<Device>::stat> losses_;
-  int64_t step_ = 0, saved_step_ = -1, best_step_ = -1;
-  double best_loss_ = 0, peak_ = 1;
+  std::unique_ptr<RowMaker> rows_;
+  std::unique_ptr<TokenStream> val_stream_;
+  std::unique_ptr<Rows> val_rows_;
+  StepRows batch_;
+  std::vector<typename DRT<Device>::stat> losses_;  // (B,T)
+  int64_t step_ = 0, reported_ = 0, saved_step_ = -1, best_step_ = -1;
+  double best_loss_ = 0, peak_flops_ = 1;
+  Clock::time_point began_, step_began_;
+  // Of the last two steps: what the device will tell of them, how many slots they read, what the rows' maker says.
+  typename Device::Snapshot snapshots_[2];
+  int64_t slots_[2] = {};
+  StepFigures figures_[2];
 };
 
-int train_command(const std::vector<std::string>& arguments) {
-  TrainSettings settings;
-  Flags flags = train_flags(settings);
-  if (wants_help(arguments, flags)) return 0;
-  // Before the flags: what they start from. A preset's sizes, the settings of the weights' run, or of the run that goes
-  // on.
+// ---- the command train --------------------------------------------------------------------------------------------
+bool is_among(const std::vector<std::string>& arguments, const char* flag) {
+  return std::find(arguments.begin(), arguments.end(), flag) != arguments.end();
+}
+
+// Before the flags are read: what they start from. A preset's sizes, the settings of the weights' run, or those of the
+// run that goes on, which is returned.
+std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& arguments, TrainSettings& settings,
+                                         Flags& flags, std::optional<RunLock>& lock) {
   const std::string out = Flags::peek(arguments, "out"), init = Flags::peek(arguments, "init"),
                     name = Flags::peek(arguments, "model");
-  const bool resume = std::find(arguments.begin(), arguments.end(), "--resume") != arguments.end();
-  const bool fallback = std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end();
+  const bool fallback = is_among(arguments, "--fallback");
   std::unique_ptr<SavedRun> saved;
-  std::optional<RunLock> lock;
   std::error_code none;
   if (std::filesystem::exists(out + "/" + Manifest::file_name, none))
     throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out +
                      "'; give the folder that it lies in");
-  if (resume) {
+  if (is_among(arguments, "--resume")) {
     if (out.empty()) throw UsageError("--resume needs --out RUN: the folder of the run that goes on");
     if (std::filesystem::is_directory(out, none)) lock.emplace(out);  // before its newest checkpoint is looked for
     saved = std::make_unique<SavedRun>(SavedRun::open(out, fallback));
     flags.restore(saved->state().at("settings"));
-  } else if (!init.empty() && std::filesystem::is_directory(init, none)) {
+    return saved;
+  }
+  if (!init.empty() && std::filesystem::is_directory(init, none)) {
     const SavedRun from = SavedRun::open(init, fallback);
     settings.config = from.settings.config;
     settings.model = from.settings.model;
     settings.tokenizer = from.checkpoint.file(SavedRun::tokenizer_file);
   }
-  if (!name.empty() && !resume) settings.config = preset(name).config;
-  flags.parse(arguments);
-  if (saved) flags.check_unchanged(saved->state().at("settings"));
-  flags.need("out");
+  if (!name.empty()) settings.config = preset(name).config;
+  return saved;
+}
+
+void check_task_flags(const TrainSettings& settings, Flags& flags) {
   const bool task = settings.task.any();
   flags.need(task ? "haystack" : "data");
   if (task && flags.given("data")) throw UsageError("--task learns from --haystack: leave --data out");
@@ -458,20 +328,37 @@ int train_command(const std::vector<std::string>& arguments) {
         throw UsageError(str("--", name, " is of a task: give --task recall, single or two-hop too"));
   for (const std::vector<int64_t>* list : {&settings.needles, &settings.questions})
     if (list->empty()) throw UsageError("--needles and --questions: expected one number at least, found none");
-  Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
+}
+
+// What follows from several flags together.
+void finish_settings(TrainSettings& settings, const Tokenizer& tokenizer, bool resumes) {
   settings.config.vocab = tokenizer.vocab_size();
   settings.config.validate();
-  if (!saved && (settings.steps > 0) == (settings.tokens > 0))
+  if (!resumes && (settings.steps > 0) == (settings.tokens > 0))
     throw UsageError("train needs either --steps or --tokens: how long to train");
   if (settings.tokens > 0)
     settings.steps = ceil_div(settings.tokens, settings.batch * settings.stage_chunks(0) * (settings.config.chunk - 1));
   if (settings.micro() > settings.batch)
     throw UsageError(str("--micro-batch: expected at most --batch, ", settings.batch, ", found ", settings.micro()));
+}
 
+int train_command(const std::vector<std::string>& arguments) {
+  TrainSettings settings;
+  Flags flags = train_flags(settings);
+  if (wants_help(arguments, flags)) return 0;
+  std::optional<RunLock> lock;
+  const std::unique_ptr<SavedRun> saved = starting_point(arguments, settings, flags, lock);
+  flags.parse(arguments);
+  if (saved) flags.check_unchanged(saved->state().at("settings"));
+  flags.need("out");
+  check_task_flags(settings, flags);
+  Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
+  finish_settings(settings, tokenizer, saved != nullptr);
   if (!saved) {
     make_folder(settings.out);
     lock.emplace(settings.out);
-    if (std::filesystem::exists(settings.out + "/log.jsonl", none) || !list_checkpoints(settings.out).empty())
+    if (std::error_code none;
+        std::filesystem::exists(settings.out + "/log.jsonl", none) || !list_checkpoints(settings.out).empty())
       throw Error("'" + settings.out + "' holds a run already: go on with --resume, or choose another folder");
   }
   stop_on_signals();

@@ -35,6 +35,12 @@ const Json* Json::find(std::string_view name) const {
   return place == object->index.end() ? nullptr : &object->members[place->second].second;
 }
 
+void Json::add(const Json& members) {
+  const Object* object = std::get_if<Object>(&members.value_);
+  GCA_CHECK(object, "only an object has members");
+  for (const auto& [name, value] : object->members) (*this)[name] = value;
+}
+
 void Json::push_back(Json item) {
   if (is_null()) value_ = std::vector<Json>();
   std::vector<Json>* items = std::get_if<std::vector<Json>>(&value_);

@@ -46,6 +46,8 @@ class Json {
   Json& operator[](std::string_view name);
   // The member of that name; nullptr if there is none or this is no object.
   const Json* find(std::string_view name) const;
+  // Adds the members of another object, each after those that are there.
+  void add(const Json& members);
   // Appends to an array, or to null, which becomes one.
   void push_back(Json item);
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }

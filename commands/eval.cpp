@@ -10,6 +10,22 @@
 
 namespace gca {
 
+namespace {
+
+// The figures, by eighths of the row too; bits: the same ones, the same hash.
+void report(const Evaluation& result, int64_t T, double seconds) {
+  print("loss ", fixed(result.loss(), 4), "  perplexity ", fixed(std::exp(result.loss()), 3), "  bits per byte ",
+        fixed(result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN, 4), "  (", result.targets,
+        " targets, ", fixed(static_cast<double>(result.rows * T) / seconds, 0), " slots/s)  bits ", hex(result.bits, 8),
+        "\n");
+  for (int i = 0; i < Evaluation::places; i++)
+    if (result.place_count[i] > 0)
+      print("  slots ", right(i * T / Evaluation::places, 6), "..", left((i + 1) * T / Evaluation::places - 1, 6),
+            " loss ", fixed(result.place_sum[i] / result.place_count[i], 4), "\n");
+}
+
+}  // namespace
+
 int eval_command(const std::vector<std::string>& arguments) {
   ModelSource source;
   std::string data;
@@ -52,14 +68,7 @@ int eval_command(const std::vector<std::string>& arguments) {
           : random_retrieval ? ", random retrieval"
                              : "",
           "\n");
-    print("loss ", fixed(result.loss(), 4), "  perplexity ", fixed(std::exp(result.loss()), 3), "  bits per byte ",
-          fixed(result.bytes > 0 ? result.sum / std::log(2.0) / result.bytes : NAN, 4), "  (", result.targets,
-          " targets, ", fixed(static_cast<double>(result.rows * chunks * config.chunk) / seconds, 0), " slots/s)\n");
-    for (int i = 0; i < Evaluation::places; i++)
-      if (result.place_count[i] > 0)
-        print("  slots ", right(i * chunks * config.chunk / Evaluation::places, 6), "..",
-              left((i + 1) * chunks * config.chunk / Evaluation::places - 1, 6), " loss ",
-              fixed(result.place_sum[i] / result.place_count[i], 4), "\n");
+    report(result, chunks * config.chunk, seconds);
     return 0;
   });
 }

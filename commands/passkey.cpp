@@ -13,6 +13,8 @@
 
 namespace gca {
 
+namespace {
+
 // The likeliest tokens at the answer's slots of row b of the last forward pass, the landmark left out.
 template <class Device>
 std::vector<int32_t> likeliest(DRT<Device>& model, int64_t first_row, int64_t count, int32_t landmark) {
@@ -68,178 +70,231 @@ void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& sel
   print("answer: ", answer, " (", answer == expected ? "right" : ("expected " + expected), ")\n");
 }
 
-int passkey_command(const std::vector<std::string>& arguments) {
+// What the command line asks for, and what follows from it.
+struct Asked {
   ModelSource source;
   TaskSettings task;
   std::unique_ptr<SavedRun> saved;
-  if (const std::string checkpoint = Flags::peek(arguments, "checkpoint");
-      !checkpoint.empty()) {  // its run's task is where the settings start from
-    saved = std::make_unique<SavedRun>(
-        SavedRun::open(checkpoint, std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end()));
-    task = saved->settings.task;
-  }
-  if (!task.two_hop()) task.task = "single";
   std::vector<int64_t> lengths = {4096}, trials = {100};
   int64_t others = 4, chains = 2, show = 0, seed = 1, batch_slots = 16384;
   bool no_retrieval = false, random_retrieval = false, far_only = false;
   std::string out;
+  Selection selection;
+
+  const Config& config() const { return saved->settings.config; }
+  int64_t reach() const {
+    return (config().lower + config().upper()) * config().window;
+  }  // slots, of the stacked windows
+  int64_t hops() const { return task.two_hop() ? 2 : 1; }
+  const char* retrieval() const { return no_retrieval ? "none" : random_retrieval ? "random" : "learned"; }
+};
+
+Flags passkey_flags(Asked& asked) {
   Flags flags("passkey", "Hides needles in a text, asks for them at its end, and counts the right answers.");
-  source.add_to(flags);
-  flags.add_choice("task", task.task, "single|two-hop",
+  asked.source.add_to(flags);
+  flags.add_choice("task", asked.task.task, "single|two-hop",
                    "the needle's name leads to its value; or to a name that leads to it");
-  add_task_flags(flags, task, Flags::setup);
-  flags.add("length", lengths, 1, int64_t{1} << 40, "slots of a row, whole chunks; several lengths are tried in turn");
-  flags.add("trials", trials, 1, 1 << 30, "trials a length; the last number stays");
-  flags.add("others", others, 0, 1 << 20, "single: needles with other names in each row");
-  flags.add("chains", chains, 1, 1 << 20, "two-hop: chains in each row");
-  add_ablations(flags, no_retrieval, random_retrieval);
-  flags.add_switch("far-only", far_only, "leave out the trials whose needle the stacked windows may reach");
-  flags.add("show", show, 0, 1 << 20, "trials of the first length to print in words");
-  flags.add("out", out, "FILE", "append the figures to it, a line of JSON a row of the table");
-  flags.add("batch-slots", batch_slots, 1, int64_t{1} << 40, "slots at once, in whole rows");
-  flags.add("seed", seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
-  if (wants_help(arguments, flags)) return 0;
-  flags.parse(arguments);
+  add_task_flags(flags, asked.task, Flags::setup);
+  flags.add("length", asked.lengths, 1, int64_t{1} << 40,
+            "slots of a row, whole chunks; several lengths are tried in turn");
+  flags.add("trials", asked.trials, 1, 1 << 30, "trials a length; the last number stays");
+  flags.add("others", asked.others, 0, 1 << 20, "single: needles with other names in each row");
+  flags.add("chains", asked.chains, 1, 1 << 20, "two-hop: chains in each row");
+  add_ablations(flags, asked.no_retrieval, asked.random_retrieval);
+  flags.add_switch("far-only", asked.far_only, "leave out the trials whose needle the stacked windows may reach");
+  flags.add("show", asked.show, 0, 1 << 20, "trials of the first length to print in words");
+  flags.add("out", asked.out, "FILE", "append the figures to it, a line of JSON a row of the table");
+  flags.add("batch-slots", asked.batch_slots, 1, int64_t{1} << 40, "slots at once, in whole rows");
+  flags.add("seed", asked.seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
+  return flags;
+}
+
+void check(Asked& asked, Flags& flags) {
   flags.need("checkpoint");
   flags.need("haystack");
-  if (lengths.empty() || trials.empty())
+  if (asked.lengths.empty() || asked.trials.empty())
     throw UsageError("--length and --trials: expected one number at least, found none");
-  const Config& config = saved->settings.config;
-  const Tokenizer& tokenizer = saved->tokenizer;
-  const int64_t S = config.chunk, K = config.topk, reach = (config.lower + config.upper()) * config.window;
-  for (const int64_t length : lengths)
+  const int64_t S = asked.config().chunk;
+  for (const int64_t length : asked.lengths)
     if (length % S || length < 3 * S)
       throw UsageError(str("--length: expected a multiple of ", S,
                            ", the slots of a chunk, and three chunks at least, found ", length));
-  const Selection selection = ablation(no_retrieval, random_retrieval, seed);
-  const Haystack haystack = Haystack::load(task.haystack, tokenizer);
-  const Task maker(task, tokenizer, haystack, S);
-  if (task.two_hop()) others = chains - 1;
-  maker.check_names(others + 1);
-  print(task.task,
-        no_retrieval       ? ", without retrieval"
-        : random_retrieval ? ", random retrieval"
-                           : "",
-        ": ", maker.answer_length(), " tokens in an answer, ", others, " other ", task.two_hop() ? "chains" : "needles",
-        "; text of ", haystack.files, " files (", haystack.left_out, " left out); windows reach ", reach, " slots\n");
+  asked.selection = ablation(asked.no_retrieval, asked.random_retrieval, asked.seed);
+  if (asked.task.two_hop()) asked.others = asked.chains - 1;
+}
+
+void print_heading(const Asked& asked, const Task& maker, const Haystack& haystack) {
+  print(asked.task.task,
+        asked.no_retrieval       ? ", without retrieval"
+        : asked.random_retrieval ? ", random retrieval"
+                                 : "",
+        ": ", maker.answer_length(), " tokens in an answer, ", asked.others, " other ",
+        asked.task.two_hop() ? "chains" : "needles", "; text of ", haystack.files, " files (", haystack.left_out,
+        " left out); windows reach ", asked.reach(), " slots\n");
   print(right("slots", 9), " ", right("tokens", 9), " ", right("chunks", 7), " ", left("place", 5), " ",
         right("trials", 6), " ", right("exact", 7), " ", left("(95%)", 14), " ", right("forced", 7), " ",
         right("first", 7), " ", right("hit", 7), " ", right("chance", 8), "  ", left("exact by depth, oldest", 22), " ",
         right("slots/s", 8), " ", right("memory", 11), "\n");
-  return with_device(source.device, source.precision, source.threads, [&](auto& device) {
-    using Model = DRT<std::remove_reference_t<decltype(device)>>;
-    for (size_t l = 0; l < lengths.size(); l++) {
-      const int64_t C = lengths[l] / S, T = lengths[l], B = std::max<int64_t>(1, batch_slots / T),
-                    count = trials[std::min(l, trials.size() - 1)];
-      Model model(device, config, Use::inference);
-      allocate_or_explain(model, std::min(B, count), T);
-      load_weights(saved->checkpoint.file(SavedRun::model_file), model);
-      const int64_t far = maker.far_chunks(C, reach);
-      for (const bool near : {false, true}) {
-        if (near && far_only) continue;
-        if ((near ? C - 2 - task.gap - far : far) < (task.two_hop() ? 2 : 1)) {
-          print(right(T, 9), " ", right(C * (S - 1), 9), " ", right(C, 8), "  ", left(near ? "near" : "far", 5),
-                " no chunk lies there\n");
-          continue;
-        }
-        Score score;
-        for (int64_t done = 0; done < count; done += B) {
-          std::vector<TaskRow> rows;
-          std::vector<int32_t> tokens;
-          for (int64_t i = done; i < std::min(done + B, count); i++) {
-            rows.push_back(maker.trial(static_cast<uint64_t>(seed), i, C, others, reach, near));
-            tokens.insert(tokens.end(), rows.back().tokens.begin(), rows.back().tokens.end());
-          }
-          const int64_t here = std::ssize(rows);
-          const auto began = std::chrono::steady_clock::now();
-          Selection drawn = selection;
-          drawn.first_row = done;
-          model.upload(tokens.data(), nullptr, nullptr, here * T);
-          model.forward({here, T, drawn});
-          std::vector<FetchedChunks<std::remove_reference_t<decltype(device)>>> fetched;
-          for (size_t g = 0; g < model.groups.size(); g++) fetched.emplace_back(model, g, here, C);
-          for (int64_t b = 0; b < here; b++) {
-            // Greedy and right so far, the model reads what stands in the row already: the row's own answer gives
-            // free-running figures too.
-            const Question& question = rows[b].questions[0];
-            const std::vector<int32_t> given =
-                likeliest(model, b * T + question.first_slot, std::ssize(question.answer), tokenizer.landmark);
-            const bool exact = given == question.answer;
-            auto is_fetched = [&](int64_t needle) {
-              const int64_t row = (b * (C + 1) + question.first_slot / S) * K;
-              return std::any_of(fetched.begin(), fetched.end(), [&](const auto& f) {
-                return std::find(f.pick.begin() + row, f.pick.begin() + row + K, rows[b].needles[needle].chunk) !=
-                       f.pick.begin() + row + K;
-              });
-            };
-            score.trials++;
-            score.exact += exact;
-            score.first += given[0] == question.answer[0];
-            score.hits += std::all_of(question.needles.begin(), question.needles.end(), is_fetched);
-            for (size_t i = 0; i < given.size(); i++) {
-              score.tokens++;
-              score.tokens_right += given[i] == question.answer[i];
-            }
-            const int64_t chunk = rows[b].needles[0].chunk,
-                          depth = (near ? chunk - far : chunk) * Score::depths / (near ? C - 2 - task.gap - far : far);
-            score.depth_trials[depth]++;
-            score.depth_exact[depth] += exact;
-          }
-          score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-        }
-        const auto [low, high] = Score::interval(score.exact, score.trials);
-        const double n = static_cast<double>(score.trials), speed = n * static_cast<double>(T) / score.seconds;
-        std::string by_depth;
-        Json depth_list = Json::array();
-        for (int i = 0; i < Score::depths; i++) {
-          const double share = static_cast<double>(score.depth_exact[i]) / static_cast<double>(score.depth_trials[i]);
-          by_depth += score.depth_trials[i] ? str(right(fixed(100 * share, 0), 4), "% ") : "    - ";
-          depth_list.push_back(share);
-        }
-        const int64_t memory = model.model_memory().total_bytes() + model.activation_memory().total_bytes();
-        const double chance = maker.chance(C, random_retrieval ? K : 0, model.groups.size());
-        print(right(T, 9), " ", right(C * (S - 1), 9), " ", right(C, 7), " ", left(near ? "near" : "far", 5), " ",
-              right(score.trials, 6), " ", right(fixed(100 * static_cast<double>(score.exact) / n, 1), 6), "% ",
-              left(str("(", fixed(100 * low, 1), "-", fixed(100 * high, 1), ")"), 14), " ",
-              right(fixed(100 * static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens), 1), 6),
-              "% ", right(fixed(100 * static_cast<double>(score.first) / n, 1), 6), "% ",
-              right(fixed(100 * static_cast<double>(score.hits) / n, 1), 6), "% ",
-              right(significant(100 * chance, 2), 7), "%  ", left(by_depth, 22), " ", right(fixed(speed, 0), 8), " ",
-              right(mebibytes(memory), 11), "\n");
-        fflush(stdout);
-        if (out.empty()) continue;
-        Json line = Json::object();
-        line["task"] = task.task;
-        line["retrieval"] = no_retrieval ? "none" : random_retrieval ? "random" : "learned";
-        line["place"] = near ? "near" : "far";
-        line["slots"] = T;
-        line["tokens"] = C * (S - 1);
-        line["chunks"] = C;
-        line["trials"] = score.trials;
-        line["exact"] = static_cast<double>(score.exact) / n;
-        line["exact_low"] = low;
-        line["exact_high"] = high;
-        line["teacher_forced"] = static_cast<double>(score.tokens_right) / static_cast<double>(score.tokens);
-        line["first_right"] = static_cast<double>(score.first) / n;
-        line["hit"] = static_cast<double>(score.hits) / n;
-        line["exact_by_depth"] = depth_list;
-        line["slots_per_second"] = speed;
-        line["memory_bytes"] = memory;
-        line["chance"] = chance;
-        line["checkpoint"] = saved->checkpoint.folder;
-        line["seed"] = seed;
-        append_line(out, line.dump());
-      }
+}
+
+// The rows of one length whose needles lie in chunks first .. end - 1.
+struct Place {
+  int64_t C, first, end;
+  bool near;
+  const char* name() const { return near ? "near" : "far"; }
+  int64_t depth_of(int64_t chunk) const { return (chunk - first) * Score::depths / (end - first); }
+};
+
+// Trials done .. of a batch, scored in one forward pass. Greedy and right so far, the model reads what stands in the
+// row already: the row's own answer gives free-running figures too.
+template <class Device>
+void score_batch(DRT<Device>& model, const Asked& asked, const std::vector<TaskRow>& rows, int64_t done,
+                 const Place& place, Score& score) {
+  const int64_t S = model.config.chunk, K = model.config.topk, C = place.C, T = C * S, B = std::ssize(rows);
+  std::vector<int32_t> tokens;
+  for (const TaskRow& row : rows) tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
+  Selection drawn = asked.selection;
+  drawn.first_row = done;
+  model.upload(tokens.data(), nullptr, nullptr, B * T);
+  model.forward({B, T, drawn});
+  std::vector<FetchedChunks<Device>> fetched;
+  for (size_t g = 0; g < model.groups.size(); g++) fetched.emplace_back(model, g, B, C);
+  for (int64_t b = 0; b < B; b++) {
+    const Question& question = rows[b].questions[0];
+    const std::vector<int32_t> given =
+        likeliest(model, b * T + question.first_slot, std::ssize(question.answer), asked.saved->tokenizer.landmark);
+    const auto is_fetched = [&](int64_t needle) {
+      const int64_t first = (b * (C + 1) + question.first_slot / S) * K;
+      return std::any_of(fetched.begin(), fetched.end(), [&](const auto& f) {
+        const auto begin = f.pick.begin() + first, end = begin + K;
+        return std::find(begin, end, rows[b].needles[needle].chunk) != end;
+      });
+    };
+    const bool hit = std::all_of(question.needles.begin(), question.needles.end(), is_fetched);
+    score.add(given, question.answer, hit, place.depth_of(rows[b].needles[0].chunk));
+  }
+}
+
+template <class Device>
+Score score_trials(DRT<Device>& model, const Asked& asked, const Task& maker, const Place& place, int64_t count) {
+  const int64_t B = std::max<int64_t>(1, asked.batch_slots / (place.C * model.config.chunk));
+  Score score;
+  for (int64_t done = 0; done < count; done += B) {
+    std::vector<TaskRow> rows;
+    for (int64_t i = done; i < std::min(done + B, count); i++)
+      rows.push_back(
+          maker.trial(static_cast<uint64_t>(asked.seed), i, place.C, asked.others, asked.reach(), place.near));
+    const auto began = std::chrono::steady_clock::now();
+    score_batch(model, asked, rows, done, place, score);
+    score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  }
+  return score;
+}
+
+double share(int64_t part, int64_t of) { return static_cast<double>(part) / static_cast<double>(of); }
+std::string percent(double share, size_t width, int digits = 1) {
+  return right(fixed(100 * share, digits), width) + "% ";
+}
+
+// A row of the table, and its line of JSON where --out asks for one.
+void report(const Asked& asked, const Place& place, const Score& score, double chance, int64_t memory_bytes) {
+  const int64_t S = asked.config().chunk, C = place.C, T = C * S;
+  const auto [low, high] = Score::interval(score.exact, score.trials);
+  const double exact = share(score.exact, score.trials), forced = share(score.tokens_right, score.tokens),
+               first = share(score.first, score.trials), hit = share(score.hits, score.trials),
+               speed = static_cast<double>(score.trials * T) / score.seconds;
+  std::string by_depth;
+  Json depth_list = Json::array();
+  for (int i = 0; i < Score::depths; i++) {
+    const double there = share(score.depth_exact[i], score.depth_trials[i]);
+    by_depth += score.depth_trials[i] ? percent(there, 4, 0) : "    - ";
+    depth_list.push_back(there);
+  }
+  print(right(T, 9), " ", right(C * (S - 1), 9), " ", right(C, 7), " ", left(place.name(), 5), " ",
+        right(score.trials, 6), " ", percent(exact, 6),
+        left(str("(", fixed(100 * low, 1), "-", fixed(100 * high, 1), ")"), 14), " ", percent(forced, 6),
+        percent(first, 6), percent(hit, 6), right(significant(100 * chance, 2), 7), "%  ", left(by_depth, 22), " ",
+        right(fixed(speed, 0), 8), " ", right(mebibytes(memory_bytes), 11), "\n");
+  fflush(stdout);
+  if (asked.out.empty()) return;
+  Json line = Json::object();
+  line["task"] = asked.task.task;
+  line["retrieval"] = asked.retrieval();
+  line["place"] = place.name();
+  line["slots"] = T;
+  line["tokens"] = C * (S - 1);
+  line["chunks"] = C;
+  line["trials"] = score.trials;
+  line["exact"] = exact;
+  line["exact_low"] = low;
+  line["exact_high"] = high;
+  line["teacher_forced"] = forced;
+  line["first_right"] = first;
+  line["hit"] = hit;
+  line["exact_by_depth"] = depth_list;
+  line["slots_per_second"] = speed;
+  line["memory_bytes"] = memory_bytes;
+  line["chance"] = chance;
+  line["checkpoint"] = asked.saved->checkpoint.folder;
+  line["seed"] = asked.seed;
+  append_line(asked.out, line.dump());
+}
+
+// All trials of one length: those out of the windows' reach, then those that lie within.
+template <class Device>
+void try_length(Device& device, const Asked& asked, const Task& maker, int64_t length, int64_t count) {
+  const int64_t S = asked.config().chunk, C = length / S, B = std::max<int64_t>(1, asked.batch_slots / length);
+  DRT<Device> model(device, asked.config(), Use::inference);
+  allocate_or_explain(model, std::min(B, count), length);
+  load_weights(asked.saved->checkpoint.file(SavedRun::model_file), model);
+  const int64_t far = maker.far_chunks(C, asked.reach()), question = C - 2 - asked.task.gap;
+  for (const Place& place : {Place{C, 0, far, false}, Place{C, far, question, true}}) {
+    if (place.near && asked.far_only) continue;
+    if (place.end - place.first < asked.hops()) {
+      print(right(length, 9), " ", right(C * (S - 1), 9), " ", right(C, 8), "  ", left(place.name(), 5),
+            " no chunk lies there\n");
+      continue;
     }
-    if (show) {
-      const int64_t C = lengths[0] / S;
-      Model model(device, config, Use::inference);
-      allocate_or_explain(model, 1, lengths[0]);
-      load_weights(saved->checkpoint.file(SavedRun::model_file), model);
-      const bool near = maker.far_chunks(C, reach) < (task.two_hop() ? 2 : 1);
-      for (int64_t i = 0; i < show; i++)
-        show_trial(model, maker.trial(static_cast<uint64_t>(seed), i, C, others, reach, near), C, selection, tokenizer);
-    }
+    const Score score = score_trials(model, asked, maker, place, count);
+    const double chance = maker.chance(C, asked.random_retrieval ? asked.config().topk : 0, model.groups.size());
+    report(asked, place, score, chance, model.model_memory().total_bytes() + model.activation_memory().total_bytes());
+  }
+}
+
+template <class Device>
+void show_trials(Device& device, const Asked& asked, const Task& maker) {
+  const int64_t length = asked.lengths[0], C = length / asked.config().chunk;
+  DRT<Device> model(device, asked.config(), Use::inference);
+  allocate_or_explain(model, 1, length);
+  load_weights(asked.saved->checkpoint.file(SavedRun::model_file), model);
+  const bool near = maker.far_chunks(C, asked.reach()) < asked.hops();
+  for (int64_t i = 0; i < asked.show; i++)
+    show_trial(model, maker.trial(static_cast<uint64_t>(asked.seed), i, C, asked.others, asked.reach(), near), C,
+               asked.selection, asked.saved->tokenizer);
+}
+
+}  // namespace
+
+int passkey_command(const std::vector<std::string>& arguments) {
+  Asked asked;
+  if (const std::string checkpoint = Flags::peek(arguments, "checkpoint"); !checkpoint.empty()) {
+    const bool fallback = std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end();
+    asked.saved = std::make_unique<SavedRun>(SavedRun::open(checkpoint, fallback));
+    asked.task = asked.saved->settings.task;  // its run's task is where the settings start from
+  }
+  if (!asked.task.two_hop()) asked.task.task = "single";
+  Flags flags = passkey_flags(asked);
+  if (wants_help(arguments, flags)) return 0;
+  flags.parse(arguments);
+  check(asked, flags);
+  const Haystack haystack = Haystack::load(asked.task.haystack, asked.saved->tokenizer);
+  const Task maker(asked.task, asked.saved->tokenizer, haystack, asked.config().chunk);
+  maker.check_names(asked.others + 1);
+  print_heading(asked, maker, haystack);
+  return with_device(asked.source.device, asked.source.precision, asked.source.threads, [&](auto& device) {
+    for (size_t i = 0; i < asked.lengths.size(); i++)
+      try_length(device, asked, maker, asked.lengths[i], asked.trials[std::min(i, asked.trials.size() - 1)]);
+    if (asked.show) show_trials(device, asked, maker);
     return 0;
   });
 }

@@ -154,8 +154,8 @@ Checkpoint open_checkpoint(const std::string& path, bool fallback) {
   throw Error(all);
 }
 
-void write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
-                      const Json& state) {
+Manifest write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
+                          const Json& state) {
   const std::string folder = checkpoint_folder(run, step), partial = folder + ".partial";
   try {
     for (const std::string& name : list_folder(run))  // what killed runs left
@@ -187,6 +187,7 @@ void write_checkpoint(const std::string& run, int64_t step, const std::vector<Ch
     manifest.write(partial);  // durable with its folder, so the names of all the files are
     rename_path(partial, folder);
     sync_folder(run);
+    return manifest;
   } catch (const std::exception& error) {
     std::error_code none;
     std::filesystem::remove_all(partial, none);

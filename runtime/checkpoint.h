@@ -71,12 +71,12 @@ Checkpoint read_checkpoint(const std::string& folder);
 // newest one that is whole is taken, and `passed_over` says what is wrong with those passed over.
 Checkpoint open_checkpoint(const std::string& path, bool fallback = false);
 
-// Saves a step: the files, in order, then state.json. When this returns, the checkpoint is whole and on the disk. Any
-// failure is an Error, leaves no part of it, and the older ones as they were. Nothing whole is overwritten: saving a
-// step that is there is an Error; a damaged one of that name (which the fallback passed over) is set aside as
-// step_N.damaged.
-void write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
-                      const Json& state);
+// Saves a step: the files, in order, then state.json. Returns what was written. When this returns, the checkpoint is
+// whole and on the disk. Any failure is an Error, leaves no part of it, and the older ones as they were. Nothing whole
+// is overwritten: saving a step that is there is an Error; a damaged one of that name (which the fallback passed over)
+// is set aside as step_N.damaged.
+Manifest write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
+                          const Json& state);
 
 // Deletes all but the newest `keep` (at least 1) checkpoints and that of also_keep_step (the best one; -1: none). Call
 // it after a save. Deletes only files that a manifest lists, in real folders of RUN, never through a link; a damaged

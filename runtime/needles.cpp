@@ -300,6 +300,20 @@ bool Task::stands_in(const Text& value, const Text& text) const {
 }
 
 // ---- figures ------------------------------------------------------------------------------------------------------
+void Score::add(const std::vector<int32_t>& given, const std::vector<int32_t>& answer, bool hit, int64_t depth) {
+  const bool right = given == answer;
+  trials++;
+  exact += right;
+  first += given[0] == answer[0];
+  hits += hit;
+  for (size_t i = 0; i < given.size(); i++) {
+    tokens++;
+    tokens_right += given[i] == answer[i];
+  }
+  depth_trials[depth]++;
+  depth_exact[depth] += right;
+}
+
 std::pair<double, double> Score::interval(int64_t right, int64_t of) {
   const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n,
                middle = p + z * z / (2 * n), half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));

@@ -163,6 +163,8 @@ struct Score {
   int64_t depth_trials[depths] = {}, depth_exact[depths] = {};
   double seconds = 0;
 
+  // One more trial: the tokens given and those expected, whether its chunks were fetched, and its quarter.
+  void add(const std::vector<int32_t>& given, const std::vector<int32_t>& answer, bool hit, int64_t depth);
   // 95% Wilson interval of a share.
   static std::pair<double, double> interval(int64_t right, int64_t of);
 };

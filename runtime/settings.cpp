@@ -67,15 +67,21 @@ double TrainSettings::learning_rate(int64_t step) const {
 
 Flags train_flags(TrainSettings& s) {
   Flags flags("train", "Trains a model on token shards and writes checkpoints and log.jsonl into a folder.");
+  flags.heading("data");
   flags.add("data", s.data, "GLOB", "training shards (tokenize makes them)", Flags::remembered);
   flags.add("val-data", s.val_data, "GLOB", "validation shards; without them nothing is evaluated", Flags::remembered);
   flags.add("tokenizer", s.tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
-  flags.add("out", s.out, "RUN", "the run's folder");
-  flags.add_switch("resume", s.resume, "go on from the newest checkpoint in --out");
-  flags.add_switch("fallback", s.fallback, "resume from an older checkpoint where the newest is damaged");
+  flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
+  flags.add("batch", s.batch, 1, 1 << 20, "rows a step", Flags::run);
+  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows at once; 0: the whole batch", Flags::run);
+  flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
+  flags.heading("model");
   flags.add("init", s.init, "CHECKPOINT", "start from these weights: a RUN, a STEP, or a .safetensors file",
             Flags::run);
   add_model_flags(flags, s.model, s.config);
+  flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
+  flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, and noise", Flags::run);
+  flags.heading("task");
   flags.add_choice(
       "task", s.task.task, "none|recall|single|two-hop",
       "learn to find needles in a haystack instead of shards: many questions a row, one, or many that take two steps",
@@ -92,9 +98,7 @@ Flags train_flags(TrainSettings& s) {
   flags.add("questions", s.questions, 1, 1 << 20, "questions a row at most, stage by stage (single: 1)", Flags::run);
   flags.add("answer-weight", s.answer_weight, 0, 1e6,
             "a: the loss is the mean over tokens plus a times the mean over answer tokens", Flags::run);
-  flags.add("batch", s.batch, 1, 1 << 20, "rows a step", Flags::run);
-  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows at once; 0: the whole batch", Flags::run);
-  flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
+  flags.heading("optimiser");
   flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens", Flags::run);
   flags.add("tokens", s.tokens, 0, int64_t{1} << 50, "real tokens in all, instead of --steps", Flags::run);
   flags.add("lr", s.lr, 0, 10, "learning rate after the warm-up", Flags::run);
@@ -104,17 +108,19 @@ Flags train_flags(TrainSettings& s) {
   flags.add("beta1", s.beta1, 0, 0.999999, "AdamW", Flags::run);  // 1 would divide 0 by 0
   flags.add("beta2", s.beta2, 0, 0.999999, "AdamW", Flags::run);
   flags.add("clip", s.clip, 0, 1e9, "largest gradient norm; 0: any", Flags::run);
-  flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
-  flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
-  flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, and noise", Flags::run);
-  flags.add("print-every", s.print_every, 1, int64_t{1} << 40,
-            "steps between the lines on the terminal; log.jsonl has every step", Flags::remembered);
-  flags.add("eval-every", s.eval_every, 1, int64_t{1} << 40, "steps between validations", Flags::remembered);
-  flags.add("eval-rows", s.eval_rows, 1, int64_t{1} << 40, "validation rows at most, spread over the data",
-            Flags::remembered);
+  flags.heading("saving");
+  flags.add("out", s.out, "RUN", "the run's folder");
+  flags.add_switch("resume", s.resume, "go on from the newest checkpoint in --out");
+  flags.add_switch("fallback", s.fallback, "resume from an older checkpoint where the newest is damaged");
   flags.add("save-every", s.save_every, 1, int64_t{1} << 40, "steps between checkpoints (one more at the end)",
             Flags::remembered);
   flags.add("keep", s.keep, 1, 1 << 20, "newest checkpoints to keep, beside the best one", Flags::remembered);
+  flags.add("eval-every", s.eval_every, 1, int64_t{1} << 40, "steps between validations", Flags::remembered);
+  flags.add("eval-rows", s.eval_rows, 1, int64_t{1} << 40, "validation rows at most, spread over the data",
+            Flags::remembered);
+  flags.add("print-every", s.print_every, 1, int64_t{1} << 40,
+            "steps between the lines on the terminal; log.jsonl has every step", Flags::remembered);
+  flags.heading("machine");
   flags.add_choice("device", s.device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
   flags.add_choice("precision", s.precision, "float|bf16", "of activations and products; bf16 on a GPU only",
                    Flags::run);

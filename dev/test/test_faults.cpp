@@ -717,7 +717,7 @@ TEST_CASE("tokenize: a run killed at any time leaves nothing that reads as its s
     return n;
   };
   // Killed once while the shards have no names yet, and once while they get them.
-  for (const auto& [part, least] : {std::pair{".partial", 5}, {".bin", 3}}) {
+  for (const auto& [part, least] : {std::pair<std::string, int>{".partial", 5}, {".bin", 3}}) {
     CAPTURE(part);
     bool hit = false;
     for (int attempt = 0; attempt < 20 && !hit; attempt++) {

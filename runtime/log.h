@@ -1,0 +1,41 @@
+// What a training says of itself: the table at its start, a line a step and a line a validation on the terminal, and
+// the same in RUN/log.jsonl.
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ops.h"
+#include "runtime/rows.h"
+#include "runtime/settings.h"
+
+namespace gca {
+
+// One step as it is told: its number from 0, its figures, and what it took.
+struct StepReport {
+  int64_t step, slots;           // slots read
+  double seconds, mean_seconds;  // of this step; of all since the start
+  double peak_flops;             // of the device, for the share of it that was used
+};
+
+class RunLog {
+ public:
+  // settings must outlive it.
+  explicit RunLog(const TrainSettings& settings) : s_(settings) {}
+
+  // The table's first lines: model, parameters, tokenizer. The trainer adds its own with line().
+  void model(int64_t parameters, const Tokenizer& tokenizer) const;
+  void line(const char* name, const std::string& value) const;
+  void schedule(int64_t rows, int64_t rows_at_once, int64_t from_step) const;
+
+  void step(const StepReport& report, const StepState& state, const StepFigures& more);
+  void validation(int64_t step, double loss, int64_t rows);
+
+ private:
+  void append(const Json& line);
+
+  const TrainSettings& s_;
+  bool told_ = false;  // that log.jsonl cannot be written
+};
+
+}  // namespace gca
