@@ -1,27 +1,71 @@
+// Command lines: how each kind of flag is read, the help, and what a checkpoint remembers.
 #include "base/flags.h"
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
+#include <cstdlib>
 #include <functional>
-#include <string>
-#include <utility>
-#include <vector>
 
 #include "base/json.h"
 #include "base/text.h"
-#include "common.h"
 
 namespace gca {
 
+namespace {
+
+UsageError wrong(const char* name, const std::string& expected, const std::string& found) {
+  return UsageError(str("--", name, ": expected ", expected, ", found '", found, "'"));
+}
+
+int64_t size(const char* name, const std::string& text, int64_t low, int64_t high) {
+  const std::string expected = str("a whole number from ", low, " to ", high, " (K, M, G stand for 2^10, 2^20, 2^30)");
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  int64_t unit = 1;
+  if (end + 1 == text.data() + text.size()) {
+    const char letter = static_cast<char>(std::toupper(*end));
+    unit = letter == 'K' ? int64_t{1} << 10 : letter == 'M' ? int64_t{1} << 20 : letter == 'G' ? int64_t{1} << 30 : 0;
+  } else if (end != text.data() + text.size()) {
+    unit = 0;
+  }
+  if (error != std::errc() || !unit || __builtin_mul_overflow(value, unit, &value) || value < low || value > high)
+    throw wrong(name, expected, text);
+  return value;
+}
+
+std::string on_or_off(bool value) { return value ? "on" : "off"; }
+
+}  // namespace
+
+struct Flags::Flag {
+  const char *name, *value, *help;
+  Role role;
+  std::function<std::string()> get;
+  std::function<void(const std::string&)> set;
+  std::string initial = "";
+  const char* heading = "";
+  bool given = false;
+};
+
+Flags::Flags(std::string command, std::string summary) : command_(std::move(command)), summary_(std::move(summary)) {}
+Flags::Flags(Flags&&) noexcept = default;
+Flags::~Flags() = default;
+
+// ---- the table ----------------------------------------------------------------------------------------------------
+void Flags::add_flag(Flag flag) {
+  flag.initial = flag.get();
+  flag.heading = heading_;
+  flags_.push_back(std::move(flag));
+}
+
 void Flags::add(const char* name, int64_t& field, int64_t low, int64_t high, const char* help, Role role) {
   add_flag({name, "N", help, role, [&field] { return std::to_string(field); },
-            [this, name, &field, low, high](const std::string& text) { field = size(name, text, low, high); }});
+            [name, &field, low, high](const std::string& text) { field = size(name, text, low, high); }});
 }
 
 void Flags::add(const char* name, double& field, double low, double high, const char* help, Role role) {
   add_flag({name, "X", help, role, [&field] { return Json(field).dump(); },
-            [this, name, &field, low, high](const std::string& text) {
+            [name, &field, low, high](const std::string& text) {
               char* end = nullptr;
               const double value = strtod(text.c_str(), &end);
               if (text.empty() || *end || !(value >= low && value <= high))
@@ -36,7 +80,7 @@ void Flags::add(const char* name, std::string& field, const char* value, const c
 
 void Flags::add_choice(const char* name, std::string& field, const char* choices, const char* help, Role role) {
   add_flag({name, choices, help, role, [&field] { return field; },
-            [this, name, &field, choices](const std::string& text) {
+            [name, &field, choices](const std::string& text) {
               if (text.empty() || ("|" + std::string(choices) + "|").find("|" + text + "|") == std::string::npos)
                 throw wrong(name, choices, text);
               field = text;
@@ -44,21 +88,21 @@ void Flags::add_choice(const char* name, std::string& field, const char* choices
 }
 
 void Flags::add_on_off(const char* name, bool& field, const char* help, Role role) {
-  add_flag({name, "on|off", help, role, [&field] { return std::string(field ? "on" : "off"); },
-            [this, name, &field](const std::string& text) {
+  add_flag({name, "on|off", help, role, [&field] { return on_or_off(field); },
+            [name, &field](const std::string& text) {
               if (text != "on" && text != "off") throw wrong(name, "on or off", text);
               field = text == "on";
             }});
 }
 
 void Flags::add_switch(const char* name, bool& field, const char* help, Role role) {
-  add_flag({name, "", help, role, [&field] { return std::string(field ? "on" : "off"); },
+  add_flag({name, "", help, role, [&field] { return on_or_off(field); },
             [&field](const std::string& text) { field = text == "on"; }});
 }
 
 void Flags::add(const char* name, std::vector<int64_t>& field, int64_t low, int64_t high, const char* help, Role role) {
   add_flag({name, "N,N,...", help, role, [&field] { return comma_list(field); },
-            [this, name, &field, low, high](const std::string& text) {
+            [name, &field, low, high](const std::string& text) {
               std::vector<int64_t> values;
               for (size_t at = 0; !text.empty() && at <= text.size();) {
                 const size_t comma = std::min(text.find(',', at), text.size());
@@ -75,6 +119,21 @@ void Flags::add_rest(std::vector<std::string>& field, const char* what, bool req
   rest_required_ = required;
 }
 
+Flags::Flag* Flags::look_up(const std::string& name) {
+  for (Flag& flag : flags_)
+    if (flag.name == name) return &flag;
+  return nullptr;
+}
+
+Flags::Flag& Flags::find(const std::string& name) {
+  if (Flag* flag = look_up(name)) return *flag;
+  std::vector<std::string> names;
+  for (const Flag& flag : flags_) names.push_back(std::string("--") + flag.name);
+  throw UsageError(str(command_, " has no flag --", name, did_you_mean("--" + name, names), "; see train_gca ",
+                       command_, " --help"));
+}
+
+// ---- reading a command line ---------------------------------------------------------------------------------------
 void Flags::parse(const std::vector<std::string>& arguments) {
   for (size_t i = 0; i < arguments.size(); i++) {
     const std::string& argument = arguments[i];
@@ -106,6 +165,8 @@ void Flags::parse(const std::vector<std::string>& arguments) {
     throw UsageError(str(command_, " needs ", rest_name_, "; see train_gca ", command_, " --help"));
 }
 
+bool Flags::given(const std::string& name) { return find(name).given; }
+
 std::string Flags::peek(const std::vector<std::string>& arguments, const std::string& name) {
   for (size_t i = 0; i < arguments.size(); i++) {
     if (arguments[i] == "--" + name && i + 1 < arguments.size()) return arguments[i + 1];
@@ -119,20 +180,26 @@ void Flags::need(const char* name) {
   if (flag.get().empty()) throw UsageError(str(command_, " needs --", name, " ", flag.value, ": ", flag.help));
 }
 
+// ---- help ---------------------------------------------------------------------------------------------------------
 std::string Flags::help() const {
   std::string text = "train_gca " + command_ + (flags_.empty() ? "" : " [flags]") +
                      (rest_ ? std::string(" ") + rest_name_ : "") + "\n  " + summary_ + "\n";
-  const char* heading = "";
-  for (const Flag& flag : flags_) {
-    if (flag.heading != heading) text += str("\n  ", flag.heading, "\n");
-    heading = flag.heading;
-    const std::string spelling = std::string("  --") + flag.name + (*flag.value ? std::string(" ") + flag.value : ""),
-                      value = *flag.value ? flag.initial : "";
-    text += str(left(spelling, 34), " ", flag.help, value.empty() ? "" : (" [" + value + "]"), "\n");
+  std::vector<std::string> headings = {""};  // each once, as they came
+  for (const Flag& flag : flags_)
+    if (std::find(headings.begin(), headings.end(), flag.heading) == headings.end()) headings.push_back(flag.heading);
+  for (const std::string& heading : headings) {
+    if (!heading.empty()) text += "\n  " + heading + "\n";
+    for (const Flag& flag : flags_) {
+      if (flag.heading != heading) continue;
+      const std::string spelling = std::string("  --") + flag.name + (*flag.value ? std::string(" ") + flag.value : ""),
+                        value = *flag.value ? flag.initial : "";
+      text += str(left(spelling, 34), " ", flag.help, value.empty() ? "" : (" [" + value + "]"), "\n");
+    }
   }
   return text;
 }
 
+// ---- what a checkpoint remembers ----------------------------------------------------------------------------------
 Json Flags::values() const {
   Json all = Json::object();
   for (const Flag& flag : flags_)
@@ -159,46 +226,6 @@ void Flags::check_unchanged(const JsonField& saved) const {
     if (flag.role == run && flag.given && saved.has(flag.name) && saved.at(flag.name).string() != flag.get())
       throw UsageError(str("--", flag.name, ": the run was started with '", saved.at(flag.name).string(), "', found '",
                            flag.get(), "'; leave it out to resume, or start a new run from the weights with --init"));
-}
-
-void Flags::add_flag(Flag flag) {
-  flag.heading = heading_;
-  flag.initial = flag.get();
-  flags_.push_back(std::move(flag));
-}
-
-Flags::Flag* Flags::look_up(const std::string& name) {
-  for (Flag& flag : flags_)
-    if (flag.name == name) return &flag;
-  return nullptr;
-}
-
-Flags::Flag& Flags::find(const std::string& name) {
-  if (Flag* flag = look_up(name)) return *flag;
-  std::vector<std::string> names;
-  for (const Flag& flag : flags_) names.push_back(std::string("--") + flag.name);
-  throw UsageError(str(command_, " has no flag --", name, did_you_mean("--" + name, names), "; see train_gca ",
-                       command_, " --help"));
-}
-
-UsageError Flags::wrong(const char* name, const std::string& expected, const std::string& found) const {
-  return UsageError(str("--", name, ": expected ", expected, ", found '", found, "'"));
-}
-
-int64_t Flags::size(const char* name, const std::string& text, int64_t low, int64_t high) const {
-  const std::string expected = str("a whole number from ", low, " to ", high, " (K, M, G stand for 2^10, 2^20, 2^30)");
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  int64_t unit = 1;
-  if (end + 1 == text.data() + text.size()) {
-    const char letter = static_cast<char>(std::toupper(*end));
-    unit = letter == 'K' ? int64_t{1} << 10 : letter == 'M' ? int64_t{1} << 20 : letter == 'G' ? int64_t{1} << 30 : 0;
-  } else if (end != text.data() + text.size()) {
-    unit = 0;
-  }
-  if (error != std::errc() || !unit || __builtin_mul_overflow(value, unit, &value) || value < low || value > high)
-    throw wrong(name, expected, text);
-  return value;
 }
 
 }  // namespace gca

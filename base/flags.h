@@ -1,18 +1,16 @@
 // Command lines: one table of flags that parses, prints the help, and is what a checkpoint remembers of a run's
 // settings.
 #pragma once
-#include <algorithm>
-#include <charconv>
-#include <cmath>
-#include <functional>
+#include <cstdint>
 #include <string>
 #include <vector>
 
-#include "base/json.h"
-#include "base/text.h"
 #include "common.h"
 
 namespace gca {
+
+class Json;
+class JsonField;
 
 class Flags {
  public:
@@ -20,10 +18,14 @@ class Flags {
   // may not be.
   enum Role { setup, remembered, run };
 
-  Flags(std::string command, std::string summary) : command_(std::move(command)), summary_(std::move(summary)) {}
+  Flags(std::string command, std::string summary);
+  Flags(Flags&&) noexcept;
+  ~Flags();
 
-  // The flags added from here on stand under this heading in the help.
+  // The flags that are added from here on stand under this heading in the help, with those that an earlier call of the
+  // same name has put there; the ones before any heading come first, without one.
   void heading(const char* name) { heading_ = name; }
+
   // An integer; K, M, G stand for 2^10, 2^20, 2^30.
   void add(const char* name, int64_t& field, int64_t low, int64_t high, const char* help, Role role = setup);
   void add(const char* name, double& field, double low, double high, const char* help, Role role = setup);
@@ -41,7 +43,7 @@ class Flags {
 
   // Arguments after the command. Errors are UsageErrors; --help is the caller's.
   void parse(const std::vector<std::string>& arguments);
-  bool given(const std::string& name) { return find(name).given; }
+  bool given(const std::string& name);
   // The value of a flag in arguments that are not parsed yet; "" if it is not among them.
   static std::string peek(const std::vector<std::string>& arguments, const std::string& name);
   // Throws a UsageError for a flag that must be given.
@@ -57,27 +59,17 @@ class Flags {
   void check_unchanged(const JsonField& saved) const;
 
  private:
-  struct Flag {
-    const char *name, *value, *help;
-    Role role;
-    std::function<std::string()> get;
-    std::function<void(const std::string&)> set;
-    const char* heading = "";
-    std::string initial = "";
-    bool given = false;
-  };
+  struct Flag;
   std::string command_, summary_;
-  const char* heading_ = "";
   std::vector<Flag> flags_;
+  const char* heading_ = "";
   std::vector<std::string>* rest_ = nullptr;
   const char* rest_name_ = "";
   bool rest_required_ = false;
 
   void add_flag(Flag flag);
   Flag* look_up(const std::string& name);
-  Flag& find(const std::string& name);
-  UsageError wrong(const char* name, const std::string& expected, const std::string& found) const;
-  int64_t size(const char* name, const std::string& text, int64_t low, int64_t high) const;
+  Flag& find(const std::string& name);  // a UsageError that names the nearest if there is none
 };
 
 }  // namespace gca

@@ -1,23 +1,35 @@
+// JSON: how a value is kept and written, what is said of a field that is not as expected, and the parser.
 #include "base/json.h"
-
-#include <unistd.h>
 
 #include <charconv>
 #include <cmath>
-#include <concepts>
-#include <cstdint>
-#include <limits>
-#include <map>
-#include <string>
-#include <string_view>
-#include <utility>
-#include <variant>
-#include <vector>
 
 #include "base/text.h"
-#include "common.h"
 
 namespace gca {
+
+// ---- a value ------------------------------------------------------------------------------------------------------
+Json::Json() noexcept = default;
+Json::Json(const Json&) = default;
+Json::Json(Json&&) noexcept = default;
+Json& Json::operator=(const Json&) = default;
+Json& Json::operator=(Json&&) noexcept = default;
+Json::~Json() = default;
+
+Json::Json(std::string value) : value_(std::move(value)) {}
+Json Json::array() {
+  Json result;
+  result.value_ = std::vector<Json>();
+  return result;
+}
+Json Json::object() {
+  Json result;
+  result.value_ = Object();
+  return result;
+}
+
+bool Json::Object::operator==(const Object& other) const { return members == other.members; }
+bool Json::operator==(const Json& other) const { return value_ == other.value_; }
 
 Json& Json::operator[](std::string_view name) {
   if (is_null()) value_ = Object();
@@ -48,14 +60,10 @@ void Json::push_back(Json item) {
   items->push_back(std::move(item));
 }
 
-std::string Json::dump(bool lines) const {
-  std::string out;
-  write(out, lines ? 0 : -1);
-  if (lines) out += '\n';
-  return out;
-}
+// ---- writing ------------------------------------------------------------------------------------------------------
+namespace {
 
-void Json::write_string(std::string& out, std::string_view text) {
+void write_string(std::string& out, std::string_view text) {
   out += '"';
   while (!text.empty()) {
     const unsigned char c = static_cast<unsigned char>(text[0]);
@@ -70,7 +78,7 @@ void Json::write_string(std::string& out, std::string_view text) {
   out += '"';
 }
 
-void Json::write_double(std::string& out, double value) {
+void write_double(std::string& out, double value) {
   if (!std::isfinite(value)) {
     out += "null";
     return;
@@ -82,7 +90,8 @@ void Json::write_double(std::string& out, double value) {
   if (text.find_first_of(".e") == text.npos) out += ".0";
 }
 
-// depth < 0: one line.
+}  // namespace
+
 void Json::write(std::string& out, int depth) const {
   const int inner = depth < 0 ? -1 : depth + 1;
   const auto new_line = [&](int level) {
@@ -119,13 +128,45 @@ void Json::write(std::string& out, int depth) const {
   }
 }
 
+std::string Json::dump(bool lines) const {
+  std::string out;
+  write(out, lines ? 0 : -1);
+  if (lines) out += '\n';
+  return out;
+}
+
+// ---- a field ------------------------------------------------------------------------------------------------------
+namespace {
+
+const char* mend() { return "the file is damaged or made for something else: make it anew or fetch it again"; }
+
+std::string shortened(std::string text) {
+  if (text.size() <= 80) return text;
+  size_t end = 80;
+  while ((static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) end--;
+  return text.substr(0, end) + "...";
+}
+
+std::string quoted_name(std::string_view name) {  // without its quotes
+  const std::string quoted = Json(name).dump();
+  return shortened(quoted.substr(1, quoted.size() - 2));
+}
+
+}  // namespace
+
+template <class T>
+const T& JsonField::get(const char* expected) const {
+  const T* value = std::get_if<T>(&value_->value_);
+  return value ? *value : throw mistyped(expected);
+}
+
 JsonField JsonField::at(std::string_view name) const {
   const Json* member = value_->find(name);
   if (!member) {
     members();  // says so if this is no object at all
     throw Error(where_ + ": the field " + Json(name).dump() + " is missing; " + mend());
   }
-  return JsonField(*member, where_ + (inside_ ? "." : ": ") + printable(name), true);
+  return JsonField(*member, where_ + (inside_ ? "." : ": ") + quoted_name(name), true);
 }
 
 JsonField JsonField::at(size_t i) const {
@@ -140,12 +181,15 @@ int64_t JsonField::integer(int64_t lowest, int64_t highest) const {
   throw mistyped(str("an integer from ", lowest, " to ", highest));
 }
 
-double JsonField::number() const {  // an integer will do; null (a NaN when it was written) will not
+double JsonField::number() const {
   const int64_t* integer = std::get_if<int64_t>(&value_->value_);
   return integer ? static_cast<double>(*integer) : get<double>("a number");
 }
 
-const std::string& JsonField::where() const { return where_; }
+bool JsonField::boolean() const { return get<bool>("true or false"); }
+std::string JsonField::string() const { return get<std::string>("a string"); }
+const std::vector<Json>& JsonField::items() const { return get<std::vector<Json>>("an array"); }
+const Json::Members& JsonField::members() const { return get<Json::Object>("an object").members; }
 
 JsonField::JsonField(const Json& value, std::string where, bool inside)
     : value_(&value), where_(std::move(where)), inside_(inside) {}
@@ -158,18 +202,7 @@ Error JsonField::mistyped(const std::string& expected) const {
   return Error(where_ + ": expected " + expected + ", found " + found + "; " + mend());
 }
 
-std::string JsonField::printable(std::string_view name) {
-  const std::string quoted = Json(name).dump();
-  return shortened(quoted.substr(1, quoted.size() - 2));
-}
-
-std::string JsonField::shortened(std::string text) {
-  if (text.size() <= 80) return text;
-  size_t end = 80;
-  while ((static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) end--;
-  return text.substr(0, end) + "...";
-}
-
+// ---- the parser ---------------------------------------------------------------------------------------------------
 class JsonParser {
  public:
   JsonParser(std::string_view text, std::string what, const JsonLimits& limits);

@@ -3,6 +3,7 @@
 #pragma once
 #include <concepts>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <string>
 #include <string_view>
@@ -10,7 +11,6 @@
 #include <variant>
 #include <vector>
 
-#include "base/text.h"
 #include "common.h"
 
 namespace gca {
@@ -21,7 +21,12 @@ class Json {
  public:
   using Members = std::vector<std::pair<std::string, Json>>;
 
-  Json() = default;  // null
+  Json() noexcept;  // null
+  Json(const Json&);
+  Json(Json&&) noexcept;
+  Json& operator=(const Json&);
+  Json& operator=(Json&&) noexcept;
+  ~Json();
   Json(std::nullptr_t) {}
   template <std::integral T>
   Json(T value) {
@@ -34,13 +39,15 @@ class Json {
   }
   template <std::floating_point T>
   Json(T value) : value_(static_cast<double>(value)) {}
-  Json(std::string value) : value_(std::move(value)) {}
-  Json(std::string_view value) : value_(std::string(value)) {}
-  Json(const char* value) : value_(std::string(value)) {}
+  Json(std::string value);
+  Json(std::string_view value) : Json(std::string(value)) {}
+  Json(const char* value) : Json(std::string(value)) {}
   template <class T>
-  Json(const std::vector<T>& items) : value_(std::vector<Json>(items.begin(), items.end())) {}
-  static Json array() { return Json(Value(std::vector<Json>())); }
-  static Json object() { return Json(Value(Object())); }
+  Json(const std::vector<T>& items) : Json(array()) {
+    for (const auto& item : items) push_back(item);
+  }
+  static Json array();
+  static Json object();
 
   // The member of that name, added as null if it is not there. On an object, or on null, which becomes one.
   Json& operator[](std::string_view name);
@@ -52,7 +59,7 @@ class Json {
   void push_back(Json item);
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   // The same value: the same types, and the same order of members.
-  bool operator==(const Json&) const = default;
+  bool operator==(const Json& other) const;
 
   // The text of the value, in one line, or (lines) in indented lines that end in a newline. Parsing it gives the same
   // value: doubles take their shortest exact form and always have a point or an exponent. Two things JSON cannot say
@@ -65,16 +72,11 @@ class Json {
   struct Object {
     Members members;
     std::map<std::string, size_t, std::less<>> index;  // a tree: no file can make it slow, as it could a hash table
-    bool operator==(const Object& other) const { return members == other.members; }
+    bool operator==(const Object& other) const;
   };
   using Value = std::variant<std::nullptr_t, bool, int64_t, double, std::string, std::vector<Json>, Object>;
-  explicit Json(Value value) : value_(std::move(value)) {}
 
-  static void write_string(std::string& out, std::string_view text);
-
-  static void write_double(std::string& out, double value);
-
-  void write(std::string& out, int depth) const;
+  void write(std::string& out, int depth) const;  // depth < 0: one line
 
   Value value_ = nullptr;
 };
@@ -91,30 +93,23 @@ class JsonField {
   JsonField at(std::string_view name) const;
   JsonField at(size_t i) const;
 
-  bool boolean() const { return get<bool>("true or false"); }
+  bool boolean() const;
   int64_t integer(int64_t lowest = std::numeric_limits<int64_t>::min(),
                   int64_t highest = std::numeric_limits<int64_t>::max()) const;
-  double number() const;
-  std::string string() const { return get<std::string>("a string"); }
-  const std::vector<Json>& items() const { return get<std::vector<Json>>("an array"); }
-  const Json::Members& members() const { return get<Json::Object>("an object").members; }
+  double number() const;  // an integer will do; null (a NaN when it was written) will not
+  std::string string() const;
+  const std::vector<Json>& items() const;
+  const Json::Members& members() const;
   const Json& json() const { return *value_; }
-  const std::string& where() const;  // "FILE: path.of.the.field", to begin an error of the caller's own
+  // "FILE: path.of.the.field", to begin an error of the caller's own.
+  const std::string& where() const { return where_; }
 
  private:
   JsonField(const Json& value, std::string where, bool inside);
 
   template <class T>
-  const T& get(const char* expected) const {
-    const T* value = std::get_if<T>(&value_->value_);
-    return value ? *value : throw mistyped(expected);
-  }
-
+  const T& get(const char* expected) const;
   Error mistyped(const std::string& expected) const;
-
-  static const char* mend() { return "the file is damaged or made for something else: make it anew or fetch it again"; }
-  static std::string printable(std::string_view name);
-  static std::string shortened(std::string text);
 
   const Json* value_;
   std::string where_;

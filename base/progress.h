@@ -1,10 +1,6 @@
 // A line on a terminal that says how far some work is.
 #pragma once
-#include <unistd.h>
-
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
+#include <cstdint>
 #include <string>
 
 #include "common.h"
@@ -17,15 +13,14 @@ class Progress {
   // total: of the work, in whatever at() counts; unit of its speed: unit_size of these.
   Progress(std::string doing, int64_t total, std::string unit, double unit_size);
   ~Progress();
-  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  double seconds() const;  // since it was made
   void at(int64_t done);
 
  private:
-  using Clock = std::chrono::steady_clock;
   std::string doing_, unit_;
   double unit_size_, total_;
   bool shown_;
-  Clock::time_point start_ = Clock::now(), last_ = start_;
+  double start_, last_;  // seconds of a clock that never goes back
 };
 
 }  // namespace gca

@@ -1,17 +1,11 @@
+// safetensors files: the checks of a header, numbers in the type that is asked for, and the writer.
 #include "base/safetensors.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstdint>
-#include <functional>
-#include <map>
-#include <string>
-#include <type_traits>
 #include <utility>
-#include <vector>
 
-#include "base/files.h"
 #include "base/json.h"
 
 namespace gca {
@@ -37,6 +31,10 @@ void check_tensor_name(const std::string& name, const std::string& where) {
                 Json(name).dump() + "; rename it where the file is made");
 }
 
+namespace {
+
+constexpr uint64_t max_header_bytes = uint64_t{16} << 20;
+
 float float_from_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
 float float_from_f16(uint16_t bits) {
@@ -45,6 +43,20 @@ float float_from_f16(uint16_t bits) {
   if (exponent == 0) return std::copysign(static_cast<float>(fraction) * 0x1p-24f, std::bit_cast<float>(sign));
   return std::bit_cast<float>(sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | (fraction << 13));
 }
+
+// out = f of count numbers of type Stored, from byte `start` of a file, a piece at a time.
+template <class Stored, class T, class Function>
+void convert(const File& file, int64_t start, int64_t count, T* out, Function f) {
+  std::vector<Stored> piece(std::min<int64_t>(count, 1 << 18));
+  for (int64_t done = 0; done < count;) {
+    const size_t n = std::min(count - done, static_cast<int64_t>(piece.size()));
+    file.read(piece.data(), n * sizeof(Stored), start + done * static_cast<int64_t>(sizeof(Stored)));
+    for (size_t i = 0; i < n; i++) out[done + static_cast<int64_t>(i)] = f(piece[i]);
+    done += static_cast<int64_t>(n);
+  }
+}
+
+}  // namespace
 
 const SafetensorsTensor* SafetensorsFile::find(const std::string& name) const {
   const auto place = index_.find(name);
@@ -64,6 +76,33 @@ const SafetensorsTensor& SafetensorsFile::at(const std::string& name, const Shap
                 shape_text(tensor.shape) + "; is this a file of the same model?");
   return tensor;
 }
+
+template <class T>
+void SafetensorsFile::read(const SafetensorsTensor& tensor, int64_t first, int64_t count, T* out) const {
+  GCA_CHECK(first >= 0 && count >= 0 && first <= tensor.count && count <= tensor.count - first, "elements of '",
+            tensor.name, "'");
+  const int64_t start = tensor.offset_bytes + first * tensor.dtype.bytes();
+  if (tensor.dtype == Dtype::of<T>()) return file_.read(out, static_cast<size_t>(count) * sizeof(T), start);
+  if constexpr (std::is_floating_point_v<T>) {
+    if (tensor.dtype == Dtype::F64)
+      return convert<double>(file_, start, count, out, [](double x) { return static_cast<T>(x); });
+    if (tensor.dtype == Dtype::F32)
+      return convert<float>(file_, start, count, out, [](float x) { return static_cast<T>(x); });
+    if (tensor.dtype == Dtype::F16)
+      return convert<uint16_t>(file_, start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
+    if (tensor.dtype == Dtype::BF16)
+      return convert<uint16_t>(file_, start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
+  }
+  throw Error(str("'", path(), "': tensor '", tensor.name, "': expected ",
+                  std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(), ", found ",
+                  tensor.dtype.name(), "; is this a file of the same kind?"));
+}
+
+template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, float*) const;
+template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, double*) const;
+template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, int64_t*) const;
+template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, int32_t*) const;
+template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, uint8_t*) const;
 
 SafetensorsFile::SafetensorsFile(File file) : file_(std::move(file)) {
   const int64_t file_bytes = file_.size_bytes();

@@ -9,9 +9,10 @@
 #include <vector>
 
 #include "base/files.h"
-#include "base/json.h"
 
 namespace gca {
+
+class JsonField;
 
 // The element types, with the names that files use.
 struct Dtype {
@@ -50,10 +51,6 @@ int64_t element_count(const Shape& shape, Dtype dtype, const std::string& where)
 // Names go into messages, tables and the authors' tools: refuses what could be a path or could steer a terminal.
 void check_tensor_name(const std::string& name, const std::string& where);
 
-float float_from_bf16(uint16_t bits);
-
-float float_from_f16(uint16_t bits);
-
 struct SafetensorsTensor {
   std::string name;
   Dtype dtype;
@@ -82,25 +79,7 @@ class SafetensorsFile {
   // out[0..count) = elements first.. of the tensor. To float or double from F64, F32, F16 and BF16 (rounded to nearest
   // where out is the narrower); to int64_t, int32_t and uint8_t from the same type only. Any number of threads at once.
   template <class T>
-  void read(const SafetensorsTensor& tensor, int64_t first, int64_t count, T* out) const {
-    GCA_CHECK(first >= 0 && count >= 0 && first <= tensor.count && count <= tensor.count - first, "elements of '",
-              tensor.name, "'");
-    const int64_t start = tensor.offset_bytes + first * tensor.dtype.bytes();
-    if (tensor.dtype == Dtype::of<T>()) return file_.read(out, static_cast<size_t>(count) * sizeof(T), start);
-    if constexpr (std::is_floating_point_v<T>) {
-      if (tensor.dtype == Dtype::F64)
-        return convert<double>(start, count, out, [](double x) { return static_cast<T>(x); });
-      if (tensor.dtype == Dtype::F32)
-        return convert<float>(start, count, out, [](float x) { return static_cast<T>(x); });
-      if (tensor.dtype == Dtype::F16)
-        return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
-      if (tensor.dtype == Dtype::BF16)
-        return convert<uint16_t>(start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
-    }
-    throw Error(str("'", path(), "': tensor '", tensor.name, "': expected ",
-                    std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(), ", found ",
-                    tensor.dtype.name(), "; is this a file of the same kind?"));
-  }
+  void read(const SafetensorsTensor& tensor, int64_t first, int64_t count, T* out) const;
 
   // out = the whole tensor of that name, which must have this shape.
   template <class T>
@@ -125,20 +104,6 @@ class SafetensorsFile {
                            int64_t data_bytes) const;
 
   [[noreturn]] void misplaced(const std::string& what, int64_t expected, int64_t found) const;
-
-  // out = f of count numbers of type Stored, from byte `start` of the file, a piece at a time.
-  template <class Stored, class T, class Function>
-  void convert(int64_t start, int64_t count, T* out, Function f) const {
-    std::vector<Stored> piece(std::min<int64_t>(count, 1 << 18));
-    for (int64_t done = 0; done < count;) {
-      const size_t n = std::min(count - done, static_cast<int64_t>(piece.size()));
-      file_.read(piece.data(), n * sizeof(Stored), start + done * static_cast<int64_t>(sizeof(Stored)));
-      for (size_t i = 0; i < n; i++) out[done + static_cast<int64_t>(i)] = f(piece[i]);
-      done += static_cast<int64_t>(n);
-    }
-  }
-
-  static constexpr uint64_t max_header_bytes = uint64_t{16} << 20;
 
   File file_;
   std::map<std::string, std::string> metadata_;

@@ -1,12 +1,7 @@
+// Text for people: what may be shown, which name was meant, sizes and times in words.
 #include "base/text.h"
 
 #include <algorithm>
-#include <cstdint>
-#include <string>
-#include <string_view>
-#include <vector>
-
-#include "common.h"
 
 namespace gca {
 

@@ -1,6 +1,5 @@
 // Text for people: UTF-8, what may go to a terminal, near misses of a name, lists, sizes, durations.
 #pragma once
-#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>

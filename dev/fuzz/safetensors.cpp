@@ -1,5 +1,6 @@
 // libFuzzer: any bytes as a safetensors file are refused with an Error, or every tensor of it can be read.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/safetensors.h"
 
