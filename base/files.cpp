@@ -1,3 +1,4 @@
+// Files, folders and the lock of a run: the system calls, and the hint for each way they fail.
 #include "base/files.h"
 
 #include <fcntl.h>
@@ -11,6 +12,7 @@
 #include <charconv>
 #include <cstring>
 #include <filesystem>
+#include <new>
 
 namespace gca {
 
@@ -81,7 +83,10 @@ void File::write(const void* data, size_t bytes) {
   }
 }
 
-void File::lock() const { ::flock(fd_, LOCK_EX | LOCK_NB); }
+bool File::lock() const {
+  uninterrupted([&] { return ::flock(fd_, LOCK_EX); });  // who looks whether it is a leftover holds it for an instant
+  return status_of(fd_, path_).st_nlink > 0;
+}
 
 void File::sync() const {
   if (uninterrupted([&] { return ::fsync(fd_); }) < 0)
@@ -91,7 +96,8 @@ void File::sync() const {
 File::File(const std::string& path, int flags, const char* doing) : path_(path) {
   fd_ = uninterrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC, 0666); });
   if (fd_ < 0) throw system_error(str(doing, " '", path, "'"), errno);
-  if (!S_ISREG(status_of(fd_, path_).st_mode)) {
+  struct stat status = {};
+  if (::fstat(fd_, &status) < 0 || !S_ISREG(status.st_mode)) {
     ::close(fd_);
     throw Error("'" + path + "' is a folder, a pipe or a device: expected a regular file; check the path");
   }
@@ -121,7 +127,48 @@ void rename_path(const std::string& from, const std::string& to) {
   if (::rename(from.c_str(), to.c_str()) < 0) throw system_error("cannot rename '" + from + "' to '" + to + "'", errno);
 }
 
-AtomicFile::AtomicFile(const std::string& path) : path_(target(path)), file_(create(path_)) {}
+// ---- files that appear whole --------------------------------------------------------------------------------------
+namespace {
+
+// The file that is to be written: where a link leads, since renaming onto a link would replace the link.
+std::string target_of(const std::string& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(status)) return path;
+  if (!std::filesystem::is_regular_file(status))
+    throw Error("'" + path +
+                "' is a folder, a pipe or a device: expected a regular file or a new name; choose another");
+  if (!std::filesystem::is_symlink(std::filesystem::symlink_status(path, error))) return path;
+  const std::string target = std::filesystem::canonical(path, error).string();
+  if (error) throw system_error("cannot follow the link '" + path + "'", error.value());
+  return target;
+}
+
+// A lock says that somebody writes: it goes with the process, on whatever machine that shares the disk. even_without:
+// removed where the file system has no locks, too.
+bool remove_leftover(const std::string& path, bool even_without) {
+  const int fd = uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); });
+  if (fd < 0) return false;
+  const bool free = ::flock(fd, LOCK_EX | LOCK_NB) == 0 || (even_without && errno != EWOULDBLOCK);
+  const bool removed = free && ::unlink(path.c_str()) == 0;
+  ::close(fd);
+  return removed;
+}
+
+File create_temporary(const std::string& path) {
+  remove_leftovers(path + ".");
+  const std::string temporary =
+      str(parent_folder(path), "/.", std::filesystem::path(path).filename().string(), ".", ::getpid(), ".partial");
+  for (;;) {
+    remove_leftover(temporary, true);  // of our own number: a process that has had it before, and is dead
+    File file = File::create(temporary);
+    if (file.lock()) return file;
+  }
+}
+
+}  // namespace
+
+AtomicFile::AtomicFile(const std::string& path) : path_(target_of(path)), file_(create_temporary(path_)) {}
 
 AtomicFile::~AtomicFile() {
   if (!committed_) ::unlink(file_.path().c_str());
@@ -134,41 +181,16 @@ void AtomicFile::commit() {
   sync_folder(parent_folder(path_));
 }
 
-std::string AtomicFile::target(const std::string& path) {
-  std::error_code none;
-  const auto status = std::filesystem::status(path, none);
-  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
-    throw Error("'" + path +
-                "' is a folder, a pipe or a device: expected a regular file or a new name; choose another");
-  const bool through_link =
-      std::filesystem::is_symlink(std::filesystem::symlink_status(path, none)) && std::filesystem::exists(status);
-  return through_link ? std::filesystem::canonical(path).string()
-                      : path;  // renaming onto a link would replace the link
-}
-
-File AtomicFile::create(const std::string& path) {
-  remove_leftovers(path + ".");
-  File file = File::create(
-      str(parent_folder(path), "/.", std::filesystem::path(path).filename().string(), ".", ::getpid(), ".partial"));
-  file.lock();
-  return file;
-}
-
-// A lock says that somebody writes: it goes with the process, on whatever machine that shares the disk. Where there are
-// no locks, nothing is removed.
-bool remove_if_unlocked(const std::string& path) {
-  const int fd = uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); });
-  if (fd < 0) return false;
-  const bool removed = ::flock(fd, LOCK_EX | LOCK_NB) == 0 && ::unlink(path.c_str()) == 0;
-  ::close(fd);
-  return removed;
-}
+bool remove_if_unlocked(const std::string& path) { return remove_leftover(path, false); }
 
 void remove_leftovers(const std::string& prefix) {
   const std::string folder = parent_folder(prefix), begin = "." + std::filesystem::path(prefix).filename().string();
-  if (std::error_code none; !std::filesystem::is_directory(folder, none)) return;
-  for (const std::string& name : list_folder(folder))
-    if (name.starts_with(begin) && name.ends_with(".partial")) remove_if_unlocked(folder + "/" + name);
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), last; !error && entry != last;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name.starts_with(begin) && name.ends_with(".partial")) remove_leftover(folder + "/" + name, false);
+  }
 }
 
 void write_file(const std::string& path, std::string_view content) {
@@ -260,15 +282,25 @@ void remove_tree(const std::string& path) {
 std::vector<std::string> glob_files(const std::string& pattern) {
   std::error_code none;
   if (std::filesystem::exists(pattern, none)) return {pattern};
+  static thread_local std::string unread;  // the first folder that could not be read, and why
+  static thread_local int code;
   glob_t found;
-  const int result = ::glob(pattern.c_str(), GLOB_ERR | GLOB_NOSORT, nullptr, &found);
+  const int result = ::glob(
+      pattern.c_str(), GLOB_NOSORT,
+      [](const char* folder, int error) {
+        if (error == ENOENT) return 0;
+        unread = folder;
+        code = error;
+        return 1;
+      },
+      &found);
   std::vector<std::string> paths;
   if (result == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
   ::globfree(&found);
-  if (paths.empty())
-    throw Error(
-        "no file matches '" + pattern + "'" +
-        (result == GLOB_ABORTED ? ": a folder on the way cannot be read; check its permissions" : "; check the path"));
+  if (result == GLOB_NOSPACE) throw std::bad_alloc();
+  if (result == GLOB_ABORTED)
+    throw system_error("cannot look for '" + pattern + "': the folder '" + unread + "' cannot be read", code);
+  if (paths.empty()) throw Error("no file matches '" + pattern + "'; check the path");
   std::sort(paths.begin(), paths.end());
   return paths;
 }

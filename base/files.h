@@ -50,8 +50,9 @@ class File {
   // Appends all of the bytes or throws an Error (a full disk).
   void write(const void* data, size_t bytes);
 
-  // Marks the file as being written, until it is closed, where the file system has locks.
-  void lock() const;
+  // Marks the file as being written, until it is closed, where the file system has locks. False: somebody took it for
+  // a leftover between create() and this, and removed it.
+  bool lock() const;
 
   // Returns when the content is on the disk.
   void sync() const;
@@ -85,17 +86,16 @@ class AtomicFile {
   void commit();
 
  private:
-  static std::string target(const std::string& path);
-  static File create(const std::string& path);
-
   std::string path_;
   File file_;
   bool committed_ = false;
 };
 
-// Removes a file that no living process has lock()ed; whether it did.
+// Removes a file that no living process has lock()ed; whether it did. Where a file system has no locks nobody can tell,
+// and it stays.
 bool remove_if_unlocked(const std::string& path);
-// Removes the temporary files of all names that begin with prefix (a path) which nobody is writing any more.
+// Removes the temporary files of all names that begin with prefix (a path) which nobody is writing any more. A folder
+// that cannot be listed keeps them.
 void remove_leftovers(const std::string& prefix);
 
 // path gets this content, whole and durable, or an Error is thrown and it stays as it was.

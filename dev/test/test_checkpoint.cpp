@@ -301,6 +301,42 @@ TEST_CASE("files: read, written, refused") {
   CHECK(has(error_of([&] { make_folder(path); }), "cannot make the folder"));
 }
 
+TEST_CASE("files: what a killed process left under a temporary name is removed, what somebody writes is not") {
+  const TempFolder folder;
+  const std::string path = folder.path + "/set_1";
+  const auto left = [&](const std::string& name) { write_file(folder.path + "/" + name, "left"); };
+  left(".set_1.1.partial");        // of the file itself
+  left(".set_2.1.partial");        // of another of the same prefix
+  left(".other_1.1.partial");      // of another prefix
+  left(".set_1.1.partial.notes");  // a user's own
+  left("set_1.1.partial");
+  left(str(".set_1.", getpid(), ".partial"));  // of a dead process that had our number
+  {
+    AtomicFile file(path);
+    file.write("new", 3);
+    CHECK(glob_files(folder.path + "/set*") == std::vector<std::string>{folder.path + "/set_1.1.partial"});
+    remove_leftovers(folder.path + "/set");
+    const std::vector<std::string> there = {".other_1.1.partial", str(".set_1.", getpid(), ".partial"),
+                                            ".set_1.1.partial.notes", "set_1.1.partial"};
+    std::vector<std::string> sorted = there;
+    std::sort(sorted.begin(), sorted.end());
+    CHECK(list_folder(folder.path) == sorted);
+    file.commit();
+  }
+  CHECK(read_file(path, 10) == "new");
+  remove_leftovers(folder.path + "/none/x");  // no such folder: nothing to remove
+  remove_leftovers(folder.path + "/");        // of any name
+  CHECK(list_folder(folder.path) == std::vector<std::string>{".set_1.1.partial.notes", "set_1", "set_1.1.partial"});
+  {
+    const File held = File::create(folder.path + "/.set_1.2.partial");
+    CHECK(held.lock());
+    CHECK_FALSE(remove_if_unlocked(held.path()));
+    remove_leftovers(path);
+    CHECK(std::filesystem::exists(held.path()));
+  }
+  CHECK(remove_if_unlocked(folder.path + "/.set_1.2.partial"));
+}
+
 TEST_CASE("files: CRC-32C") {
   CHECK(crc32c("123456789", 9) == 0xe3069283u);
   CHECK(crc32c("", 0) == 0);
