@@ -7,6 +7,7 @@
 #include <charconv>
 #include <cstdint>
 #include <filesystem>
+#include <new>
 #include <functional>
 #include <string>
 #include <utility>
@@ -191,8 +192,10 @@ Manifest write_checkpoint(const std::string& run, int64_t step, const std::vecto
   } catch (const std::exception& error) {
     std::error_code none;
     std::filesystem::remove_all(partial, none);
-    throw Error(str("the checkpoint of step ", step, " was not saved: ") + error.what() +
-                " (older checkpoints are as they were)");
+    const bool no_memory = dynamic_cast<const std::bad_alloc*>(&error);
+    throw Error(str("the checkpoint of step ", step,
+                    " was not saved: ", no_memory ? "out of memory; fewer --threads need less" : error.what(),
+                    " (older checkpoints are as they were)"));
   }
 }
 

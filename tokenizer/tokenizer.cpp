@@ -240,7 +240,8 @@ Encoder::Encoder(const Tokenizer& tokenizer)
     : tokenizer_(tokenizer),
       cache_(static_cast<Entry*>(calloc(cache_size, sizeof(Entry))), &free) {  // pages come as they are touched
   if (!cache_)
-    throw Error(str("out of memory: the tokenizer needs ", cache_size * sizeof(Entry) / 1024, " KiB a thread"));
+    throw Error(str("out of memory: the tokenizer needs ", cache_size * sizeof(Entry) / 1024,
+                    " KiB a thread; use fewer --threads"));
 }
 
 void Encoder::append(std::string_view text, std::vector<int32_t>& out) {

@@ -740,7 +740,7 @@ TEST_CASE("tokenize: a run killed at any time leaves nothing that reads as its s
   }
 }
 
-TEST_CASE("threads: where the system gives fewer than asked for, a sentence says so and what helps") {
+TEST_CASE("limits: where threads, memory or open files do not suffice, a sentence says so and the program ends") {
   const Workshop shop;
   const auto limited = [&](const std::string& limit, const std::string& arguments) {
     const std::string log = shop.path + "/limited";
@@ -748,12 +748,29 @@ TEST_CASE("threads: where the system gives fewer than asked for, a sentence says
         ("( " + limit + "; exec timeout 20 " + shop.program + " " + arguments + " ) > " + log + " 2>&1").c_str());
     return Workshop::Result{WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(log, size_t{1} << 20)};
   };
-  for (const std::string& command : {"tokenize --threads 64 --out " + shop.path + "/b/x " + shop.path + "/text.txt",
-                                    shop.training("many") + " --steps 1 --threads 64"}) {
-    const Workshop::Result result = limited("ulimit -v 300000", command);
-    CAPTURE(result.out);
-    CHECK(result.exit == 1);
-    CHECK(says(result, "expected 64 threads"));
-    CHECK(says(result, "--threads"));
+  if (limited("ulimit -v 300000", "help").exit != 0)
+    return skip("the program does not start in 300 MB of addresses (a sanitizer's)");
+  const std::string tokenize = "tokenize --out " + shop.path + "/b/x " + shop.path + "/text.txt --threads ",
+                    train = shop.training("many") + " --steps 1 --threads ";
+  for (const std::string& command : {tokenize, train}) {
+    CAPTURE(command);
+    const Workshop::Result many = limited("ulimit -v 300000", command + "64");
+    CAPTURE(many.out);
+    CHECK(many.exit == 1);
+    CHECK(says(many, "expected 64 threads"));
+    CHECK(says(many, "--threads"));
+    // Whatever fails first: a sentence that ends the program, or it had enough.
+    for (const char* limit : {"ulimit -v 60000", "ulimit -v 100000", "ulimit -v 150000", "ulimit -v 400000",
+                              "ulimit -n 5", "ulimit -n 7"}) {
+      CAPTURE(limit);
+      for (const char* made : {"/b", "/many"}) remove_tree(shop.path + made);
+      const Workshop::Result result = limited(limit, command + "12");
+      CAPTURE(result.out);
+      CHECK((result.exit == 0 || result.exit == 1));
+      CHECK_FALSE(says(result, "std::"));
+      CHECK_FALSE(says(result, "terminate called"));
+      if (result.exit == 1)
+        CHECK((says(result, "out of memory") || says(result, "--threads") || says(result, "ulimit")));
+    }
   }
 }
