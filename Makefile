@@ -119,11 +119,16 @@ bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),$(GPU)/bench $(GPU)/test_gca)
 format:
 	clang-format -i $$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' ':!tokenizer/unicode_classes.h') # the last is generated
 
-# Parsers on random bytes (clang's libFuzzer): build/fuzz/NAME -max_len=2000 FOLDER
+# Parsers on random bytes (clang's libFuzzer), linked with rooms of their own: build/fuzz/NAME -max_len=2000 FOLDER
 fuzz: $(patsubst dev/fuzz/%.cpp,build/fuzz/%,$(wildcard dev/fuzz/*.cpp))
-build/fuzz/%: dev/fuzz/%.cpp Makefile
+FUZZ_CXX = clang++ -fsanitize=$(1),address,undefined -fno-sanitize-recover=all -pthread
+FUZZ_ROOMS = $(ROOMS:$(CPU)/%=build/fuzz/rooms/%)
+build/fuzz/rooms/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
-	clang++ -std=c++20 -fopenmp-simd -Wall -Wextra -Wno-pass-failed -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I. -pthread -MMD -MP $< -o $@
+	$(call FUZZ_CXX,fuzzer-no-link) -std=c++20 -fopenmp-simd -Wall -Wextra -Wno-pass-failed -O1 -g -I. -MMD -MP -c $< -o $@
+.PRECIOUS: build/fuzz/rooms/%.o
+build/fuzz/%: build/fuzz/rooms/dev/fuzz/%.o $(FUZZ_ROOMS)
+	$(call FUZZ_CXX,fuzzer) $^ -o $@
 
 clean:
 	rm -rf build train_gca
