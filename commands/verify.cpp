@@ -1,5 +1,5 @@
 // The command verify: oracle files through the real forward, backward and optimiser.
-#include "commands/verify.h"
+#include "commands/verifier.h"
 
 #include <map>
 

@@ -8,7 +8,7 @@
 #include "runtime/models.h"
 #include "runtime/run.h"
 #include "runtime/weights.h"
-#include "commands/verify.h"
+#include "commands/verifier.h"
 #include "dev/test/workshop.h"
 
 using namespace gca;

@@ -3,7 +3,7 @@
 #include <doctest/doctest.h>
 
 #include "runtime/models.h"
-#include "commands/verify.h"
+#include "commands/verifier.h"
 #include "dev/test/workshop.h"
 
 using namespace gca;
