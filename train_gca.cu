@@ -19,12 +19,15 @@
 #include <vector>
 
 #include "commands/commands.h"
+#include "commands/device.h"
 #include "commands/shared.h"
 #include "dataloader.h"
+#include "runtime/evaluate.h"
 #include "runtime/log.h"
 #include "runtime/matmul_cache.h"
 #include "runtime/rows.h"
 #include "runtime/run.h"
+#include "runtime/weights.h"
 
 namespace gca {
 

@@ -1,14 +1,34 @@
 // The command export: the weights of a checkpoint as one file for other programs.
-#include <fcntl.h>
-
 #include <bit>
-#include <cstdio>
 #include <filesystem>
+#include <system_error>
 
+#include "base/safetensors.h"
 #include "commands/commands.h"
 #include "commands/shared.h"
+#include "runtime/checkpoint.h"
+#include "runtime/run.h"
 
 namespace gca {
+namespace {
+
+// The file's tensors, with numbers in that type; the file must outlive the writing.
+std::vector<SafetensorsEntry> entries_of(const SafetensorsFile& file, bool bf16) {
+  std::vector<SafetensorsEntry> entries;
+  for (const SafetensorsTensor& tensor : file.tensors())
+    entries.push_back({tensor.name, bf16 ? Dtype::BF16 : Dtype::F32, tensor.shape,
+                       [&file, &tensor, bf16](void* piece, int64_t first, int64_t count) {
+                         if (!bf16) return file.read(tensor, first, count, static_cast<float*>(piece));
+                         std::vector<float> values(count);
+                         file.read(tensor, first, count, values.data());
+                         for (size_t i = 0; i < values.size(); i++)
+                           static_cast<uint16_t*>(piece)[i] =
+                               static_cast<uint16_t>(std::bit_cast<uint32_t>(round_bf16(values[i])) >> 16);
+                       }});
+  return entries;
+}
+
+}  // namespace
 
 int export_command(const std::vector<std::string>& arguments) {
   std::string checkpoint, out, dtype = "bf16";
@@ -25,18 +45,7 @@ int export_command(const std::vector<std::string>& arguments) {
   if (std::error_code none; std::filesystem::exists(out, none))
     throw Error("--out: '" + out + "' is there already: remove it or choose another name");
   const SafetensorsFile file = SafetensorsFile::open(open_checkpoint(checkpoint, fallback).file(SavedRun::model_file));
-  std::vector<float> values;
-  std::vector<SafetensorsEntry> entries;
-  for (const SafetensorsTensor& tensor : file.tensors())
-    entries.push_back({tensor.name, dtype == "bf16" ? Dtype::BF16 : Dtype::F32, tensor.shape,
-                       [&, bf16 = dtype == "bf16"](void* piece, int64_t first, int64_t count) {
-                         if (!bf16) return file.read(tensor, first, count, static_cast<float*>(piece));
-                         values.resize(count);
-                         file.read(tensor, first, count, values.data());
-                         for (size_t i = 0; i < values.size(); i++)
-                           static_cast<uint16_t*>(piece)[i] =
-                               static_cast<uint16_t>(std::bit_cast<uint32_t>(round_bf16(values[i])) >> 16);
-                       }});
+  const std::vector<SafetensorsEntry> entries = entries_of(file, dtype == "bf16");
   write_safetensors(out, {{"format", "pt"}}, entries);
   print("'", out, "': ", entries.size(), " tensors in ", dtype, "\n");
   return 0;

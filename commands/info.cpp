@@ -1,54 +1,81 @@
 // The command info: tensors, work and memory of a model; what token shards hold.
 #include <algorithm>
-#include <cstdio>
 #include <span>
 
+#include "base/text.h"
 #include "commands/commands.h"
 #include "commands/shared.h"
+#include "dataloader.h"
+#include "runtime/models.h"
+#include "runtime/settings.h"
+#include "runtime/weights.h"
 
 namespace gca {
+namespace {
 
-// info --data: what shards hold. 1 if an id is outside the vocabulary.
-int show_shards(const std::string& pattern, const Tokenizer& tokenizer, int64_t first) {
-  const TokenStream stream(pattern, tokenizer);
-  if (!stream.notes().empty()) print(stream.notes(), "\n");
-  std::vector<int32_t> ids(size_t{1} << 20);
-  const auto outside = [&](int32_t id) { return id < 0 || id >= tokenizer.vocab_size(); };
-  const Json state = stream.state();
-  const JsonField shards = JsonField(state, pattern).at("shards");
-  int64_t place = 0, all_documents = 0, all_outside = 0;
-  print(left("shard", 40), " ", right("bytes", 14), " ", right("tokens", 14), " ", right("documents", 12), " ",
-        right("out of vocabulary", 18), "\n");
-  for (size_t s = 0; s < shards.items().size(); s++) {
-    const int64_t tokens = shards.at(s).at("tokens").integer();
-    int64_t documents = 0, strays = 0;
-    for (int64_t end = place + tokens; place < end;) {
-      const int64_t count = std::min(end - place, static_cast<int64_t>(ids.size()));
-      stream.read(place, count, ids.data(), true);
-      documents += std::count(ids.begin(), ids.begin() + count, tokenizer.end_of_text);
-      strays += std::count_if(ids.begin(), ids.begin() + count, outside);
-      place += count;
+// ---- info --data --------------------------------------------------------------------------------------------------
+struct Counts {
+  int64_t documents = 0, strays = 0;  // end-of-text tokens; ids outside the vocabulary
+};
+
+bool is_stray(int32_t id, const Tokenizer& tokenizer) { return id < 0 || id >= tokenizer.vocab_size(); }
+
+// Of the tokens first .. first + tokens - 1.
+Counts count_ids(const TokenStream& stream, const Tokenizer& tokenizer, int64_t first, int64_t tokens) {
+  std::vector<int32_t> ids(std::min(tokens, int64_t{1} << 20));
+  Counts counts;
+  for (int64_t at = first; at < first + tokens;) {
+    const int64_t count = std::min(first + tokens - at, std::ssize(ids));
+    stream.read(at, count, ids.data(), true);
+    for (int64_t i = 0; i < count; i++) {
+      counts.documents += ids[i] == tokenizer.end_of_text;
+      counts.strays += is_stray(ids[i], tokenizer);
     }
-    print(left(printable(shards.at(s).at("name").string()), 40), " ", right(shards.at(s).at("bytes").integer(), 14),
-          " ", right(tokens, 14), " ", right(documents, 12), " ", right(strays, 18), "\n");
-    all_documents += documents;
-    all_outside += strays;
+    at += count;
   }
-  print(shards.items().size(), " shards, ", stream.tokens(), " tokens, ", all_documents,
-        " documents (end-of-text tokens), ", all_outside, " ids out of vocabulary\n");
-  print("tokenizer ", tokenizer.description(), ", V = ", tokenizer.vocab_size(), ", hash ", hex(tokenizer.hash(), 16),
-        "\n");
-  ids.resize(std::min(first, stream.tokens()));
-  stream.read(0, static_cast<int64_t>(ids.size()), ids.data(), true);
+  return counts;
+}
+
+void print_first_tokens(const TokenStream& stream, const Tokenizer& tokenizer, int64_t count) {
+  std::vector<int32_t> ids(std::min(count, stream.tokens()));
+  stream.read(0, std::ssize(ids), ids.data(), true);
   std::string text;
   for (const int32_t id : ids) {
-    if (outside(id)) text += str("<|", static_cast<uint32_t>(id), ", out of vocabulary|>");
+    if (is_stray(id, tokenizer)) text += str("<|", static_cast<uint32_t>(id), ", out of vocabulary|>");
     else tokenizer.decode(std::span(&id, 1), text);
   }
   print("the first ", ids.size(), " tokens: ", printable(text), "\n");
-  return all_outside ? 1 : 0;
 }
 
+// 1 if an id is outside the vocabulary.
+int show_shards(const std::string& pattern, const Tokenizer& tokenizer, int64_t first) {
+  const TokenStream stream(pattern, tokenizer);
+  if (!stream.notes().empty()) print(stream.notes(), "\n");
+  const Json state = stream.state();
+  const JsonField shards = JsonField(state, pattern).at("shards");
+  int64_t at = 0;
+  Counts all;
+  print(left("shard", 40), " ", right("bytes", 14), " ", right("tokens", 14), " ", right("documents", 12), " ",
+        right("out of vocabulary", 18), "\n");
+  for (size_t s = 0; s < shards.items().size(); s++) {
+    const JsonField shard = shards.at(s);
+    const int64_t tokens = shard.at("tokens").integer();
+    const Counts counts = count_ids(stream, tokenizer, at, tokens);
+    print(left(printable(shard.at("name").string()), 40), " ", right(shard.at("bytes").integer(), 14), " ",
+          right(tokens, 14), " ", right(counts.documents, 12), " ", right(counts.strays, 18), "\n");
+    at += tokens;
+    all.documents += counts.documents;
+    all.strays += counts.strays;
+  }
+  print(shards.items().size(), " shards, ", stream.tokens(), " tokens, ", all.documents,
+        " documents (end-of-text tokens), ", all.strays, " ids out of vocabulary\n");
+  print("tokenizer ", tokenizer.description(), ", V = ", tokenizer.vocab_size(), ", hash ", hex(tokenizer.hash(), 16),
+        "\n");
+  print_first_tokens(stream, tokenizer, first);
+  return all.strays ? 1 : 0;
+}
+
+// ---- info of a model ----------------------------------------------------------------------------------------------
 // A GPU's model in bf16, as far as its memory goes.
 struct PlannedGpu : GpuLayout {
   using act = uint16_t;
@@ -58,33 +85,41 @@ struct PlannedGpu : GpuLayout {
   void release(void*) {}
 };
 
-template <class Device>
-void print_model(Device& device, const Config& config, const char* where, int64_t batch, int64_t chunks,
-                 Recompute recompute) {
-  DRT plan(device, config);
-  plan.recompute = recompute;
-  plan.plan(batch, chunks * config.chunk);
+void print_tensors(const TensorTable& table, const Config& config) {
   print(left("tensor", 60), " ", left("shape", 16), " ", right("parameters", 12), "\n");
-  for (const Tensor& t : plan.table.tensors)
+  for (const Tensor& t : table.tensors)
     print(left(t.name, 60), " ", left(shape_text(tensor_shape(t)), 16), " ", right(t.size(), 12), "\n");
-  print(plan.table.tensors.size(), " tensors, ", plan.table.parameters(), " parameters\n");
+  print(table.tensors.size(), " tensors, ", table.parameters(), " parameters\n");
   const double forward = forward_flops_per_slot(config);
   print("a slot: ", significant(forward, 4), " floating-point operations forward, ", significant(3 * forward, 4),
-        " in training (6N = ", significant(6.0 * static_cast<double>(plan.table.parameters()), 4), ")\n");
-  print("memory of training on ", where, ", ", batch, " rows of ", chunks * config.chunk, " slots:\n");
-  for (const Arena* arena : {&plan.model_memory(), &plan.activation_memory()})
+        " in training (6N = ", significant(6.0 * static_cast<double>(table.parameters()), 4), ")\n");
+}
+
+void print_memory(const Arena& model, const Arena& activations) {
+  for (const Arena* arena : {&model, &activations})
     for (const Arena::Wish& wish : arena->wishes())
       print("  ", left(wish.name, 40), " ", right(mebibytes(wish.n_bytes), 14), "\n");
-  print("  ", left("all", 40), " ",
-        right(mebibytes(plan.model_memory().total_bytes() + plan.activation_memory().total_bytes()), 14), "\n");
+  print("  ", left("all", 40), " ", right(mebibytes(model.total_bytes() + activations.total_bytes()), 14), "\n");
 }
+
+// where: the backend in words.
+template <class Device>
+void print_model(Device& device, const char* where, const Config& config, int64_t B, int64_t T, Recompute recompute) {
+  DRT model(device, config);
+  model.recompute = recompute;
+  model.plan(B, T);
+  print_tensors(model.table, config);
+  print("memory of training on ", where, ", ", B, " rows of ", T, " slots:\n");
+  print_memory(model.model_memory(), model.activation_memory());
+}
+
+}  // namespace
 
 int info_command(const std::vector<std::string>& arguments) {
   std::string model = "drt", data, tokenizer = "bytes", recompute = "none", precision = "float";
-  Config config;
   int64_t batch = 1, chunks = 260, first = 64;
   const std::string asked = Flags::peek(arguments, "model");
-  config = preset(asked.empty() ? model : asked).config;
+  Config config = preset(asked.empty() ? model : asked).config;
   config.vocab = 50265;
   Flags flags("info",
               "A model's tensors, parameters, work and memory, before anything is allocated; or, with --data, what "
@@ -104,10 +139,10 @@ int info_command(const std::vector<std::string>& arguments) {
   config.validate();
   if (precision == "bf16") {
     PlannedGpu gpu;
-    print_model(gpu, config, "a GPU in bf16", batch, chunks, recompute_named(recompute));
+    print_model(gpu, "a GPU in bf16", config, batch, chunks * config.chunk, recompute_named(recompute));
   } else {
     Cpu<float> cpu(1);
-    print_model(cpu, config, "the CPU in float", batch, chunks, recompute_named(recompute));
+    print_model(cpu, "the CPU in float", config, batch, chunks * config.chunk, recompute_named(recompute));
   }
   return 0;
 }

@@ -1,143 +1,115 @@
 // The command passkey: hides needles in a text, asks for them at its end, and counts the right answers.
-#include <fcntl.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <memory>
 
+#include "base/files.h"
+#include "base/json.h"
+#include "base/text.h"
 #include "commands/commands.h"
+#include "commands/device.h"
 #include "commands/shared.h"
+#include "runtime/needles.h"
+#include "runtime/run.h"
 #include "runtime/stream.h"
 
 namespace gca {
-
 namespace {
 
-// The likeliest tokens at the answer's slots of row b of the last forward pass, the landmark left out.
-template <class Device>
-std::vector<int32_t> likeliest(DRT<Device>& model, int64_t first_row, int64_t count, int32_t landmark) {
-  const int64_t V = model.table.padded_vocab;
-  std::vector<typename DRT<Device>::act> logits(count * V);
-  model.piece_of_logits(first_row, count);
-  model.device.download(logits.data(), model.logits, count * V * static_cast<int64_t>(sizeof(logits[0])));
-  std::vector<int32_t> best;
-  for (int64_t i = 0; i < count; i++) {
-    std::vector<float> row;
-    for (int64_t j = 0; j < model.config.vocab; j++) row.push_back(static_cast<float>(logits[i * V + j]));
-    row[landmark] = -INFINITY;
-    best.push_back(sample_token(row, 0, 1, 0, 0));
-  }
-  return best;
-}
-
-// One trial in words: the question, what was fetched for its answer, and the answer as the model gives it when nobody
-// helps.
-template <class Device>
-void show_trial(DRT<Device>& model, TaskRow row, int64_t C, const Selection& selection, const Tokenizer& tokenizer) {
-  const int64_t S = model.config.chunk, K = model.config.topk;
-  const Question& question = row.questions[0];
-  auto says = [&](int64_t first, int64_t last) {
-    std::string text;
-    for (int64_t i = first; i < last; i++)
-      if (row.tokens[i] != tokenizer.landmark) text += tokenizer.printable(row.tokens[i]);
-    return text;
-  };
-  print("\n", C, " chunks; the needle is in chunk ", row.needles[question.needles[0]].chunk,
-        ". The question ends chunk ", question.chunk, ", the answer is in chunk ", question.first_slot / S, ":\n  ...",
-        says(question.chunk * S, question.first_slot), "|", says(question.first_slot, question.first_slot + 1), "\n");
-  std::vector<int32_t> given;
-  for (size_t i = 0; i < question.answer.size(); i++) {
-    model.upload(row.tokens.data(), nullptr, nullptr, C * S);
-    model.forward({1, C * S, selection});
-    given = likeliest(model, question.first_slot, std::ssize(question.answer), tokenizer.landmark);
-    row.tokens[static_cast<size_t>(question.first_slot) + i + 1] = given[i];
-  }
-  for (size_t g = 0; g < model.groups.size(); g++) {
-    const FetchedChunks<Device> fetched(model, g, 1, C);
-    print("fetched for it", model.groups.size() > 1 ? str(" by group ", g).c_str() : "", ", with weight:\n");
-    for (int64_t k = 0; k < K; k++) {
-      const size_t at = question.first_slot / S * K + k;
-      if (fetched.pick[at] >= 0)
-        print("  chunk ", right(fetched.pick[at], 5), "  ", fixed(static_cast<double>(fetched.w[at]), 3), "  ",
-              says(fetched.pick[at] * S, (fetched.pick[at] + 1) * S), "\n");
-    }
-  }
-  std::string answer, expected;
-  for (const int32_t token : given) answer += tokenizer.printable(token);
-  for (const int32_t token : question.answer) expected += tokenizer.printable(token);
-  print("answer: ", answer, " (", answer == expected ? "right" : ("expected " + expected), ")\n");
-}
-
-// What the command line asks for, and what follows from it.
-struct Asked {
+// ---- what the command line asks for -------------------------------------------------------------------------------
+struct Options {
   ModelSource source;
   TaskSettings task;
-  std::unique_ptr<SavedRun> saved;
+  Ablation ablation;
   std::vector<int64_t> lengths = {4096}, trials = {100};
   int64_t others = 4, chains = 2, show = 0, seed = 1, batch_slots = 16384;
-  bool no_retrieval = false, random_retrieval = false, far_only = false;
+  bool far_only = false;
   std::string out;
-  Selection selection;
-
-  const Config& config() const { return saved->settings.config; }
-  int64_t reach() const {
-    return (config().lower + config().upper()) * config().window;
-  }  // slots, of the stacked windows
-  int64_t hops() const { return task.two_hop() ? 2 : 1; }
-  const char* retrieval() const { return no_retrieval ? "none" : random_retrieval ? "random" : "learned"; }
 };
 
-Flags passkey_flags(Asked& asked) {
+Flags passkey_flags(Options& options) {
   Flags flags("passkey", "Hides needles in a text, asks for them at its end, and counts the right answers.");
-  asked.source.add_to(flags);
-  flags.add_choice("task", asked.task.task, "single|two-hop",
+  options.source.add_to(flags);
+  flags.add_choice("task", options.task.task, "single|two-hop",
                    "the needle's name leads to its value; or to a name that leads to it");
-  add_task_flags(flags, asked.task, Flags::setup);
-  flags.add("length", asked.lengths, 1, int64_t{1} << 40,
+  add_task_flags(flags, options.task, Flags::setup);
+  flags.add("length", options.lengths, 1, int64_t{1} << 40,
             "slots of a row, whole chunks; several lengths are tried in turn");
-  flags.add("trials", asked.trials, 1, 1 << 30, "trials a length; the last number stays");
-  flags.add("others", asked.others, 0, 1 << 20, "single: needles with other names in each row");
-  flags.add("chains", asked.chains, 1, 1 << 20, "two-hop: chains in each row");
-  add_ablations(flags, asked.no_retrieval, asked.random_retrieval);
-  flags.add_switch("far-only", asked.far_only, "leave out the trials whose needle the stacked windows may reach");
-  flags.add("show", asked.show, 0, 1 << 20, "trials of the first length to print in words");
-  flags.add("out", asked.out, "FILE", "append the figures to it, a line of JSON a row of the table");
-  flags.add("batch-slots", asked.batch_slots, 1, int64_t{1} << 40, "slots at once, in whole rows");
-  flags.add("seed", asked.seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
+  flags.add("trials", options.trials, 1, 1 << 30, "trials a length; the last number stays");
+  flags.add("others", options.others, 0, 1 << 20, "single: needles with other names in each row");
+  flags.add("chains", options.chains, 1, 1 << 20, "two-hop: chains in each row");
+  options.ablation.add_to(flags);
+  flags.add_switch("far-only", options.far_only, "leave out the trials whose needle the stacked windows may reach");
+  flags.add("show", options.show, 0, 1 << 20, "trials of the first length to print in words");
+  flags.add("out", options.out, "FILE", "append the figures to it, a line of JSON a row of the table");
+  flags.add("batch-slots", options.batch_slots, 1, int64_t{1} << 40, "slots at once, in whole rows");
+  flags.add("seed", options.seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
   return flags;
 }
 
-void check(Asked& asked, Flags& flags) {
-  flags.need("checkpoint");
-  flags.need("haystack");
-  if (asked.lengths.empty() || asked.trials.empty())
+void check_lengths(const Options& options, int64_t S) {
+  if (options.lengths.empty() || options.trials.empty())
     throw UsageError("--length and --trials: expected one number at least, found none");
-  const int64_t S = asked.config().chunk;
-  for (const int64_t length : asked.lengths)
+  for (const int64_t length : options.lengths)
     if (length % S || length < 3 * S)
       throw UsageError(str("--length: expected a multiple of ", S,
                            ", the slots of a chunk, and three chunks at least, found ", length));
-  asked.selection = ablation(asked.no_retrieval, asked.random_retrieval, asked.seed);
-  if (asked.task.two_hop()) asked.others = asked.chains - 1;
 }
 
-void print_heading(const Asked& asked, const Task& maker, const Haystack& haystack) {
-  print(asked.task.task,
-        asked.no_retrieval       ? ", without retrieval"
-        : asked.random_retrieval ? ", random retrieval"
-                                 : "",
-        ": ", maker.answer_length(), " tokens in an answer, ", asked.others, " other ",
-        asked.task.two_hop() ? "chains" : "needles", "; text of ", haystack.files, " files (", haystack.left_out,
-        " left out); windows reach ", asked.reach(), " slots\n");
-  print(right("slots", 9), " ", right("tokens", 9), " ", right("chunks", 7), " ", left("place", 5), " ",
-        right("trials", 6), " ", right("exact", 7), " ", left("(95%)", 14), " ", right("forced", 7), " ",
-        right("first", 7), " ", right("hit", 7), " ", right("chance", 8), "  ", left("exact by depth, oldest", 22), " ",
-        right("slots/s", 8), " ", right("memory", 11), "\n");
+// What all trials share.
+struct Trials {
+  const Options& options;
+  const SavedRun& saved;
+  const Haystack& haystack;
+  const Task& task;
+  const Selection selection;
+
+  const Config& config() const { return saved.settings.config; }
+  int64_t chunks(int64_t length) const { return length / config().chunk; }
+  int64_t reach() const { return (config().lower + config().upper()) * config().window; }  // slots, of stacked windows
+  int64_t others() const { return options.task.two_hop() ? options.chains - 1 : options.others; }
+  int64_t fewest_places() const { return options.task.two_hop() ? 2 : 1; }  // chunks that hold a question's needles
+  TaskRow row(int64_t number, int64_t C, bool near) const {
+    return task.trial(static_cast<uint64_t>(options.seed), number, C, others(), reach(), near);
+  }
+};
+
+// ---- one pass -----------------------------------------------------------------------------------------------------
+// What a forward pass made of rows of equal length: the chunks fetched, and for each row the likeliest tokens at its
+// answer's slots. Greedy and right so far, the model reads what stands in the row already: the row's own answer gives
+// free-running figures too.
+struct Pass {
+  std::vector<FetchedChunks> fetched;         // a group
+  std::vector<std::vector<int32_t>> answers;  // a row
+};
+// Reads the rows; the first of them has that number among the length's trials, which random picks depend on.
+using Reader = std::function<Pass(const std::vector<TaskRow>& rows, int64_t first_row)>;
+
+template <class Device>
+Pass read_rows(DRT<Device>& model, const std::vector<TaskRow>& rows, const Selection& selection, int32_t landmark) {
+  const int64_t B = std::ssize(rows), T = std::ssize(rows[0].tokens);
+  std::vector<int32_t> tokens;
+  for (const TaskRow& row : rows) tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
+  model.upload(tokens.data(), nullptr, nullptr, B * T);
+  model.forward({B, T, selection});
+  Pass pass{fetched_chunks(model, B, T / model.config.chunk), {}};
+  for (int64_t b = 0; b < B; b++) {
+    const Question& question = rows[b].questions[0];
+    pass.answers.emplace_back();
+    for (std::vector<float>& logits :
+         logits_of_slots(model, b * T + question.first_slot, std::ssize(question.answer))) {
+      logits[landmark] = -INFINITY;  // put in by the reader of a text, never an answer
+      pass.answers.back().push_back(sample_token(logits, 0, 1, 0, 0));
+    }
+  }
+  return pass;
 }
 
-// The rows of one length whose needles lie in chunks first .. end - 1.
+// ---- trials of one length, scored ---------------------------------------------------------------------------------
+// The rows of C chunks whose needles lie in chunks first .. end - 1.
 struct Place {
   int64_t C, first, end;
   bool near;
@@ -145,156 +117,237 @@ struct Place {
   int64_t depth_of(int64_t chunk) const { return (chunk - first) * Score::depths / (end - first); }
 };
 
-// Trials done .. of a batch, scored in one forward pass. Greedy and right so far, the model reads what stands in the
-// row already: the row's own answer gives free-running figures too.
-template <class Device>
-void score_batch(DRT<Device>& model, const Asked& asked, const std::vector<TaskRow>& rows, int64_t done,
-                 const Place& place, Score& score) {
-  const int64_t S = model.config.chunk, K = model.config.topk, C = place.C, T = C * S, B = std::ssize(rows);
-  std::vector<int32_t> tokens;
-  for (const TaskRow& row : rows) tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
-  Selection drawn = asked.selection;
-  drawn.first_row = done;
-  model.upload(tokens.data(), nullptr, nullptr, B * T);
-  model.forward({B, T, drawn});
-  std::vector<FetchedChunks<Device>> fetched;
-  for (size_t g = 0; g < model.groups.size(); g++) fetched.emplace_back(model, g, B, C);
-  for (int64_t b = 0; b < B; b++) {
+void score_batch(const std::vector<TaskRow>& rows, const Pass& pass, const Place& place, int64_t S, int64_t K,
+                 Score& score) {
+  for (int64_t b = 0; b < std::ssize(rows); b++) {
     const Question& question = rows[b].questions[0];
-    const std::vector<int32_t> given =
-        likeliest(model, b * T + question.first_slot, std::ssize(question.answer), asked.saved->tokenizer.landmark);
+    const int64_t first = (b * (place.C + 1) + question.first_slot / S) * K;  // what was fetched for the answer's chunk
     const auto is_fetched = [&](int64_t needle) {
-      const int64_t first = (b * (C + 1) + question.first_slot / S) * K;
-      return std::any_of(fetched.begin(), fetched.end(), [&](const auto& f) {
-        const auto begin = f.pick.begin() + first, end = begin + K;
+      return std::any_of(pass.fetched.begin(), pass.fetched.end(), [&](const FetchedChunks& fetched) {
+        const auto begin = fetched.pick.begin() + first, end = begin + K;
         return std::find(begin, end, rows[b].needles[needle].chunk) != end;
       });
     };
     const bool hit = std::all_of(question.needles.begin(), question.needles.end(), is_fetched);
-    score.add(given, question.answer, hit, place.depth_of(rows[b].needles[0].chunk));
+    score.add(pass.answers[b], question.answer, hit, place.depth_of(rows[b].needles[0].chunk));
   }
 }
 
-template <class Device>
-Score score_trials(DRT<Device>& model, const Asked& asked, const Task& maker, const Place& place, int64_t count) {
-  const int64_t B = std::max<int64_t>(1, asked.batch_slots / (place.C * model.config.chunk));
+Score score_trials(const Trials& trials, const Place& place, int64_t count, const Reader& read) {
+  const Config& config = trials.config();
+  const int64_t B = std::max<int64_t>(1, trials.options.batch_slots / (place.C * config.chunk));
   Score score;
-  for (int64_t done = 0; done < count; done += B) {
+  for (int64_t first = 0; first < count; first += B) {
     std::vector<TaskRow> rows;
-    for (int64_t i = done; i < std::min(done + B, count); i++)
-      rows.push_back(
-          maker.trial(static_cast<uint64_t>(asked.seed), i, place.C, asked.others, asked.reach(), place.near));
+    for (int64_t i = first; i < std::min(first + B, count); i++) rows.push_back(trials.row(i, place.C, place.near));
     const auto began = std::chrono::steady_clock::now();
-    score_batch(model, asked, rows, done, place, score);
+    score_batch(rows, read(rows, first), place, config.chunk, config.topk, score);
     score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   }
   return score;
 }
 
+// ---- the table ----------------------------------------------------------------------------------------------------
+void print_heading(const Trials& trials) {
+  const Options& options = trials.options;
+  print(options.task.task, options.ablation.remark(), ": ", trials.task.answer_length(), " tokens in an answer, ",
+        trials.others(), " other ", options.task.two_hop() ? "chains" : "needles", "; text of ", trials.haystack.files,
+        " files (", trials.haystack.left_out, " left out); windows reach ", trials.reach(), " slots\n");
+  print(
+      "    slots    tokens  chunks place trials   exact (95%)           forced   first     hit   chance  "
+      "exact by depth, oldest  slots/s      memory\n");
+}
+
+// The figures of one row of the table.
+struct Figures {
+  int64_t slots, tokens, chunks, memory_bytes;
+  double exact, low, high, forced, first, hit, chance, slots_per_second;
+  double by_depth[Score::depths];  // of exact; not a number where there was no trial
+};
+
 double share(int64_t part, int64_t of) { return static_cast<double>(part) / static_cast<double>(of); }
+
+Figures figures(const Trials& trials, const Place& place, const Score& score, int64_t memory_bytes) {
+  const Config& config = trials.config();
+  const int64_t C = place.C, T = C * config.chunk, random = trials.options.ablation.random_retrieval ? config.topk : 0;
+  const auto [low, high] = Score::interval(score.exact, score.trials);
+  Figures f{.slots = T,
+            .tokens = C * (config.chunk - 1),
+            .chunks = C,
+            .memory_bytes = memory_bytes,
+            .exact = share(score.exact, score.trials),
+            .low = low,
+            .high = high,
+            .forced = share(score.tokens_right, score.tokens),
+            .first = share(score.first, score.trials),
+            .hit = share(score.hits, score.trials),
+            .chance = trials.task.chance(C, random, config.groups.size()),
+            .slots_per_second = static_cast<double>(score.trials * T) / score.seconds,
+            .by_depth = {}};
+  for (int i = 0; i < Score::depths; i++) f.by_depth[i] = share(score.depth_exact[i], score.depth_trials[i]);
+  return f;
+}
+
 std::string percent(double share, size_t width, int digits = 1) {
   return right(fixed(100 * share, digits), width) + "% ";
 }
 
-// A row of the table, and its line of JSON where --out asks for one.
-void report(const Asked& asked, const Place& place, const Score& score, double chance, int64_t memory_bytes) {
-  const int64_t S = asked.config().chunk, C = place.C, T = C * S;
-  const auto [low, high] = Score::interval(score.exact, score.trials);
-  const double exact = share(score.exact, score.trials), forced = share(score.tokens_right, score.tokens),
-               first = share(score.first, score.trials), hit = share(score.hits, score.trials),
-               speed = static_cast<double>(score.trials * T) / score.seconds;
+void print_row(const Figures& f, const Place& place, int64_t trials) {
   std::string by_depth;
-  Json depth_list = Json::array();
-  for (int i = 0; i < Score::depths; i++) {
-    const double there = share(score.depth_exact[i], score.depth_trials[i]);
-    by_depth += score.depth_trials[i] ? percent(there, 4, 0) : "    - ";
-    depth_list.push_back(there);
-  }
-  print(right(T, 9), " ", right(C * (S - 1), 9), " ", right(C, 7), " ", left(place.name(), 5), " ",
-        right(score.trials, 6), " ", percent(exact, 6),
-        left(str("(", fixed(100 * low, 1), "-", fixed(100 * high, 1), ")"), 14), " ", percent(forced, 6),
-        percent(first, 6), percent(hit, 6), right(significant(100 * chance, 2), 7), "%  ", left(by_depth, 22), " ",
-        right(fixed(speed, 0), 8), " ", right(mebibytes(memory_bytes), 11), "\n");
+  for (const double there : f.by_depth) by_depth += std::isnan(there) ? "    - " : percent(there, 4, 0);
+  const std::string interval = str("(", fixed(100 * f.low, 1), "-", fixed(100 * f.high, 1), ")");
+  print(right(f.slots, 9), " ", right(f.tokens, 9), " ", right(f.chunks, 7), " ", left(place.name(), 5), " ",
+        right(trials, 6), " ", percent(f.exact, 6), left(interval, 14), " ", percent(f.forced, 6), percent(f.first, 6),
+        percent(f.hit, 6), right(significant(100 * f.chance, 2), 7), "%  ", left(by_depth, 22), " ",
+        right(fixed(f.slots_per_second, 0), 8), " ", right(mebibytes(f.memory_bytes), 11), "\n");
   fflush(stdout);
-  if (asked.out.empty()) return;
-  Json line = Json::object();
-  line["task"] = asked.task.task;
-  line["retrieval"] = asked.retrieval();
-  line["place"] = place.name();
-  line["slots"] = T;
-  line["tokens"] = C * (S - 1);
-  line["chunks"] = C;
-  line["trials"] = score.trials;
-  line["exact"] = exact;
-  line["exact_low"] = low;
-  line["exact_high"] = high;
-  line["teacher_forced"] = forced;
-  line["first_right"] = first;
-  line["hit"] = hit;
-  line["exact_by_depth"] = depth_list;
-  line["slots_per_second"] = speed;
-  line["memory_bytes"] = memory_bytes;
-  line["chance"] = chance;
-  line["checkpoint"] = asked.saved->checkpoint.folder;
-  line["seed"] = asked.seed;
-  append_line(asked.out, line.dump());
 }
 
-// All trials of one length: those out of the windows' reach, then those that lie within.
-template <class Device>
-void try_length(Device& device, const Asked& asked, const Task& maker, int64_t length, int64_t count) {
-  const int64_t S = asked.config().chunk, C = length / S, B = std::max<int64_t>(1, asked.batch_slots / length);
-  DRT<Device> model(device, asked.config(), Use::inference);
-  allocate_or_explain(model, std::min(B, count), length);
-  load_weights(asked.saved->checkpoint.file(SavedRun::model_file), model);
-  const int64_t far = maker.far_chunks(C, asked.reach()), question = C - 2 - asked.task.gap;
-  for (const Place& place : {Place{C, 0, far, false}, Place{C, far, question, true}}) {
-    if (place.near && asked.far_only) continue;
-    if (place.end - place.first < asked.hops()) {
-      print(right(length, 9), " ", right(C * (S - 1), 9), " ", right(C, 8), "  ", left(place.name(), 5),
-            " no chunk lies there\n");
+Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& trials) {
+  Json line = Json::object();
+  line["task"] = trials.options.task.task;
+  line["retrieval"] = trials.options.ablation.name();
+  line["place"] = place.name();
+  line["slots"] = f.slots;
+  line["tokens"] = f.tokens;
+  line["chunks"] = f.chunks;
+  line["trials"] = count;
+  line["exact"] = f.exact;
+  line["exact_low"] = f.low;
+  line["exact_high"] = f.high;
+  line["teacher_forced"] = f.forced;
+  line["first_right"] = f.first;
+  line["hit"] = f.hit;
+  line["exact_by_depth"] = std::vector<double>(std::begin(f.by_depth), std::end(f.by_depth));
+  line["slots_per_second"] = f.slots_per_second;
+  line["memory_bytes"] = f.memory_bytes;
+  line["chance"] = f.chance;
+  line["checkpoint"] = trials.saved.checkpoint.folder;
+  line["seed"] = trials.options.seed;
+  return line;
+}
+
+// `count` trials whose needles lie out of the windows' reach, then as many whose needles lie within.
+void try_length(const Trials& trials, int64_t length, int64_t count, int64_t memory_bytes, const Reader& read) {
+  const int64_t C = trials.chunks(length), far = trials.task.far_chunks(C, trials.reach()),
+                question_chunk = C - 2 - trials.options.task.gap;
+  for (const Place& place : {Place{C, 0, far, false}, Place{C, far, question_chunk, true}}) {
+    if (place.near && trials.options.far_only) continue;
+    if (place.end - place.first < trials.fewest_places()) {
+      print(right(length, 9), " ", right(C * (trials.config().chunk - 1), 9), " ", right(C, 8), "  ",
+            left(place.name(), 5), " no chunk lies there\n");
       continue;
     }
-    const Score score = score_trials(model, asked, maker, place, count);
-    const double chance = maker.chance(C, asked.random_retrieval ? asked.config().topk : 0, model.groups.size());
-    report(asked, place, score, chance, model.model_memory().total_bytes() + model.activation_memory().total_bytes());
+    const Figures f = figures(trials, place, score_trials(trials, place, count, read), memory_bytes);
+    print_row(f, place, count);
+    if (!trials.options.out.empty()) append_line(trials.options.out, json_of(f, place, count, trials).dump());
   }
 }
 
+// ---- a trial in words ---------------------------------------------------------------------------------------------
+std::string words(const std::vector<int32_t>& tokens, const Tokenizer& tokenizer) {
+  std::string text;
+  for (const int32_t token : tokens)
+    if (token != tokenizer.landmark) text += tokenizer.printable(token);
+  return text;
+}
+// Slots first .. last - 1 of a row.
+std::string words(const TaskRow& row, int64_t first, int64_t last, const Tokenizer& tokenizer) {
+  return words({row.tokens.begin() + first, row.tokens.begin() + last}, tokenizer);
+}
+
+void print_fetched(const TaskRow& row, const Pass& pass, int64_t S, int64_t K, const Tokenizer& tokenizer) {
+  for (size_t g = 0; g < pass.fetched.size(); g++) {
+    print("fetched for it", pass.fetched.size() > 1 ? str(" by group ", g) : "", ", with weight:\n");
+    const int64_t first = row.questions[0].first_slot / S * K;
+    for (int64_t i = first; i < first + K; i++)
+      if (const int32_t pick = pass.fetched[g].pick[i]; pick >= 0)
+        print("  chunk ", right(pick, 5), "  ", fixed(pass.fetched[g].w[i], 3), "  ",
+              words(row, pick * S, (pick + 1) * S, tokenizer), "\n");
+  }
+}
+
+// The question, what was fetched for its answer, and the answer as the model gives it when nobody helps: the row gets
+// the model's own tokens in place of the right ones.
+void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
+  const Tokenizer& tokenizer = trials.saved.tokenizer;
+  const int64_t S = trials.config().chunk;
+  const Question question = row.questions[0];
+  const int64_t answer_slot = question.first_slot;
+  print("\n", std::ssize(row.tokens) / S, " chunks; the needle is in chunk ", row.needles[question.needles[0]].chunk,
+        ". The question ends chunk ", question.chunk, ", the answer is in chunk ", answer_slot / S, ":\n  ...",
+        words(row, question.chunk * S, answer_slot, tokenizer), "|",
+        words(row, answer_slot, answer_slot + 1, tokenizer), "\n");
+  Pass pass;
+  for (int64_t i = 0; i < std::ssize(question.answer); i++) {
+    pass = read({row}, 0);
+    row.tokens[answer_slot + i + 1] = pass.answers[0][i];
+  }
+  print_fetched(row, pass, S, trials.config().topk, tokenizer);
+  const std::string answer = words(pass.answers[0], tokenizer), expected = words(question.answer, tokenizer);
+  print("answer: ", answer, " (", answer == expected ? "right" : "expected " + expected, ")\n");
+}
+
+void show_trials(const Trials& trials, const Reader& read) {
+  const int64_t C = trials.chunks(trials.options.lengths[0]);
+  const bool near = trials.task.far_chunks(C, trials.reach()) < trials.fewest_places();
+  for (int64_t i = 0; i < trials.options.show; i++) show_trial(trials, trials.row(i, C, near), read);
+}
+
+// ---- on a backend -------------------------------------------------------------------------------------------------
+// A model for up to B rows of that length, and body(what reads with it, what it takes).
+template <class Device, class Body>
+void with_model(Device& device, const Trials& trials, int64_t B, int64_t length, Body body) {
+  DRT model(device, trials.config(), Use::inference);
+  load_model(trials.saved, model, B, length);
+  const auto read = [&](const std::vector<TaskRow>& rows, int64_t first_row) {
+    Selection selection = trials.selection;
+    selection.first_row = first_row;
+    return read_rows(model, rows, selection, trials.saved.tokenizer.landmark);
+  };
+  body(read, model.model_memory().total_bytes() + model.activation_memory().total_bytes());
+}
+
 template <class Device>
-void show_trials(Device& device, const Asked& asked, const Task& maker) {
-  const int64_t length = asked.lengths[0], C = length / asked.config().chunk;
-  DRT<Device> model(device, asked.config(), Use::inference);
-  allocate_or_explain(model, 1, length);
-  load_weights(asked.saved->checkpoint.file(SavedRun::model_file), model);
-  const bool near = maker.far_chunks(C, asked.reach()) < asked.hops();
-  for (int64_t i = 0; i < asked.show; i++)
-    show_trial(model, maker.trial(static_cast<uint64_t>(asked.seed), i, C, asked.others, asked.reach(), near), C,
-               asked.selection, asked.saved->tokenizer);
+void run_trials(Device& device, const Trials& trials) {
+  const Options& options = trials.options;
+  for (size_t l = 0; l < options.lengths.size(); l++) {
+    const int64_t length = options.lengths[l], count = options.trials[std::min(l, options.trials.size() - 1)],
+                  B = std::min(count, std::max<int64_t>(1, options.batch_slots / length));
+    with_model(device, trials, B, length, [&](const Reader& read, int64_t memory_bytes) {
+      try_length(trials, length, count, memory_bytes, read);
+    });
+  }
+  if (options.show)
+    with_model(device, trials, 1, options.lengths[0], [&](const Reader& read, int64_t) { show_trials(trials, read); });
 }
 
 }  // namespace
 
 int passkey_command(const std::vector<std::string>& arguments) {
-  Asked asked;
+  Options options;
+  std::unique_ptr<SavedRun> saved;
   if (const std::string checkpoint = Flags::peek(arguments, "checkpoint"); !checkpoint.empty()) {
     const bool fallback = std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end();
-    asked.saved = std::make_unique<SavedRun>(SavedRun::open(checkpoint, fallback));
-    asked.task = asked.saved->settings.task;  // its run's task is where the settings start from
+    saved = std::make_unique<SavedRun>(SavedRun::open(checkpoint, fallback));
+    options.task = saved->settings.task;  // its run's task is where the settings start from
   }
-  if (!asked.task.two_hop()) asked.task.task = "single";
-  Flags flags = passkey_flags(asked);
+  if (!options.task.two_hop()) options.task.task = "single";
+  Flags flags = passkey_flags(options);
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
-  check(asked, flags);
-  const Haystack haystack = Haystack::load(asked.task.haystack, asked.saved->tokenizer);
-  const Task maker(asked.task, asked.saved->tokenizer, haystack, asked.config().chunk);
-  maker.check_names(asked.others + 1);
-  print_heading(asked, maker, haystack);
-  return with_device(asked.source.device, asked.source.precision, asked.source.threads, [&](auto& device) {
-    for (size_t i = 0; i < asked.lengths.size(); i++)
-      try_length(device, asked, maker, asked.lengths[i], asked.trials[std::min(i, asked.trials.size() - 1)]);
-    if (asked.show) show_trials(device, asked, maker);
+  flags.need("checkpoint");
+  flags.need("haystack");
+  const int64_t S = saved->settings.config.chunk;
+  check_lengths(options, S);
+  const Selection selection = options.ablation.selection(options.seed);
+  const Haystack haystack = Haystack::load(options.task.haystack, saved->tokenizer);
+  const Task task(options.task, saved->tokenizer, haystack, S);
+  const Trials trials{options, *saved, haystack, task, selection};
+  task.check_names(trials.others() + 1);
+  print_heading(trials);
+  return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
+    run_trials(device, trials);
     return 0;
   });
 }

@@ -1,20 +1,14 @@
+// What the commands share and needs no model.
 #include "commands/shared.h"
 
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
+#include <cerrno>
 #include <cstdio>
-#include <string>
-#include <vector>
 
-#include "base/flags.h"
+#include "base/files.h"
 #include "base/text.h"
-#include "dataloader.h"
-#include "runtime/evaluate.h"
-#include "runtime/models.h"
-#include "runtime/run.h"
-#include "runtime/weights.h"
 
 namespace gca {
 
@@ -46,12 +40,12 @@ void ModelSource::add_to(Flags& flags) {
   flags.add("threads", threads, 0, 4096, "CPU threads; 0: one a processor");
 }
 
-void add_ablations(Flags& flags, bool& no_retrieval, bool& random_retrieval) {
+void Ablation::add_to(Flags& flags) {
   flags.add_switch("no-retrieval", no_retrieval, "GCA gives zero");
   flags.add_switch("random-retrieval", random_retrieval, "K uniform past chunks, weights by their scores");
 }
 
-Selection ablation(bool no_retrieval, bool random_retrieval, int64_t seed) {
+Selection Ablation::selection(int64_t seed) const {
   if (no_retrieval && random_retrieval)
     throw UsageError("--no-retrieval and --random-retrieval exclude each other: choose one");
   Selection selection;

@@ -1,20 +1,36 @@
 // The command verify: oracle files through the real forward, backward and optimiser.
-#include "commands/verifier.h"
-
-#include <map>
+#include <string>
+#include <utility>
 
 #include "commands/commands.h"
+#include "commands/device.h"
 #include "commands/shared.h"
+#include "commands/verifier.h"
 
 namespace gca {
+
+template bool Verifier::run(Cpu<double>&);
+template bool Verifier::run(Cpu<float>&);
+template bool Verifier::run(Cpu<float, true>&);
+
+namespace {
+
+// What rounding may make of the oracle files; beyond it something is wrong.
+constexpr std::pair<const char*, double> tolerances[] = {{"bf16", 0.2}, {"double", 1e-10}, {"float", 1e-4}};
+
+double tolerance_of(const std::string& precision) {
+  for (const auto& [name, tolerance] : tolerances)
+    if (name == precision) return tolerance;
+  throw Error("no tolerance for " + precision);
+}
+
+}  // namespace
 
 int verify_command(const std::vector<std::string>& arguments) {
   std::vector<std::string> files;
   std::string precision = "double", device = "cpu";
   int64_t threads = 0;
   VerifyOptions options{.tolerance = 0};
-  // What rounding may make of the oracle files; beyond it something is wrong.
-  const std::map<std::string, double> tolerances = {{"double", 1e-10}, {"float", 1e-4}, {"bf16", 0.2}};
   std::string tolerance_help = "largest difference over a tensor's largest entry; 0: that of the precision";
   for (const auto& [name, tolerance] : tolerances) tolerance_help += str(", ", name, " ", tolerance);
   Flags flags("verify",
@@ -29,7 +45,7 @@ int verify_command(const std::vector<std::string>& arguments) {
   flags.add("threads", threads, 0, 4096, "CPU threads; 0: one a processor");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
-  if (options.tolerance == 0) options.tolerance = tolerances.at(precision);
+  if (options.tolerance == 0) options.tolerance = tolerance_of(precision);
   auto run = [&](auto& backend) {
     int failed = 0;
     for (const std::string& path : files) failed += !Verifier(path, options).run(backend);

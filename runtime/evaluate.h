@@ -16,7 +16,7 @@ struct Evaluation {
   double sum = 0;                                           // of cross entropies, nats
   double bytes = 0;                                         // that the targets stand for
   double place_sum[places] = {}, place_count[places] = {};  // by eighths of the row
-  uint32_t bits = 0;                                        // CRC-32C of all losses, in order
+  uint32_t hash = 0;                                        // CRC-32C of all losses, in order
   double loss() const { return targets ? sum / static_cast<double>(targets) : 0; }
 };
 
@@ -44,7 +44,7 @@ Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int6
       if (targets[at] < 0) continue;
       const int64_t place = i % T * Evaluation::places / T;
       const double loss = static_cast<double>(losses[at]);
-      result.bits = crc32c(&losses[at], sizeof losses[at], result.bits);
+      result.hash = crc32c(&losses[at], sizeof losses[at], result.hash);
       result.sum += loss;
       result.targets++;
       result.place_sum[place] += loss;

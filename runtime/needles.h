@@ -13,14 +13,12 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/flags.h"
 #include "dataloader.h"
-#include "tokenizer/text_files.h"
 
 namespace gca {
 

@@ -75,6 +75,13 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
   CHECK(none.exit == 0);
   CHECK(says(none, "without retrieval"));
   CHECK(eval.out.substr(eval.out.find("loss")) != none.out.substr(none.out.find("loss")));
+  const auto hash = [](const Workshop::Result& result) {
+    const size_t at = result.out.find("slots/s)  hash ");
+    REQUIRE(at != result.out.npos);
+    return result.out.substr(at, 23);
+  };
+  CHECK(hash(eval) == hash(shop.run("eval --threads 1" + checkpoint + data)));
+  CHECK(hash(eval) != hash(none));
   CHECK(shop.run("eval --random-retrieval" + checkpoint + data).exit == 0);
   CHECK(shop.run("eval --random-retrieval --no-retrieval" + checkpoint + data).exit == 2);
   const std::string greedy = "generate --temperature 0 --count 40 --prompt 'the sea 3; '" + checkpoint;

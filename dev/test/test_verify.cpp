@@ -2,7 +2,6 @@
 // twin.
 #include <doctest/doctest.h>
 
-#include "runtime/models.h"
 #include "commands/verifier.h"
 #include "dev/test/workshop.h"
 
@@ -22,15 +21,18 @@ std::vector<std::string> fixtures() {
   return paths;
 }
 
+// What verify says of each file is shown where it is not right.
 template <class Device>
-void verify_all(const VerifyOptions& options) {
+void verify_all(VerifyOptions options) {
   const std::vector<std::string> paths = fixtures();
   if (paths.empty())
     return test::skip("no fixtures: neither ../shared/fixtures nor build/oracle (needs numpy) is there");
   Device device(2);
   for (const std::string& path : paths) {
-    CAPTURE(path);
-    CHECK(Verifier(path, options).run(device));
+    std::string report;
+    options.report = &report;
+    const bool good = Verifier(path, options).run(device);
+    CHECK_MESSAGE(good, report);
   }
 }
 
@@ -46,7 +48,26 @@ TEST_CASE("the check of an oracle file notices a difference: the bf16 twin does 
   const std::vector<std::string> paths = fixtures();
   if (paths.empty()) return test::skip("no fixtures");
   Cpu<float, true> device(1);
-  CHECK_FALSE(Verifier(paths[0], {1e-4, true, true}).run(device));
+  std::string report;
+  CHECK_FALSE(Verifier(paths[0], {1e-4, true, true, &report}).run(device));
+  CHECK(test::has(report, "PAST THE TOLERANCE\n"));
+  CHECK(test::has(report, "FAIL " + paths[0]));
+}
+
+TEST_CASE("verify's hash is of the numbers found: the same on any number of threads, another in another precision") {
+  const std::vector<std::string> paths = fixtures();
+  if (paths.empty()) return test::skip("no fixtures");
+  const auto hash = [&](auto& device) {
+    std::string report;
+    Verifier(paths[0], {1, true, true, &report}).run(device);
+    const size_t at = report.find(", hash ");
+    REQUIRE(at != report.npos);
+    return report.substr(at);
+  };
+  Cpu<float> one(1), two(2);
+  Cpu<double> wide(2);
+  CHECK(hash(one) == hash(two));
+  CHECK(hash(one) != hash(wide));
 }
 
 TEST_CASE("verify without --tolerance takes the precision's own") {

@@ -1,0 +1,57 @@
+// The choice of a backend, and a saved model on it. What depends on the backend is compiled once, in device.cpp: the
+// commands that use it stay quick to compile.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "runtime/models.h"
+
+namespace gca {
+
+struct SavedRun;
+
+// Calls body(device) with the backend that --device and --precision name.
+template <class Body>
+int with_device(const std::string& device, const std::string& precision, int64_t threads, Body body) {
+#ifdef GCA_CUDA
+  if (device == "cuda" || (device == "auto" && gpu_count() > 0)) {
+    if (precision == "bf16") {
+      Gpu<__nv_bfloat16> gpu;
+      return body(gpu);
+    }
+    Gpu<float> gpu;
+    return body(gpu);
+  }
+#else
+  if (device == "cuda")
+    throw UsageError(
+        "--device cuda: this program was built without CUDA; put nvcc into PATH and run make, or use --device cpu");
+#endif
+  if (precision == "bf16")
+    throw UsageError("--precision bf16 needs a GPU (--device cuda); on the CPU use --precision float");
+  Cpu<float> cpu(static_cast<int>(threads));
+  return body(cpu);
+}
+
+// The run's weights into a model that is allocated.
+template <class Device>
+void load_weights_of(const SavedRun& saved, DRT<Device>& model);
+// The same, and memory for B rows of T slots; an Error that says which B would fit where they do not.
+template <class Device>
+void load_model(const SavedRun& saved, DRT<Device>& model, int64_t B, int64_t T);
+
+// What a group fetched for B rows of C chunks in the last forward pass: picks (-1: none) and their weights, (B,C+1,K).
+struct FetchedChunks {
+  std::vector<int32_t> pick;
+  std::vector<double> w;
+};
+// One of each group.
+template <class Device>
+std::vector<FetchedChunks> fetched_chunks(const DRT<Device>& model, int64_t B, int64_t C);
+
+// Logits of slots first .. first + count - 1 of the last forward pass, (count,V).
+template <class Device>
+std::vector<std::vector<float>> logits_of_slots(DRT<Device>& model, int64_t first, int64_t count);
+
+}  // namespace gca
