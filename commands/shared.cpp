@@ -1,4 +1,4 @@
-// What the commands share and needs no model.
+// What the commands share, less what needs a model.
 #include "commands/shared.h"
 
 #include <unistd.h>

@@ -1,4 +1,4 @@
-// What the commands share and needs no model: help, bytes on a terminal, where a model comes from, ablations. The
+// What the commands share, less what needs a model: help, bytes on a terminal, where a model comes from, ablations. The
 // choice of a backend, and a saved model on it, are in commands/device.h.
 #pragma once
 #include <cstdint>
