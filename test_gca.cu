@@ -35,6 +35,7 @@ REGISTER_LISTENER("counter", 1, Counter);
 int main(int argc, char** argv) {
   doctest::Context context(argc, argv);
   const int status = context.run();
-  if (!context.shouldExit()) print(count.passed, " passed, ", count.failed, " failed, ", count.skipped, " skipped\n");
+  if (!context.shouldExit())
+    gca::print(count.passed, " passed, ", count.failed, " failed, ", count.skipped, " skipped\n");
   return status;
 }
