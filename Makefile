@@ -62,7 +62,11 @@ ifneq ($(NVCC),)
 ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | sed 's/^90$$/90a/' | grep -E '^[0-9]+a?$$'),80 90a)
 CUDA = $(abspath $(dir $(NVCC))/..)
 GENCODE = $(foreach a,$(ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_80,code=compute_80
-NVCCFLAGS = -std=c++20 -O3 -lineinfo $(GENCODE) --compiler-options -Wall,-Wextra -I. -MMD -MP $(if $(CI),-Werror all-warnings)
+NVCCFLAGS ?= -O3
+ALL_NVCCFLAGS = -std=c++20 $(NVCCFLAGS) -lineinfo $(GENCODE) --compiler-options -Wall,-Wextra -Xptxas -v -I. -MMD -MP $(if $(CI),-Werror all-warnings)
+# What would change the kernels' numbers without a word, as `-ftz true` or `-ftz=true`; nvcc reads two of these variables by itself.
+NVCC_ASKED = $(strip $(subst =, ,$(NVCC) $(NVCCFLAGS) $(NVCC_PREPEND_FLAGS) $(NVCC_APPEND_FLAGS)))
+FAST_MATH = $(strip $(foreach flag,use_fast_math ftz=true prec-div=false prec-sqrt=false ffast-math Ofast,$(if $(findstring $(subst =, ,-$(flag)),$(NVCC_ASKED)),-$(flag))))
 KERNELS = $(patsubst %.cu,$(GPU)/%.o,$(wildcard kernels/*.cu)) $(patsubst %.cpp,$(GPU)/%.o,$(wildcard kernels/*.cpp))
 GPU_TESTS = $(patsubst %.cpp,$(GPU)/%.o,$(wildcard dev/test/test_gpu*.cpp))
 GPU_LIBS = -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcudart -lcublasLt
@@ -76,9 +80,12 @@ $(GPU)/%.o: %.cpp Makefile
 	$(COMPILE)
 $(GPU)/%.o: %.cu Makefile
 	$(COMPILE)
+# Registers and spills of each kernel go into a report beside the object (dev/check_spills.sh reads it), all else is printed.
+PTXAS_REPORT = ^ptxas info +: (Compiling|Function properties|Used|Compile time|[0-9]+ bytes)|^ +[0-9]+ bytes stack frame
 $(GPU)/kernels/%.o: kernels/%.cu Makefile
+	$(if $(FAST_MATH),$(error nvcc is asked for $(FAST_MATH): the kernels' numbers would differ, and nothing would say so (bits of saved runs, tolerances of tests). Take it out of NVCCFLAGS, NVCC_PREPEND_FLAGS and NVCC_APPEND_FLAGS, in the environment too))
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -c $< -o $@
+	$(NVCC) $(ALL_NVCCFLAGS) -c $< -o $@ 2>$(@:.o=.ptxas); status=$$?; grep -vE '$(PTXAS_REPORT)' $(@:.o=.ptxas) >&2; exit $$status
 endif
 -include $(shell find build -name '*.d' 2>/dev/null)
 
@@ -111,9 +118,9 @@ demo: $(CPU)/train_gca
 # PEER: a folder with a PyTorch DRT (peer_drt.py), timed in the same call where PYTHON has torch.
 PEER ?= ../shared/peer
 PYTHON ?= python3
-bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),$(GPU)/bench $(GPU)/test_gca)
+bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),$(GPU)/bench)
 	$(CPU)/bench
-	$(if $(findstring gpu,$(HERE)),$(GPU)/bench && $(GPU)/test_gca --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --layers 6 --dtype bf16 --check off)
+	$(if $(findstring gpu,$(HERE)),$(GPU)/bench && $(GPU)/bench --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --layers 6 --dtype bf16 --check off)
 	@if [ -e $(PEER)/peer_drt.py ]; then $(PYTHON) dev/bench_peer.py $(PEER) || true; else echo "no PyTorch peer in $(PEER): only this program is timed"; fi
 
 format:

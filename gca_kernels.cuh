@@ -1,5 +1,5 @@
 // Backend Gpu: the ops of Cpu (gca_cpu.h) on an NVIDIA GPU: same names, same arguments, same meaning. Declared here
-// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer.
+// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer. A gradient dx has the shape of x.
 //
 // Gpu<float> computes in float throughout. Gpu<__nv_bfloat16> keeps activations and working weights in bf16 and
 // computes in float: masters, gradients of weights, statistics and sums are float in both. Attention in bf16 takes
@@ -44,8 +44,8 @@ class GpuDevice : public GpuLayout {
   void* allocate(int64_t n_bytes);  // a multiple of 256 as address; undefined content
   void release(void* memory);
   void zero(void* memory, int64_t n_bytes);
-  void upload(void* device, const void* host,
-              int64_t n_bytes);  // host may change on return; earlier work goes on meanwhile
+  // host may change on return; earlier work goes on meanwhile
+  void upload(void* device, const void* host, int64_t n_bytes);
   void download(void* host, const void* device, int64_t n_bytes);  // waits: host holds the data on return
   void copy(void* to, const void* from, int64_t n_bytes);          // inside the device
   // The step's figures for the host, without a wait until they are read: the GPU runs ahead meanwhile.
@@ -76,15 +76,16 @@ class GpuDevice : public GpuLayout {
   // ---- retrieval's tables ----
   // Row 0 of each table: no pick, weight 0. pick, w (B,C+1,K)
   void no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K);
-  // entry[start[m] .. start[m+1]): in order, row * K + k of each pick of chunk m in rows 0..C-1. start (B,C+1), entry
-  // (B,C*K), pick (B,C+1,K)
+  // entry[start[m] .. start[m+1]): in order, row * K + k of each pick of chunk m in rows 0..C-1.
+  // start (B,C+1), entry (B,C*K), pick (B,C+1,K)
   void invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K);
 
   // ---- the step's figures (drt.md, optimiser) ----
   void begin_step(StepState* state);
-  // loss += scale * sum of weight * loss[r], plain_loss += scale * sum of loss[r]. loss, weight (rows; null: 1)
+  // loss += scale * sum of weight[r] * loss[r], plain_loss += scale * sum of loss[r]. loss (rows), weight (rows) or
+  // null: 1
   void add_loss(StepState* state, const float* loss, const float* weight, double scale, int64_t rows);
-  // Norm of all n gradients, the factor that clips it, and whether the step may change anything.
+  // Norm of all gradients, the factor that clips it, and whether the step may change anything. gradient (n)
   void end_gradient(StepState* state, const float* gradient, int64_t n, double clip);
 
  protected:
@@ -115,7 +116,7 @@ class GpuDevice : public GpuLayout {
   cudaEvent_t uploaded_[staging_pieces] = {};
   int next_piece_ = 0;
 
-  float* rotation_ = nullptr;
+  float* rotation_ = nullptr;  // (S,d) of below
   int rotation_S_ = 0, rotation_d_ = 0;
   void close() noexcept;  // gives everything back
 };
@@ -132,9 +133,9 @@ class Gpu : public GpuDevice {
 
   double peak_flops();  // floating-point operations a second that a large product reaches, measured
 
-  // rows x D from src, rows src_stride apart, to dst, rows dst_stride apart.
+  // dst = src. dst (rows,D), its rows dst_stride apart; src (rows,D), its rows src_stride apart
   void copy_rows(act* dst, int64_t dst_stride, const act* src, int64_t src_stride, int64_t rows, int64_t D);
-  // Working weights from masters, n of each.
+  // Working weights from masters. weights, masters (n)
   void cast_weights(weight* weights, const float* masters, int64_t n);
 
   // ---- embedding: x[r] = E[token[r]]. x (rows,D), token (rows), E (V,D) ----
@@ -145,20 +146,23 @@ class Gpu : public GpuDevice {
   // out (rows,D) packed, rstd (rows), gain (D); the rows of x are stride apart (D: packed)
   void rmsnorm_forward(act* out, float* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride,
                        double eps);
-  // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain +=
-  // sum of dn * xhat. dn (rows,D) packed (dx may be dn where stride is D); the rows of dx, x and the residuals (each
-  // may be null, or dx itself) are stride apart.
+  // With g = gain * dn and xhat = x * rstd:
+  //   dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat))
+  //   dgain += sum of dn * xhat
+  // dn (rows,D) packed (dx may be dn where stride is D); dx, x and the residuals (each may be null, or dx itself)
+  // (rows,D), their rows stride apart
   void rmsnorm_backward(act* dx, float* dgain, const act* dn, const act* x, const float* rstd, const weight* gain,
                         const act* residual, const act* residual2, int64_t rows, int64_t D, int64_t stride);
 
-  // ---- matrix products: y = x W^T (+ residual). y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null,
-  // not y ----
+  // ---- matrix products: y = x W^T (+ residual) ----
+  // y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null, not y
   void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in,
                       int64_t out);
+  // dx (+)= dy W
   void matmul_backward_input(act* dx, const act* dy, const weight* W, bool accumulate, int64_t rows, int64_t in,
-                             int64_t out);  // dx (+)= dy W
-  void matmul_backward_weight(float* dW, const act* dy, const act* x, int64_t rows, int64_t in,
-                              int64_t out);  // dW += dy^T x
+                             int64_t out);
+  // dW += dy^T x
+  void matmul_backward_weight(float* dW, const act* dy, const act* x, int64_t rows, int64_t in, int64_t out);
 
   // ---- SwiGLU: h = silu(gate) * up. h (rows,F), gate_up (rows,2F): gate | up ----
   void swiglu_forward(act* h, const act* gate_up, int64_t rows, int64_t F);
@@ -167,13 +171,14 @@ class Gpu : public GpuDevice {
   // ---- sliding-window attention with ALiBi (drt.md SWA) ----
   // out (B,T,D), lse (B,H,T), qkv (B,T,3D), ring (B,W,2D) or null
   void sliding_attention_forward(act* out, float* lse, const act* qkv, const act* ring, const SlidingShape& s);
+  // Whole rows.
   void sliding_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const float* lse,
-                                  const SlidingShape& s);  // whole rows
-  void ring_append(act* ring, const act* qkv,
-                   const SlidingShape& s);  // keys and values of these slots, for later segments
+                                  const SlidingShape& s);
+  // Keys and values of these slots go into the ring, for later segments.
+  void ring_append(act* ring, const act* qkv, const SlidingShape& s);
 
-  // ---- chunk attention: bidirectional inside a chunk, rotary embedding on q and k. out (N,S,D), lse (N,H,S), qkv
-  // (N,S,3D) ----
+  // ---- chunk attention: bidirectional inside a chunk, rotary embedding on q and k ----
+  // out (N,S,D), lse (N,H,S), qkv (N,S,3D)
   void chunk_attention_forward(act* out, float* lse, const act* qkv, const ChunkShape& s);
   void chunk_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const float* lse,
                                 const ChunkShape& s);
@@ -183,7 +188,8 @@ class Gpu : public GpuDevice {
   // and skipped.
   void chunk_retrieval_forward(int32_t* pick, float* w, const act* r, const act* landmark, const RetrievalShape& s,
                                const Selection& selection);
-  // dw (B,C+1,K) is overwritten with the gradient of the scores / sqrt(D); dr (B,C,D) is =; dlandmark is +=
+  // dw (B,C+1,K) is overwritten with the gradient of the scores / sqrt(D); dr (B,C,D) is =; dlandmark is +=.
+  // start (B,C+1), entry (B,C*K): of invert_picks
   void chunk_retrieval_backward(act* dr, act* dlandmark, float* dw, const float* w, const int32_t* pick,
                                 const int32_t* start, const int32_t* entry, const act* r, const act* landmark,
                                 const RetrievalShape& s);
@@ -197,21 +203,21 @@ class Gpu : public GpuDevice {
   // By query, a layer at a time, whole rows: dq (B,T,D), dw (B,C+1,K) +=, delta (B,C,K,H,S)
   void gca_backward_query(act* dq, float* dw, float* delta, const act* dout, const act* q, const act* kv,
                           const float* lse, const int32_t* pick, const float* w, const GcaShape& s);
-  // For the memory, once, over all layers of all groups. dkv (B,M,S,2D), its landmark rows zero; layers: a host array
-  // of n
+  // For the memory, once, over all layers of all groups. dkv (B,M,S,2D), its landmark rows zero; layers (n_layers): a
+  // host array
   void gca_backward_memory(act* dkv, const FetchingLayer<act, float>* layers, int n_layers, const act* kv,
                            const GcaShape& s);
 
   // ---- cross entropy, a piece of logits at a time ----
   // loss[r] = logsumexp(logits[r]) - logits[r,target[r]], 0 where target[r] is negative. scale != 0: logits become
-  // their gradient, scale * weight[r] * (softmax - onehot). loss, target, weight (rows; null: 1), logits (rows,V) rows
-  // stride apart
+  // their gradient, scale * weight[r] * (softmax - onehot).
+  // loss, target (rows), weight (rows) or null: 1, logits (rows,V), their rows stride apart
   void cross_entropy(float* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows,
                      int64_t V, int64_t stride);
 
   // ---- optimiser ----
-  // masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or rounded from them);
-  // segments: a host array
+  // masters, m, v, gradient: flat buffers; weights: the working copy (the masters themselves, or rounded from them), as
+  // long; segments (n_segments): a host array of what they hold
   void adamw(float* masters, weight* weights, float* m, float* v, const float* gradient, const Segment* segments,
              int64_t n_segments, const StepState* state, const AdamW& hyper);
 };

@@ -1,14 +1,8 @@
 // The tests' one main. The tests themselves are dev/test/test_*.cpp, linked with it; doctest's options are its own
-// (--help). `test_gca --op NAME ...` (with the GPU's tests linked) checks and times one op instead:
-// dev/test/test_gpu_op.cpp. The last line counts test cases: "N passed, N failed, N skipped". A skipped one has printed
-// its reason (see skip() in dev/test/test.h).
+// (--help). The last line counts test cases: "N passed, N failed, N skipped". A skipped one has printed its reason (see
+// skip() in dev/test/test.h). One op of the GPU, checked and timed: dev/bench.cu.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "dev/test/test.h"
-
-// Of dev/test/test_gpu_op.cpp, where that is linked.
-namespace gca::test {
-__attribute__((weak)) int check_op(const std::vector<std::string>& arguments);
-}
 
 namespace {
 
@@ -39,11 +33,6 @@ REGISTER_LISTENER("counter", 1, Counter);
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 1 && std::string(argv[1]) == "--op") {
-    if (gca::test::check_op) return gca::test::check_op({argv + 2, argv + argc});
-    gca::print_error("--op needs the tests of the GPU: put nvcc into PATH, then make build/gpu/test_gca\n");
-    return 2;
-  }
   doctest::Context context(argc, argv);
   const int status = context.run();
   if (!context.shouldExit())

@@ -415,7 +415,8 @@ int main(int count, char** values) {
     gca::print_error("train_gca: ", error.what(), "\n");
     return 2;
   } catch (const std::bad_alloc&) {
-    gca::print_error("train_gca: out of memory; use a smaller --batch, fewer --chunks, fewer --threads or a smaller model\n");
+    gca::print_error(
+        "train_gca: out of memory; use a smaller --batch, fewer --chunks, fewer --threads or a smaller model\n");
     return 1;
   } catch (const std::exception& error) {
     gca::print_error("train_gca: ", error.what(), "\n");

@@ -1,13 +1,22 @@
 // Timings of a backend: the peak, the products of a training step alone, and the step. For the CPU, or, built with
-// GCA_CUDA, for the GPU in bf16 (the GPU's other ops: test_gca --op all).
+// GCA_CUDA, for the GPU in bf16; and then, for whoever writes a kernel, `bench --op NAME`: one op of the GPU, its error
+// against Cpu<double>, the naive twin's error, and its time. Beside a time stands a hash (CRC-32C) of what came out, so
+// that "the same bits" is one word to compare.
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
+#include <functional>
+#include <string>
 #include <vector>
 
-#include "runtime/run.h"
+#include "base/files.h"
+#include "base/flags.h"
 #include "cpu/matmul.h"
+#include "runtime/matmul_cache.h"
 #include "runtime/models.h"
+#include "runtime/settings.h"
+#ifdef GCA_CUDA
+#include "dev/test/gpu_bench.h"
+#endif
 
 using namespace gca;
 
@@ -72,7 +81,7 @@ double bench_products(Device& device, double peak, int64_t rows, int64_t in, int
   return 1e3 * (seconds[0] + seconds[1] + seconds[2]);
 }
 
-// Training steps of B rows of T slots on random tokens.
+// Training steps of B rows of T slots on random tokens, always as many: the hash is of the weights that come out.
 template <class Device>
 void bench_step(Device& device, double peak, const Config& config, int64_t B, int64_t T) {
   DRT model(device, config);
@@ -88,8 +97,8 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
     targets[i] = static_cast<int32_t>(random.word[1] % static_cast<uint32_t>(config.vocab));
   }
   std::vector<double> times;
-  const int at_once = Device::runs_ahead ? 5 : 1, warm = Device::runs_ahead ? 2 : 0;
-  for (int step = -warm; step < 3 || (step < 30 && times.size() < 12); step++) {
+  const int at_once = Device::runs_ahead ? 5 : 1, warm = Device::runs_ahead ? 2 : 0, timed = 12;
+  for (int step = -warm; step < timed; step++) {
     const double start = now();
     for (int i = 0; i < at_once; i++) {
       model.upload(tokens.data(), targets.data(), nullptr, B * T);
@@ -107,6 +116,9 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
     if (step >= 0) times.push_back((now() - start) / at_once);
   }
   std::sort(times.begin(), times.end());
+  std::vector<typename Device::master> weights(model.table.size);
+  const int64_t weights_bytes = model.table.size * static_cast<int64_t>(sizeof weights[0]);
+  device.download(weights.data(), model.masters, weights_bytes);
   const double seconds = times[times.size() / 2], slots = static_cast<double>(B * T);
   print("width ", right(config.width, 4), ", ", fixed(static_cast<double>(model.table.parameters()) * 1e-6, 1),
         "M parameters, B=", B, " T=", T, ": ", right(fixed(seconds * 1e3, 1), 7), " ms a step (",
@@ -116,7 +128,7 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
         fixed(static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) /
                   (1 << 30),
               2),
-        " GiB\n");
+        " GiB, weights ", hex(crc32c(weights.data(), weights_bytes), 8), "\n");
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {
@@ -130,18 +142,352 @@ void print_head() {
         left("dW += dy^T x", 34), "\n");
 }
 
-}  // namespace
+// ---- one op of the GPU --------------------------------------------------------------------------------------------
+// Sizes of the op, as the flags name them.
+struct OpShape {
+  int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304, layers = 1;
+};
+const char* const op_names[] = {"gca_forward",
+                                "gca_backward_query",
+                                "gca_backward_memory",
+                                "sliding_attention_forward",
+                                "sliding_attention_backward",
+                                "chunk_attention_forward",
+                                "chunk_attention_backward",
+                                "chunk_retrieval_forward",
+                                "rmsnorm_forward",
+                                "rmsnorm_backward",
+                                "swiglu_forward",
+                                "swiglu_backward",
+                                "matmul_forward",
+                                "cross_entropy"};
 
-int main() try {
 #ifdef GCA_CUDA
-  Gpu<__nv_bfloat16> gpu;
+using test::Bench;
+using test::bf16;
+using test::Ids;
+using test::Outputs;
+using test::randoms;
+using test::Vec;
+
+// An op on a backend: after prepare(), call() runs it once on inputs that do not change, and results() hands what it
+// wrote to the bench. Of ops that add to something, results are those of one call().
+template <class Device>
+struct Op {
+  using act = typename Device::act;
+  using weight = typename Device::weight;
+  using stat = typename Device::stat;
+  using grad = typename Device::grad;
+  Bench<Device>& bench;
+  const OpShape& s;
+  const bool in_bf16;
+  double work = 0;   // floating-point operations
+  double bytes = 0;  // that must move, or 0 where the op is bound by arithmetic
+  std::function<void()> call{}, results{};
+
+  Device& device = bench.device;
+  const int64_t B = s.B, C = s.C, S = s.S, K = s.K, H = s.H, F = s.F, D = s.H * s.d, T = s.C * s.S, R = B * T;
+  const int h = static_cast<int>(s.H), d = static_cast<int>(s.d), k = static_cast<int>(s.K);
+  const int slots = static_cast<int>(s.S);
+
+  // Large ones repeat after four million numbers, which are drawn in a moment.
+  act* input(int64_t n, uint64_t seed) {
+    return bench.template put<act>(randoms(in_bf16, std::min<int64_t>(n, 1 << 22), seed), n);
+  }
+  act* output(int64_t n) { return bench.template make<act>(n); }
+
+  void prepare(const std::string& name) {
+    if (name.starts_with("gca_")) prepare_gca(name);
+    else if (name.starts_with("sliding_attention") || name.starts_with("chunk_attention")) prepare_attention(name);
+    else if (name == "chunk_retrieval_forward") prepare_retrieval();
+    else if (name.starts_with("rmsnorm")) prepare_rmsnorm(name == "rmsnorm_forward");
+    else if (name.starts_with("swiglu")) prepare_swiglu(name == "swiglu_forward");
+    else if (name == "matmul_forward") prepare_matmul();
+    else if (name == "cross_entropy") prepare_cross_entropy();
+    GCA_CHECK(call, "op ", name);
+  }
+
+  void prepare_gca(const std::string& name) {
+    const GcaShape shape{B, T, h, d, slots, k, C};
+    const int64_t table = B * (C + 1) * K, stats = B * C * K * H * S;
+    const Ids fetched = test::random_picks(B, C, k, 1, true);
+    const int32_t* pick = bench.put(fetched);
+    const stat* w = bench.template put<stat>(randoms(in_bf16, table, 2, 0.05, 0.125));
+    act *q = input(R * D, 3), *kv = input(R * 2 * D, 4), *dout = input(R * D, 5);
+    act *out = output(R * D), *dq = output(R * D), *dkv = output(R * 2 * D);
+    stat* lse = bench.template put<stat>(Vec{0.0}, stats);
+    stat* delta = bench.template put<stat>(Vec{0.0}, stats);
+    stat* dw = bench.template put<stat>(Vec{0.0}, table);
+    int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
+    device.zero_landmarks(kv, B * C, S, D);
+    device.invert_picks(start, entry, pick, B, C, k);
+    device.gca_forward(out, lse, q, kv, pick, w, shape);
+    device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape);
+    double picks = 0;
+    for (const int32_t p : fetched) picks += p >= 0;
+    // One product of queries and keys, all picks and heads.
+    const double product = picks * static_cast<double>(2 * S * S * D);
+    if (name == "gca_forward") {
+      work = 2 * product;
+      call = [=, this] { device.gca_forward(out, lse, q, kv, pick, w, shape); };
+      results = [=, this] {
+        bench.result("out", out, R * D);
+        bench.result("lse", lse, stats);
+      };
+    } else if (name == "gca_backward_query") {
+      work = 3 * product;
+      call = [=, this] { device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape); };
+      results = [=, this] {
+        bench.result("dq", dq, R * D);
+        bench.result("delta", delta, stats);
+        bench.result("dw", dw, table);
+      };
+    } else if (name == "gca_backward_memory") {
+      const std::vector<FetchingLayer<act, stat>> layers(s.layers, {q, dout, lse, delta, w, start, entry});
+      work = 4 * product * static_cast<double>(s.layers);
+      call = [=, this] { device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, shape); };
+      results = [=, this] { bench.result("dkv", dkv, R * 2 * D); };
+    }
+  }
+
+  void prepare_attention(const std::string& name) {
+    const bool sliding = name.starts_with("sliding");
+    const SlidingShape window{B, T, h, d, s.W};
+    const ChunkShape chunks{B * C, slots, h, d};
+    act *qkv = input(R * 3 * D, 1), *dout = input(R * D, 2), *out = output(R * D), *dqkv = output(R * 3 * D);
+    stat* lse = bench.template make<stat>(R * H);
+    const auto forward = [=, this] {
+      if (sliding) device.sliding_attention_forward(out, lse, qkv, nullptr, window);
+      else device.chunk_attention_forward(out, lse, qkv, chunks);
+    };
+    forward();
+    const double pairs =
+        sliding ? static_cast<double>(R) * static_cast<double>(std::min(s.W + 1, T)) : static_cast<double>(R * S);
+    if (name.ends_with("_forward")) {
+      work = 4 * pairs * static_cast<double>(D);
+      call = forward;
+      results = [=, this] {
+        bench.result("out", out, R * D);
+        bench.result("lse", lse, R * H);
+      };
+    } else {
+      work = 10 * pairs * static_cast<double>(D);
+      call = [=, this] {
+        if (sliding) device.sliding_attention_backward(dqkv, dout, qkv, out, lse, window);
+        else device.chunk_attention_backward(dqkv, dout, qkv, out, lse, chunks);
+      };
+      results = [=, this] { bench.result("dqkv", dqkv, R * 3 * D); };
+    }
+  }
+
+  void prepare_retrieval() {
+    const RetrievalShape shape{B, C, static_cast<int>(D), k, 0, D, C * D};
+    const act *r = input(B * C * D, 1), *landmark = input(B * C * D, 2);
+    int32_t* pick = bench.template make<int32_t>(B * (C + 1) * K);
+    stat* w = bench.template make<stat>(B * (C + 1) * K);
+    device.no_pick(pick, w, B, C, k);
+    work = static_cast<double>(B * C * C * D);
+    call = [=, this] { device.chunk_retrieval_forward(pick, w, r, landmark, shape, {}); };
+    results = [=, this] {
+      bench.result("pick", pick, B * (C + 1) * K);
+      bench.result("w", w, B * (C + 1) * K);
+    };
+  }
+
+  void prepare_rmsnorm(bool forward) {
+    act *x = input(R * D, 1), *dn = input(R * D, 2), *out = output(R * D);
+    weight* gain = bench.template put<weight>(randoms(in_bf16, D, 3, 0.3, 1));
+    stat* rstd = bench.template make<stat>(R);
+    grad* dgain = bench.template put<grad>(Vec(D, 0.0));
+    device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5);
+    bytes = static_cast<double>((forward ? 2 : 3) * R * D) * sizeof(act);
+    call = [=, this] {
+      if (forward) device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5);
+      else device.rmsnorm_backward(out, dgain, dn, x, rstd, gain, nullptr, nullptr, R, D, D);
+    };
+    results = [=, this] {
+      bench.result(forward ? "out" : "dx", out, R * D);
+      if (forward) bench.result("rstd", rstd, R);
+      else bench.result("dgain", dgain, D);
+    };
+  }
+
+  void prepare_swiglu(bool forward) {
+    act *gate_up = input(R * 2 * F, 1), *dh = input(R * F, 2), *out = output(R * 2 * F);
+    bytes = static_cast<double>((forward ? 3 : 5) * R * F) * sizeof(act);
+    call = [=, this] {
+      if (forward) device.swiglu_forward(out, gate_up, R, F);
+      else device.swiglu_backward(out, dh, gate_up, R, F);
+    };
+    results = [=, this] { bench.result("out", out, R * F * (forward ? 1 : 2)); };
+  }
+
+  void prepare_matmul() {
+    const act *x = input(R * D, 1), *W = bench.template put<weight>(randoms(in_bf16, F * D, 2));
+    act* y = output(R * F);
+    work = 2 * static_cast<double>(R * D) * static_cast<double>(F);
+    call = [=, this] { device.matmul_forward(y, x, W, nullptr, R, D, F); };
+    results = [=, this] { bench.result("y", y, R * F); };
+  }
+
+  // A piece of logits.
+  void prepare_cross_entropy() {
+    const int64_t V = s.V, rows = std::min(R, GpuDevice::logits_bytes / (V * static_cast<int64_t>(sizeof(act))));
+    act *original = input(rows * V, 1), *logits = output(rows * V);
+    const int32_t* target = bench.put(test::random_ids(rows, 2, V));
+    stat* loss = bench.template make<stat>(rows);
+    bytes = static_cast<double>(4 * rows * V) * sizeof(act);  // with the copy that gives each call the same logits
+    call = [=, this] {
+      device.copy(logits, original, rows * V * static_cast<int64_t>(sizeof(act)));
+      device.cross_entropy(loss, logits, target, nullptr, 1.0 / static_cast<double>(rows), rows, V, V);
+    };
+    results = [=, this] {
+      bench.result("loss", loss, rows);
+      bench.result("dlogits", logits, rows * V);
+    };
+  }
+};
+
+template <class Device>
+Outputs outputs_of(Device& device, const std::string& name, const OpShape& shape, bool in_bf16) {
+  Bench<Device> bench(device);
+  Op<Device> op{bench, shape, in_bf16};
+  op.prepare(name);
+  op.call();
+  op.results();
+  return std::move(bench.outputs);
+}
+
+double median_ms(GpuDevice& gpu, const std::function<void()>& call) {
+  cudaEvent_t begin, end;
+  cudaEventCreate(&begin);
+  cudaEventCreate(&end);
+  std::vector<float> ms(30);
+  for (float& of_call : ms) {
+    cudaEventRecord(begin, gpu.stream());
+    call();
+    cudaEventRecord(end, gpu.stream());
+    gpu.synchronize();
+    cudaEventElapsedTime(&of_call, begin, end);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(ms.begin(), ms.end());
+  return static_cast<double>(ms[ms.size() / 2]);
+}
+
+// Bytes a second, read and written both counted.
+double copy_rate(GpuDevice& gpu) {
+  constexpr int64_t n_bytes = int64_t{1} << 30;
+  char* memory = static_cast<char*>(gpu.allocate(2 * n_bytes));
+  const double ms = median_ms(gpu, [&] { gpu.copy(memory, memory + n_bytes, n_bytes); });
+  gpu.release(memory);
+  return 2e3 * static_cast<double>(n_bytes) / ms;
+}
+
+template <class Act>
+void check_op(Gpu<Act>& gpu, const std::string& name, const OpShape& shape) {
+  constexpr bool in_bf16 = std::is_same_v<Act, bf16>;
+  Cpu<double> exact;
+  Cpu<float, in_bf16> twin;
+  const Outputs want = outputs_of(exact, name, shape, in_bf16), naive = outputs_of(twin, name, shape, in_bf16),
+                got = outputs_of(gpu, name, shape, in_bf16);
+  for (const auto& [output, expected] : want) {
+    const test::Errors ours = errors(got.at(output), expected), theirs = errors(naive.at(output), expected);
+    print(left(output, 8), " error ", significant(ours.largest, 3), " largest, ", significant(ours.rms, 3),
+          " rms; the naive twin's ", significant(theirs.largest, 3), ", ", significant(theirs.rms, 3), "\n");
+  }
+}
+
+// peak: floating-point operations a second of a large product; copied: bytes a second of a copy.
+template <class Act>
+void time_op(Gpu<Act>& gpu, const std::string& name, const OpShape& shape, double peak, double copied) {
+  Bench<Gpu<Act>> bench(gpu);
+  bench.keep = false;
+  Op<Gpu<Act>> op{bench, shape, std::is_same_v<Act, bf16>};
+  op.prepare(name);
+  op.call();
+  op.results();
+  const bool by_memory = op.bytes > 0;
+  const double ms = median_ms(gpu, op.call), rate = (by_memory ? op.bytes : op.work) / ms * 1e3;
+  print(name, ": ", fixed(ms, 4), " ms, ", significant(rate * (by_memory ? 1e-9 : 1e-12), 4), " ",
+        by_memory ? "GB/s" : "TFLOP/s", ", ", fixed(100 * rate / (by_memory ? copied : peak), 0), "% of what a ",
+        by_memory ? "copy" : "large product", " reaches, results ", hex(bench.hash, 8), "\n");
+}
+
+template <class Act>
+void bench_ops(const std::vector<std::string>& names, const OpShape& shape, bool check) {
+  Gpu<Act> gpu;
+  print(gpu.description(), "\n");
+  const double peak = gpu.peak_flops(), copied = copy_rate(gpu);
+  for (const std::string& name : names) {
+    if (check) check_op(gpu, name, shape);
+    time_op(gpu, name, shape, peak, copied);
+  }
+}
+#endif
+
+// ---- the program --------------------------------------------------------------------------------------------------
+struct Settings {
+  std::string op, dtype = "float";
+  OpShape shape;
+  bool check = true;
+};
+
+std::string comma_list_of_ops() {
+  std::string all;
+  for (const std::string name : op_names) all += (all.empty() ? "" : ", ") + name;
+  return all;
+}
+
+Flags bench_flags(Settings& settings) {
+  OpShape& s = settings.shape;
+  Flags flags(
+      "bench",
+      "Without flags: this backend's peak, the products of a training step, and the step. With --op, built with "
+      "nvcc:\n  one op of the GPU's, against Cpu<double>, and its time. Ops: " +
+          comma_list_of_ops());
+  flags.add("op", settings.op, "NAME|all", "what to time; the flags below are its");
+  flags.add("B", s.B, 1, 1 << 20, "rows");
+  flags.add("C", s.C, 1, 1 << 20, "chunks a row");
+  flags.add("S", s.S, 2, 128, "slots a chunk");
+  flags.add("K", s.K, 1, max_topk, "chunks fetched");
+  flags.add("H", s.H, 1, 1024, "heads");
+  flags.add("d", s.d, 2, 256, "columns of a head");
+  flags.add("W", s.W, 0, INT32_MAX, "window");
+  flags.add("F", s.F, 1, 1 << 20, "feed-forward width; of matmul_forward, columns out");
+  flags.add("V", s.V, 2, 1 << 24, "vocabulary");
+  flags.add("layers", s.layers, 1, 1024, "that fetch: of gca_backward_memory, which serves all at once");
+  flags.add_choice("dtype", settings.dtype, "float|bf16", "of activations and products");
+  flags.add_on_off("check", settings.check, "compare with the CPU too (slow for large shapes)");
+  return flags;
+}
+// Flags speak for train_gca's commands; this is a program of its own.
+std::string of_this_program(std::string text) {
+  for (size_t at; (at = text.find("train_gca bench")) != std::string::npos;) text.erase(at, strlen("train_gca "));
+  return text;
+}
+
+void bench_op(const Settings& settings) {
+  std::vector<std::string> names;
+  for (const std::string name : op_names)
+    if (settings.op == "all" || settings.op == name) names.push_back(name);
+  if (names.empty()) throw UsageError("--op: expected " + comma_list_of_ops() + " or all, found '" + settings.op + "'");
+#ifdef GCA_CUDA
+  if (settings.dtype == "bf16") bench_ops<bf16>(names, settings.shape, settings.check);
+  else bench_ops<float>(names, settings.shape, settings.check);
+#else
+  throw UsageError("--op times what the GPU does: put nvcc into PATH, then make build/gpu/bench, and run that");
+#endif
+}
+
+#ifdef GCA_CUDA
+void bench_backend() {
+  Gpu<bf16> gpu;
   const double peak = gpu.peak_flops();
-  char* copied = static_cast<char*>(gpu.allocate(int64_t{2} << 30));
-  const double seconds = median_seconds(gpu, [&] { gpu.copy(copied, copied + (int64_t{1} << 30), int64_t{1} << 30); });
-  gpu.release(copied);
   print(gpu.description(), ": a product of 8192 x 8192 x 8192 reaches ", fixed(peak * 1e-12, 0), " TFLOP/s, a copy ",
-        fixed(2e-12 * (1 << 30) / seconds, 2), " TB/s (read and written)\n");
-  gpu.measure_products("");
+        fixed(copy_rate(gpu) * 1e-12, 2), " TB/s (read and written)\n");
+  choose_products(gpu, "");
   print_head();
   const int64_t rows = 33280, D = 768, F = 2048, V = 50304, piece = gpu.logits_bytes / (2 * V);
   // A step of the 146M preset: 12 layers of q|k|v, o, gate|up and down, two more in the encoder, CK|CV, six of GCA's q
@@ -152,7 +498,10 @@ int main() try {
   ms += static_cast<double>(rows) / static_cast<double>(piece) * bench_products(gpu, peak, piece, D, V);
   print("all products of a step of B=2, T=16640: ", fixed(ms, 1), " ms\n");
   bench_step(gpu, peak, preset_with("drt", 50265), 2, 16640);
+  keep_products(gpu);
+}
 #else
+void bench_backend() {
   Cpu<float> cpu;
   const double peak = measured_peak_flops<float>(cpu.pool());
   print(cpu.description(), ": multiply-adds in registers reach ", fixed(peak * 1e-9, 1), " GFLOP/s\n");
@@ -165,7 +514,26 @@ int main() try {
     bench_products(cpu, peak, 2560, ffn, width);
   }
   for (const char* name : {"tiny", "small"}) bench_step(cpu, peak, preset_with(name, 263), 4, 640);
+}
 #endif
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  Settings settings;
+  Flags flags = bench_flags(settings);
+  if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
+    print(of_this_program(flags.help()));
+    return 0;
+  }
+  flags.parse(arguments);
+  if (!settings.op.empty()) bench_op(settings);
+  else if (arguments.empty()) bench_backend();
+  else throw UsageError("'" + arguments[0] + "' is for one op: say which with --op; see bench --help");
+} catch (const UsageError& error) {
+  print_error("bench: ", of_this_program(error.what()), "\n");
+  return 2;
 } catch (const std::exception& error) {
   print_error("bench: ", error.what(), "\n");
   return 1;

@@ -45,7 +45,9 @@ struct Adam {
   double lr, log_beta1, log_beta2;
 };
 
-// m = b1 m + (1-b1) g,  v = b2 v + (1-b2) g^2,  w = w (1 - lr decay) - lr mhat / (sqrt(vhat) + eps)
+// m = b1 m + (1-b1) g
+// v = b2 v + (1-b2) g^2
+// w = w (1 - lr decay) - lr mhat / (sqrt(vhat) + eps)
 template <class Act>
 __global__ void __launch_bounds__(adamw_threads)
     adamw_kernel(float* masters, Act* weights, float* m, float* v, const float* gradient, const SomeSegments segments,

@@ -4,10 +4,9 @@
 
 namespace gca {
 
-// Place i of n has the key (key[from[i]] >> shift) & mask, from null: the identity; keys past the buckets (-1) belong
-// to none.
+// Place i of n has the key (key[from[i]] >> shift) & mask; keys past the buckets (-1) belong to none.
 struct BucketKeys {
-  const int32_t *key, *from;
+  const int32_t *key, *from;  // key: see key_stride below; from (n) or null: the identity
   int shift;
   uint32_t mask;
   int64_t n;

@@ -81,12 +81,12 @@ __device__ inline int spread(int i) {
   constexpr int low = d == 64 ? 1 : 2;
   return (i & ~(4 | low)) | (i & 4 ? low : 0) | (i & low ? 4 : 0);
 }
-// q and k of a head, `stride` elements a slot, turned, into tiles; q at from, k at from + D.
+// q and k of a head, turned, into tiles: q at from, k at from + D, slots 3 D apart. rotation (S,d)
 template <int d>
 __device__ inline void load_turned_pair(char* q_tile, char* k_tile, const bf16* from, int64_t D,
                                         const float* rotation) {
-  constexpr int pieces = d / 16,
-                items = chunk_slots * pieces / chunk_threads;  // pairs of pieces (8 columns, and those d/2 further)
+  constexpr int pieces = d / 16;
+  constexpr int items = chunk_slots * pieces / chunk_threads;  // pairs of pieces (8 columns, and those d/2 further)
 #pragma unroll
   for (int i = 0; i < items; i++) {
     const int item = static_cast<int>(threadIdx.x) + i * chunk_threads, row = spread<d>(item / pieces),
@@ -116,7 +116,7 @@ __device__ inline void load_turned_pair(char* q_tile, char* k_tile, const bf16* 
     }
   }
 }
-// Gradients of a warp's turned rows of q and of k, scaled and turned back.
+// Gradients of a warp's turned rows of q and of k, scaled and turned back. rotation (S,d)
 template <int d>
 __device__ inline void turn_back(Sum (&dq)[1][d / 8], Sum (&dk)[1][d / 8], const float* rotation, int warp_row,
                                  float scale) {
@@ -173,7 +173,8 @@ __global__ void __launch_bounds__(chunk_threads, d == 128 ? 3 : 4)
 #pragma unroll
     for (int c = 0; c < 16; c++) {
       float& x = p[0][c / 2][2 * half + c % 2];
-      sum[half] += x = fast_exp2(fmaf(x, scale, -top[half]));
+      x = fast_exp2(fmaf(x, scale, -top[half]));
+      sum[half] += x;
     }
     sum[half] = warp_sum<4>(sum[half]);
   }

@@ -61,12 +61,13 @@ __device__ inline void write_row(int32_t* pick, float* w, int32_t chunk, float s
   }
 }
 
-// Block: 64 queries of a row, and of the landmark tiles the split-th, the (split + splits)-th, ..  With one split the
-// row's picks are final; otherwise each query's best go to candidates (splits,B*C,K).
+// Each query's best of one split of the landmarks.
 struct Candidates {
-  uint64_t* rank;
-  float* score;
+  uint64_t* rank;  // (splits,B*C,K)
+  float* score;    // (splits,B*C,K)
 };
+// Block: 64 queries of a row, and of the landmark tiles the split-th, the (split + splits)-th, .. With one split the
+// row's picks are final; otherwise the best go to candidates.
 template <class Act>
 __global__ void __launch_bounds__(tile_threads)
     select_kernel(int32_t* pick, float* w, Candidates candidates, const Act* r, const Act* landmark, RetrievalShape s,
@@ -78,9 +79,8 @@ __global__ void __launch_bounds__(tile_threads)
             queries = static_cast<int>(min(int64_t{tile_size}, s.C - first));
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const float root = sqrtf(static_cast<float>(s.D));
-  const int64_t most = selection.picking == Picking::none
-                           ? 0
-                           : s.first_chunk + first + queries - 1;  // landmarks that the last query may see
+  // Landmarks that the last query may see.
+  const int64_t most = selection.picking == Picking::none ? 0 : s.first_chunk + first + queries - 1;
   Best best[rows_of_warp];
   for (int64_t m0 = int64_t{split} * tile_size; m0 < most; m0 += int64_t{splits} * tile_size) {
     const int landmarks = static_cast<int>(min(int64_t{tile_size}, most - m0));
@@ -173,7 +173,7 @@ __global__ void given_kernel(int32_t* pick, float* w, const Act* r, const Act* l
   write_row(pick + out, w + out, mine, mine_score, s.K);
 }
 
-// A block a query: dscore_k = w_k (dw_k - sum w dw) / sqrt(D), in place of dw;  dr = sum_k dscore_k L_pick
+// A block a query: dscore_k = w_k (dw_k - sum w dw) / sqrt(D), in place of dw, and dr = sum_k dscore_k L_pick.
 template <class Act>
 __global__ void backward_query_kernel(Act* dr, float* dw, const float* w, const int32_t* pick, const Act* landmark,
                                       RetrievalShape s) {
@@ -214,8 +214,9 @@ __global__ void backward_landmark_kernel(Act* dlandmark, const float* dscore, co
 void GpuDevice::no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K) {
   const size_t row_bytes = static_cast<size_t>(K) * 4, apart_bytes = static_cast<size_t>(C + 1) * row_bytes;
   if (B == 0) return;
+  // Bytes of 0xff are picks of -1.
   check(cudaMemset2DAsync(pick, apart_bytes, 0xff, row_bytes, static_cast<size_t>(B), stream_),
-        "clearing the first picks");  // -1
+        "clearing the first picks");
   check(cudaMemset2DAsync(w, apart_bytes, 0, row_bytes, static_cast<size_t>(B), stream_),
         "clearing the first picks' weights");
 }

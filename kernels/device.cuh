@@ -54,7 +54,7 @@ __device__ inline Act from_float(float x) {
   else return x;
 }
 
-// N neighbours, read and written as one piece of memory. wide<Act> of them are 16 bytes.
+// N neighbours, read and written as one piece of memory; wide<Act> of them are 16 bytes.
 template <class Act, int N>
 struct alignas(N * sizeof(Act)) Pack {
   Act at[N];

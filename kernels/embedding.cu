@@ -19,13 +19,13 @@ __global__ void forward_kernel(Act* x, const int32_t* token, const Act* E, int64
 // A stretch of `length` sorted rows. Tokens whose rows all lie inside are added to dE. A token that reaches in from the
 // stretch before leaves its sum in partial[stretch][0]; one that begins here and reaches out, in partial[stretch][1].
 struct SortedRows {
-  const int32_t *token, *order;
+  const int32_t *token, *order;  // (rows)
   int64_t rows, length;
   __device__ int32_t operator()(int64_t i) const { return token[order[i]]; }
-  __device__ bool cut(int64_t i) const {
-    return i > 0 && i < rows && (*this)(i - 1) == (*this)(i);
-  }  // one token on both sides of i
+  // One token on both sides of i.
+  __device__ bool cut(int64_t i) const { return i > 0 && i < rows && (*this)(i - 1) == (*this)(i); }
 };
+// dE (V,D), partial (stretches,2,D), dx (rows,D)
 template <class Act>
 __global__ void stretch_kernel(float* dE, float* partial, const Act* dx, SortedRows sorted, int64_t D) {
   const int64_t begin = blockIdx.x * sorted.length, end = min(begin + sorted.length, sorted.rows);

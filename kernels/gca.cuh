@@ -10,7 +10,9 @@ namespace gca {
 // cache.
 struct Piece {
   int64_t b, c;
-  int h, tile, column;  // tile: which 64 slots (or keys) of the chunk; column: the first output column
+  int h;
+  int tile;    // which 64 slots (or keys) of the chunk
+  int column;  // the first output column
   __device__ Piece(int64_t chunks, const GcaShape& s, int fragments) {
     const int tiles = tiles_of(s.S), groups = tiles_of(s.d) / fragments + (tiles_of(s.d) % fragments != 0);
     int64_t i = blockIdx.x;
@@ -31,7 +33,8 @@ inline int64_t pieces(int64_t chunks, const GcaShape& s, int fragments) {
 // The 64 slots of a block: number of the first in q's row, and how many there are.
 struct Slots {
   int64_t first;
-  int count, in_chunk;  // in_chunk: number of the first among the chunk's slots that are here
+  int count;
+  int in_chunk;  // number of the first among the chunk's slots that are here
   __device__ Slots(const GcaShape& s, int64_t c, int tile) {
     const int64_t chunk = s.first_chunk() + c, begin = max(chunk * s.S, s.first_slot) - s.first_slot,
                   end = min((chunk + 1) * s.S - s.first_slot, s.T);
@@ -41,7 +44,7 @@ struct Slots {
   }
 };
 __device__ inline float attention_scale(int d) { return 1 / sqrtf(static_cast<float>(d)); }
-// One head of one chunk of the memory, (S,2D) apart: keys; the values lie D further.
+// One head of one chunk of the memory, kv (B,M,S,2D): keys, rows 2D apart; the values lie D further.
 template <class Act>
 __device__ const Act* memory_of(const Act* kv, const GcaShape& s, int64_t b, int64_t m, int h) {
   return kv + (b * s.M + m) * s.S * 2 * s.H * s.d + h * s.d;
@@ -49,8 +52,8 @@ __device__ const Act* memory_of(const Act* kv, const GcaShape& s, int64_t b, int
 
 // ---- the path on tensor cores: bf16, chunks of 64, heads of 32, 64 or 128 columns ----
 inline bool gca_on_tensor_cores(const GcaShape& s) { return s.S == tile_size && mma_head(s.d) && !plain_attention(); }
-// Arguments as in gca_kernels.cuh. layers: in the GPU's memory; room: working memory of room_bytes, from a multiple of
-// 16 on.
+// Arguments and shapes as in gca_kernels.cuh. layers (n_layers): in the GPU's memory; room (room_bytes): working
+// memory, from a multiple of 16 on.
 void gca_forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv,
                                  const int32_t* pick, const float* w, const GcaShape& s);
 void gca_backward_query_on_tensor_cores(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,

@@ -8,7 +8,7 @@ namespace {
 // A block has one head of one chunk, a warp 16 * blocks of its 64 rows. What comes through the pick table (or its
 // inverse) goes through a ring of stages in shared memory, copied in the background.
 template <int d>
-constexpr int mma_tile_bytes = row_bytes<d>* tile_size;
+constexpr int mma_tile_bytes = tile_size* row_bytes<d>;
 // What a block is made of, the same for the three kernels: of the forms tried on an H100 with heads of 64 the fastest,
 // or within 2% of it.
 template <int d>
@@ -41,7 +41,7 @@ struct Picks {
 template <int d>
 struct MemoryRing {
   static constexpr int stages = Form<d>::stages, threads = Form<d>::threads;
-  const bf16* kv;  // the row's memory of this head
+  const bf16* kv;  // (M,S,2D), the row's memory from this head's first column on
   int64_t D;
   const Picks& picks;
   uint32_t ring, to_load;
@@ -120,7 +120,10 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
-          for (int e = 2 * half; e < 2 * half + 2; e++) sum += p[i][j][e] = fast_exp2(fmaf(p[i][j][e], scale2, -top));
+          for (int e = 2 * half; e < 2 * half + 2; e++) {
+            p[i][j][e] = fast_exp2(fmaf(p[i][j][e], scale2, -top));
+            sum += p[i][j][e];
+          }
         sum = warp_sum<4>(sum);
         const float factor = __fdividef(weight, sum);
 #pragma unroll
@@ -148,8 +151,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
   store_sums<d>(out + first, D, memory, row, o, slots.count);
 }
 
-// With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), dQ = sum_k dS K /
-// sqrt(d)
+// With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), and
+// dQ = sum_k dS K / sqrt(d)
 template <int d>
 __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
     backward_query_mma_kernel(bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* kv, const float* lse,
@@ -167,8 +170,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 
   copy_tile_async<d, tile_size, threads>(q_tile, q + first, D);
   copy_tile_async<d, tile_size, threads>(dout_tile, dout + first, D);
-  MemoryRing<d> ring(dout_tile + mma_tile_bytes<d>, memory_of(kv, s, at.b, 0, at.h), D,
-                     picks);  // with the first pick's
+  // Q and dO come in one group with the first pick's keys and values.
+  MemoryRing<d> ring(dout_tile + mma_tile_bytes<d>, memory_of(kv, s, at.b, 0, at.h), D, picks);
   Sum sum[blocks][d / 8];
   clear(sum);
   for (uint32_t to_do = picks.there; to_do; to_do &= to_do - 1) {
@@ -196,8 +199,10 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
-          for (int e = 2 * half; e < 2 * half + 2; e++)
-            row_delta += (p[i][j][e] = fast_exp2(fmaf(p[i][j][e], scale2, -top))) * ds[i][j][e];
+          for (int e = 2 * half; e < 2 * half + 2; e++) {
+            p[i][j][e] = fast_exp2(fmaf(p[i][j][e], scale2, -top));
+            row_delta += p[i][j][e] * ds[i][j][e];
+          }
         row_delta = warp_sum<4>(row_delta);
         if (lane_id() % 4 == 0) delta[saved + 16 * i + 8 * half] = row_delta;
 #pragma unroll
@@ -222,8 +227,9 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 // the cut is cut into parts, whose sums add_parts_kernel adds up in order; the others are one item each, which writes
 // its chunk's gradient. Each row of the batch has its items longest first, so that the last blocks to start are short.
 struct MemoryItem {
-  int32_t chunk, first, count,
-      part;  // first: in the lists of all layers, one behind the other; part: its number in the row, -1: the only one
+  int32_t chunk;
+  int32_t first, count;  // in the lists of all layers, one behind the other
+  int32_t part;          // its number in the row; -1: the only one
 };
 struct CutChunk {
   int32_t chunk, first_part, parts;
@@ -312,8 +318,8 @@ __global__ void plan_memory_kernel(MemoryPlan plan, const FetchingLayer<bf16, fl
 
 // One fetch of a chunk by a layer: where the fetching chunk's rows lie, and what was saved of them.
 struct Fetch {
-  const bf16 *q, *dout;
-  const float *lse, *delta;
+  const bf16 *q, *dout;      // 64 rows, D apart
+  const float *lse, *delta;  // (64)
   float w;
 };
 constexpr int fetches_at_once = 32;  // whose places are looked up together
@@ -321,7 +327,8 @@ constexpr int fetches_at_once = 32;  // whose places are looked up together
 template <int d>
 constexpr int fetch_bytes = 2 * (mma_tile_bytes<d> + static_cast<int>(sizeof(float)) * tile_size);
 
-// A warp's keys of the landmark's row become zero, and both sums go to memory; tile: of this block, free.
+// A warp's keys of the landmark's row become zero, and both sums go to memory, dkv (B,M,64,2D); tile: of this block,
+// free.
 template <int d, int blocks>
 __device__ void store_memory_gradient(bf16* dkv, bf16* tile, Sum (&dk)[blocks][d / 8], Sum (&dv)[blocks][d / 8],
                                       const GcaShape& s, int64_t b, int64_t m, int h) {
@@ -337,7 +344,8 @@ __device__ void store_memory_gradient(bf16* dkv, bf16* tile, Sum (&dk)[blocks][d
 }
 
 // Rows are keys: S^T = K Q^T, dP^T = V dO^T, P^T = e^(S^T / sqrt(d) - lse); then, over all that fetched the chunk,
-// dV += (w P^T) dO,  dK += dS^T Q,  dS^T = w P^T (dP^T - delta), and dK / sqrt(d) at the end
+//   dV += (w P^T) dO
+//   dK += dS^T Q,  dS^T = w P^T (dP^T - delta), and dK / sqrt(d) at the end
 template <int d>
 __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
     backward_memory_mma_kernel(bf16* dkv, MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers,
@@ -535,10 +543,9 @@ void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const F
   const int64_t part = int64_t{2} * tile_size * s.H * s.d;
   const int64_t of_a_part =
       part * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(MemoryItem) + sizeof(CutChunk));
-  const int64_t for_parts =
-      room_bytes - s.B * (s.M + 4) * static_cast<int64_t>(sizeof(MemoryItem));  // 4: the counts, and rounding up
-  plan.parts_at_most = static_cast<int>(
-      std::clamp<int64_t>(for_parts / (s.B * of_a_part), 0, s.M / 2));  // M / 2 suffice for the shortest cut
+  // 4: the counts, and rounding up; M / 2 parts suffice for the shortest cut
+  const int64_t for_parts = room_bytes - s.B * (s.M + 4) * static_cast<int64_t>(sizeof(MemoryItem));
+  plan.parts_at_most = static_cast<int>(std::clamp<int64_t>(for_parts / (s.B * of_a_part), 0, s.M / 2));
   int64_t used = 0;
   auto take = [&]<class T>(T*& array, int64_t count) {
     array = reinterpret_cast<T*>(room + used);

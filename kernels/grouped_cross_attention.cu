@@ -9,7 +9,7 @@ namespace {
 
 // o = sum_k w_k softmax(q K_k^T / sqrt(d)) V_k
 template <class Act, int key_tiles, int fragments>
-__global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 1)
+__global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
     forward_kernel(Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick, const float* w, GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *p = tiles + 2;
   const Piece at(s.chunks(), s, fragments);
@@ -49,7 +49,10 @@ __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 
 #pragma unroll
       for (int n = 0; n < key_tiles; n++)
 #pragma unroll
-        for (int j = 0; j < 4; j++) sum += score[n][i][j] = expf(score[n][i][j] - top);
+        for (int j = 0; j < 4; j++) {
+          score[n][i][j] = expf(score[n][i][j] - top);
+          sum += score[n][i][j];
+        }
       sum = warp_sum<16>(sum);
 #pragma unroll
       for (int n = 0; n < key_tiles; n++)
@@ -86,10 +89,10 @@ __global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 
     }
 }
 
-// With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), dQ = sum_k dS K /
-// sqrt(d)
+// With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), and
+// dQ = sum_k dS K / sqrt(d)
 template <class Act, int key_tiles, int fragments>
-__global__ void __launch_bounds__(tile_threads, key_tiles* fragments == 1 ? 2 : 1)
+__global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
     backward_query_kernel(Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv, const float* lse,
                           const int32_t* pick, const float* w, GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *ds = tiles + 2;
@@ -194,7 +197,8 @@ __global__ void put_layers_kernel(FetchingLayer<Act, float>* to, SomeLayers<Act>
 }
 
 // A block owns 64 keys of chunk m. Over every (layer, chunk, pick) that fetched m, in order:
-// dV += (w P)^T dO,  dK += dS^T Q,  dS = w P (dP - delta) / sqrt(d)
+//   dV += (w P)^T dO
+//   dK += dS^T Q,  dS = w P (dP - delta) / sqrt(d)
 template <class Act, int fragments>
 __global__ void __launch_bounds__(tile_threads, 3 - fragments)
     backward_memory_kernel(Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers, const Act* kv, GcaShape s) {
@@ -321,8 +325,10 @@ void Gpu<Act>::gca_backward_query(Act* dq, float* dw, float* delta, const Act* d
   check_shape(s);
   bool done = false;
   if constexpr (std::is_same_v<Act, bf16>)
-    if ((done = gca_on_tensor_cores(s)))
+    if (gca_on_tensor_cores(s)) {
       gca_backward_query_on_tensor_cores(stream_, dq, delta, dout, q, kv, lse, pick, w, s);
+      done = true;
+    }
   if (!done)
     with_shape(s, [&](auto key_tiles, auto fragments) {
       launch("grouped cross attention, backward by query", stream_, backward_query_kernel<Act, key_tiles, fragments>,

@@ -55,7 +55,7 @@ struct GpuDevice::Products {
   Products() { check(cublasLtCreate(&handle), "starting cuBLASLt"); }
   ~Products() { cublasLtDestroy(handle); }
 
-  // result (m,n) = a (m,k) b (k,n) (+ addend), all by columns; result and addend columns m apart
+  // result (m,n) = a (m,k) b (k,n) (+ addend (m,n) or null), all by columns; result's and addend's columns are m apart
   template <class In, class Out>
   void multiply(const Doing& doing, Out* result, const Operand& a, const Operand& b, const Out* addend, int64_t m,
                 int64_t n, int64_t k, void* workspace, int64_t workspace_bytes, cudaStream_t stream) {
@@ -99,8 +99,8 @@ struct GpuDevice::Products {
       }
     }
     if (found == chosen.end()) {
-      const uint32_t reductions =
-          CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // a sum split over k goes through the workspace, in order
+      // A sum split over k goes through the workspace, in order.
+      const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
       const uint64_t space = static_cast<uint64_t>(workspace_bytes);
       cublasLtMatmulPreferenceOpaque_t wish;
       check(cublasLtMatmulPreferenceInit(&wish), doing);
@@ -144,10 +144,10 @@ struct GpuDevice::Products {
         for (int i = 0; i < count; i++) {
           const float ms = shortest_ms(
               stream, [&] { return run(ranked[i].algo, elsewhere ? elsewhere : c, elsewhere ? elsewhere : result); });
-          if (ms < 0.99f * best_ms) {
+          if (ms < 0.99f * best_ms) {  // cuBLASLt's order decides between equals
             best = i;
             best_ms = ms;
-          }  // cuBLASLt's order decides between equals
+          }
         }
         cudaFree(elsewhere);
         measured++;

@@ -7,9 +7,10 @@
 //
 // What a lane of a warp holds, with row = lane / 4 and column = 2 * (lane % 4):
 //   Sum       16 x 8 floats:   [0], [1] at (row, column), (row, column + 1);  [2], [3] the same in row + 8
-//   Operand   16 x 16 bf16, the left factor: pairs of neighbours at (row, column), (row + 8, column), (row, column +
-//   8), (row + 8, column + 8) Operand   16 x 16 bf16, the right factor of two sums: [0], [1] for the first 8 columns of
-//   the product, [2], [3] for the next 8
+//   Operand   16 x 16 bf16, the left factor: pairs of neighbours at (row, column), (row + 8, column),
+//             (row, column + 8), (row + 8, column + 8)
+//   Operand   16 x 16 bf16, the right factor of two sums: [0], [1] for the first 8 columns of the product, [2], [3] for
+//             the next 8
 // Two neighbouring Sums, 16 x 16, are therefore a left factor as they stand (as_left).
 #pragma once
 #include <cstdlib>
@@ -125,8 +126,7 @@ template <int width>
 __device__ inline void load_left(Operand& left, uint32_t tile, int row, int column) {
   ldmatrix(left, corner<width>(tile, lane_by_rows<width>(), row, column));
 }
-// Right factor of a b^T, b in the tile: its rows row.. are columns of the product, its columns column.. are summed
-// over.
+// Right factor of a b^T, b in the tile: its rows row.. are columns of the product, it is summed over columns column..
 template <int width>
 __device__ inline void load_right_rows(Operand& right, uint32_t tile, int row, int column) {
   ldmatrix(right, corner<width>(tile, lane_by_columns<width>(), row, column));

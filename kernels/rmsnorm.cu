@@ -30,10 +30,12 @@ __global__ void forward_kernel(Act* out, float* rstd, const Act* x, const Act* g
   }
 }
 
-// With g = gain * dn, xhat = x * rstd:  dx = residuals + rstd * (g - xhat * mean(g * xhat)),  dgain += sum of dn *
-// xhat. Warp w of a block takes rows begin + w, begin + w + warps, .. of the block's; each sums dgain in shared memory
-// of its own, and the block leaves the sum over its warps in partial[block]. dx may be dn or a residual: a lane reads
-// what it writes before it does.
+// With g = gain * dn, xhat = x * rstd:
+//   dx = residuals + rstd * (g - xhat * mean(g * xhat))
+//   dgain += sum of dn * xhat
+// Warp w of a block takes rows begin + w, begin + w + warps, .. of the block's; each sums dgain in shared memory of its
+// own, and the block leaves the sum over its warps in partial[block]. dx may be dn or a residual: a lane reads what it
+// writes before it does.
 template <class Act, int N>
 __global__ void backward_kernel(Act* dx, float* partial, const Act* dn, const Act* x, const float* rstd,
                                 const Act* gain, const Act* residual, const Act* residual2, int64_t rows, int64_t D,
@@ -101,8 +103,8 @@ template <class Act>
 void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act* x, const float* rstd, const Act* gain,
                                 const Act* residual, const Act* residual2, int64_t rows, int64_t D, int64_t stride) {
   if (rows == 0) return;
-  const int64_t row_bytes = D * static_cast<int64_t>(sizeof(float)),
-                most_shared_bytes = 96 << 10;  // what every card has
+  const int64_t row_bytes = D * static_cast<int64_t>(sizeof(float));
+  const int64_t most_shared_bytes = 96 << 10;  // what every card has
   if (row_bytes > most_shared_bytes)
     throw Error(str("the GPU's norms take rows of up to ", most_shared_bytes / 4, " columns, found ", D,
                     ": use a smaller --width, or --device cpu"));

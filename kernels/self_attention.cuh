@@ -4,10 +4,13 @@
 //   B, T, H, d             rows, slots of a row, heads, columns of a head
 //   first_slot             number of the row's first slot here; slots below are counted from the row's true start
 //   load_q, load_k, load_v (tile, b, h, slot, t): 64 slots from `slot` on, columns 64 t and on of the head; zero where
-//   there is none sees(i, j)             whether key j takes part in query i's softmax slope(h)               of ALiBi:
-//   slope * (j - i) is added to the logit first_key(i0) .. end_key(i0)      first slots of the tiles of keys that the
-//   64 queries from i0 on look at, multiples of 64 first_query(j0) .. end_query(j0)  the same of queries that look at
-//   the 64 keys from j0 on
+//                          there is none
+//   sees(i, j)             whether key j takes part in query i's softmax
+//   slope(h)               of ALiBi: slope * (j - i) is added to the logit
+//   first_key(i0) .. end_key(i0)      first slots of the tiles of keys that the 64 queries from i0 on look at,
+//   multiples
+//                                     of 64
+//   first_query(j0) .. end_query(j0)  the same of queries that look at the 64 keys from j0 on
 // qkv is (B,T,3D): q | k | v; out and dout (B,T,D), lse (B,H,T).
 #pragma once
 #include "kernels/tiles.cuh"
@@ -77,7 +80,10 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
       const float new_top = fmaxf(top[i], warp_max<16>(tile_top)), base = new_top == -INFINITY ? 0 : new_top,
                   shrink = expf(top[i] - base);
 #pragma unroll
-      for (int j = 0; j < 4; j++) tile_sum += score[i][j] = expf(score[i][j] - base);
+      for (int j = 0; j < 4; j++) {
+        score[i][j] = expf(score[i][j] - base);
+        tile_sum += score[i][j];
+      }
       sum[i] = sum[i] * shrink + warp_sum<16>(tile_sum);
       top[i] = new_top;
 #pragma unroll
@@ -120,8 +126,7 @@ struct AttentionOutputs {
   const float* lse;       // (B,H,T)
 };
 
-// For the queries of a thread's rows: log-sum-exp, and delta = rowsum(dO O); those past the row give probabilities of
-// 0.
+// For the queries of a thread's rows: log-sum-exp, and delta = rowsum(dO O). Those past the row give probabilities 0.
 template <class Act, class Kind>
 __device__ inline void query_statistics(float (&lse)[4], float (&delta)[4], const AttentionOutputs<Act>& outputs,
                                         const Kind& kind, int64_t b, int h, int64_t slot) {

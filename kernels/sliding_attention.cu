@@ -60,8 +60,8 @@ struct WindowPlan {
                        tile_bytes = slots_a_tile * row_bytes<d>;
   static constexpr int ring_bytes = stages * 2 * tile_bytes;
 };
-constexpr int statistics_bytes =
-    slots_a_tile * static_cast<int>(sizeof(float2));  // of a tile's queries, see WindowGradient
+// Of a tile's queries, see WindowGradient.
+constexpr int statistics_bytes = slots_a_tile * static_cast<int>(sizeof(float2));
 template <int d>
 using ForwardPlan = std::conditional_t<
     d == 32, WindowPlan<d, 2, 64, 2, 2, true>,
@@ -267,7 +267,8 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
 #pragma unroll
           for (int c = 0; c < step / 4; c++) {
             float& x = p[i][c / 2][2 * half + c % 2];
-            sum[i][half] += x = fast_exp2(x);
+            x = fast_exp2(x);
+            sum[i][half] += x;
           }
 #pragma unroll
       for (int k = 0; k < step / 16; k++) {
@@ -294,12 +295,12 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
                 end_row, begin_row);
 }
 
-// What the backward passes hand on: for each query its log-sum-exp in log2 and delta = rowsum(dO O), as pairs, (B,H,T
-// rounded up to whole tiles); past the row infinity and 0, so that there p = 0.
+// What the backward passes hand on: for each query its log-sum-exp in log2 and delta = rowsum(dO O), as pairs; past the
+// row infinity and 0, so that there p = 0.
 struct WindowGradient {
   const bf16 *dout, *out;  // (B,T,D)
   const float* lse;        // (B,H,T)
-  float2* statistics;
+  float2* statistics;      // (B,H,T rounded up to whole tiles)
   __device__ static int64_t padded(int64_t T) { return (T + slots_a_tile - 1) / slots_a_tile * slots_a_tile; }
 };
 
@@ -464,8 +465,10 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
     wait_for_copies<stages - 2>();
     __syncthreads();
     copy(tile + stages - 1);
-    if (Plan::kept && tile == 0)
-      load_lefts<d, blocks>(k, k_tile, my.warp_row), load_lefts<d, blocks>(v, v_tile, my.warp_row);
+    if (Plan::kept && tile == 0) {
+      load_lefts<d, blocks>(k, k_tile, my.warp_row);
+      load_lefts<d, blocks>(v, v_tile, my.warp_row);
+    }
     const uint32_t q_tile = ring + tile % stages * 2 * Plan::tile_bytes, dout_tile = q_tile + Plan::tile_bytes;
     const float4* statistics = reinterpret_cast<const float4*>(
         reinterpret_cast<const char*>(k_memory) + (statistics_ring - k_tile) + tile % stages * statistics_bytes);

@@ -19,7 +19,8 @@ __global__ void forward_kernel(Act* h, const Act* gate_up, int64_t rows, int64_t
   store_pack(h + r * F + j, out);
 }
 
-// dup = dh silu(gate),  dgate = dh up silu'(gate),  silu' = sigmoid + silu (1 - sigmoid)
+// dup = dh silu(gate)
+// dgate = dh up silu'(gate),  silu' = sigmoid + silu (1 - sigmoid)
 template <class Act, int N>
 __global__ void backward_kernel(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
   const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;

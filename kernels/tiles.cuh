@@ -19,9 +19,8 @@ using Fragment = float[4][4];  // a thread's part of a product
 __device__ inline int tile_y() { return static_cast<int>(threadIdx.x) / 16; }
 __device__ inline int tile_x() { return static_cast<int>(threadIdx.x) % 16; }
 GCA_HD constexpr int tiles_of(int64_t n) { return static_cast<int>((n + tile_size - 1) / tile_size); }
-__device__ inline int columns_of(int n, int t) {
-  return min(tile_size, n - t * tile_size);
-}  // columns of the t-th tile of n
+// Columns of the t-th tile of n.
+__device__ inline int columns_of(int n, int t) { return min(tile_size, n - t * tile_size); }
 
 __device__ inline void clear(Fragment& f) {
 #pragma unroll

@@ -1,13 +1,14 @@
-// One op, or several in a row, on any backend and on the same inputs: what comes out, and how far it lies from
-// Cpu<double>'s.
+// One op, or several in a row, on any backend and on the same inputs: what comes out, its hash, and how far it lies
+// from Cpu<double>'s. For the GPU's tests and for dev/bench.cu.
 #pragma once
 #include <algorithm>
 #include <cfloat>
 #include <map>
 #include <memory>
 
+#include "base/files.h"
+#include "dev/test/numbers.h"
 #include "runtime/models.h"
-#include "dev/test/test.h"
 
 namespace gca::test {
 
@@ -56,6 +57,8 @@ class Bench {
   using master = typename Device::master;
   Device& device;
   Outputs outputs;
+  bool keep = true;   // results in outputs; else only their hash
+  uint32_t hash = 0;  // CRC-32C of all results so far, as they came
 
   explicit Bench(Device& device_) : device(device_) {}
   ~Bench() {
@@ -68,9 +71,9 @@ class Bench {
   // n numbers: the values, again and again.
   template <class T>
   T* put(const Vec& values, int64_t n) {
-    std::vector<T> host(std::min(
-        static_cast<size_t>(n),
-        values.size() * std::max<size_t>(1, (1 << 20) / std::max<size_t>(1, values.size()))));  // some MiB at once
+    const size_t period = std::max<size_t>(1, values.size());
+    const size_t at_once = values.size() * std::max<size_t>(1, (1 << 20) / period);  // some MiB
+    std::vector<T> host(std::min(static_cast<size_t>(n), at_once));
     for (size_t i = 0; i < host.size(); i++) host[i] = from_number<T>(values[i % values.size()]);
     return put_as_is(host, n);
   }
@@ -89,9 +92,10 @@ class Bench {
   // The first n numbers are a result, or more of the one of that name.
   template <class T>
   void result(const std::string& name, const T* from, int64_t n) {
-    outputs[name].append(get(from, n), std::is_same_v<T, bf16>    ? 1.0 / 256
-                                       : std::is_same_v<T, float> ? 1.0 / (1 << 23)
-                                                                  : 0);
+    constexpr double eps = std::is_same_v<T, bf16> ? 1.0 / 256 : std::is_same_v<T, float> ? 1.0 / (1 << 23) : 0;
+    const std::vector<T> host = get(from, n);
+    hash = crc32c(host.data(), host.size() * sizeof(T), hash);
+    if (keep) outputs[name].append(host, eps);
   }
 
  private:
@@ -124,9 +128,8 @@ inline Errors errors(const Output& got, const Output& want) {
   for (const size_t end : want.ends) {
     double difference = 0;
     for (; i < end; i++) {
-      const double delta = got.values[i] == want.values[i]
-                               ? 0
-                               : std::fabs(got.values[i] - want.values[i]);  // equal infinities are no error
+      // Equal infinities are no error.
+      const double delta = got.values[i] == want.values[i] ? 0 : std::fabs(got.values[i] - want.values[i]);
       if (delta > difference || std::isnan(delta)) difference = delta;
       size = std::fmax(size, std::fabs(want.values[i]));
       squares += delta * delta;

@@ -1,4 +1,4 @@
-// What the tests share: folders, numbers from Philox, one measure of error, finite differences, and the way to skip.
+// What the tests share: folders, one measure of error, finite differences, and the way to skip.
 #pragma once
 #include <doctest/doctest.h>
 #include <stdlib.h>
@@ -8,10 +8,9 @@
 #include <vector>
 
 #include "common.h"
+#include "dev/test/numbers.h"
 
 namespace gca::test {
-
-using Vec = std::vector<double>;
 
 // ---- skipping -----------------------------------------------------------------------------------------------------
 inline bool case_skipped = false;  // read by the main after each test case
@@ -47,29 +46,6 @@ std::string error_of(Call&& call) {
   return "";
 }
 inline bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
-
-// ---- numbers ------------------------------------------------------------------------------------------------------
-// n numbers, uniform, of the given mean and standard deviation. Each is a float whatever real is, so that backends of
-// any precision get the same ones.
-template <class real>
-std::vector<real> random_values(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
-  std::vector<real> values(n);
-  for (size_t i = 0; i < values.size(); i++) {
-    const double unit =
-        2 * static_cast<double>(uniform_open(philox(seed, Stream::sample, static_cast<uint32_t>(i)).word[0])) - 1;
-    values[i] = static_cast<real>(static_cast<float>(mean + deviation * std::sqrt(3.0) * unit));
-  }
-  return values;
-}
-
-// n numbers in [0, limit)
-inline std::vector<int32_t> random_ids(int64_t n, uint64_t seed, int64_t limit) {
-  std::vector<int32_t> ids(n);
-  for (size_t i = 0; i < ids.size(); i++)
-    ids[i] = static_cast<int32_t>(philox(seed, Stream::sample, static_cast<uint32_t>(i), 1).word[0] %
-                                  static_cast<uint64_t>(limit));
-  return ids;
-}
 
 // ---- errors -------------------------------------------------------------------------------------------------------
 // Largest |got - want| over largest |want|, of n numbers; not a number where one of them is not. No want but zeros: 0,

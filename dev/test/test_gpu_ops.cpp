@@ -7,6 +7,7 @@
 // and plainly, each measured so.
 #include "model.h"
 #include "dev/test/gpu_bench.h"
+#include "dev/test/test.h"
 
 using namespace gca;
 using namespace gca::test;
@@ -63,8 +64,8 @@ TEST_CASE("GPU: embedding") {
   if (no_gpu()) return;
   struct Size {
     int64_t rows, V, D;
-    int kind;
-  };  // kind 1: few tokens, so that their rows fill many stretches; 2: ids that differ in their highest bits alone
+    int kind;  // 1: few tokens, so that their rows fill many stretches; 2: ids that differ in their highest bits alone
+  };
   for (const Size& size : {Size{1, 1, 1, 0},
                            {7, 113, 3, 0},
                            {203, 113, 24, 0},
@@ -223,8 +224,8 @@ TEST_CASE("GPU: sliding attention") {
   };
   struct Case {
     SlidingShape s;
-    double deviation =
-        1;  // of q, k and v; 6: logits of a row lie hundreds apart, further than floats of a power of two reach
+    // Of q, k and v; 6: logits of a row lie hundreds apart, further than floats of a power of two reach.
+    double deviation = 1;
   };
   for (const auto& [s, deviation] : {Case{{1, 1, 1, 2, 3}},
                                      {{2, 113, 3, 6, 7}},
@@ -451,8 +452,9 @@ TEST_CASE("GPU: grouped cross attention") {
   struct Size {
     int64_t B, C;
     int H, d, S, K, layers;
-    bool null_slot, sink = false;
-  };  // sink: every chunk fetches chunk 0 besides its own picks, so that this list is long enough to be cut
+    bool null_slot;
+    bool sink = false;  // every chunk fetches chunk 0 besides its own picks, so that this list is long enough to be cut
+  };
   for (const Size& size : {Size{1, 1, 1, 2, 2, 1, 1, true},
                            {2, 7, 3, 6, 7, 3, 2, true},
                            {1, 5, 2, 64, 64, 8, 1, true},

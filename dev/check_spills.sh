@@ -1,0 +1,84 @@
+#!/bin/sh
+# Fails where a kernel spills registers into memory and is not on the list below, or spills more than it says. What the compiler spilled
+# stands in the reports that make leaves beside the kernels' objects: make train_gca ARCH="80 90a" && dev/check_spills.sh
+set -eu
+cd "$(dirname "$0")/.."
+reports=${1:-build/gpu/kernels}
+
+# file | kernel, ACT being float or __nv_bfloat16 | architecture bytes (stored and loaded, at most), ... | reason
+allowed() {
+  plain='128 registers, so that a multiprocessor holds two blocks; the plain path, for shapes that tensor cores do not take'
+  full='all 255 registers hold the sums of 32 rows; of the forms tried on an H100 the fastest (Form)'
+  window='168 registers, so that a multiprocessor holds three blocks; chosen by measurement on an H100 (WindowPlan)'
+  cat <<END
+chunk_attention | attention_forward_kernel<ACT, InChunk<ACT>, 1> | sm_80 32 | $plain
+chunk_attention | attention_backward_query_kernel<ACT, InChunk<ACT>, 1> | sm_80 104, sm_90a 72 | $plain
+chunk_attention | attention_backward_key_kernel<ACT, InChunk<ACT>, 1> | sm_80 272, sm_90a 180 | $plain
+sliding_attention | attention_backward_query_kernel<ACT, Sliding<ACT>, 1> | sm_80 96, sm_90a 144 | $plain
+sliding_attention | attention_backward_key_kernel<ACT, Sliding<ACT>, 1> | sm_80 320, sm_90a 288 | $plain
+grouped_cross_attention | backward_memory_kernel<ACT, 1> | sm_80 136, sm_90a 188 | $plain
+gca_tensor_cores | backward_query_mma_kernel<64> | sm_80 40, sm_90a 24 | $full
+gca_tensor_cores | backward_memory_mma_kernel<64> | sm_80 32, sm_90a 88 | $full
+sliding_attention | window_forward_kernel<WindowPlan<64, 2, 32, 3, 3, false>, true> | sm_80 80 | $window
+sliding_attention | window_backward_query_kernel<WindowPlan<64, 1, 64, 2, 3, true>> | sm_80 16, sm_90a 8 | $window
+END
+}
+
+{
+  allowed
+  for source in kernels/*.cu; do
+    name=$(basename "$source" .cu)
+    echo "report of $name"
+    [ ! -e "$reports/$name.ptxas" ] || c++filt < "$reports/$name.ptxas"
+  done
+} | awk '
+  # What helps: more registers (launch bounds), less to hold at once, or a line in the list, with the reason.
+  function complain(text) {
+    print "check_spills: " text
+    bad = 1
+  }
+  function report_ends() {
+    if (file != "" && !kernels) complain("no report on kernels/" file ".cu in '"$reports"': make train_gca first")
+  }
+  /^report of / {
+    report_ends()
+    file = $3
+    kernels = 0
+    next
+  }
+  file == "" {
+    split($0, field, " [|] ")
+    n = split(field[3], limits, ", ")
+    for (i = 1; i <= n; i++) {
+      split(limits[i], limit, " ")
+      at_most[field[1] "|" field[2] "|" limit[1]] = limit[2]
+    }
+    next
+  }
+  # ptxas info    : Compiling entry function "void gca::(anonymous namespace)::NAME<...>(...)" for "sm_90a", in single quotes
+  /Compiling entry function/ {
+    arch = $NF
+    gsub(/[^a-z0-9_]/, "", arch)
+    kernel = $0
+    sub(/^.*entry function .(void )?/, "", kernel)
+    gsub(/gca::|\(anonymous namespace\)::/, "", kernel)
+    sub(/\(.*$/, "", kernel)
+    while (sub(/> >/, ">>", kernel));
+    kernels++
+    all++
+  }
+  /bytes spill stores/ {
+    spilled = $5 + $9
+    listed = kernel
+    gsub(/__nv_bfloat16|float/, "ACT", listed)
+    listed = file "|" listed "|" arch
+    if (spilled > at_most[listed] + 0)
+      complain("kernels/" file ".cu, " kernel " for " arch ": " $5 " bytes of spills stored, " $9 " loaded, " \
+               (at_most[listed] ? at_most[listed] " in all are allowed" : "none are allowed") \
+               " by the list in dev/check_spills.sh")
+  }
+  END {
+    report_ends()
+    if (!bad) print "check_spills: " all " kernels (of all architectures), none spills but those of the list"
+    exit bad
+  }'
