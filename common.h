@@ -18,8 +18,7 @@
 // The order of sums, NaN and infinity, and e^x near its ends mean something here: a build that may change them trains
 // other weights, or none, without a word.
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || __FINITE_MATH_ONLY__ + 0
-#error \
-    "train_gca computes wrong numbers under -Ofast, -ffast-math and their parts: take them out of CXXFLAGS (-O3 is fine)"
+#error "wrong numbers under -Ofast, -ffast-math and their parts: take them out of CXXFLAGS (-O3 is fine)"
 #endif
 
 namespace gca {

@@ -31,8 +31,8 @@ void RunLog::step(const StepReport& report, const StepState& state, const StepFi
   const double used = 3 * forward_flops_per_slot(s_.config) * slots / report.seconds / report.peak_flops;
   if (number % s_.print_every == 0 || number == s_.steps || state.skip)
     print("step ", number, "/", s_.steps, "  loss ", fixed(state.loss, 4), "  norm ", fixed(state.grad_norm, 3),
-          "  lr ", scientific(rate, 2), "  ", fixed(report.seconds * 1e3, 0), " ms  ", fixed(tokens / report.seconds, 0),
-          " tokens/s  MFU ", fixed(used * 100, 0), "%  ETA ",
+          "  lr ", scientific(rate, 2), "  ", fixed(report.seconds * 1e3, 0), " ms  ",
+          fixed(tokens / report.seconds, 0), " tokens/s  MFU ", fixed(used * 100, 0), "%  ETA ",
           duration(report.mean_seconds * static_cast<double>(s_.steps - number)), more.words,
           state.skip ? str("  SKIPPED: not finite (", state.skipped_in_a_row, " in a row)") : "", "\n");
   fflush(stdout);

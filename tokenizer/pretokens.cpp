@@ -25,7 +25,7 @@ struct Lead {
   uint8_t span, length;
   unicode::Class alone;
 };
-constexpr auto leads = [] {
+const auto leads = [] {
   std::array<Lead, 256> table{};
   for (uint32_t byte = 0; byte < 256; byte++) {
     table[byte] = {0x100, 0, 1, unicode::other};

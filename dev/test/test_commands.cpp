@@ -219,3 +219,34 @@ TEST_CASE("help of every command, and the list of commands") {
   CHECK(says(shop.run("info --model drt --batch 2 --precision bf16"), "16745.3 MiB"));  // as a GPU took
   CHECK(says(shop.run("info --model drt --batch 2 --precision bf16 --recompute layers"), "6484.0 MiB"));
 }
+
+TEST_CASE("each save ends in a hash of its weights, the same word for the same bits") {
+  const Workshop shop;
+  const auto hashes = [&](const std::string& run, const std::string& flags) {
+    const Workshop::Result result = shop.run(shop.training(run) + " --steps 4 --save-every 2 " + flags);
+    REQUIRE(result.exit == 0);
+    std::vector<std::string> found;
+    for (size_t at = 0; (at = result.out.find(", weights ", at)) != std::string::npos; at += 10)
+      found.push_back(result.out.substr(at + 10, 8));
+    return found;
+  };
+  const std::vector<std::string> once = hashes("once", "--threads 1"), again = hashes("again", "--threads 2");
+  REQUIRE(once.size() == 2);
+  CHECK(once == again);
+  CHECK(once[0] != once[1]);
+  CHECK(once != hashes("other", "--seed 2"));
+}
+
+TEST_CASE("--topk 1, with which the retriever learns nothing, is said when training starts") {
+  const Workshop shop;
+  std::string training = shop.training("one");
+  training.replace(training.find("--topk 2"), 8, "--topk 1");
+  CHECK(says(shop.run(training + " --steps 1"), "the retriever gets no gradient"));
+  std::string baseline = shop.training("none");  // nothing is fetched in a model without groups
+  baseline.replace(baseline.find("--topk 2"), 8, "--topk 1");
+  baseline.replace(baseline.find("--groups 1,1"), 12, "--groups ''");
+  const Workshop::Result none = shop.run(baseline + " --steps 1");
+  CHECK(none.exit == 0);
+  CHECK_FALSE(says(none, "the retriever gets no gradient"));
+  CHECK_FALSE(says(shop.run(shop.training("two") + " --steps 1"), "the retriever gets no gradient"));
+}

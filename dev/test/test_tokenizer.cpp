@@ -30,10 +30,11 @@ std::string random_bytes(std::mt19937& random, size_t length, const std::string&
 std::string random_text(std::mt19937& random, size_t characters) {
   // clang-format off
   static const std::vector<std::string> pool = {
-      "a", "b", "Z", "@", "[", "`", "{", "t", "s", "re", "ve", "ll", "d", "m", "1", "23", " ", " ", " ", "  ", "\n", "\t", "\r\n", "'", "'", "'s",
-      ".", "!?", "_", "\xC3\xA9", "\xD0\x96", "\xE4\xBD\xA0", "\xF0\x9F\x98\x80", "\xC2\xA0", "\xE3\x80\x80", "\xE2\x80\xA8", "\xC2\x85", "\xC2\xBD",
-      "\xE2\x85\xA7", "\xEF\xBB\xBF", "\xCC\x81", "\xF0\x9D\x90\x80", "\x80", "\xFF", "\xE3\x80", "\xC2", "\xED\xA0\x80", "\xF4\x90\x80\x80",
-      "\xC0\xAF", std::string(1, '\0')};
+      "a", "b", "Z", "@", "[", "`", "{", "t", "s", "re", "ve", "ll", "d", "m", "1", "23", " ", " ", " ", "  ",
+      "\n", "\t", "\r\n", "'", "'", "'s", ".", "!?", "_", "\xC3\xA9", "\xD0\x96", "\xE4\xBD\xA0",
+      "\xF0\x9F\x98\x80", "\xC2\xA0", "\xE3\x80\x80", "\xE2\x80\xA8", "\xC2\x85", "\xC2\xBD", "\xE2\x85\xA7",
+      "\xEF\xBB\xBF", "\xCC\x81", "\xF0\x9D\x90\x80", "\x80", "\xFF", "\xE3\x80", "\xC2", "\xED\xA0\x80",
+      "\xF4\x90\x80\x80", "\xC0\xAF", std::string(1, '\0')};
   // clang-format on
   std::string text;
   for (size_t i = 0; i < characters; i++) text += pool[random() % pool.size()];
