@@ -200,7 +200,7 @@ void TokenStream::check_same(const JsonField& saved) const {
   const Json now = state();
   if (now == saved.json()) return;
   const JsonField saved_shards = saved.at("shards"), shards = JsonField(now, "").at("shards");
-  const std::vector<Json>&before = saved_shards.items(), &here = shards.items();
+  const std::span<const Json> before = saved_shards.items(), here = shards.items();
   std::string difference = str("expected ", before.size(), " shards, found ", shards_.size());
   for (size_t i = 0; i < std::min(before.size(), shards_.size()); i++) {
     if (before[i] != here[i]) {

@@ -188,8 +188,8 @@ double JsonField::number() const {
 
 bool JsonField::boolean() const { return get<bool>("true or false"); }
 std::string JsonField::string() const { return get<std::string>("a string"); }
-const std::vector<Json>& JsonField::items() const { return get<std::vector<Json>>("an array"); }
-const Json::Members& JsonField::members() const { return get<Json::Object>("an object").members; }
+std::span<const Json> JsonField::items() const { return get<std::vector<Json>>("an array"); }
+std::span<const Json::Member> JsonField::members() const { return get<Json::Object>("an object").members; }
 
 JsonField::JsonField(const Json& value, std::string where, bool inside)
     : value_(&value), where_(std::move(where)), inside_(inside) {}

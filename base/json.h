@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -19,7 +20,7 @@ namespace gca {
 // order. Built like this: Json state; state["step"] = 5; state["losses"].push_back(2.5). Read through JsonField.
 class Json {
  public:
-  using Members = std::vector<std::pair<std::string, Json>>;
+  using Member = std::pair<std::string, Json>;
 
   Json() noexcept;  // null
   Json(const Json&);
@@ -70,7 +71,7 @@ class Json {
  private:
   friend class JsonField;
   struct Object {
-    Members members;
+    std::vector<Member> members;
     std::map<std::string, size_t, std::less<>> index;  // a tree: no file can make it slow, as it could a hash table
     bool operator==(const Object& other) const;
   };
@@ -84,7 +85,7 @@ class Json {
 // A place in a document, for reading it: JsonField state(json, "RUN/state.json");
 // state.at("config").at("width").integer(1, 65536). Whatever is missing or of another type is an Error that names the
 // file, the whole path of the field, expected and found. It points into the Json, which must outlive it; so do the
-// references that items() and members() return.
+// spans that items() and members() return.
 class JsonField {
  public:
   JsonField(const Json& value, std::string where) : value_(&value), where_(std::move(where)) {}
@@ -98,8 +99,8 @@ class JsonField {
                   int64_t highest = std::numeric_limits<int64_t>::max()) const;
   double number() const;  // an integer will do; null (a NaN when it was written) will not
   std::string string() const;
-  const std::vector<Json>& items() const;
-  const Json::Members& members() const;
+  std::span<const Json> items() const;
+  std::span<const Json::Member> members() const;
   const Json& json() const { return *value_; }
   // "FILE: path.of.the.field", to begin an error of the caller's own.
   const std::string& where() const { return where_; }

@@ -29,7 +29,7 @@ Flags generate_flags(Options& options) {
             "the prompt as token ids, special ones too, instead of --prompt");
   flags.add("context", options.context, "FILE",
             "text that goes before the prompt; its front is cut so that the prompt's last token opens a chunk");
-  flags.add("count", options.count, 1, 1 << 30, "tokens to generate at most (end-of-text ends it)");
+  flags.add("count", options.count, 1, int64_t{1} << 36, "tokens to generate at most (end-of-text ends it)");
   flags.add("temperature", options.temperature, 0, 100, "0: always the likeliest token");
   flags.add("top-p", options.top_p, 0, 1, "draw from the smallest set of tokens with this probability");
   flags.add("seed", options.seed, 0, INT64_MAX, "of the draws");

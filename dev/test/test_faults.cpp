@@ -673,7 +673,7 @@ TEST_CASE("command line: what is wrong is said with the flag's name, before anyt
         "expected at least the 7340033 tokens of one row of 1048576 chunks");
   fails("train --steps 3 --chunks 0 " + model + data + out, 2, "--chunks: expected a whole number from 1");
   // Too large for any memory, said before anything is allocated.
-  fails("generate --count 1G --checkpoint " + shop.path + "/run", 1,
+  fails("generate --count 64G --checkpoint " + shop.path + "/run", 1,
         "are free; use a shorter --context or a smaller --count");
   fails("info --batch 1M --chunks 1M --chunk 4096 --width 65536 --heads 512", 1,
         "rows of 4294967296 slots of this model need over 2^58 numbers of memory");
