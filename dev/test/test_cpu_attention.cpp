@@ -1,9 +1,8 @@
-// The CPU backend's attentions and retrieval: each forward against the formula of the paper's model written out number
-// by number, each backward against finite differences, in double.
+// The CPU backend's attentions and retrieval: each forward against the paper by hand
+// (dev/by_hand.h), each backward against finite differences, in double.
 #include <algorithm>
-#include <complex>
-#include <functional>
 
+#include "dev/by_hand.h"
 #include "dev/test/cpu_ops.h"
 
 using namespace gca;
@@ -11,102 +10,91 @@ using namespace gca::test;
 
 namespace {
 
-// ---- the formulas, written out ------------------------------------------------------------------------------------
-
-// One query against n keys, step apart from each other, of d numbers: softmax(logits) V, where extra is added to the
-// denominator.
-struct Attended {
-  Vec out;
-  double lse;
-};
-Attended attend(const double* q, int64_t n, const std::function<const double*(int64_t)>& key,
-                const std::function<const double*(int64_t)>& value, const std::function<double(int64_t)>& bias, int d,
-                double extra = 0) {
-  Vec out = zeros(d);
-  double denominator = extra;
-  for (int64_t j = 0; j < n; j++) {
-    double logit = 0;
-    for (int e = 0; e < d; e++) logit += q[e] * key(j)[e];
-    const double p = std::exp(logit / std::sqrt(d) + bias(j));
-    denominator += p;
-    for (int e = 0; e < d; e++) out[e] += p * value(j)[e];
-  }
-  for (double& o : out) o /= denominator;
-  return {out, std::log(denominator)};
+// Columns first .. first + D - 1 of n rows that are `width` wide, a vector a row.
+by_hand::Slots slots(const double* rows, int64_t n, int64_t width, int64_t first, int64_t D) {
+  by_hand::Slots all;
+  for (int64_t i = 0; i < n; i++) all.emplace_back(rows + i * width + first, rows + i * width + first + D);
+  return all;
 }
-
 struct AttentionResult {
   Vec out, lse;
 };
-
-AttentionResult sliding_by_hand(const Vec& qkv, const SlidingShape& s) {
-  const int64_t D = s.H * s.d;
-  AttentionResult r{zeros(s.B * s.T * D), zeros(s.B * s.H * s.T)};
-  for (int64_t b = 0; b < s.B; b++)
-    for (int64_t i = 0; i < s.T; i++)
-      for (int h = 0; h < s.H; h++) {
-        const int64_t first = std::max<int64_t>(0, i - s.W);
-        const auto row = [&](int64_t slot, int part) { return &qkv[((b * s.T + slot) * 3 + part) * D + h * s.d]; };
-        const Attended a = attend(
-            row(i, 0), i - first + 1, [&](int64_t j) { return row(first + j, 1); },
-            [&](int64_t j) { return row(first + j, 2); },
-            [&](int64_t j) { return -std::pow(2.0, -8.0 * (h + 1) / s.H) * static_cast<double>(i - first - j); }, s.d);
-        std::copy(a.out.begin(), a.out.end(), &r.out[(b * s.T + i) * D + h * s.d]);
-        r.lse[(b * s.H + h) * s.T + i] = a.lse;
-      }
-  return r;
-}
-
-// A rotation is a product with e^(i angle), columns t and t + d/2 being real and imaginary part.
-Vec rotated(const double* x, int position, int d) {
-  Vec y = zeros(d);
-  for (int t = 0; t < d / 2; t++) {
-    const std::complex<double> z =
-        std::complex<double>(x[t], x[t + d / 2]) * std::polar(1.0, position * std::pow(10000.0, -2.0 * t / d));
-    y[t] = z.real();
-    y[t + d / 2] = z.imag();
-  }
-  return y;
-}
-
-AttentionResult chunk_by_hand(const Vec& qkv, const ChunkShape& s) {
-  const int64_t D = s.H * s.d;
-  AttentionResult r{zeros(s.N * s.S * D), zeros(s.N * s.H * s.S)};
-  for (int64_t n = 0; n < s.N; n++)
-    for (int h = 0; h < s.H; h++) {
-      const auto row = [&](int64_t slot, int part) { return &qkv[((n * s.S + slot) * 3 + part) * D + h * s.d]; };
-      std::vector<Vec> keys;
-      for (int j = 0; j < s.S; j++) keys.push_back(rotated(row(j, 1), j, s.d));
-      for (int i = 0; i < s.S; i++) {
-        const Attended a = attend(
-            rotated(row(i, 0), i, s.d).data(), s.S, [&](int64_t j) { return keys[j].data(); },
-            [&](int64_t j) { return row(j, 2); }, [](int64_t) { return 0.0; }, s.d);
-        std::copy(a.out.begin(), a.out.end(), &r.out[(n * s.S + i) * D + h * s.d]);
-        r.lse[(n * s.H + h) * s.S + i] = a.lse;
-      }
+// `rows` rows of n slots; attend(q, k, v, slot, lse) gives what a slot of one row sees. qkv (rows,n,3D)
+template <class Attend>
+AttentionResult self_attention_by_hand(const Vec& qkv, int64_t rows, int64_t n, int H, int64_t D, Attend attend) {
+  AttentionResult r{{}, zeros(rows * H * n)};
+  for (int64_t b = 0; b < rows; b++) {
+    const double* row = qkv.data() + b * n * 3 * D;
+    const by_hand::Slots q = slots(row, n, 3 * D, 0, D), k = slots(row, n, 3 * D, D, D),
+                         v = slots(row, n, 3 * D, 2 * D, D);
+    for (int64_t i = 0; i < n; i++) {
+      Vec lse;
+      const Vec out = attend(q, k, v, i, &lse);
+      r.out.insert(r.out.end(), out.begin(), out.end());
+      for (int h = 0; h < H; h++) r.lse[(b * H + h) * n + i] = lse[h];
     }
+  }
   return r;
 }
+AttentionResult sliding_by_hand(const Vec& qkv, const SlidingShape& s) {
+  return self_attention_by_hand(qkv, s.B, s.T, s.H, s.H * s.d, [&](auto& q, auto& k, auto& v, int64_t i, Vec* lse) {
+    return by_hand::sliding_attention(q, k, v, i, s.H, s.W, lse);
+  });
+}
+AttentionResult chunk_by_hand(const Vec& qkv, const ChunkShape& s) {
+  return self_attention_by_hand(qkv, s.N, s.S, s.H, s.H * s.d, [&](auto& q, auto& k, auto& v, int64_t i, Vec* lse) {
+    return by_hand::chunk_attention(q, k, v, i, s.H, lse);
+  });
+}
 
-// The real keys of a chunk are its first S-1 slots; the null slot adds e^0 = 1 to the denominator.
-Vec gca_by_hand(const Vec& q, const Vec& kv, const std::vector<int32_t>& pick, const Vec& w, const GcaShape& s) {
+// Row b's memory, and the picks of row b that serve chunk c with their weights.
+by_hand::Memory memory_of_row(const Vec& kv, int64_t b, const GcaShape& s) {
+  const int64_t D = s.H * s.d;
+  by_hand::Memory memory;
+  for (int64_t m = 0; m < s.M; m++) {
+    const double* chunk = kv.data() + (b * s.M + m) * s.S * 2 * D;
+    memory.CK.push_back(slots(chunk, s.S, 2 * D, 0, D));
+    memory.CV.push_back(slots(chunk, s.S, 2 * D, D, D));
+  }
+  return memory;
+}
+by_hand::Picks picks_that_serve(const Table& table, int64_t b, int64_t c, const GcaShape& s) {
+  by_hand::Picks picks;
+  for (int k = 0; k < s.K; k++)
+    if (const int64_t at = (b * (s.T / s.S + 1) + c) * s.K + k; table.pick[at] >= 0) {
+      picks.chunk.push_back(table.pick[at]);
+      picks.w.push_back(table.w[at]);
+    }
+  return picks;
+}
+Vec gca_by_hand(const Vec& q, const Vec& kv, const Table& table, const GcaShape& s) {
+  const int64_t D = s.H * s.d;
+  Vec out;
+  for (int64_t b = 0; b < s.B; b++) {
+    const by_hand::Memory memory = memory_of_row(kv, b, s);
+    for (int64_t t = 0; t < s.T; t++) {
+      const double* row = &q[(b * s.T + t) * D];
+      const Vec o = by_hand::gca({row, row + D}, s.H, memory, picks_that_serve(table, b, t / s.S, s), s.null_slot);
+      out.insert(out.end(), o.begin(), o.end());
+    }
+  }
+  return out;
+}
+// dw of every pick of the table, (B,C+1,K): summed over the slots that it serves.
+Vec gca_dw_by_hand(const Vec& dout, const Vec& q, const Vec& kv, const Table& table, const GcaShape& s) {
   const int64_t D = s.H * s.d, C = s.T / s.S;
-  Vec out = zeros(s.B * s.T * D);
-  for (int64_t b = 0; b < s.B; b++)
+  Vec dw = zeros(std::ssize(table.w));
+  for (int64_t b = 0; b < s.B; b++) {
+    const by_hand::Memory memory = memory_of_row(kv, b, s);
     for (int64_t t = 0; t < s.T; t++)
       for (int k = 0; k < s.K; k++) {
-        const int64_t entry = (b * (C + 1) + t / s.S) * s.K + k, m = pick[entry];
-        for (int h = 0; m >= 0 && h < s.H; h++) {
-          const auto row = [&](int64_t j, int part) {
-            return &kv[(((b * s.M + m) * s.S + j) * 2 + part) * D + h * s.d];
-          };
-          const Attended a = attend(
-              &q[(b * s.T + t) * D + h * s.d], s.S - 1, [&](int64_t j) { return row(j, 0); },
-              [&](int64_t j) { return row(j, 1); }, [](int64_t) { return 0.0; }, s.d, s.null_slot ? 1 : 0);
-          for (int e = 0; e < s.d; e++) out[(b * s.T + t) * D + h * s.d + e] += w[entry] * a.out[e];
-        }
+        const int64_t at = (b * (C + 1) + t / s.S) * s.K + k, row = (b * s.T + t) * D;
+        if (table.pick[at] >= 0)
+          dw[at] += by_hand::gca_dw({&dout[row], &dout[row] + D}, {&q[row], &q[row] + D}, s.H, memory, table.pick[at],
+                                    s.null_slot);
       }
-  return out;
+  }
+  return dw;
 }
 
 }  // namespace
@@ -481,8 +469,7 @@ TEST_CASE("grouped cross attention: formula, null slot on and off") {
       const int64_t D = H * d, T = static_cast<int64_t>(C) * S, M = C + 2;  // the memory may be longer than the row
       const GcaShape s{B, T, H, d, S, K, M, 0, null_slot};
       const Table table = random_table(B, C, K, 3);
-      const Vec q = randoms(B * T * D, 1), kv = random_memory(cpu, B * M, S, D, 2),
-                want = gca_by_hand(q, kv, table.pick, table.w, s);
+      const Vec q = randoms(B * T * D, 1), kv = random_memory(cpu, B * M, S, D, 2), want = gca_by_hand(q, kv, table, s);
       Vec out(B * T * D, 5.0), again = out, lse(static_cast<int64_t>(B) * C * K * H * S, 5.0);
       cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), table.pick.data(), table.w.data(), s);
       CHECK(relative_error(out, want) < 1e-13);
@@ -556,6 +543,7 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
       Vec dkv(kv.size(), 5.0);
       cpu.gca_backward_memory(dkv.data(), fetching.data(), 2, kv.data(), s);
       for (Layer& l : layers) {
+        CHECK(relative_error(l.dw, gca_dw_by_hand(l.dout, l.q, kv, l.table, s)) < 1e-12);
         // One real key and no null slot: the softmax is constant, q and k have no gradient.
         if (S == 2 && !null_slot)
           CHECK(std::all_of(l.dq.begin(), l.dq.end(), [](double x) { return std::fabs(x) < 1e-12; }));

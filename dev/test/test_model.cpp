@@ -1,193 +1,14 @@
-// What the model is, on the CPU backend: its table of tensors, and the real wiring against the paper's model written
-// out slot by slot and against finite differences; micro-batches, the loss in pieces, noise, threads.
+// What the model is, on the CPU backend: its table of tensors, and the real wiring against the paper's model by
+// hand (dev/by_hand.h) and against finite differences; micro-batches, the loss in pieces, noise, threads.
 #include <algorithm>
-#include <functional>
-#include <map>
 
+#include "dev/by_hand.h"
 #include "dev/test/small_model.h"
 
 using namespace gca;
 using namespace gca::test;
 
 namespace {
-
-// ---- the model, written out ---------------------------------------------------------------------------------------
-// One row, in double, a vector a slot, nothing shared with the ops.
-struct ByHand {
-  using Slots = std::vector<Vec>;
-  const Config& c;
-  std::map<std::string, Vec> weight;
-  std::vector<std::vector<std::vector<int32_t>>> pick;  // [group][fetching chunk], as many as the past has, K at most
-  std::vector<std::vector<Vec>> w;
-
-  template <class Net>
-  explicit ByHand(const Net& net) : c(net.config) {
-    for (const Tensor& t : net.table.tensors)
-      weight[t.name] = Vec(net.masters + t.offset, net.masters + t.offset + t.size());
-  }
-
-  static double dot(const double* a, const double* b, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
-  }
-  Vec norm(const Vec& x, const std::string& gain, double eps) const {
-    const Vec& g = weight.at(gain + ".weight");
-    const double rms = std::sqrt(dot(x.data(), x.data(), c.width) / static_cast<double>(c.width) + eps);
-    Vec y(x.size());
-    for (size_t j = 0; j < x.size(); j++) y[j] = g[j] * x[j] / rms;
-    return y;
-  }
-  Vec linear(const Vec& x, const std::string& matrix) const {
-    const Vec& W = weight.at(matrix + ".weight");
-    Vec y(W.size() / x.size());
-    for (size_t o = 0; o < y.size(); o++) y[o] = dot(&W[o * x.size()], x.data(), static_cast<int64_t>(x.size()));
-    return y;
-  }
-  static Vec plus(Vec a, const Vec& b) {
-    for (size_t j = 0; j < a.size(); j++) a[j] += b[j];
-    return a;
-  }
-  // sum_j softmax_j(q . k_j / sqrt(d) + bias(h, j)) v_j over j in [begin, end), head by head; null: 1 more in the
-  // denominator
-  template <class Bias>
-  Vec attend(const Vec& q, const Slots& k, const Slots& v, size_t begin, size_t end, Bias bias, bool null) const {
-    const int64_t d = c.head_size();
-    Vec out(q.size(), 0.0);
-    for (int64_t h = 0; h < c.heads; h++) {
-      double denominator = null ? 1 : 0;
-      for (int pass = 0; pass < 2; pass++)
-        for (size_t j = begin; j < end; j++) {
-          const double p = std::exp(dot(&q[h * d], &k[j][h * d], d) / std::sqrt(static_cast<double>(d)) + bias(h, j));
-          if (pass == 0) denominator += p;
-          else
-            for (int64_t e = h * d; e < (h + 1) * d; e++) out[e] += p / denominator * v[j][e];
-        }
-    }
-    return out;
-  }
-  Vec rotated(Vec x, int64_t position) const {
-    const int64_t d = c.head_size();
-    for (int64_t h = 0; h < c.heads; h++)
-      for (int64_t t = 0; t < d / 2; t++) {
-        double &u = x[h * d + t], &v = x[h * d + t + d / 2];
-        const double angle = static_cast<double>(position) *
-                             std::pow(10000.0, -2.0 * static_cast<double>(t) / static_cast<double>(d)),
-                     u0 = u;
-        u = u0 * std::cos(angle) - v * std::sin(angle);
-        v = v * std::cos(angle) + u0 * std::sin(angle);
-      }
-    return x;
-  }
-  // A layer over slots; inside: encoder kind, else the window. fetch(i, q) gives slot i what it fetched, null: not an
-  // upper layer.
-  Slots layer(const Slots& x, const std::string& at, double eps, bool inside,
-              const std::function<Vec(size_t, const Vec&)>& fetch) const {
-    Slots q, k, v, out;
-    for (size_t i = 0; i < x.size(); i++) {
-      const Vec n = norm(x[i], at + "input_layernorm", eps);
-      q.push_back(linear(n, at + "self_attn.q_proj"));
-      k.push_back(linear(n, at + "self_attn.k_proj"));
-      v.push_back(linear(n, at + "self_attn.v_proj"));
-      if (inside) {
-        q[i] = rotated(q[i], static_cast<int64_t>(i));
-        k[i] = rotated(k[i], static_cast<int64_t>(i));
-      }
-    }
-    for (size_t i = 0; i < x.size(); i++) {
-      const size_t begin = inside || static_cast<int64_t>(i) <= c.window ? 0 : i - static_cast<size_t>(c.window);
-      const auto alibi = [&](int64_t h, size_t j) {
-        return inside ? 0.0
-                      : -std::pow(2.0, -8.0 * static_cast<double>(h + 1) / static_cast<double>(c.heads)) *
-                            static_cast<double>(i - j);
-      };
-      const Vec a = plus(
-          x[i], linear(attend(q[i], k, v, begin, inside ? x.size() : i + 1, alibi, false), at + "self_attn.o_proj"));
-      Vec m = a;
-      if (fetch)
-        m = plus(a, linear(fetch(i, linear(norm(a, at + "gca.pre_norm", eps), at + "gca.q_proj")), at + "gca.o_proj"));
-      const Vec z = norm(m, at + "post_attention_layernorm", eps), gate = linear(z, at + "mlp.gate_proj"),
-                up = linear(z, at + "mlp.up_proj");
-      Vec h(gate.size());
-      for (size_t j = 0; j < h.size(); j++) h[j] = gate[j] / (1 + std::exp(-gate[j])) * up[j];
-      out.push_back(plus(a, linear(h, at + "mlp.down_proj")));
-    }
-    return out;
-  }
-  // Norm(x) after the last layer; noise(group, fetching chunk, fetched chunk)
-  template <class Noise>
-  Slots forward(const int32_t* tokens, size_t T, Noise noise, bool retrieval = true) {
-    const size_t S = c.chunk, C = T / S, D = static_cast<size_t>(c.width);
-    Slots x;
-    const Vec& E = weight.at("model.embed_tokens.weight");
-    for (size_t i = 0; i < T; i++)
-      x.emplace_back(E.begin() + static_cast<int64_t>(static_cast<size_t>(tokens[i]) * D),
-                     E.begin() + static_cast<int64_t>((static_cast<size_t>(tokens[i]) + 1) * D));
-    for (int64_t l = 0; l < c.lower; l++)
-      x = layer(x, "model.lower_layers." + std::to_string(l) + ".", c.eps, false, nullptr);
-
-    std::vector<Slots> key, value;  // [chunk][slot]
-    Slots landmark;
-    for (size_t n = 0; n < C && !c.groups.empty(); n++) {
-      Slots h;
-      for (size_t i = 0; i < S; i++) h.push_back(norm(x[n * S + i], "model.enc_prenorm", c.eps));
-      for (int64_t l = 0; l < c.encoder; l++)
-        h = layer(h, "model.encoder.layers." + std::to_string(l) + ".", 1e-6, true, nullptr);
-      key.emplace_back();
-      value.emplace_back();
-      for (size_t i = 0; i < S; i++) {
-        h[i] = norm(h[i], "model.encoder.norm", 1e-6);
-        key[n].push_back(linear(h[i], "model.chunk_k_proj"));
-        value[n].push_back(linear(h[i], "model.chunk_v_proj"));
-      }
-      landmark.push_back(h[S - 1]);
-    }
-    pick.assign(c.groups.size(), std::vector<std::vector<int32_t>>(C));
-    w.assign(c.groups.size(), std::vector<Vec>(C));
-    for (size_t g = 0; g < c.groups.size(); g++) {
-      for (size_t n = 0; n < C; n++) {
-        const Vec r = norm(x[n * S + S - 1], "model.lmk_norms." + std::to_string(g), c.eps);
-        Vec score;
-        for (size_t m = 0; m < n; m++)
-          score.push_back(dot(r.data(), landmark[m].data(), c.width) / std::sqrt(static_cast<double>(c.width)));
-        std::vector<int32_t>& mine = pick[g][n];
-        for (size_t m = 0; m < n && retrieval; m++) mine.push_back(static_cast<int32_t>(m));
-        std::stable_sort(mine.begin(), mine.end(),
-                         [&](int32_t a, int32_t b) { return score[a] + noise(g, n, a) > score[b] + noise(g, n, b); });
-        if (static_cast<int64_t>(mine.size()) > c.topk) mine.resize(c.topk);
-        double sum = 0;
-        for (int32_t m : mine) sum += std::exp(score[m]);
-        for (int32_t m : mine) w[g][n].push_back(std::exp(score[m]) / sum);
-      }
-      const auto fetch = [&](size_t i, const Vec& q) {
-        Vec o(D, 0.0);
-        const size_t chunk = i / S;
-        for (size_t k = 0; chunk > 0 && k < pick[g][chunk - 1].size(); k++) {
-          const size_t m = pick[g][chunk - 1][k];
-          const Vec one = attend(
-              q, key[m], value[m], 0, S - 1, [](int64_t, size_t) { return 0.0; }, c.null_slot);
-          for (size_t j = 0; j < D; j++) o[j] += w[g][chunk - 1][k] * one[j];
-        }
-        return o;
-      };
-      for (int64_t l = 0; l < c.groups[g]; l++)
-        x = layer(x, "model.upper_layers." + std::to_string(g) + "." + std::to_string(l) + ".", c.eps, false, fetch);
-    }
-    for (Vec& slot : x) slot = norm(slot, "model.norm", c.eps);
-    return x;
-  }
-  double loss(const Slots& final_n, const int32_t* targets, const float* weights) const {
-    double sum = 0;
-    for (size_t i = 0; i < final_n.size(); i++) {
-      if (targets[i] < 0) continue;
-      const Vec logits = linear(final_n[i], "model.embed_tokens");
-      double exps = 0;
-      for (double l : logits) exps += std::exp(l);
-      sum += (weights ? static_cast<double>(weights[i]) : 1.0) * (std::log(exps) - logits[targets[i]]);
-    }
-    return sum;
-  }
-};
 
 // The same forward pass as by hand, picks and loss too; and for every tensor the slope that finite differences see.
 void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool weighted = false,
@@ -200,31 +21,32 @@ void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool w
   selection.first_row = 7;
   whole_step(net, batch, selection, weighted);
 
-  ByHand hand(net);
+  by_hand::Model hand{net.config};
+  for (const Tensor& t : net.table.tensors)
+    hand.weights[t.name] = Vec(net.masters + t.offset, net.masters + t.offset + t.size());
   double want_loss = 0;
   for (int64_t b = 0; b < B; b++) {
-    const auto noise = [&](size_t g, size_t n, int32_t m) {
+    const auto noise = [&](size_t g, int64_t n, int64_t m) {
       Selection of_group = selection;
       of_group.group = static_cast<int>(g);
-      return selection.noise
-                 ? static_cast<double>(gumbel(selection_draw(of_group, b, static_cast<int64_t>(n), m / 4).word[m % 4]))
-                 : 0.0;
+      return selection.noise ? static_cast<double>(gumbel(selection_draw(of_group, b, n, m / 4).word[m % 4])) : 0.0;
     };
-    const auto final_n =
-        hand.forward(batch.tokens.data() + b * T, static_cast<size_t>(T), noise, selection.picking != Picking::none);
+    const auto final_n = hand.forward(batch.tokens.data() + b * T, T, noise, selection.picking != Picking::none);
     Vec want;
     for (const Vec& slot : final_n) want.insert(want.end(), slot.begin(), slot.end());
     CHECK(relative_error(net.final_n + b * T * D, want.data(), T * D) < 1e-12);
-    want_loss += batch.scale *
-                 hand.loss(final_n, batch.targets.data() + b * T, weighted ? batch.weights.data() + b * T : nullptr);
+    for (int64_t i = 0; i < T; i++)
+      if (const int32_t target = batch.targets[b * T + i]; target >= 0)
+        want_loss += batch.scale * hand.loss(final_n[i], target) *
+                     (weighted ? static_cast<double>(batch.weights[b * T + i]) : 1.0);
     for (size_t g = 0; g < c.groups.size(); g++)
       for (int64_t n = 0; n < C; n++)
         for (int64_t k = 0; k < K; k++) {
           const size_t at = (b * (C + 1) + n + 1) * K + k;
-          const auto& mine = hand.pick[g][n];
-          const bool there = k < static_cast<int64_t>(mine.size());
-          CHECK(net.groups[g].pick[at] == (there ? mine[k] : -1));
-          CHECK(net.groups[g].w[at] == doctest::Approx(there ? hand.w[g][n][k] : 0).epsilon(1e-10));
+          const by_hand::Picks& mine = hand.picked[g][n];
+          const bool there = k < std::ssize(mine.w);
+          CHECK(net.groups[g].pick[at] == (there ? mine.chunk[k] : -1));
+          CHECK(net.groups[g].w[at] == doctest::Approx(there ? mine.w[k] : 0).epsilon(1e-10));
         }
   }
   CHECK(net.step_state().loss == doctest::Approx(want_loss).epsilon(1e-12));
