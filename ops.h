@@ -29,8 +29,15 @@ struct ChunkShape {
   int S, H, d;
 };
 
-// Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; the chunks m < c of the memory are
-// candidates. Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its gradient.
+// What chunk c may fetch for chunk c+1: the chunks m <= c - e, that is 0 .. candidates(c) - 1. e is 1, all that lie
+// before c: here alone, for learned and random picks, CPU and GPU, training, streams and the tasks' own arithmetic.
+GCA_HD inline int64_t candidates(int64_t c) {
+  constexpr int64_t e = 1;
+  return c < e ? 0 : c - e + 1;
+}
+
+// Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; of the memory's chunks 0 .. candidates(c) - 1 may
+// be picked. Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its gradient.
 //
 // The pick table of a group is (B,C+1,K): row c+1 holds what chunk c picked, row c therefore what serves the slots of
 // chunk c. Row 0 comes from before these slots (at the start of a row: no pick). -1 stands where there is no pick; its

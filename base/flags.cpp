@@ -222,10 +222,14 @@ void Flags::restore(const JsonField& saved) {
 }
 
 void Flags::check_unchanged(const JsonField& saved) const {
-  for (const Flag& flag : flags_)
-    if (flag.role == run && flag.given && saved.has(flag.name) && saved.at(flag.name).string() != flag.get())
-      throw UsageError(str("--", flag.name, ": the run was started with '", saved.at(flag.name).string(), "', found '",
-                           flag.get(), "'; leave it out to resume, or start a new run from the weights with --init"));
+  for (const Flag& flag : flags_) {
+    if (flag.role != run || !flag.given) continue;
+    // A checkpoint older than the flag was made as by the flag's default.
+    const std::string before = saved.has(flag.name) ? saved.at(flag.name).string() : flag.initial;
+    if (before != flag.get())
+      throw UsageError(str("--", flag.name, ": the run was started with '", before, "', found '", flag.get(),
+                           "'; leave it out to resume, or start a new run from the weights with --init"));
+  }
 }
 
 }  // namespace gca

@@ -12,6 +12,7 @@
 
 #include "base/flags.h"
 #include "dataloader.h"
+#include "ops.h"
 #include "tokenizer/text_files.h"
 
 namespace gca {
@@ -137,7 +138,8 @@ double Task::chance(int64_t C, int64_t random, size_t groups) const {
   double guess = 1;
   for (int64_t i = 0; i < s_.value_tokens * (two_hop_ ? 2 : 1); i++)
     guess /= static_cast<double>(std::ssize(values_) - i % s_.value_tokens);
-  const double missed = 1 - std::min(1.0, static_cast<double>(random) / static_cast<double>(C - 2 - s_.gap));
+  // The answer's chunk C-1 is served by what chunk C-2 picked, wherever the question stands.
+  const double missed = 1 - std::min(1.0, static_cast<double>(random) / static_cast<double>(candidates(C - 2)));
   return guess + (1 - guess) * std::pow(1 - std::pow(missed, static_cast<double>(groups)), two_hop_ ? 2 : 1);
 }
 

@@ -1,7 +1,8 @@
-// Flags: the help, with headings and without.
+// Flags: the help, with headings and without; what may not change on --resume.
 #include <doctest/doctest.h>
 
 #include "base/flags.h"
+#include "base/json.h"
 #include "dev/test/test.h"
 
 using namespace gca;
@@ -39,4 +40,24 @@ TEST_CASE("flags: the help shows them as they were added, or under headings") {
   flags.parse({"--heat", "0.25", "--size=2K"});  // headings change nothing else
   CHECK(x == 0.25);
   CHECK(n == 2048);
+}
+
+TEST_CASE("flags: what a run was started with stays, also where its checkpoint is older than the flag") {
+  int64_t width = 64, gap = 0, threads = 2;
+  Flags flags("train", "Trains.");
+  flags.add("width", width, 1, 100, "columns", Flags::run);
+  flags.add("gap", gap, 0, 100, "chunks", Flags::run);
+  flags.add("threads", threads, 0, 100, "of the CPU");
+  Json saved = Json::object();
+  saved["width"] = "32";
+  const auto resumed_with = [&](const std::vector<std::string>& arguments) {
+    flags.restore(JsonField(saved, "settings"));
+    flags.parse(arguments);
+    return error_of([&] { flags.check_unchanged(JsonField(saved, "settings")); });
+  };
+  CHECK(resumed_with({"--threads", "1"}) == "");
+  CHECK(resumed_with({"--width", "32"}) == "");
+  CHECK(resumed_with({"--gap", "0"}) == "");
+  CHECK(resumed_with({"--gap", "8"}).starts_with("--gap: the run was started with '0', found '8'; "));
+  CHECK(resumed_with({"--width", "64"}).starts_with("--width: the run was started with '32', found '64'; "));
 }

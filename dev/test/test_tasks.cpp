@@ -239,8 +239,10 @@ TEST_CASE("chance, and the interval of a share") {
   bench.settings.value_tokens = 3;
   const double guess = 1.0 / (26 * 25 * 24);  // different letters
   CHECK(bench.task().chance(18, 0, 1) == doctest::Approx(guess));
-  CHECK(bench.task().chance(18, 4, 1) == doctest::Approx(0.25).epsilon(1e-3));  // of 16 chunks before the question
+  CHECK(bench.task().chance(18, 4, 1) == doctest::Approx(0.25).epsilon(1e-3));  // of 16 candidates
   CHECK(bench.task().chance(6, 8, 1) == doctest::Approx(1));
+  bench.settings.gap = 8;  // picks come from all that chunk 18 may fetch, after the question too
+  CHECK(bench.task().chance(20, 4, 1) == doctest::Approx(4.0 / 18).epsilon(1e-3));
   // Wilson (1927), p + z^2/2n -+ z sqrt(p q / n + z^2 / 4 n^2), over 1 + z^2/n, by hand for 8 of 10.
   CHECK(Score::interval(8, 10).first == doctest::Approx(0.49016).epsilon(1e-4));
   CHECK(Score::interval(8, 10).second == doctest::Approx(0.94331).epsilon(1e-4));
