@@ -43,14 +43,14 @@ TEST_CASE("flags: the help shows them as they were added, or under headings") {
 }
 
 TEST_CASE("flags: what a run was started with stays, also where its checkpoint is older than the flag") {
-  int64_t width = 64, gap = 0, threads = 2;
-  Flags flags("train", "Trains.");
-  flags.add("width", width, 1, 100, "columns", Flags::run);
-  flags.add("gap", gap, 0, 100, "chunks", Flags::run);
-  flags.add("threads", threads, 0, 100, "of the CPU");
   Json saved = Json::object();
   saved["width"] = "32";
   const auto resumed_with = [&](const std::vector<std::string>& arguments) {
+    int64_t width = 64, gap = 0, threads = 2;
+    Flags flags("train", "Trains.");
+    flags.add("width", width, 1, 100, "columns", Flags::run);
+    flags.add("gap", gap, 0, 100, "chunks", Flags::run);
+    flags.add("threads", threads, 0, 100, "of the CPU");
     flags.restore(JsonField(saved, "settings"));
     flags.parse(arguments);
     return error_of([&] { flags.check_unchanged(JsonField(saved, "settings")); });

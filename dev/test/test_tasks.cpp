@@ -56,7 +56,7 @@ std::vector<int32_t> joined(std::initializer_list<std::vector<int32_t>> parts) {
   return all;
 }
 
-// Everything that program.md says of a row's layout, for the style of special ids.
+// A row is laid out as runtime/needles.h says, for the style of special ids.
 void check_row(const TaskRow& row, const Bench& bench, int64_t C) {
   const Tokenizer& t = bench.tokenizer;
   const bool two_hop = bench.settings.two_hop();
