@@ -79,6 +79,7 @@ void print(const Parts&... parts) {
 template <class... Parts>
 void print_error(const Parts&... parts) {
   const std::string out = str(parts...);
+  fflush(stdout);  // in the order of saying, also where both go to one file
   fwrite(out.data(), 1, out.size(), stderr);
 }
 

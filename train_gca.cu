@@ -104,6 +104,8 @@ class Trainer {
       if (due) step_began_ = Clock::now();
     }
     const bool saved = step_ == saved_step_ || save();
+    if (run_.saved && first_step >= s_.steps)
+      print("all ", s_.steps, " steps were made already; for more, start a new run from its weights with --init\n");
     if (stop_asked)
       print("stopped after step ", step_, " of ", s_.steps, saved ? ", saved" : "",
             "; go on with: train_gca train --out ", s_.out, " --resume\n");
@@ -338,7 +340,8 @@ void finish_settings(TrainSettings& settings, const Tokenizer& tokenizer, bool r
   settings.config.vocab = tokenizer.vocab_size();
   settings.config.validate();
   if (!resumes && (settings.steps > 0) == (settings.tokens > 0))
-    throw UsageError("train needs either --steps or --tokens: how long to train");
+    throw UsageError(str("train needs either --steps or --tokens: how long to train; found ",
+                         settings.steps ? "both" : "neither"));
   if (settings.tokens > 0)
     settings.steps = ceil_div(settings.tokens, settings.batch * settings.stage_chunks(0) * (settings.config.chunk - 1));
   if (settings.micro() > settings.batch)
@@ -398,8 +401,12 @@ int run_program(const std::vector<std::string>& arguments) {
   }
   std::vector<std::string> names;
   for (const Command& command : commands) {
-    if (arguments[0] == command.name) return command.run({arguments.begin() + 1, arguments.end()});
     names.push_back(command.name);
+    if (arguments[0] != command.name) continue;
+    const int status = command.run({arguments.begin() + 1, arguments.end()});
+    // A table that did not get through is an error; a training goes on, and has its log.jsonl.
+    if (command.run != train_command) print_bytes("");
+    return status;
   }
   throw UsageError("train_gca has no command '" + arguments[0] + "'" + did_you_mean(arguments[0], names) +
                    "; train_gca help lists them");

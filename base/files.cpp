@@ -199,10 +199,17 @@ void write_file(const std::string& path, std::string_view content) {
   file.commit();
 }
 
-void append_line(const std::string& path, const std::string& line) {
+static int open_to_append(const std::string& path) {
   const int fd =
       uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666); });
   if (fd < 0) throw system_error("cannot open '" + path + "'", errno);
+  return fd;
+}
+
+void check_can_append(const std::string& path) { ::close(open_to_append(path)); }
+
+void append_line(const std::string& path, const std::string& line) {
+  const int fd = open_to_append(path);
   const std::string text = line + "\n";
   const off_t size = ::lseek(fd, 0, SEEK_END);
   int code = 0;

@@ -101,6 +101,9 @@ void remove_leftovers(const std::string& prefix);
 // path gets this content, whole and durable, or an Error is thrown and it stays as it was.
 void write_file(const std::string& path, std::string_view content);
 
+// An Error where append_line could not open that file. Makes it, empty, if it is not there.
+void check_can_append(const std::string& path);
+
 // Appends a line to a file, which is made if it is not there; all of the line or an Error and none. Not durable.
 void append_line(const std::string& path, const std::string& line);
 

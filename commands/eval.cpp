@@ -42,8 +42,9 @@ void print_losses(const Evaluation& result, int64_t T, double seconds) {
         fixed(static_cast<double>(result.rows * T) / seconds, 0), " slots/s)  hash ", hex(result.hash, 8), "\n");
   for (int i = 0; i < Evaluation::places; i++)
     if (result.place_count[i] > 0)
-      print("  slots ", right(i * T / Evaluation::places, 6), "..", left((i + 1) * T / Evaluation::places - 1, 6),
-            " loss ", fixed(result.place_sum[i] / result.place_count[i], 4), "\n");
+      print("  slots ", right(ceil_div(i * T, Evaluation::places), 6), "..",
+            left(ceil_div((i + 1) * T, Evaluation::places) - 1, 6), " loss ",
+            fixed(result.place_sum[i] / result.place_count[i], 4), "\n");
 }
 
 }  // namespace
@@ -57,6 +58,7 @@ int eval_command(const std::vector<std::string>& arguments) {
   flags.need("data");
   const Selection selection = options.ablation.selection(options.seed);
   const SavedRun saved = SavedRun::open(options.source.checkpoint, options.source.fallback);
+  options.ablation.check(saved.settings.config);
   const int64_t S = saved.settings.config.chunk, C = options.chunks ? options.chunks : saved.settings.chunks, T = C * S;
   const TokenStream stream(options.data, saved.tokenizer);
   const Rows rows(stream, saved.tokenizer, C, S, 0, !options.no_cross);

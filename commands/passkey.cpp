@@ -59,6 +59,14 @@ void check_lengths(const Options& options, int64_t S) {
                            ", the slots of a chunk, and three chunks at least, found ", length));
 }
 
+// The rows of C chunks whose needles lie in chunks first .. end - 1.
+struct Place {
+  int64_t C, first, end;
+  bool near;
+  const char* name() const { return near ? "near" : "far"; }
+  int64_t depth_of(int64_t chunk) const { return (chunk - first) * Score::depths / (end - first); }
+};
+
 // What all trials share.
 struct Trials {
   const Options& options;
@@ -71,11 +79,32 @@ struct Trials {
   int64_t chunks(int64_t length) const { return length / config().chunk; }
   int64_t reach() const { return (config().lower + config().upper()) * config().window; }  // slots, of stacked windows
   int64_t others() const { return options.task.two_hop() ? options.chains - 1 : options.others; }
+  // Out of the windows' reach, then within, where that is wanted.
+  std::vector<Place> places(int64_t C) const {
+    const int64_t far = task.far_chunks(C, reach()), question_chunk = C - 2 - options.task.gap;
+    if (options.far_only) return {{C, 0, far, false}};
+    return {{C, 0, far, false}, {C, far, question_chunk, true}};
+  }
   int64_t fewest_places() const { return options.task.two_hop() ? 2 : 1; }  // chunks that hold a question's needles
   TaskRow row(int64_t number, int64_t C, bool near) const {
     return task.trial(static_cast<uint64_t>(options.seed), number, C, others(), reach(), near);
   }
 };
+
+// What would stop a later length, said before the first is tried.
+void check_trials(const Trials& trials) {
+  trials.task.check_names(trials.others() + 1);
+  for (const int64_t length : trials.options.lengths) {
+    const int64_t C = trials.chunks(length);
+    if (C < trials.task.fewest_chunks())
+      throw UsageError(str("--length: expected at least ", trials.task.fewest_chunks(),
+                           " chunks, for needle, question and answer, found ", length, " slots, which are ", C));
+    for (const Place& place : trials.places(C))
+      if (place.end - place.first >= trials.fewest_places())
+        trials.task.check_trial(C, trials.others(), trials.reach(), place.near);
+  }
+  if (!trials.options.out.empty()) check_can_append(trials.options.out);
+}
 
 // ---- one pass -----------------------------------------------------------------------------------------------------
 // What a forward pass made of rows of equal length: the chunks fetched, and for each row the likeliest tokens at its
@@ -109,14 +138,6 @@ Pass read_rows(DRT<Device>& model, const std::vector<TaskRow>& rows, const Selec
 }
 
 // ---- trials of one length, scored ---------------------------------------------------------------------------------
-// The rows of C chunks whose needles lie in chunks first .. end - 1.
-struct Place {
-  int64_t C, first, end;
-  bool near;
-  const char* name() const { return near ? "near" : "far"; }
-  int64_t depth_of(int64_t chunk) const { return (chunk - first) * Score::depths / (end - first); }
-};
-
 void score_batch(const std::vector<TaskRow>& rows, const Pass& pass, const Place& place, int64_t S, int64_t K,
                  Score& score) {
   for (int64_t b = 0; b < std::ssize(rows); b++) {
@@ -229,10 +250,8 @@ Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& 
 
 // `count` trials whose needles lie out of the windows' reach, then as many whose needles lie within.
 void try_length(const Trials& trials, int64_t length, int64_t count, int64_t memory_bytes, const Reader& read) {
-  const int64_t C = trials.chunks(length), far = trials.task.far_chunks(C, trials.reach()),
-                question_chunk = C - 2 - trials.options.task.gap;
-  for (const Place& place : {Place{C, 0, far, false}, Place{C, far, question_chunk, true}}) {
-    if (place.near && trials.options.far_only) continue;
+  const int64_t C = trials.chunks(length);
+  for (const Place& place : trials.places(C)) {
     if (place.end - place.first < trials.fewest_places()) {
       print(right(length, 9), " ", right(C * (trials.config().chunk - 1), 9), " ", right(C, 8), "  ",
             left(place.name(), 5), " no chunk lies there\n");
@@ -341,10 +360,11 @@ int passkey_command(const std::vector<std::string>& arguments) {
   const int64_t S = saved->settings.config.chunk;
   check_lengths(options, S);
   const Selection selection = options.ablation.selection(options.seed);
+  options.ablation.check(saved->settings.config);
   const Haystack haystack = Haystack::load(options.task.haystack, saved->tokenizer);
   const Task task(options.task, saved->tokenizer, haystack, S);
   const Trials trials{options, *saved, haystack, task, selection};
-  task.check_names(trials.others() + 1);
+  check_trials(trials);
   print_heading(trials);
   return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
     run_trials(device, trials);

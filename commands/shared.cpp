@@ -21,14 +21,15 @@ std::string build_description() {
 }
 
 bool wants_help(const std::vector<std::string>& arguments, const Flags& flags) {
-  const bool wanted = std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
+  const bool wanted = std::any_of(arguments.begin(), arguments.end(),
+                                  [](const std::string& argument) { return argument == "--help" || argument == "-h"; });
   if (wanted) print(flags.help());
   return wanted;
 }
 
 void print_bytes(const std::string& bytes) {
   const std::string shown = isatty(STDOUT_FILENO) ? printable(bytes, true) : bytes;
-  if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0)
+  if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0 || ferror(stdout))
     throw system_error("cannot write standard output", errno);
 }
 
@@ -52,6 +53,12 @@ Selection Ablation::selection(int64_t seed) const {
   selection.picking = no_retrieval ? Picking::none : random_retrieval ? Picking::uniform : Picking::learned;
   selection.seed = static_cast<uint64_t>(seed);
   return selection;
+}
+
+void Ablation::check(const Config& config) const {
+  if (config.groups.empty() && (no_retrieval || random_retrieval))
+    throw UsageError(str("--", no_retrieval ? "no" : "random",
+                         "-retrieval: expected a model that retrieves, found a sliding-window baseline; leave it out"));
 }
 
 }  // namespace gca

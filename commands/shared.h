@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/flags.h"
+#include "model.h"
 #include "ops.h"
 
 namespace gca {
@@ -30,6 +31,7 @@ struct Ablation {
   bool no_retrieval = false, random_retrieval = false;
   void add_to(Flags& flags);
   Selection selection(int64_t seed) const;  // a UsageError where both are asked for
+  void check(const Config& config) const;   // a UsageError where that model retrieves nothing
   const char* name() const { return no_retrieval ? "none" : random_retrieval ? "random" : "learned"; }
   // The end of a line that says what was measured.
   const char* remark() const {

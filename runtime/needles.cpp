@@ -116,7 +116,8 @@ Task::Task(const TaskSettings& settings, const Tokenizer& tokenizer, const Hayst
   if (longest > room)
     throw UsageError(str("--chunk: a needle takes ", needle_length(), " tokens, a question ", question_length(),
                          " before its chunk's end, the answer's chunk ", 1 + answer_length(), ": expected at least ",
-                         longest + 1, " slots a chunk, found ", S, "; use larger chunks or fewer --value-tokens"));
+                         longest + 1, " slots a chunk, found ", S,
+                         "; use fewer --value-tokens, or a model of larger chunks"));
 }
 
 int64_t Task::needle_length() const {
@@ -169,13 +170,19 @@ TaskRow Task::training_row(uint64_t seed, int64_t number, int64_t C, int64_t nee
   });
 }
 
-TaskRow Task::trial(uint64_t seed, int64_t number, int64_t C, int64_t others, int64_t reach, bool near) const {
+void Task::check_trial(int64_t C, int64_t others, int64_t reach, bool near) const {
   const int64_t question = C - 2 - s_.gap, hops = two_hop_ ? 2 : 1, far = far_chunks(C, reach), begin = near ? far : 0,
                 end = near ? question : far;
   if (end - begin < hops || question < (others + 1) * hops)
     throw UsageError(str("a row of ", C, " chunks has ", question, " before the question, ", end - begin, " of them ",
                          near ? "near" : "out of the windows' reach", ": expected room for ", (others + 1) * hops,
                          " needles and ", hops, " of these; use a longer --length or fewer needles"));
+}
+
+TaskRow Task::trial(uint64_t seed, int64_t number, int64_t C, int64_t others, int64_t reach, bool near) const {
+  check_trial(C, others, reach, near);
+  const int64_t question = C - 2 - s_.gap, hops = two_hop_ ? 2 : 1, far = far_chunks(C, reach), begin = near ? far : 0,
+                end = near ? question : far;
   return make(Draws(seed, Draws::trial, number), C, [&](Draws& draws, TaskRow& row, const Text& text) {
     std::vector<int64_t> places = draws.choose(begin, end, hops);
     for (const int64_t place : draws.choose(0, question, (others + 1) * hops))

@@ -102,8 +102,10 @@ class Task {
   // once at most; less where there is no room. A question comes after its needle's chunk.
   TaskRow training_row(uint64_t seed, int64_t number, int64_t C, int64_t needles, int64_t questions) const;
 
+  // A UsageError where C chunks are too few for such a trial.
+  void check_trial(int64_t C, int64_t others, int64_t reach, bool near) const;
   // Trial `number`: one question at the row's end, whose needle lies further back than `reach` slots (near: not so far)
-  // with `others` more needles (two-hop: chains) anywhere before the question. A UsageError where C chunks are too few.
+  // with `others` more needles (two-hop: chains) anywhere before the question.
   TaskRow trial(uint64_t seed, int64_t number, int64_t C, int64_t others, int64_t reach, bool near) const;
   // How many chunks, from the row's first on, lie wholly further back than `reach` slots from the answer.
   int64_t far_chunks(int64_t C, int64_t reach) const;

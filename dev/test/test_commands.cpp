@@ -220,6 +220,19 @@ TEST_CASE("help of every command, and the list of commands") {
   CHECK(says(shop.run("info --model drt --batch 2 --precision bf16 --recompute layers"), "6484.0 MiB"));
 }
 
+TEST_CASE("eval names the slots of each eighth of a row, also where their number is no multiple of eight") {
+  const Workshop shop;
+  std::string training = shop.training("run");
+  training.replace(training.find("--chunk 8"), 9, "--chunk 5");
+  REQUIRE(shop.run(training + " --steps 1").exit == 0);
+  const std::string eval =
+      "eval --checkpoint " + shop.path + "/run --data '" + shop.path + "/shards/t_val_*' --chunks ";
+  const Workshop::Result one = shop.run(eval + "1"), three = shop.run(eval + "3");
+  for (const char* slots : {" 0..0 ", " 1..1 ", " 2..2 ", " 3..3 "}) CHECK(says(one, slots));  // slot 4 is the landmark
+  for (const char* slots : {" 0..1 ", " 2..3 ", " 4..5 ", " 6..7 ", " 8..9 ", " 10..11 ", " 12..13 "})
+    CHECK(says(three, slots));
+}
+
 TEST_CASE("each save ends in a hash of its weights, the same word for the same bits") {
   const Workshop shop;
   const auto hashes = [&](const std::string& run, const std::string& flags) {

@@ -268,7 +268,7 @@ TEST_CASE("the haystack leaves out files with the task's words; sizes that canno
   CHECK(has(error_of([&] { bench.task(); }), "half of the different tokens"));
   bench.settings.values = "random";
   bench.settings.value_tokens = 31 - 3 + 1;
-  CHECK(has(error_of([&] { bench.task(); }), "use larger chunks"));
+  CHECK(has(error_of([&] { bench.task(); }), "a model of larger chunks"));
   bench.settings.value_tokens = 1;
   CHECK_NOTHROW(bench.task().check_names(256));
   CHECK(has(error_of([&] { bench.task().check_names(257); }), "names for 256"));
@@ -350,10 +350,20 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
   fails(passkey + " --value-tokens 20", 2, "--value-tokens");
   fails(passkey + " --others 40", 2, "has names for 26 needles");
   fails(passkey + " --others 20", 2, "use a longer --length");
+  // Said before the first length is tried: nothing is lost, nothing half done.
+  const std::string trials = "passkey --checkpoint " + shop.path + "/run --trials 6 --length ";
+  const auto at_once = [&](const std::string& arguments, int exit, const std::string& words) {
+    fails(trials + arguments, exit, words);
+    CHECK(!has(shop.run(trials + arguments).out, "chance"));
+  };
+  at_once("256,32", 2, "three chunks at least");
+  at_once("256,96 --others 6", 2, "use a longer --length");
+  at_once("256 --gap 200", 2, "--length: expected at least");
+  at_once("256 --out " + shop.path + "/nowhere/figures.jsonl", 1, "cannot open");
   fails(recall(shop, "new"), 2, "either --steps or --tokens");
   fails(recall(shop, "new") + " --steps 3 --data x", 2, "leave --data out");
   fails(recall(shop, "new") + " --steps 3 --val-data x", 2, "leave --val-data out");
-  fails(recall(shop, "new") + " --steps 3 --name-tokens 11", 2, "use larger chunks");
+  fails(recall(shop, "new") + " --steps 3 --name-tokens 11", 2, "a model of larger chunks");
   fails(recall(shop, "new") + " --steps 3 --needles 30", 2, "has names for 26");
   fails(recall(shop, "new") + " --steps 3 --needles ''", 2, "one number at least");
   fails(recall(shop, "new") + " --steps 3 --curriculum 2", 2, "--curriculum: expected");
