@@ -13,7 +13,7 @@ GPU = build/gpu
 CXXFLAGS ?= $(if $(SANITIZE),-O1 -g -fsanitize=$(SANITIZE) -fno-sanitize-recover=all,$(OPTIMISE))
 # What computes is worth its compilation; of the rest more than -O1 makes nothing faster but the compiler slower.
 OPTIMISE = -O1
-$(CPU)/cpu/%.o $(CPU)/tokenizer/%.o $(CPU)/dataloader.o: OPTIMISE = -O3
+$(CPU)/base/%.o $(CPU)/cpu/%.o $(CPU)/tokenizer/%.o $(CPU)/dataloader.o: OPTIMISE = -O3
 $(CPU)/dev/test/%.o: OPTIMISE = -O0
 LDFLAGS += $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 # clang tells of each `omp simd` loop that it leaves as it is (those of double with e^x); g++ 12 warns of "a" + std::string() where the

@@ -36,8 +36,9 @@ GCA_HD inline int64_t candidates(int64_t c) {
   return c < e ? 0 : c - e + 1;
 }
 
-// Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; of the memory's chunks 0 .. candidates(c) - 1 may
-// be picked. Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its gradient.
+// Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; of the memory's chunks 0 ..
+// candidates(c) - 1 may be picked. Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its
+// gradient.
 //
 // The pick table of a group is (B,C+1,K): row c+1 holds what chunk c picked, row c therefore what serves the slots of
 // chunk c. Row 0 comes from before these slots (at the start of a row: no pick). -1 stands where there is no pick; its
