@@ -298,26 +298,26 @@ template <class real, bool bf16>
 void Cpu<real, bf16>::no_pick(int32_t* pick, stat* w, int64_t B, int64_t C, int K) {
   for (int64_t b = 0; b < B; b++)
     for (int64_t k = 0; k < K; k++) {
-      pick[b * (C + 1) * K + k] = -1;
-      w[b * (C + 1) * K + k] = 0;
+      const int64_t at = PickTable{C, K}.serving(b, 0, k);
+      pick[at] = -1;
+      w[at] = 0;
     }
 }
-// score[c,m] = r_c . L_m / sqrt(D), m < c;  pick = K largest of score + noise, the lower chunk first among equals;
-// w = softmax over the raw scores of the picks.
-// pick, w (B,C+1,K): rows 1..C are written; r (B,C,D)
+// score[c,m] = r_c . L_m / sqrt(D), m < candidates(c);  pick = K largest of score + noise, the lower chunk first among
+// equals; w = softmax over the raw scores of the picks. pick, w (B,C+1,K): rows 1..C are written; r (B,C,D)
 template <class real, bool bf16>
 void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act* r, const act* landmark,
                                               const RetrievalShape& s, const Selection& selection) {
   pool_.run(s.B * s.C, [&](int64_t task, int worker) {
-    const int64_t c = task % s.C, b = task / s.C, past = s.first_chunk + c, row = b * (s.C + 1) + c + 1;
-    int32_t* picks = pick + row * s.K;
-    real* weights = w + row * s.K;
+    const int64_t c = task % s.C, b = task / s.C, chunk = s.first_chunk + c, past = candidates(chunk);
+    int32_t* picks = pick + s.table().picked_by(b, c);
+    real* weights = w + s.table().picked_by(b, c);
     real raw[max_topk], key[max_topk];
     const real *query = r + task * s.D, *landmarks = landmark + b * s.row_stride;
     if (selection.picking == Picking::given) {
       for (int k = 0; k < s.K; k++) {
         if (picks[k] >= past)
-          throw Error(str("given picks: chunk ", past, " fetches chunk ", picks[k], ", which is not in its past"));
+          throw Error(str("given picks: chunk ", chunk, " fetches chunk ", picks[k], ", which is not in its past"));
         if (picks[k] >= 0) score_row(raw + k, query, landmarks + picks[k] * s.stride, 1, s);
       }
     } else {
@@ -327,7 +327,7 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
       Philox draw{};
       for (int64_t m = 0; m < past && selection.picking != Picking::none; m++) {
         if (m % 4 == 0 && ((selection.noise && !selection.given_noise) || selection.picking == Picking::uniform))
-          draw = selection_draw(selection, b, past, m / 4);
+          draw = selection_draw(selection, b, chunk, m / 4);
         real value = scores[m];
         if (selection.picking == Picking::uniform) value = static_cast<real>(draw.word[m % 4]);
         else if (selection.given_noise) value += static_cast<real>(selection.given_noise[(b * s.C + c) * s.C + m]);
@@ -363,10 +363,9 @@ template <class real, bool bf16>
 void Cpu<real, bf16>::chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick,
                                                const int32_t* start, const int32_t* entry, const act* r,
                                                const act* landmark, const RetrievalShape& s) {
-  const int64_t table = (s.C + 1) * s.K;
   over(s.B * s.C, s.D * s.K, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      const int64_t c = i % s.C, b = i / s.C, row = b * table + (c + 1) * s.K;
+      const int64_t c = i % s.C, b = i / s.C, row = s.table().picked_by(b, c);
       real mean = 0;
       for (int k = 0; k < s.K; k++) mean += w[row + k] * dw[row + k];
       std::fill_n(dr + i * s.D, s.D, real(0));
@@ -385,7 +384,7 @@ void Cpu<real, bf16>::chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw
       real* to = dlandmark + b * s.row_stride + m * s.stride;
       for (int32_t e = start[b * (s.C + 1) + m]; e < start[b * (s.C + 1) + m + 1]; e++) {
         const int64_t at = entry[b * s.C * s.K + e];  // table row * K + k; row c+1 was picked by chunk c
-        const real *from = r + (b * s.C + at / s.K - 1) * s.D, scale = dw[b * table + at];
+        const real *from = r + (b * s.C + at / s.K - 1) * s.D, scale = dw[s.table().serving(b, 0) + at];
         for (int64_t j = 0; j < s.D; j++) to[j] += scale * from[j];
       }
       for (int64_t j = 0; j < s.D; j++) to[j] = Row::rounded(to[j]);
@@ -398,7 +397,7 @@ template <class real, bool bf16>
 void Cpu<real, bf16>::invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K) {
   pool_.run(B, [=](int64_t b, int) {
     int32_t *at = start + b * (C + 1), *list = entry + b * C * K;
-    const int32_t* table = pick + b * (C + 1) * K;
+    const int32_t* table = pick + PickTable{C, K}.serving(b, 0);
     std::fill_n(at, C + 1, 0);
     for (int64_t i = 0; i < C * K; i++)
       if (table[i] >= 0) at[table[i] + 1]++;
@@ -429,7 +428,7 @@ void Cpu<real, bf16>::gca_forward(act* out, stat* lse, const act* q, const act* 
     const real* query = q + (b * s.T + t.first) * D + h * s.d;
     std::fill_n(sum, t.count * s.d, real(0));
     for (int k = 0; k < s.K; k++) {
-      const int64_t at = (b * (C + 1) + c) * s.K + k;
+      const int64_t at = s.table().serving(b, c, k);
       if (pick[at] < 0) continue;
       const real *key = kv + (b * s.M + pick[at]) * s.S * 2 * D + h * s.d, *value = key + D;
       real* row_lse = lse ? lse + gca_stat(s, b, c, k, static_cast<int>(h)) : nullptr;
@@ -454,7 +453,7 @@ void Cpu<real, bf16>::gca_backward_query(act* dq, stat* dw, stat* delta, const a
     real *p = scratch(worker, 2 * S * S + S * s.d), *ds = p + S * S, *sum = ds + S * S;
     std::fill_n(sum, S * s.d, real(0));
     for (int k = 0; k < s.K; k++) {
-      const int64_t at = (b * (C + 1) + c) * s.K + k, saved = gca_stat(s, b, c, k, static_cast<int>(h));
+      const int64_t at = s.table().serving(b, c, k), saved = gca_stat(s, b, c, k, static_cast<int>(h));
       if (pick[at] < 0) continue;
       const real *key = kv + (b * s.M + pick[at]) * S * 2 * D + h * s.d, *value = key + D;
       matmul_tile(p, S, View<real>{q + first, D, 1}, View<real>{key, 1, 2 * D}, S, s.keys(), s.d, false);
@@ -475,7 +474,7 @@ void Cpu<real, bf16>::gca_backward_query(act* dq, stat* dw, stat* delta, const a
   });
   over(s.B * C * s.K, s.H * s.S, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      const int64_t k = i % s.K, c = i / s.K % C, b = i / s.K / C, at = (b * (C + 1) + c) * s.K + k;
+      const int64_t k = i % s.K, c = i / s.K % C, b = i / s.K / C, at = s.table().serving(b, c, k);
       if (pick[at] < 0) continue;
       const stat* from = delta + gca_stat(s, b, c, static_cast<int>(k), 0);
       for (int64_t j = 0; j < static_cast<int64_t>(s.H) * s.S; j++) dw[at] += from[j];
@@ -502,7 +501,7 @@ void Cpu<real, bf16>::gca_backward_memory(act* dkv, const FetchingLayer<act, sta
                       saved = gca_stat(s, b, c, static_cast<int>(at % s.K), static_cast<int>(h));
         const real *q = layer.q + first, *d_o = layer.dout + first, *row_lse = layer.lse + saved,
                    *row_delta = layer.delta + saved;
-        const real weight_k = layer.w[b * (C + 1) * s.K + at];
+        const real weight_k = layer.w[s.table().serving(b, 0) + at];
         matmul_tile(p, S, View<real>{q, D, 1}, View<real>{key, 1, 2 * D}, S, s.keys(), s.d, false);
         matmul_tile(ds, S, View<real>{d_o, D, 1}, View<real>{value, 1, 2 * D}, S, s.keys(), s.d, false);
         simd([=]() GCA_INLINE {

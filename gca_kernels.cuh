@@ -43,11 +43,19 @@ class GpuDevice : public GpuLayout {
   // ---- memory ----
   void* allocate(int64_t n_bytes);  // a multiple of 256 as address; undefined content
   void release(void* memory);
-  void zero(void* memory, int64_t n_bytes);
+  void zero_bytes(void* memory, int64_t n_bytes);
+  template <class T>
+  void zero(T* data, int64_t count) {  // data (count)
+    zero_bytes(data, count * static_cast<int64_t>(sizeof(T)));
+  }
   // host may change on return; earlier work goes on meanwhile
   void upload(void* device, const void* host, int64_t n_bytes);
   void download(void* host, const void* device, int64_t n_bytes);  // waits: host holds the data on return
-  void copy(void* to, const void* from, int64_t n_bytes);          // inside the device
+  template <class T>
+  void copy(T* to, const T* from, int64_t count) {  // inside the device. to, from (count)
+    copy_bytes(to, from, count * static_cast<int64_t>(sizeof(T)));
+  }
+  void copy_bytes(void* to, const void* from, int64_t n_bytes);
   // The step's figures for the host, without a wait until they are read: the GPU runs ahead meanwhile.
   class Snapshot {
    public:

@@ -199,31 +199,50 @@ struct DRT {
   using stat = typename Device::stat;
   enum class Kind { lower, encoder, upper };
 
-  // A layer: where its weights lie, and its activations.
+  // A layer: where its tensors lie, and what its forward leaves for its backward. rows: slots of all rows together.
+  //   a = x + Wo attended;  upper kind: mlp_in = a + Wo' fetched, else mlp_in = a;  out = a + MLP(Norm(mlp_in))
   struct Layer {
     LayerTensors at;
-    act *n1, *qkv, *attended, *a, *n2, *gate_up, *h,
-        *out;  // n1, n2: after the norms; a: after attention; out: after the MLP
-    stat *rstd1, *lse, *rstd2;
-    act *gca_n, *q, *fetched, *m, *dfetched;  // upper kind: m = a + Wo' fetched, the MLP's input before its norm
-    stat *gca_rstd, *gca_lse, *delta;
+    act* n1;        // (rows,D)    Norm(x)
+    stat* rstd1;    // (rows)
+    act* qkv;       // (rows,3D)   q | k | v
+    act* attended;  // (rows,D)
+    stat* lse;      // (B,H,T), in the encoder (N,H,S)
+    act* a;         // (rows,D)
+    act* n2;        // (rows,D)    Norm(mlp_in)
+    stat* rstd2;    // (rows)
+    act* gate_up;   // (rows,2F)   gate | up
+    act* h;         // (rows,F)    silu(gate) * up
+    act* out;       // (rows,D)
+    // Upper kind.
+    act* gca_n;      // (B,T,D)     Norm(a)
+    stat* gca_rstd;  // (B,T)
+    act* q;          // (B,T,D)     of GCA
+    act* fetched;    // (B,T,D)     the o of GCA
+    act* mlp_in;     // (B,T,D)
+    stat* gca_lse;   // (B,C,K,H,S)
+    stat* delta;     // (B,C,K,H,S) rowsum(P dP), from gca_backward_query to gca_backward_memory
+    act* dfetched;   // (B,T,D)
   };
   struct Group {
     std::vector<Layer> layers;
-    int64_t lmk_norm;
-    act* r;                         // (B,C,D) the queries of the retrieval
-    stat *r_rstd, *w, *dw;          // w, dw (B,C+1,K)
-    int32_t *pick, *start, *entry;  // pick (B,C+1,K); the last two as invert_picks makes them
+    int64_t lmk_norm;          // its gain in the flat buffers
+    act* r;                    // (B,C,D)    Norm(x at the landmarks), the queries of the retrieval
+    stat* r_rstd;              // (B,C)
+    int32_t* pick;             // (B,C+1,K)  the pick table, see PickTable
+    stat *w, *dw;              // (B,C+1,K)  weights of its picks
+    int32_t *start, *fetches;  // (B,C+1), (B,C*K): who fetched each chunk, of invert_picks
   };
   // What a row leaves behind for its later slots, when it is read a segment at a time: one row.
   struct StreamState {
     int64_t slots = 0;           // read so far
     int64_t capacity = 0;        // chunks of memory
-    std::vector<act*> rings;     // (W,2D) a layer, lower ones first
+    std::vector<act*> rings;     // (W,2D) a layer, lower ones first: k | v of the window's slots
     std::vector<int32_t*> pick;  // (K) a group: what the last whole chunk picked, which serves the slots that follow
     std::vector<stat*> w;        // (K) a group: the weights of these
-    act *kv = nullptr, *landmarks = nullptr;  // (capacity,S,2D), (capacity,D)
-    act* chunk = nullptr;  // (S,D) lower layers' output for the slots of a chunk that is not yet whole
+    act* kv = nullptr;           // (capacity,S,2D) CK | CV
+    act* landmarks = nullptr;    // (capacity,D)
+    act* unfinished_chunk = nullptr;  // (S,D) lower layers' output for the slots of a chunk that is not yet whole
     Arena arena;
   };
   // What one forward pass reads.
@@ -236,21 +255,27 @@ struct DRT {
   Device& device;
   const Config config;
   const TensorTable table;
-  master *masters = nullptr, *m = nullptr, *v = nullptr;  // flat buffers, table.size each: weights and Adam's moments
-  weight* weights = nullptr;                              // the masters themselves where the backend says so
+  // Flat buffers, (table.size) each.
+  master *masters = nullptr, *adam_m = nullptr, *adam_v = nullptr;  // weights, Adam's first and second moments
+  weight* weights = nullptr;                                        // the masters themselves where the backend says so
   grad* gradient = nullptr;
-  StepState* state = nullptr;             // on the device
+  StepState* state = nullptr;             // (1), on the device
   Recompute recompute = Recompute::none;  // in training; before plan()
   // Called in backward order when a stretch of the gradient is final: where ranks reduce.
   std::function<void(int64_t begin, int64_t end)> grads_ready = [](int64_t, int64_t) {};
 
   std::vector<Layer> lower, encoder;
   std::vector<Group> groups;
-  act *embedded = nullptr, *enc_in = nullptr, *enc_out = nullptr, *kv = nullptr, *final_n = nullptr, *logits = nullptr;
-  stat *enc_in_rstd = nullptr, *enc_out_rstd = nullptr, *final_rstd = nullptr, *loss = nullptr;
-  int32_t *token = nullptr, *target = nullptr;
-  float* slot_weight = nullptr;
-  const act* top = nullptr;  // the last layer's output
+  int32_t *token = nullptr, *target = nullptr;           // (B,T)
+  float* slot_weight = nullptr;                          // (B,T)
+  act* embedded = nullptr;                               // (B,T,D)
+  act *enc_in = nullptr, *enc_out = nullptr;             // (B,C,S,D) before and after the encoder's layers, normed
+  stat *enc_in_rstd = nullptr, *enc_out_rstd = nullptr;  // (B,C,S)
+  act* kv = nullptr;                                     // (B,C,S,2D) CK | CV, the landmarks' rows zero
+  const act* top = nullptr;                              // (B,T,D) the last layer's output
+  act* final_n = nullptr;                                // (B,T,D) Norm(top)
+  stat *final_rstd = nullptr, *loss = nullptr;           // (B,T)
+  act* logits = nullptr;                                 // (logits_rows(),padded_vocab), of a piece of the slots
 
   DRT(Device& device_, const Config& config_, Use use_ = Use::training);
   ~DRT();
@@ -309,27 +334,52 @@ struct DRT {
   int64_t max_rows_ = 0, logits_rows_ = 0;
   bool has_weights_ = false;
   Input input_{};
-  // Gradients, each dead after its layer but dx.
-  act *dx_ = nullptr, *dn_ = nullptr, *dattended_ = nullptr, *dqkv_ = nullptr, *dh_ = nullptr, *dgate_up_ = nullptr;
-  act *dm_ = nullptr, *denc_ = nullptr, *dkv_ = nullptr, *dr_ = nullptr;
+  // Where a pass finds what lies before its slots and leaves what comes from them: the model's own buffers (whole rows,
+  // nothing before them), or a stream's. begin_pass() decides; nothing after it asks which.
+  struct Place {
+    int64_t first_slot;       // number of the first slot in its row
+    int64_t capacity;         // M, chunks of memory a row
+    std::vector<act*> rings;  // (W,2D) a layer, or null: nothing before, nothing to leave
+    act* kv;                  // (B,M,S,2D)
+    const act* landmarks;     // landmark m of row b at b * landmark_row_stride + m * landmark_stride, (D)
+    int64_t landmark_stride, landmark_row_stride;
+    act* kept_landmarks;    // (M,D) where a pass copies the landmarks that it makes, or null: they stay
+    act* unfinished_chunk;  // (S,D), or null: all chunks are whole
+  };
+  Place place_{};
+  // Gradients, each dead after its layer but dx; rows: the larger of B*T and B*C*S.
+  act *dx_ = nullptr, *dn_ = nullptr;         // (rows,D)
+  act* dattended_ = nullptr;                  // (rows,D)
+  act* dqkv_ = nullptr;                       // (rows,3D)
+  act *dh_ = nullptr, *dgate_up_ = nullptr;   // (rows,F), (rows,2F)
+  act *dmlp_in_ = nullptr, *denc_ = nullptr;  // (rows,D)
+  act *dkv_ = nullptr, *dr_ = nullptr;        // (B,C,S,2D), (B,C,D)
 
   SlidingShape sliding_shape() const;
   ChunkShape chunk_shape(int64_t rows) const;
   GcaShape gca_shape() const;
-  RetrievalShape retrieval_shape(int64_t done, int64_t first_slot) const;
+  RetrievalShape retrieval_shape() const;
 
+  static const act* mlp_in(const Layer& l, Kind kind) { return kind == Kind::upper ? l.mlp_in : l.a; }
   double eps_of(Kind kind) const { return kind == Kind::encoder ? Config::encoder_eps : config.eps; }
 
-  act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group);
-  void layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group);
+  act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group);
+  void layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group);
 
   void layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group);
 
   void layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group);
 
-  void encode(const act* x, int64_t done, int64_t first_slot);
+  // Landmarks among the slots of this pass, in each row: the chunks that they complete.
+  int64_t completed_chunks() const {
+    return (place_.first_slot + input_.T) / config.chunk - place_.first_slot / config.chunk;
+  }
+  void begin_pass(const Input& in);
+  void end_pass(const Input& in);
 
-  void retrieve(Group& group, const act* x, int64_t done, int64_t first_slot);
+  void encode(const act* x);
+
+  void retrieve(Group& group, const act* x);
 };
 
 template <class Device>
@@ -342,8 +392,8 @@ DRT<Device>::DRT(Device& device_, const Config& config_, Use use_)
   if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", table.size);
   if (use == Use::training) {
     model_.want(gradient, "gradients", table.size);
-    model_.want(m, "Adam's first moment", table.size);
-    model_.want(v, "Adam's second moment", table.size);
+    model_.want(adam_m, "Adam's first moment", table.size);
+    model_.want(adam_v, "Adam's second moment", table.size);
   }
   model_.want(state, "step state", 1);
 }
@@ -355,7 +405,7 @@ DRT<Device>::~DRT() {
 template <class Device>
 void DRT<Device>::allocate() {
   model_.commit(device);
-  device.zero(masters, model_.total_bytes());
+  device.zero_bytes(masters, model_.total_bytes());
   if constexpr (Device::weights_are_masters) weights = masters;
 }
 template <class Device>
@@ -409,7 +459,7 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
     part(l.gca_rstd, Recompute::layers, " gca rstd", rows);
     kept(l.q, " gca q", rows * D);
     part(l.fetched, Recompute::layers, " gca out", rows * D);
-    part(l.m, Recompute::layers, " m", rows * D);
+    part(l.mlp_in, Recompute::layers, " mlp in", rows * D);
     if (use == Use::inference) return;
     kept(l.gca_lse, " gca lse", RC * c.heads * K);
     kept(l.delta, " gca delta", RC * c.heads * K);
@@ -437,11 +487,11 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
     want_layers(group.layers, table.upper[g], Kind::upper, R, name + " layer");
     want(group.r, name + " r", B * C * D);
     want(group.r_rstd, name + " r rstd", B * C);
-    want(group.pick, name + " picks", B * (C + 1) * K);
-    want(group.w, name + " weights", B * (C + 1) * K);
-    want(group.dw, name + " dweights", B * (C + 1) * K);
+    want(group.pick, name + " picks", PickTable{C, K}.size(B));
+    want(group.w, name + " weights", PickTable{C, K}.size(B));
+    want(group.dw, name + " dweights", PickTable{C, K}.size(B));
     want(group.start, name + " start", B * (C + 1));
-    want(group.entry, name + " entry", B * C * K);
+    want(group.fetches, name + " fetches", B * C * K);
   }
   logits_rows_ = std::min(R, std::max<int64_t>(64, Device::logits_bytes / (V * static_cast<int64_t>(sizeof(act)))));
   want(final_n, "final norm", R * D);
@@ -457,7 +507,7 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
   want(dh_, "dh", rows * F);
   want(dgate_up_, "dgate|dup", rows * 2 * F);
   if (groups.empty()) return;
-  want(dm_, "dm", rows * D);
+  want(dmlp_in_, "dmlp in", rows * D);
   want(denc_, "dencoder", rows * D);
   want(dkv_, "dck|dcv", rows * 2 * D);
   want(dr_, "dr", B * C * D);
@@ -472,36 +522,54 @@ void DRT<Device>::upload(const int32_t* tokens, const int32_t* targets, const fl
   has_weights_ = loss_weights != nullptr;
   if (has_weights_) device.upload(slot_weight, loss_weights, count * 4);
 }
+// Row 0 of the pick tables, which serves the first slots, comes from here too: what the chunk before them picked.
 template <class Device>
-void DRT<Device>::forward(const Input& in) {
-  const Config& c = config;
-  const int64_t D = c.width, S = c.chunk, R = in.B * in.T, first_slot = in.stream ? in.stream->slots : 0;
-  GCA_CHECK(R <= max_rows_, "planned for ", max_rows_, " slots, found ", R);
+void DRT<Device>::begin_pass(const Input& in) {
+  const int64_t D = config.width, S = config.chunk, K = config.topk, C = in.T / S;
+  GCA_CHECK(in.B * in.T <= max_rows_, "planned for ", max_rows_, " slots, found ", in.B * in.T);
   GCA_CHECK(in.stream ? in.B == 1 : in.T % S == 0, "rows are whole chunks, or one row is read in segments");
   input_ = in;
-  size_t ring = 0;
+  if (StreamState* stream = in.stream) {
+    place_ = {stream->slots,     stream->capacity,        stream->rings, stream->kv, stream->landmarks, D, 0,
+              stream->landmarks, stream->unfinished_chunk};
+    for (size_t g = 0; g < groups.size(); g++) {
+      device.copy(groups[g].pick, stream->pick[g], K);
+      device.copy(groups[g].w, stream->w[g], K);
+    }
+  } else {
+    const act* own_landmarks = groups.empty() ? nullptr : enc_out + (S - 1) * D;
+    place_ = {0,       C,      std::vector<act*>(config.lower + config.upper()), kv, own_landmarks, S * D, in.T * D,
+              nullptr, nullptr};
+    for (Group& group : groups) device.no_pick(group.pick, group.w, in.B, C, static_cast<int>(K));
+  }
+}
+// What the last whole chunk picked serves the slots that follow.
+template <class Device>
+void DRT<Device>::end_pass(const Input& in) {
+  if (!in.stream) return;
+  const int64_t K = config.topk, done = completed_chunks();
+  for (size_t g = 0; g < groups.size(); g++) {
+    device.copy(in.stream->pick[g], groups[g].pick + done * K, K);
+    device.copy(in.stream->w[g], groups[g].w + done * K, K);
+  }
+  in.stream->slots += in.T;
+}
+template <class Device>
+void DRT<Device>::forward(const Input& in) {
+  const int64_t D = config.width, R = in.B * in.T;
+  begin_pass(in);
+  auto ring = place_.rings.begin();
   device.embedding_forward(embedded, token, weights + table.embedding, R, D);
   const act* x = embedded;
-  for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, ring++, nullptr);
-
-  if (!groups.empty()) {
-    // Landmarks among these slots: the chunks that they complete. The memory gets those chunks before anybody
-    // retrieves.
-    const int64_t done = (first_slot + in.T) / S - first_slot / S;
-    encode(x, done, first_slot);
-    for (Group& group : groups) {
-      retrieve(group, x, done, first_slot);
-      for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, ring++, &group);
-      if (in.stream) {  // what the last whole chunk picked serves the slots that follow
-        const size_t g = &group - groups.data();
-        device.copy(in.stream->pick[g], group.pick + done * c.topk, c.topk * static_cast<int64_t>(sizeof(int32_t)));
-        device.copy(in.stream->w[g], group.w + done * c.topk, c.topk * static_cast<int64_t>(sizeof(stat)));
-      }
-    }
+  for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, *ring++, nullptr);
+  if (!groups.empty()) encode(x);  // before anybody retrieves
+  for (Group& group : groups) {
+    retrieve(group, x);
+    for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, *ring++, &group);
   }
   top = x;
-  device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, R, D, D, c.eps);
-  if (in.stream) in.stream->slots += in.T;
+  device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, R, D, D, config.eps);
+  end_pass(in);
 }
 template <class Device>
 void DRT<Device>::piece_of_logits(int64_t first, int64_t count) {
@@ -541,23 +609,23 @@ void DRT<Device>::backward() {
 
   if (!groups.empty()) {
     const act* lower_out = lower.empty() ? embedded : lower.back().out;
-    const RetrievalShape retrieval = retrieval_shape(C, 0);
+    const RetrievalShape retrieval = retrieval_shape();
     std::vector<FetchingLayer<act, stat>> fetching;
-    device.zero(denc_, R * D * static_cast<int64_t>(sizeof(act)));
+    device.zero(denc_, R * D);
     for (size_t g = groups.size(); g-- > 0;) {
       Group& group = groups[g];
       const act* group_in = g ? groups[g - 1].layers.back().out : lower_out;
-      device.invert_picks(group.start, group.entry, group.pick, B, C, static_cast<int>(c.topk));
-      device.zero(group.dw, B * (C + 1) * c.topk * static_cast<int64_t>(sizeof(stat)));
+      device.invert_picks(group.start, group.fetches, group.pick, B, C, static_cast<int>(c.topk));
+      device.zero(group.dw, PickTable{C, c.topk}.size(B));
       for (size_t i = group.layers.size(); i-- > 0;) {
         layer_backward(group.layers[i], Kind::upper, i ? group.layers[i - 1].out : group_in, dx_, R, &group);
         fetching.push_back({group.layers[i].q, group.layers[i].dfetched, group.layers[i].gca_lse, group.layers[i].delta,
-                            group.w, group.start, group.entry});
+                            group.w, group.start, group.fetches});
         if (i) ready(group.layers[i].at.begin);
       }
       // r = Norm_g(x at the landmarks), score = r . L: both ends of the retrieval
-      device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start, group.entry,
-                                      group.r, enc_out + (S - 1) * D, retrieval);
+      device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start,
+                                      group.fetches, group.r, enc_out + (S - 1) * D, retrieval);
       device.rmsnorm_backward(dx_ + (S - 1) * D, gradient + group.lmk_norm, dr_, group_in + (S - 1) * D, group.r_rstd,
                               weights + group.lmk_norm, dx_ + (S - 1) * D, nullptr, B * C, D, S * D);
       ready(group.lmk_norm);
@@ -586,14 +654,14 @@ void DRT<Device>::backward() {
 // ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update ---------------
 template <class Device>
 void DRT<Device>::begin_step() {
-  device.zero(gradient, table.size * static_cast<int64_t>(sizeof(grad)));
+  device.zero(gradient, table.size);
   device.begin_step(state);
 }
 template <class Device>
 void DRT<Device>::update(const AdamW& hyper) {
   device.end_gradient(state, gradient, table.size, hyper.clip);
-  device.adamw(masters, weights, m, v, gradient, table.segments.data(), static_cast<int64_t>(table.segments.size()),
-               state, hyper);
+  device.adamw(masters, weights, adam_m, adam_v, gradient, table.segments.data(),
+               static_cast<int64_t>(table.segments.size()), state, hyper);
 }
 template <class Device>
 StepState DRT<Device>::step_state() const {
@@ -650,7 +718,7 @@ void DRT<Device>::plan(StreamState& stream, int64_t chunks) {
   if (!config.groups.empty()) {
     stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
     stream.arena.want(stream.landmarks, "landmarks", chunks * D);
-    stream.arena.want(stream.chunk, "chunk", config.chunk * D);
+    stream.arena.want(stream.unfinished_chunk, "unfinished chunk", config.chunk * D);
   }
 }
 template <class Device>
@@ -661,12 +729,8 @@ void DRT<Device>::rewind(StreamState& stream) {
 }
 template <class Device>
 SlidingShape DRT<Device>::sliding_shape() const {
-  return {input_.B,
-          input_.T,
-          static_cast<int>(config.heads),
-          static_cast<int>(config.head_size()),
-          config.window,
-          input_.stream ? input_.stream->slots : 0};
+  return {input_.B,      input_.T,         static_cast<int>(config.heads), static_cast<int>(config.head_size()),
+          config.window, place_.first_slot};
 }
 template <class Device>
 ChunkShape DRT<Device>::chunk_shape(int64_t rows) const {
@@ -675,154 +739,145 @@ ChunkShape DRT<Device>::chunk_shape(int64_t rows) const {
 }
 template <class Device>
 GcaShape DRT<Device>::gca_shape() const {
-  const StreamState* stream = input_.stream;
-  const int H = static_cast<int>(config.heads), d = static_cast<int>(config.head_size()),
-            S = static_cast<int>(config.chunk);
-  const int64_t M = stream ? stream->capacity : input_.T / S, first_slot = stream ? stream->slots : 0;
-  return {input_.B, input_.T, H, d, S, static_cast<int>(config.topk), M, first_slot, config.null_slot};
-}
-template <class Device>
-RetrievalShape DRT<Device>::retrieval_shape(int64_t done, int64_t first_slot) const {
-  const bool stream = input_.stream != nullptr;
-  const int64_t D = config.width, S = config.chunk;
   return {input_.B,
-          done,
-          static_cast<int>(D),
+          input_.T,
+          static_cast<int>(config.heads),
+          static_cast<int>(config.head_size()),
+          static_cast<int>(config.chunk),
           static_cast<int>(config.topk),
-          first_slot / S,
-          stream ? D : S * D,
-          stream ? 0 : input_.T * D};
+          place_.capacity,
+          place_.first_slot,
+          config.null_slot};
 }
-// One layer of any kind; returns its output, (rows,D).
-//   a = x + Wo Attention(Wqkv Norm(x));  upper: m = a + Wo' GCA(Wq' Norm(a)), else m = a;  out = a + MLP(Norm(m))
 template <class Device>
-typename DRT<Device>::act* DRT<Device>::layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring,
+RetrievalShape DRT<Device>::retrieval_shape() const {
+  return {input_.B,
+          completed_chunks(),
+          static_cast<int>(config.width),
+          static_cast<int>(config.topk),
+          place_.first_slot / config.chunk,
+          place_.landmark_stride,
+          place_.landmark_row_stride};
+}
+// One layer of any kind over x (rows,D); returns its output, (rows,D). ring (W,2D): the window's slots before these, or
+// null. What it computes is said at Layer.
+template <class Device>
+typename DRT<Device>::act* DRT<Device>::layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, act* ring,
                                                       Group* group) {
   layer_inside(l, kind, x, rows, ring, group);
   device.matmul_forward(l.out, l.h, weights + l.at.down, l.a, rows, config.ffn, config.width);
   return l.out;
 }
-// All but the last product: up to h = SwiGLU(Wgate_up Norm(m)).
+// All but the last product: up to h = SwiGLU(Wgate_up Norm(mlp_in)).
 template <class Device>
-void DRT<Device>::layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, size_t ring, Group* group) {
+void DRT<Device>::layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group) {
   const int64_t D = config.width, F = config.ffn;
   const double eps = eps_of(kind);
-  const weight* w = weights;
-  device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps);
-  device.matmul_forward(l.qkv, l.n1, w + l.at.qkv, nullptr, rows, D, 3 * D);
+  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.at.norm1, rows, D, D, eps);
+  device.matmul_forward(l.qkv, l.n1, weights + l.at.qkv, nullptr, rows, D, 3 * D);
   if (kind == Kind::encoder) {
     device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
   } else {
-    act* window = input_.stream ? input_.stream->rings[ring] : nullptr;
-    device.sliding_attention_forward(l.attended, l.lse, l.qkv, window, sliding_shape());
-    if (window) device.ring_append(window, l.qkv, sliding_shape());
+    device.sliding_attention_forward(l.attended, l.lse, l.qkv, ring, sliding_shape());
+    if (ring) device.ring_append(ring, l.qkv, sliding_shape());
   }
-  device.matmul_forward(l.a, l.attended, w + l.at.o, x, rows, D, D);
-  const act* m = l.a;
+  device.matmul_forward(l.a, l.attended, weights + l.at.o, x, rows, D, D);
   if (kind == Kind::upper) {
-    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps);
-    device.matmul_forward(l.q, l.gca_n, w + l.at.gca_q, nullptr, rows, D, D);
-    device.gca_forward(l.fetched, l.gca_lse, l.q, input_.stream ? input_.stream->kv : kv, group->pick, group->w,
-                       gca_shape());
-    device.matmul_forward(l.m, l.fetched, w + l.at.gca_o, l.a, rows, D, D);
-    m = l.m;
+    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.at.gca_norm, rows, D, D, eps);
+    device.matmul_forward(l.q, l.gca_n, weights + l.at.gca_q, nullptr, rows, D, D);
+    device.gca_forward(l.fetched, l.gca_lse, l.q, place_.kv, group->pick, group->w, gca_shape());
+    device.matmul_forward(l.mlp_in, l.fetched, weights + l.at.gca_o, l.a, rows, D, D);
   }
-  device.rmsnorm_forward(l.n2, l.rstd2, m, w + l.at.norm2, rows, D, D, eps);
-  device.matmul_forward(l.gate_up, l.n2, w + l.at.gate_up, nullptr, rows, D, 2 * F);
+  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.at.norm2, rows, D, D, eps);
+  device.matmul_forward(l.gate_up, l.n2, weights + l.at.gate_up, nullptr, rows, D, 2 * F);
   device.swiglu_forward(l.h, l.gate_up, rows, F);
 }
 // What layer_backward reads and recompute did not keep.
 template <class Device>
 void DRT<Device>::layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group) {
   if (recompute == Recompute::none) return;
-  if (recompute == Recompute::layers) return layer_inside(l, kind, x, rows, 0, group);
+  if (recompute == Recompute::layers) return layer_inside(l, kind, x, rows, nullptr, group);
   const int64_t D = config.width;
-  const weight* w = weights;
-  device.rmsnorm_forward(l.n1, l.rstd1, x, w + l.at.norm1, rows, D, D, eps_of(kind));
+  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.at.norm1, rows, D, D, eps_of(kind));
   if (kind == Kind::upper)
-    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, w + l.at.gca_norm, rows, D, D, eps_of(kind));
-  device.rmsnorm_forward(l.n2, l.rstd2, kind == Kind::upper ? l.m : l.a, w + l.at.norm2, rows, D, D, eps_of(kind));
+    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.at.gca_norm, rows, D, D, eps_of(kind));
+  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.at.norm2, rows, D, D, eps_of(kind));
   device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
 }
 // dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.
 template <class Device>
 void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group) {
   const int64_t D = config.width, F = config.ffn;
-  const weight* w = weights;
-  grad* g = gradient;
   layer_anew(l, kind, x, rows, group);
-  const act* m = kind == Kind::upper ? l.m : l.a;
-  // out = a + Wdown swiglu(Wgate_up Norm(m))
-  device.matmul_backward_weight(g + l.at.down, dx, l.h, rows, F, D);
-  device.matmul_backward_input(dh_, dx, w + l.at.down, false, rows, F, D);
+  // out = a + Wdown swiglu(Wgate_up Norm(mlp_in))
+  device.matmul_backward_weight(gradient + l.at.down, dx, l.h, rows, F, D);
+  device.matmul_backward_input(dh_, dx, weights + l.at.down, false, rows, F, D);
   device.swiglu_backward(dgate_up_, dh_, l.gate_up, rows, F);
-  device.matmul_backward_weight(g + l.at.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
-  device.matmul_backward_input(dn_, dgate_up_, w + l.at.gate_up, false, rows, D, 2 * F);
+  device.matmul_backward_weight(gradient + l.at.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
+  device.matmul_backward_input(dn_, dgate_up_, weights + l.at.gate_up, false, rows, D, 2 * F);
   if (kind == Kind::upper) {
-    // m = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The stream carries a: dx goes round m, not through it.
-    device.rmsnorm_backward(dm_, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, nullptr, nullptr, rows, D, D);
-    device.matmul_backward_weight(g + l.at.gca_o, dm_, l.fetched, rows, D, D);
-    device.matmul_backward_input(l.dfetched, dm_, w + l.at.gca_o, false, rows, D, D);
-    device.gca_backward_query(dattended_, group->dw, l.delta, l.dfetched, l.q, kv, l.gca_lse, group->pick, group->w,
+    // mlp_in = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The residual stream carries a: dx goes round mlp_in,
+    // not through it.
+    act* dq = dattended_;  // its place is free until the attention's turn comes
+    device.rmsnorm_backward(dmlp_in_, gradient + l.at.norm2, dn_, mlp_in(l, kind), l.rstd2, weights + l.at.norm2,
+                            nullptr, nullptr, rows, D, D);
+    device.matmul_backward_weight(gradient + l.at.gca_o, dmlp_in_, l.fetched, rows, D, D);
+    device.matmul_backward_input(l.dfetched, dmlp_in_, weights + l.at.gca_o, false, rows, D, D);
+    device.gca_backward_query(dq, group->dw, l.delta, l.dfetched, l.q, kv, l.gca_lse, group->pick, group->w,
                               gca_shape());
-    device.matmul_backward_weight(g + l.at.gca_q, dattended_, l.gca_n, rows, D, D);
-    device.matmul_backward_input(dn_, dattended_, w + l.at.gca_q, false, rows, D, D);
-    device.rmsnorm_backward(dx, g + l.at.gca_norm, dn_, l.a, l.gca_rstd, w + l.at.gca_norm, dx, dm_, rows, D, D);
+    device.matmul_backward_weight(gradient + l.at.gca_q, dq, l.gca_n, rows, D, D);
+    device.matmul_backward_input(dn_, dq, weights + l.at.gca_q, false, rows, D, D);
+    device.rmsnorm_backward(dx, gradient + l.at.gca_norm, dn_, l.a, l.gca_rstd, weights + l.at.gca_norm, dx, dmlp_in_,
+                            rows, D, D);
   } else {
-    device.rmsnorm_backward(dx, g + l.at.norm2, dn_, m, l.rstd2, w + l.at.norm2, dx, nullptr, rows, D, D);
+    device.rmsnorm_backward(dx, gradient + l.at.norm2, dn_, mlp_in(l, kind), l.rstd2, weights + l.at.norm2, dx, nullptr,
+                            rows, D, D);
   }
   // a = x + Wo Attention(Wqkv Norm(x))
-  device.matmul_backward_weight(g + l.at.o, dx, l.attended, rows, D, D);
-  device.matmul_backward_input(dattended_, dx, w + l.at.o, false, rows, D, D);
+  device.matmul_backward_weight(gradient + l.at.o, dx, l.attended, rows, D, D);
+  device.matmul_backward_input(dattended_, dx, weights + l.at.o, false, rows, D, D);
   if (kind == Kind::encoder)
     device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
   else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
-  device.matmul_backward_weight(g + l.at.qkv, dqkv_, l.n1, rows, D, 3 * D);
-  device.matmul_backward_input(dn_, dqkv_, w + l.at.qkv, false, rows, D, 3 * D);
-  device.rmsnorm_backward(dx, g + l.at.norm1, dn_, x, l.rstd1, w + l.at.norm1, dx, nullptr, rows, D, D);
+  device.matmul_backward_weight(gradient + l.at.qkv, dqkv_, l.n1, rows, D, 3 * D);
+  device.matmul_backward_input(dn_, dqkv_, weights + l.at.qkv, false, rows, D, 3 * D);
+  device.rmsnorm_backward(dx, gradient + l.at.norm1, dn_, x, l.rstd1, weights + l.at.norm1, dx, nullptr, rows, D, D);
 }
-// The chunk encoder over the chunks that these slots complete: enc_out, and CK | CV into kv or the stream's memory.
+// The chunk encoder over the chunks that these slots complete: enc_out, CK | CV into the memory, and their landmarks.
+// x (B,T,D): lower layers' output.
 template <class Device>
-void DRT<Device>::encode(const act* x, int64_t done, int64_t first_slot) {
-  const int64_t D = config.width, S = config.chunk;
-  StreamState* stream = input_.stream;
-  const act* chunks = x;  // (done,S,D)
-  if (stream && (first_slot % S || input_.T % S)) {
+void DRT<Device>::encode(const act* x) {
+  const int64_t D = config.width, S = config.chunk, first_slot = place_.first_slot, first_chunk = first_slot / S,
+                done = completed_chunks(), N = input_.B * done, rows = N * S;
+  const act* chunks = x;  // (N,S,D)
+  if (first_slot % S || input_.T % S) {
     GCA_CHECK(first_slot % S + input_.T <= S, "a segment is whole chunks, or slots of one chunk");
-    device.copy_rows(stream->chunk + first_slot % S * D, D, x, D, input_.T, D);
-    chunks = stream->chunk;
+    device.copy_rows(place_.unfinished_chunk + first_slot % S * D, D, x, D, input_.T, D);
+    chunks = place_.unfinished_chunk;
   }
-  const int64_t N = input_.B * done, rows = N * S;
   if (!N) return;
-  if (stream) GCA_CHECK(first_slot / S + done <= stream->capacity, "the stream holds ", stream->capacity, " chunks");
+  GCA_CHECK(first_chunk + done <= place_.capacity, "the stream holds ", place_.capacity, " chunks");
   device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
   const act* h = enc_in;
-  for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, 0, nullptr);
+  for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, nullptr, nullptr);
   device.rmsnorm_forward(enc_out, enc_out_rstd, h, weights + table.enc_norm, rows, D, D, Config::encoder_eps);
-  act* memory = stream ? stream->kv + first_slot / S * S * 2 * D : kv;
+  act* memory = place_.kv + first_chunk * S * 2 * D;
   device.matmul_forward(memory, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);
   device.zero_landmarks(memory, N, S, D);
-  if (stream) device.copy_rows(stream->landmarks + first_slot / S * D, D, enc_out + (S - 1) * D, S * D, done, D);
+  if (place_.kept_landmarks)
+    device.copy_rows(place_.kept_landmarks + first_chunk * D, D, enc_out + (S - 1) * D, S * D, done, D);
 }
-// The picks of the chunks that these slots complete, from x at their landmarks as it enters the group.
+// The picks of the chunks that these slots complete, from x (B,T,D) at their landmarks as it enters the group.
 template <class Device>
-void DRT<Device>::retrieve(Group& group, const act* x, int64_t done, int64_t first_slot) {
-  const int64_t D = config.width, S = config.chunk;
-  const size_t g = &group - groups.data();
-  if (input_.stream) {
-    device.copy(group.pick, input_.stream->pick[g], config.topk * static_cast<int64_t>(sizeof(int32_t)));
-    device.copy(group.w, input_.stream->w[g], config.topk * static_cast<int64_t>(sizeof(stat)));
-  } else {
-    device.no_pick(group.pick, group.w, input_.B, done, static_cast<int>(config.topk));
-  }
+void DRT<Device>::retrieve(Group& group, const act* x) {
+  const int64_t D = config.width, S = config.chunk, done = completed_chunks();
   if (!done) return;
-  device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - first_slot % S) * D, weights + group.lmk_norm,
+  device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - place_.first_slot % S) * D, weights + group.lmk_norm,
                          input_.B * done, D, S * D, config.eps);
   Selection selection = input_.selection;
-  selection.group = static_cast<int>(g);
+  selection.group = static_cast<int>(&group - groups.data());
   if (selection.given_noise) selection.given_noise += selection.group * input_.B * done * done;
-  const act* landmarks = input_.stream ? input_.stream->landmarks : enc_out + (S - 1) * D;
-  device.chunk_retrieval_forward(group.pick, group.w, group.r, landmarks, retrieval_shape(done, first_slot), selection);
+  device.chunk_retrieval_forward(group.pick, group.w, group.r, place_.landmarks, retrieval_shape(), selection);
 }
 
 }  // namespace gca

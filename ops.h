@@ -36,25 +36,30 @@ GCA_HD inline int64_t candidates(int64_t c) {
   return c < e ? 0 : c - e + 1;
 }
 
-// Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; of the memory's chunks 0 ..
-// candidates(c) - 1 may be picked. Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its
-// gradient.
-//
 // The pick table of a group is (B,C+1,K): row c+1 holds what chunk c picked, row c therefore what serves the slots of
 // chunk c. Row 0 comes from before these slots (at the start of a row: no pick). -1 stands where there is no pick; its
 // weight is 0.
+struct PickTable {
+  int64_t C, K;
+  GCA_HD int64_t size(int64_t B) const { return B * (C + 1) * K; }
+  // Place of pick k of those that serve chunk c of row b ...
+  GCA_HD int64_t serving(int64_t b, int64_t c, int64_t k = 0) const { return (b * (C + 1) + c) * K + k; }
+  // ... and of those that it made.
+  GCA_HD int64_t picked_by(int64_t b, int64_t c, int64_t k = 0) const { return serving(b, c + 1, k); }
+};
+
+// Causal chunk retrieval. C queries a row, the landmarks of chunks first_chunk..; of the memory's chunks 0 ..
+// candidates(c) - 1 may be picked. Landmark m of row b lies at landmark + b*row_stride + m*stride, and so does its
+// gradient.
 struct RetrievalShape {
   int64_t B, C;
   int D, K;
   int64_t first_chunk, stride, row_stride;
+  GCA_HD PickTable table() const { return {C, K}; }
 };
 
-enum class Picking {
-  learned,
-  uniform,
-  none,
-  given
-};  // uniform, none: ablations; given: the table's picks stand, weights are made
+// uniform, none: ablations; given: the table's picks stand, weights are made
+enum class Picking { learned, uniform, none, given };
 
 struct Selection {
   Picking picking = Picking::learned;
@@ -84,6 +89,7 @@ struct GcaShape {
     return (first_slot + T - 1) / S - first_slot / S + 1;
   }  // chunks that the slots touch
   GCA_HD int keys() const { return null_slot ? S : S - 1; }
+  GCA_HD PickTable table() const { return {chunks(), K}; }
 };
 // Place of a saved statistic (log-sum-exp, delta), (B,C,K,H,S), of chunk c (of C), pick k, head h.
 GCA_HD inline int64_t gca_stat(const GcaShape& s, int64_t b, int64_t c, int k, int h) {

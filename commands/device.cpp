@@ -21,7 +21,7 @@ template <class Device>
 std::vector<FetchedChunks> fetched_chunks(const DRT<Device>& model, int64_t B, int64_t C) {
   std::vector<FetchedChunks> fetched;
   for (const auto& group : model.groups) {
-    std::vector<int32_t> pick(B * (C + 1) * model.config.topk);
+    std::vector<int32_t> pick(PickTable{C, model.config.topk}.size(B));
     std::vector<typename DRT<Device>::stat> w(pick.size());
     model.device.download(pick.data(), group.pick, static_cast<int64_t>(pick.size() * sizeof(pick[0])));
     model.device.download(w.data(), group.w, static_cast<int64_t>(w.size() * sizeof(w[0])));

@@ -142,7 +142,8 @@ void score_batch(const std::vector<TaskRow>& rows, const Pass& pass, const Place
                  Score& score) {
   for (int64_t b = 0; b < std::ssize(rows); b++) {
     const Question& question = rows[b].questions[0];
-    const int64_t first = (b * (place.C + 1) + question.first_slot / S) * K;  // what was fetched for the answer's chunk
+    const int64_t first =
+        PickTable{place.C, K}.serving(b, question.first_slot / S);  // what was fetched for the answer's chunk
     const auto is_fetched = [&](int64_t needle) {
       return std::any_of(pass.fetched.begin(), pass.fetched.end(), [&](const FetchedChunks& fetched) {
         const auto begin = fetched.pick.begin() + first, end = begin + K;

@@ -22,10 +22,17 @@ class CpuDevice {
   void* allocate(int64_t n_bytes);
   void release(void* memory);
   int64_t free_bytes() const;  // what this machine could still give, by Linux's estimate; elsewhere plenty
-  void zero(void* memory, int64_t n_bytes) { memset(memory, 0, n_bytes); }
+  void zero_bytes(void* memory, int64_t n_bytes) { memset(memory, 0, n_bytes); }
+  template <class T>
+  void zero(T* data, int64_t count) {  // data (count)
+    zero_bytes(data, count * static_cast<int64_t>(sizeof(T)));
+  }
   void upload(void* device, const void* host, int64_t n_bytes) { memcpy(device, host, n_bytes); }
   void download(void* host, const void* device, int64_t n_bytes) { memcpy(host, device, n_bytes); }
-  void copy(void* to, const void* from, int64_t n_bytes) { memcpy(to, from, n_bytes); }  // inside the device
+  template <class T>
+  void copy(T* to, const T* from, int64_t count) {  // inside the device. to, from (count)
+    memcpy(to, from, count * sizeof(T));
+  }
 
   // The step's figures for the host, without a wait until they are read: a GPU runs ahead meanwhile.
   struct Snapshot {

@@ -338,7 +338,7 @@ struct Op {
     stat* loss = bench.template make<stat>(rows);
     bytes = static_cast<double>(4 * rows * V) * sizeof(act);  // with the copy that gives each call the same logits
     call = [=, this] {
-      device.copy(logits, original, rows * V * static_cast<int64_t>(sizeof(act)));
+      device.copy(logits, original, rows * V);
       device.cross_entropy(loss, logits, target, nullptr, 1.0 / static_cast<double>(rows), rows, V, V);
     };
     results = [=, this] {
@@ -380,7 +380,7 @@ double median_ms(GpuDevice& gpu, const std::function<void()>& call) {
 double copy_rate(GpuDevice& gpu) {
   constexpr int64_t n_bytes = int64_t{1} << 30;
   char* memory = static_cast<char*>(gpu.allocate(2 * n_bytes));
-  const double ms = median_ms(gpu, [&] { gpu.copy(memory, memory + n_bytes, n_bytes); });
+  const double ms = median_ms(gpu, [&] { gpu.copy_bytes(memory, memory + n_bytes, n_bytes); });
   gpu.release(memory);
   return 2e3 * static_cast<double>(n_bytes) / ms;
 }

@@ -125,7 +125,7 @@ void GpuDevice::release(void* memory) {
   cudaStreamSynchronize(stream_);  // work that still uses it
   cudaFree(memory);
 }
-void GpuDevice::zero(void* memory, int64_t n_bytes) {
+void GpuDevice::zero_bytes(void* memory, int64_t n_bytes) {
   check(cudaMemsetAsync(memory, 0, static_cast<size_t>(n_bytes), stream_), "clearing memory");
 }
 // Straight from pageable memory a copy would wait for all work queued before it.
@@ -146,7 +146,7 @@ void GpuDevice::download(void* host, const void* device, int64_t n_bytes) {
         "copying from the GPU");
   synchronize();
 }
-void GpuDevice::copy(void* to, const void* from, int64_t n_bytes) {
+void GpuDevice::copy_bytes(void* to, const void* from, int64_t n_bytes) {
   if (to != from)
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToDevice, stream_),
           "copying inside the GPU");

@@ -34,8 +34,8 @@ void save_weights(const std::string& path, const DRT<Device>& model) {
 template <class Device>
 void save_optimizer(const std::string& path, const DRT<Device>& model) {
   std::vector<SafetensorsEntry> entries;
-  add_entries(entries, model, model.m, "m.");
-  add_entries(entries, model, model.v, "v.");
+  add_entries(entries, model, model.adam_m, "m.");
+  add_entries(entries, model, model.adam_v, "v.");
   write_safetensors(path, {}, entries);
 }
 
@@ -100,8 +100,8 @@ template <class Device>
 void load_optimizer(const std::string& path, DRT<Device>& model) {
   const SafetensorsFile file = SafetensorsFile::open(path);
   check_names(file, model, {"m.", "v."});
-  load_buffer(file, model, model.m, "m.");
-  load_buffer(file, model, model.v, "v.");
+  load_buffer(file, model, model.adam_m, "m.");
+  load_buffer(file, model, model.adam_v, "v.");
 }
 
 // Plans and allocates activations for B rows of T slots. Where they and the model do not fit, an Error that says which

@@ -37,14 +37,14 @@ inline Table random_table(int64_t B, int64_t C, int K, uint64_t seed) {
   for (int64_t b = 0; b < B; b++)
     for (int64_t c = 1; c < C; c++) {
       std::vector<int32_t> past;
-      for (int64_t m = 0; m < c; m++)
+      for (int64_t m = 0; m < candidates(c); m++)
         past.insert(past.begin() + philox(seed, Stream::sample, static_cast<uint32_t>(b), static_cast<uint32_t>(c),
                                           static_cast<uint32_t>(m))
                                            .word[0] %
                                        (m + 1),
                     static_cast<int32_t>(m));
       for (int k = 0; k < K && k < c; k++) {
-        const int64_t entry = (b * (C + 1) + c + 1) * K + k;
+        const int64_t entry = PickTable{C, K}.picked_by(b, c, k);
         const Philox draw = philox(seed, Stream::sample, static_cast<uint32_t>(entry), 7);
         if (draw.word[0] % 8 == 0) continue;
         table.pick[entry] = past[k];

@@ -61,7 +61,7 @@ by_hand::Memory memory_of_row(const Vec& kv, int64_t b, const GcaShape& s) {
 by_hand::Picks picks_that_serve(const Table& table, int64_t b, int64_t c, const GcaShape& s) {
   by_hand::Picks picks;
   for (int k = 0; k < s.K; k++)
-    if (const int64_t at = (b * (s.T / s.S + 1) + c) * s.K + k; table.pick[at] >= 0) {
+    if (const int64_t at = s.table().serving(b, c, k); table.pick[at] >= 0) {
       picks.chunk.push_back(table.pick[at]);
       picks.w.push_back(table.w[at]);
     }
@@ -82,13 +82,13 @@ Vec gca_by_hand(const Vec& q, const Vec& kv, const Table& table, const GcaShape&
 }
 // dw of every pick of the table, (B,C+1,K): summed over the slots that it serves.
 Vec gca_dw_by_hand(const Vec& dout, const Vec& q, const Vec& kv, const Table& table, const GcaShape& s) {
-  const int64_t D = s.H * s.d, C = s.T / s.S;
+  const int64_t D = s.H * s.d;
   Vec dw = zeros(std::ssize(table.w));
   for (int64_t b = 0; b < s.B; b++) {
     const by_hand::Memory memory = memory_of_row(kv, b, s);
     for (int64_t t = 0; t < s.T; t++)
       for (int k = 0; k < s.K; k++) {
-        const int64_t at = (b * (C + 1) + t / s.S) * s.K + k, row = (b * s.T + t) * D;
+        const int64_t at = s.table().serving(b, t / s.S, k), row = (b * s.T + t) * D;
         if (table.pick[at] >= 0)
           dw[at] += by_hand::gca_dw({&dout[row], &dout[row] + D}, {&q[row], &q[row] + D}, s.H, memory, table.pick[at],
                                     s.null_slot);
@@ -268,7 +268,7 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
           double sum = 0;
           for (const Candidate& p : past) sum += std::exp(p.score);
           for (int64_t k = 0; k < K; k++) {
-            const int64_t entry = (b * (C + 1) + c + 1) * K + k;
+            const int64_t entry = PickTable{C, K}.picked_by(b, c, k);
             const bool there = k < static_cast<int64_t>(past.size());
             CHECK(result.pick[entry] == (there ? past[k].chunk : -1));
             CHECK(result.w[entry] == doctest::Approx(there ? std::exp(past[k].score) / sum : 0).epsilon(1e-12));
@@ -398,7 +398,7 @@ TEST_CASE("retrieval ablations: none, and uniform over the past") {
   for (int64_t c = 0; c < C; c++) {
     std::vector<int64_t> picked(C, 0);
     for (int64_t b = 0; b < B; b++) {
-      const int64_t entry = (b * (C + 1) + c + 1) * K;
+      const int64_t entry = PickTable{C, K}.picked_by(b, c);
       std::vector<int32_t> mine(uniform.pick.begin() + entry, uniform.pick.begin() + entry + K);
       double sum = 0;
       for (int k = 0; k < K; k++) {

@@ -536,7 +536,7 @@ TEST_CASE("GPU: grouped cross attention by segments, the bits of the whole") {
       piece.T = end - first;
       piece.first_slot = first;
       bf16* own = bench.make<bf16>((end - first) * D);  // nothing before and behind it
-      bench.device.copy(own, q + first * D, (end - first) * D * static_cast<int64_t>(sizeof(bf16)));
+      bench.device.copy(own, q + first * D, (end - first) * D);
       bench.device.gca_forward(pieces + first * D, nullptr, own, kv, pick + first / S * K, w + first / S * K, piece);
     }
     CAPTURE(S);
@@ -599,7 +599,7 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
       weight* weights = bench.device.weights_are_masters ? reinterpret_cast<weight*>(masters)
                                                          : bench.template put<weight>(randoms(in_bf16, n, 1));
       StepState* state = bench.template make<StepState>(1);
-      bench.device.zero(state, sizeof(StepState));
+      bench.device.zero(state, 1);
       auto step = [&](uint64_t seed, double broken, double clip, double loss = 1) {
         Vec values = randoms(in_bf16, n, seed, 0.1);
         for (int64_t j = 0, i = 0; j < n; j++) {  // gaps have no gradient
@@ -851,8 +851,8 @@ TEST_CASE("GPU: copies, snapshots of a step, rows, and errors in words") {
   const std::vector<int32_t> kept = source;
   gpu.upload(there, source.data(), n * 4);
   std::fill(source.begin(), source.end(), 0);
-  gpu.copy(copy, there, n * 4);
-  gpu.zero(there, n * 4);
+  gpu.copy(copy, there, n);
+  gpu.zero(there, n);
   gpu.download(back.data(), copy, n * 4);
   CHECK(back == kept);
   gpu.download(back.data(), there, n * 4);

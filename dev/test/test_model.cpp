@@ -42,7 +42,7 @@ void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool w
     for (size_t g = 0; g < c.groups.size(); g++)
       for (int64_t n = 0; n < C; n++)
         for (int64_t k = 0; k < K; k++) {
-          const size_t at = (b * (C + 1) + n + 1) * K + k;
+          const int64_t at = PickTable{C, K}.picked_by(b, n, k);
           const by_hand::Picks& mine = hand.picked[g][n];
           const bool there = k < std::ssize(mine.w);
           CHECK(net.groups[g].pick[at] == (there ? mine.chunk[k] : -1));
@@ -324,8 +324,8 @@ TEST_CASE("model: noise drawn, and the same noise given, are one") {
   CHECK(same_bits(copied(drawn.net.final_n, B * batch.T * c.width), copied(given.net.final_n, B * batch.T * c.width)));
   // Another step draws other noise, and with it other picks.
   forward(other.net, batch, with_noise(4));
-  CHECK(!same_bits(copied(drawn.net.groups[0].pick, B * (C + 1) * c.topk),
-                   copied(other.net.groups[0].pick, B * (C + 1) * c.topk)));
+  CHECK(!same_bits(copied(drawn.net.groups[0].pick, PickTable{C, c.topk}.size(B)),
+                   copied(other.net.groups[0].pick, PickTable{C, c.topk}.size(B))));
   // The two groups draw apart: with the same scores they would pick alike, so the draws themselves are compared.
   CHECK(noise[C] != noise[B * C * C + C]);
 }
@@ -352,8 +352,8 @@ TEST_CASE("model: the same bits with 1, 2 and 3 threads, forward, gradients and 
       const StepState state = net.step_state();
       all.push_back({static_cast<float>(state.loss), static_cast<float>(state.grad_norm)});
       all.push_back(copied(net.masters, net.table.size));
-      all.push_back(copied(net.m, net.table.size));
-      all.push_back(copied(net.v, net.table.size));
+      all.push_back(copied(net.adam_m, net.table.size));
+      all.push_back(copied(net.adam_v, net.table.size));
     }
     if (threads == 1) one = all;
     CAPTURE(threads);

@@ -153,8 +153,8 @@ TEST_CASE("model: a step whose loss or gradient is not finite changes nothing, a
     whole_step(each->net, batch, with_noise(0), true);
     each->net.update(hyper);
   }
-  const Vec w = copied(net.masters, net.table.size), m = copied(net.m, net.table.size),
-            v = copied(net.v, net.table.size);
+  const Vec w = copied(net.masters, net.table.size), m = copied(net.adam_m, net.table.size),
+            v = copied(net.adam_v, net.table.size);
   for (int64_t bad = 1; bad <= 3; bad++) {
     if (bad < 3) {
       whole_step(net, poisoned, with_noise(bad), true);
@@ -169,8 +169,8 @@ TEST_CASE("model: a step whose loss or gradient is not finite changes nothing, a
     CHECK(state.skipped_in_a_row == bad);
     CHECK(state.adam_steps == 1);
     CHECK(same_bits(w, copied(net.masters, net.table.size)));
-    CHECK(same_bits(m, copied(net.m, net.table.size)));
-    CHECK(same_bits(v, copied(net.v, net.table.size)));
+    CHECK(same_bits(m, copied(net.adam_m, net.table.size)));
+    CHECK(same_bits(v, copied(net.adam_v, net.table.size)));
   }
   // As if the bad steps had not been.
   for (Model<Cpu<double>>* each : {&model, &undisturbed}) {
@@ -211,7 +211,7 @@ TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other 
   const Batch batch(c, B, C);
   Model<Cpu<double>> model(c, B, batch.T);
   auto& net = model.net;
-  const int64_t entries = B * (C + 1) * c.topk, n = B * batch.T * c.width;
+  const int64_t entries = PickTable{C, c.topk}.size(B), n = B * batch.T * c.width;
   forward(net, batch, {});
   const Vec learned = copied(net.final_n, n);
   const auto learned_picks = copied(net.groups[0].pick, entries);
@@ -247,7 +247,8 @@ TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same
   Model<Cpu<float, true>> twin(c, B, batch.T);
   whole_step(exact.net, batch, with_noise());
   const auto errors = [&](auto& net) {
-    for (size_t g = 0; g < 2; g++) std::copy_n(exact.net.groups[g].pick, B * (C + 1) * c.topk, net.groups[g].pick);
+    for (size_t g = 0; g < 2; g++)
+      std::copy_n(exact.net.groups[g].pick, PickTable{C, c.topk}.size(B), net.groups[g].pick);
     Selection given = with_noise();
     given.picking = Picking::given;
     whole_step(net, batch, given);
