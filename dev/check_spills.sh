@@ -16,9 +16,9 @@ chunk_attention | attention_backward_query_kernel<ACT, InChunk<ACT>, 1> | sm_80 
 chunk_attention | attention_backward_key_kernel<ACT, InChunk<ACT>, 1> | sm_80 272, sm_90a 180 | $plain
 sliding_attention | attention_backward_query_kernel<ACT, Sliding<ACT>, 1> | sm_80 96, sm_90a 144 | $plain
 sliding_attention | attention_backward_key_kernel<ACT, Sliding<ACT>, 1> | sm_80 320, sm_90a 288 | $plain
-grouped_cross_attention | backward_memory_kernel<ACT, 1> | sm_80 136, sm_90a 188 | $plain
-gca_tensor_cores | backward_query_mma_kernel<64> | sm_80 40, sm_90a 24 | $full
-gca_tensor_cores | backward_memory_mma_kernel<64> | sm_80 32, sm_90a 88 | $full
+gca | backward_memory_kernel<ACT, 1> | sm_80 136, sm_90a 188 | $plain
+mma/gca | backward_query_mma_kernel<64> | sm_80 40, sm_90a 24 | $full
+mma/gca | backward_memory_mma_kernel<64> | sm_80 32, sm_90a 88 | $full
 sliding_attention | window_forward_kernel<WindowPlan<64, 2, 32, 3, 3, false>, true> | sm_80 80 | $window
 sliding_attention | window_backward_query_kernel<WindowPlan<64, 1, 64, 2, 3, true>> | sm_80 16, sm_90a 8 | $window
 END
@@ -26,8 +26,9 @@ END
 
 {
   allowed
-  for source in kernels/*.cu; do
-    name=$(basename "$source" .cu)
+  for source in $(find kernels -name "*.cu" | sort); do
+    name=${source#kernels/}
+    name=${name%.cu}
     echo "report of $name"
     [ ! -e "$reports/$name.ptxas" ] || c++filt < "$reports/$name.ptxas"
   done

@@ -1,8 +1,8 @@
 // The encoder's attention: bidirectional inside a chunk, with rotary embedding on q and k (drt.md, chunk encoder): pair
 // (t, t + d/2) of slot p turns by p * 10000^(-2t/d). q and k are turned as they are loaded; their gradients, made in
 // the turned frame, are turned back.
-#include "kernels/mma.cuh"
-#include "kernels/self_attention.cuh"
+#include "kernels/mma/mma.cuh"
+#include "kernels/plain/attention.cuh"
 
 namespace gca {
 namespace {

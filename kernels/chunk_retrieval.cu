@@ -3,7 +3,7 @@
 // query's K best, one a lane. A score is summed in one order and candidates are ranked by a total order, so picks
 // depend neither on how the work is shared out nor on how many chunks are asked for at once.
 #include "kernels/buckets.cuh"
-#include "kernels/tiles.cuh"
+#include "kernels/plain/tiles.cuh"
 
 namespace gca {
 namespace {

@@ -1,8 +1,8 @@
-// Grouped cross attention: what the plain kernels (grouped_cross_attention.cu) and those on tensor cores
-// (gca_tensor_cores.cu) share.
+// Grouped cross attention: what the plain kernels (gca.cu) and those on tensor cores
+// (mma/gca.cu) share.
 #pragma once
-#include "kernels/mma.cuh"
-#include "kernels/tiles.cuh"
+#include "kernels/mma/mma.cuh"
+#include "kernels/plain/tiles.cuh"
 
 namespace gca {
 

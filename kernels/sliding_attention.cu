@@ -1,7 +1,7 @@
 // Sliding-window attention with ALiBi (drt.md SWA): query slot i sees slots j with 0 <= i-j <= W, its logits lowered by
 // 2^(-8(h+1)/H) (i-j). Earlier slots of a row that is read in segments come from a ring.
-#include "kernels/mma.cuh"
-#include "kernels/self_attention.cuh"
+#include "kernels/mma/mma.cuh"
+#include "kernels/plain/attention.cuh"
 
 namespace gca {
 namespace {

@@ -13,7 +13,7 @@
 //   first_query(j0) .. end_query(j0)  the same of queries that look at the 64 keys from j0 on
 // qkv is (B,T,3D): q | k | v; out and dout (B,T,D), lse (B,H,T).
 #pragma once
-#include "kernels/tiles.cuh"
+#include "kernels/plain/tiles.cuh"
 
 namespace gca {
 

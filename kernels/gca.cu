@@ -1,7 +1,7 @@
 // Grouped cross attention (drt.md): forward, backward by query, and backward for the chunk memory over all layers at
 // once. A block answers 64 slots of one chunk for one head and walks over that chunk's picks (or, for the memory, owns
 // 64 keys of one chunk and walks over all that fetched it). Keys and values are read where they lie, through the pick
-// table. These kernels are the plain ones, for every type and shape; gca_tensor_cores.cu has the fast ones.
+// table. These kernels are the plain ones, for every type and shape; mma/gca.cu has the fast ones.
 #include "kernels/gca.cuh"
 
 namespace gca {

@@ -1,5 +1,5 @@
 // Grouped cross attention on tensor cores (mma.sync): bf16, chunks of 64, heads of 32, 64 or 128 columns. The same
-// three passes as the plain kernels in grouped_cross_attention.cu, which are what to read first.
+// three passes as the plain kernels in gca.cu, which are what to read first.
 #include "kernels/gca.cuh"
 
 namespace gca {
