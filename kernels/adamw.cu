@@ -1,5 +1,8 @@
 // The optimiser (drt.md): the norm of all gradients, the flag that makes a step change nothing, and AdamW with
 // decoupled decay.
+#include <algorithm>
+
+#include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {
@@ -9,7 +12,7 @@ __global__ void begin_step_kernel(StepState* state) { state->loss = state->plain
 
 constexpr int64_t norm_blocks = 1024;  // fixed: on every card the sum is made in the same order
 
-__global__ void squares_kernel(double* partial, const float* gradient, int64_t n) {
+__global__ void gradient_squares_kernel(double* partial, const float* gradient, int64_t n) {
   double sum = 0;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += gridDim.x * int64_t{blockDim.x}) {
     const double g = gradient[i];
@@ -84,7 +87,7 @@ void GpuDevice::begin_step(StepState* state) { launch("begin of a step", stream_
 
 void GpuDevice::end_gradient(StepState* state, const float* gradient, int64_t n, double clip) {
   double* partial = scratch<double>(norm_blocks);  // sums of squares
-  launch("norm of the gradient", stream_, squares_kernel, norm_blocks, 256, 0, partial, gradient, n);
+  launch("norm of the gradient", stream_, gradient_squares_kernel, norm_blocks, 256, 0, partial, gradient, n);
   launch("norm of the gradient, total", stream_, end_gradient_kernel, 1, static_cast<int>(norm_blocks), 0, state,
          partial, clip);
 }

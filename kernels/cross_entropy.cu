@@ -1,4 +1,5 @@
 // Cross entropy of a row of logits and, in place, its gradient; and the sums of a step's losses.
+#include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {

@@ -1,6 +1,9 @@
 // Grouped cross attention on tensor cores (mma.sync): bf16, chunks of 64, heads of 32, 64 or 128 columns. The same
-// three passes as the plain kernels in gca.cu, which are what to read first.
+// three passes as the plain kernels in plain/gca.cuh, which are what to read first.
+#include <algorithm>
+
 #include "kernels/gca.cuh"
+#include "kernels/mma/mma.cuh"
 
 namespace gca {
 namespace {
@@ -76,8 +79,8 @@ struct MemoryRing {
 // o = sum_k w_k softmax(q K_k^T / sqrt(d)) V_k
 template <int d>
 __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
-    forward_mma_kernel(bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick, const float* w,
-                       GcaShape s) {
+    gca_forward_mma_kernel(bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick, const float* w,
+                           GcaShape s) {
   constexpr int blocks = Form<d>::blocks, stages = Form<d>::stages, threads = Form<d>::threads;
   bf16* memory = shared<bf16>();
   const uint32_t q_tile = shared_address(memory);
@@ -155,8 +158,8 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 // dQ = sum_k dS K / sqrt(d)
 template <int d>
 __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
-    backward_query_mma_kernel(bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* kv, const float* lse,
-                              const int32_t* pick, const float* w, GcaShape s) {
+    gca_backward_query_mma_kernel(bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* kv,
+                                  const float* lse, const int32_t* pick, const float* w, GcaShape s) {
   constexpr int blocks = Form<d>::blocks, threads = Form<d>::threads;
   bf16* memory = shared<bf16>();
   const uint32_t q_tile = shared_address(memory), dout_tile = q_tile + mma_tile_bytes<d>;
@@ -224,8 +227,9 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
 }
 
 // The memory's gradient is a list of items: a stretch of what fetched one chunk, over all layers. A list longer than
-// the cut is cut into parts, whose sums add_parts_kernel adds up in order; the others are one item each, which writes
-// its chunk's gradient. Each row of the batch has its items longest first, so that the last blocks to start are short.
+// the cut is cut into parts, whose sums gca_add_parts_mma_kernel adds up in order; the others are one item each, which
+// writes its chunk's gradient. Each row of the batch has its items longest first, so that the last blocks to start are
+// short.
 struct MemoryItem {
   int32_t chunk;
   int32_t first, count;  // in the lists of all layers, one behind the other
@@ -249,8 +253,8 @@ struct MemoryPlan {
 
 // A block plans a row. The cut is doubled until the parts find room. Numbers of items and parts come by integer
 // atomics: they change where things lie, never what is summed in which order.
-__global__ void plan_memory_kernel(MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers,
-                                   GcaShape s) {
+__global__ void gca_plan_memory_mma_kernel(MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers,
+                                           GcaShape s) {
   constexpr int bins = 64;
   __shared__ int next[bins], next_part, next_cut;
   const int64_t b = blockIdx.x;
@@ -348,8 +352,8 @@ __device__ void store_memory_gradient(bf16* dkv, bf16* tile, Sum (&dk)[blocks][d
 //   dK += dS^T Q,  dS^T = w P^T (dP^T - delta), and dK / sqrt(d) at the end
 template <int d>
 __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
-    backward_memory_mma_kernel(bf16* dkv, MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers,
-                               const bf16* kv, GcaShape s) {
+    gca_backward_memory_mma_kernel(bf16* dkv, MemoryPlan plan, const FetchingLayer<bf16, float>* layers, int n_layers,
+                                   const bf16* kv, GcaShape s) {
   constexpr int blocks = Form<d>::blocks, threads = Form<d>::threads, stages = Form<d>::stages;
   constexpr bool keys_kept = d <= 64;  // in registers
   __shared__ Fetch fetches[fetches_at_once];
@@ -483,9 +487,9 @@ __global__ void __launch_bounds__(Form<d>::threads, Form<d>::per_processor)
   }
 }
 
-// The gradient of a chunk whose list was cut: its parts, in order. Threads as in backward_memory_mma_kernel.
+// The gradient of a chunk whose list was cut: its parts, in order. Threads as in gca_backward_memory_mma_kernel.
 template <int d>
-__global__ void __launch_bounds__(Form<d>::threads) add_parts_kernel(bf16* dkv, MemoryPlan plan, GcaShape s) {
+__global__ void __launch_bounds__(Form<d>::threads) gca_add_parts_mma_kernel(bf16* dkv, MemoryPlan plan, GcaShape s) {
   constexpr int blocks = Form<d>::blocks, threads = Form<d>::threads;
   int64_t index = blockIdx.x;
   const int64_t number = index % plan.cut_chunks_at_most();
@@ -520,24 +524,23 @@ __global__ void __launch_bounds__(Form<d>::threads) add_parts_kernel(bf16* dkv, 
 
 }  // namespace
 
-void gca_forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv,
-                                 const int32_t* pick, const float* w, const GcaShape& s) {
+void gca_forward_mma(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick,
+                     const float* w, const GcaShape& s) {
   with_mma_head(s.d, [&](auto d) {
-    launch("grouped cross attention, forward", stream, forward_mma_kernel<d>, s.B * s.H * s.chunks(), Form<d>::threads,
-           (1 + 2 * Form<d>::stages) * mma_tile_bytes<d>, out, lse, q, kv, pick, w, s);
+    launch("grouped cross attention, forward", stream, gca_forward_mma_kernel<d>, s.B * s.H * s.chunks(),
+           Form<d>::threads, (1 + 2 * Form<d>::stages) * mma_tile_bytes<d>, out, lse, q, kv, pick, w, s);
   });
 }
-void gca_backward_query_on_tensor_cores(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
-                                        const bf16* kv, const float* lse, const int32_t* pick, const float* w,
-                                        const GcaShape& s) {
+void gca_backward_query_mma(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
+                            const bf16* kv, const float* lse, const int32_t* pick, const float* w, const GcaShape& s) {
   with_mma_head(s.d, [&](auto d) {
-    launch("grouped cross attention, backward by query", stream, backward_query_mma_kernel<d>, s.B * s.H * s.chunks(),
-           Form<d>::threads, (2 + 2 * Form<d>::stages) * mma_tile_bytes<d>, dq, delta, dout, q, kv, lse, pick, w, s);
+    launch("grouped cross attention, backward by query", stream, gca_backward_query_mma_kernel<d>,
+           s.B * s.H * s.chunks(), Form<d>::threads, (2 + 2 * Form<d>::stages) * mma_tile_bytes<d>, dq, delta, dout, q,
+           kv, lse, pick, w, s);
   });
 }
-void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers,
-                                         int n_layers, const bf16* kv, const GcaShape& s, char* room,
-                                         int64_t room_bytes) {
+void gca_backward_memory_mma(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers, int n_layers,
+                             const bf16* kv, const GcaShape& s, char* room, int64_t room_bytes) {
   MemoryPlan plan{};
   plan.shortest_cut = std::max(32, 4 * s.K * n_layers);  // four times the mean
   const int64_t part = int64_t{2} * tile_size * s.H * s.d;
@@ -557,12 +560,12 @@ void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const F
   take(plan.parts, s.B * plan.parts_at_most * part);
   GCA_CHECK(used <= room_bytes, "the plan of the memory's gradient needs ", used, " bytes, there are ", room_bytes,
             "; use a smaller --micro-batch or --chunks");
-  launch("plan of the memory's gradient", stream, plan_memory_kernel, s.B, 256, 0, plan, layers, n_layers, s);
+  launch("plan of the memory's gradient", stream, gca_plan_memory_mma_kernel, s.B, 256, 0, plan, layers, n_layers, s);
   with_mma_head(s.d, [&](auto d) {
-    launch("grouped cross attention, backward for the memory", stream, backward_memory_mma_kernel<d>,
+    launch("grouped cross attention, backward for the memory", stream, gca_backward_memory_mma_kernel<d>,
            s.B * s.H * plan.items_at_most(s), Form<d>::threads,
            2 * mma_tile_bytes<d> + Form<d>::stages * fetch_bytes<d>, dkv, plan, layers, n_layers, kv, s);
-    launch("sums of the memory's gradient", stream, add_parts_kernel<d>, s.B * s.H * plan.cut_chunks_at_most(),
+    launch("sums of the memory's gradient", stream, gca_add_parts_mma_kernel<d>, s.B * s.H * plan.cut_chunks_at_most(),
            Form<d>::threads, mma_tile_bytes<d>, dkv, plan, s);
   });
 }

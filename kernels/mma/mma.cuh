@@ -13,21 +13,11 @@
 //             the next 8
 // Two neighbouring Sums, 16 x 16, are therefore a left factor as they stand (as_left).
 #pragma once
-#include <cstdlib>
-
-#include "kernels/device.cuh"
+#include "kernels/attention.cuh"
 
 namespace gca {
 
-// The switch between the two paths of all attentions: GCA_PLAIN_ATTENTION=1 in the environment takes the plain kernels
-// (tiles.cuh) where tensor cores would be used too. Read at every call, so that tests run both in one process.
-inline bool plain_attention() {
-  const char* value = std::getenv("GCA_PLAIN_ATTENTION");
-  return value && *value && *value != '0';
-}
-// Whether heads of d bf16 columns can take tensor cores.
-constexpr bool mma_head(int d) { return d == 32 || d == 64 || d == 128; }
-// body(d) with the head's size a constant, one of the above.
+// body(d) with the head's size a constant, one of those that mma_head() allows.
 template <class Body>
 void with_mma_head(int d, Body&& body) {
   if (d == 32) body(std::integral_constant<int, 32>{});

@@ -51,7 +51,7 @@ __device__ inline bool is_here(const Kind& kind, int64_t i) {
 // that a row and any segment of it are summed in the same order.
 template <class Act, class Kind, int fragments>
 __global__ void __launch_bounds__(tile_threads, 3 - fragments)
-    attention_forward_kernel(Act* out, float* lse, Kind kind) {
+    attention_forward_plain_kernel(Act* out, float* lse, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p = tiles[2];
   const AttentionPiece at(kind, fragments);
   const float scale = 1 / sqrtf(static_cast<float>(kind.d)), slope = kind.slope(at.h);
@@ -173,7 +173,7 @@ __device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b
 // dQ = dS K, as q itself lies after load_q; into dqkv
 template <class Act, class Kind, int fragments>
 __global__ void __launch_bounds__(tile_threads, 3 - fragments)
-    attention_backward_query_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
+    attention_backward_query_plain_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &ds_tile = tiles[2];
   const AttentionPiece at(kind, fragments);
   Fragment sum[fragments], p, ds;
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
 // dK = dS^T Q, dV = P^T dO: a block owns 64 keys
 template <class Act, class Kind, int fragments>
 __global__ void __launch_bounds__(tile_threads, 3 - fragments)
-    attention_backward_key_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
+    attention_backward_key_plain_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p_tile = tiles[2], &ds_tile = tiles[3];
   const AttentionPiece at(kind, fragments);
   Fragment dk[fragments], dv[fragments], p, ds;
@@ -256,7 +256,7 @@ template <class Act, class Kind>
 void launch_attention_forward(const Doing& doing, cudaStream_t stream, Act* out, float* lse, const Kind& kind) {
   check_head(kind.d);
   with_fragments(kind.d, [&](auto fragments) {
-    launch(doing, stream, attention_forward_kernel<Act, Kind, fragments>, attention_pieces(kind, fragments),
+    launch(doing, stream, attention_forward_plain_kernel<Act, Kind, fragments>, attention_pieces(kind, fragments),
            tile_threads, 3 * tile_bytes, out, lse, kind);
   });
 }
@@ -266,10 +266,10 @@ void launch_attention_backward(const Doing& doing, cudaStream_t stream, Act* dqk
   check_head(kind.d);
   with_fragments(kind.d, [&](auto fragments) {
     const int64_t pieces = attention_pieces(kind, fragments);
-    launch(doing, stream, attention_backward_query_kernel<Act, Kind, fragments>, pieces, tile_threads, 3 * tile_bytes,
-           dqkv, outputs, kind);
-    launch(doing, stream, attention_backward_key_kernel<Act, Kind, fragments>, pieces, tile_threads, 4 * tile_bytes,
-           dqkv, outputs, kind);
+    launch(doing, stream, attention_backward_query_plain_kernel<Act, Kind, fragments>, pieces, tile_threads,
+           3 * tile_bytes, dqkv, outputs, kind);
+    launch(doing, stream, attention_backward_key_plain_kernel<Act, Kind, fragments>, pieces, tile_threads,
+           4 * tile_bytes, dqkv, outputs, kind);
   });
 }
 

@@ -1,0 +1,237 @@
+// The encoder's attention inside a chunk on tensor cores: bf16, chunks of 64 slots, heads of 32, 64 or 128 columns.
+// A block of 4 warps takes one head of one chunk, each warp 16 of its slots; everything lies in shared memory, q and k
+// turned. What bounds it is the memory's rate: every number is read once and written once.
+#include "kernels/chunk_attention.cuh"
+#include "kernels/mma/mma.cuh"
+
+namespace gca {
+namespace {
+
+constexpr int chunk_threads = 128;
+template <int d>
+constexpr int chunk_tile_bytes = row_bytes<tile_size * d>;  // rows lie without gaps
+template <int d>
+constexpr int chunk_forward_bytes = 3 * chunk_tile_bytes<d>;
+template <int d>
+constexpr int chunk_backward_bytes = 4 * chunk_tile_bytes<d> + 2 * chunk_tile_bytes<64>;
+
+// i with the bit of value 4 and a lower one exchanged: 8 neighbouring threads then write pieces in rows whose swizzles
+// differ, to all banks.
+template <int d>
+__device__ inline int spread(int i) {
+  if (d == 128) return i;  // they write one row
+  constexpr int low = d == 64 ? 1 : 2;
+  return (i & ~(4 | low)) | (i & 4 ? low : 0) | (i & low ? 4 : 0);
+}
+// q and k of a head, turned, into tiles: q at from, k at from + D, slots 3 D apart. rotation (S,d)
+template <int d>
+__device__ inline void load_turned_pair(char* q_tile, char* k_tile, const bf16* from, int64_t D,
+                                        const float* rotation) {
+  constexpr int pieces = d / 16;
+  constexpr int items = tile_size * pieces / chunk_threads;  // pairs of pieces (8 columns, and those d/2 further)
+#pragma unroll
+  for (int i = 0; i < items; i++) {
+    const int item = static_cast<int>(threadIdx.x) + i * chunk_threads, row = spread<d>(item / pieces),
+              piece = item % pieces;
+    Pack<bf16, 8> pair[2][2];
+#pragma unroll
+    for (int which = 0; which < 2; which++)
+#pragma unroll
+      for (int side = 0; side < 2; side++)
+        pair[which][side] = load_pack<8>(from + row * 3 * D + which * D + side * (d / 2) + piece * 8);
+    const float* angle = rotation + row * d + piece * 8;
+    const Pack<float, 4> cosine[2] = {load_pack<4>(angle), load_pack<4>(angle + 4)},
+                         sine[2] = {load_pack<4>(angle + d / 2), load_pack<4>(angle + d / 2 + 4)};
+#pragma unroll
+    for (int which = 0; which < 2; which++) {
+#pragma unroll
+      for (int e = 0; e < 8; e++) {
+        const float u = to_float(pair[which][0].at[e]), v = to_float(pair[which][1].at[e]), c = cosine[e / 4].at[e % 4],
+                    s = sine[e / 4].at[e % 4];
+        pair[which][0].at[e] = from_float<bf16>(u * c - v * s);
+        pair[which][1].at[e] = from_float<bf16>(v * c + u * s);
+      }
+      char* tile = which == 0 ? q_tile : k_tile;
+#pragma unroll
+      for (int side = 0; side < 2; side++)
+        store_pack(reinterpret_cast<bf16*>(tile + piece_at<d>(row, piece + side * pieces)), pair[which][side]);
+    }
+  }
+}
+// Gradients of a warp's turned rows of q and of k, scaled and turned back. rotation (S,d)
+template <int d>
+__device__ inline void turn_back(Sum (&dq)[1][d / 8], Sum (&dk)[1][d / 8], const float* rotation, int warp_row,
+                                 float scale) {
+  const int lane = lane_id();
+#pragma unroll
+  for (int j = 0; j < d / 16; j++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float* angle = rotation + (warp_row + 8 * half + lane / 4) * d + 8 * j + lane % 4 * 2;
+      const Pack<float, 2> cosine = load_pack<2>(angle), sine = load_pack<2>(angle + d / 2);
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        const float c = scale * cosine.at[e], s = scale * sine.at[e];
+        auto turn = [&](float& first, float& second) {
+          const float u = first, v = second;
+          first = u * c + v * s;
+          second = v * c - u * s;
+        };
+        turn(dq[0][j][2 * half + e], dq[0][j + d / 16][2 * half + e]);
+        turn(dk[0][j][2 * half + e], dk[0][j + d / 16][2 * half + e]);
+      }
+    }
+}
+
+template <int d>
+__global__ void __launch_bounds__(chunk_threads, d == 128 ? 3 : 4)
+    chunk_attention_forward_mma_kernel(bf16* out, float* lse, ChunkRows<bf16> w) {
+  char* const memory = shared<char>();
+  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + chunk_tile_bytes<d>,
+                 v_tile = k_tile + chunk_tile_bytes<d>;
+  const int64_t chunk = blockIdx.x / w.H, D = static_cast<int64_t>(w.H) * d;
+  const int h = static_cast<int>(blockIdx.x % w.H), warp_row = static_cast<int>(threadIdx.x) / 32 * 16,
+            lane = lane_id();
+  const bf16* from = w.qkv + chunk * tile_size * 3 * D + h * d;
+  copy_tile_async<d, tile_size, chunk_threads>(v_tile, from + 2 * D, 3 * D);
+  commit_copies();
+  load_turned_pair<d>(memory, memory + chunk_tile_bytes<d>, from, D, w.rotation);
+  wait_for_copies<0>();
+  __syncthreads();
+
+  const float scale = log2_e / sqrtf(static_cast<float>(d));
+  Sum p[1][8], o[1][d / 8];
+  clear(p);
+  clear(o);
+  multiply_rows<d>(p, q_tile, warp_row, k_tile, 0);
+  float top[2], sum[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float largest = -INFINITY;
+#pragma unroll
+    for (int c = 0; c < 16; c++) largest = fmaxf(largest, p[0][c / 2][2 * half + c % 2]);
+    top[half] = scale * warp_max<4>(largest);
+    sum[half] = 0;
+#pragma unroll
+    for (int c = 0; c < 16; c++) {
+      float& x = p[0][c / 2][2 * half + c % 2];
+      x = fast_exp2(fmaf(x, scale, -top[half]));
+      sum[half] += x;
+    }
+    sum[half] = warp_sum<4>(sum[half]);
+  }
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    Operand left[1];
+    as_left(left[0], p[0][2 * k], p[0][2 * k + 1]);
+    multiply_columns<d>(o, left, v_tile, 16 * k);
+  }
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const float share = __fdividef(1.0f, sum[half]);
+#pragma unroll
+    for (int c = 0; c < d / 4; c++) o[0][c / 2][2 * half + c % 2] *= share;
+    if (lane % 4 == 0)
+      lse[(chunk * w.H + h) * tile_size + warp_row + 8 * half + lane / 4] = fmaf(top[half], ln_2, logf(sum[half]));
+  }
+  // The warp's own rows of q are used up.
+  store_sums<d>(out + chunk * tile_size * D + h * d, D, reinterpret_cast<bf16*>(memory), warp_row, o, tile_size);
+}
+
+// Softmax rows are whole in a block, so delta = rowsum(P dP) and O need not be read. p and ds go through shared memory
+// to be read transposed, by keys.
+template <int d>
+__global__ void __launch_bounds__(chunk_threads, d == 128 ? 2 : 4)
+    chunk_attention_backward_mma_kernel(bf16* dqkv, const bf16* dout, const float* lse, ChunkRows<bf16> w) {
+  char* const memory = shared<char>();
+  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + chunk_tile_bytes<d>,
+                 v_tile = k_tile + chunk_tile_bytes<d>, dout_tile = v_tile + chunk_tile_bytes<d>,
+                 p_tile = dout_tile + chunk_tile_bytes<d>, ds_tile = p_tile + chunk_tile_bytes<64>;
+  const int64_t chunk = blockIdx.x / w.H, D = static_cast<int64_t>(w.H) * d;
+  const int h = static_cast<int>(blockIdx.x % w.H), warp_row = static_cast<int>(threadIdx.x) / 32 * 16,
+            lane = lane_id();
+  const bf16* from = w.qkv + chunk * tile_size * 3 * D + h * d;
+  copy_tile_async<d, tile_size, chunk_threads>(v_tile, from + 2 * D, 3 * D);
+  copy_tile_async<d, tile_size, chunk_threads>(dout_tile, dout + chunk * tile_size * D + h * d, D);
+  commit_copies();
+  load_turned_pair<d>(memory, memory + chunk_tile_bytes<d>, from, D, w.rotation);
+  wait_for_copies<0>();
+  __syncthreads();
+
+  const float root = 1 / sqrtf(static_cast<float>(d)), scale = log2_e * root;
+  Sum p[1][8], ds[1][8], dq[1][d / 8];
+  clear(p);
+  clear(ds);
+  clear(dq);
+  multiply_rows<d>(p, q_tile, warp_row, k_tile, 0);
+  multiply_rows<d>(ds, dout_tile, warp_row, v_tile, 0);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const float row_lse = log2_e * lse[(chunk * w.H + h) * tile_size + warp_row + 8 * half + lane / 4];
+    float delta = 0;
+#pragma unroll
+    for (int c = 0; c < 16; c++) {
+      float& x = p[0][c / 2][2 * half + c % 2];
+      x = fast_exp2(fmaf(x, scale, -row_lse));
+      delta = fmaf(x, ds[0][c / 2][2 * half + c % 2], delta);
+    }
+    delta = warp_sum<4>(delta);
+#pragma unroll
+    for (int c = 0; c < 16; c++) {
+      float& y = ds[0][c / 2][2 * half + c % 2];
+      y = p[0][c / 2][2 * half + c % 2] * (y - delta);
+    }
+    const int row = warp_row + 8 * half + lane / 4;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      *reinterpret_cast<uint32_t*>(memory + (p_tile - q_tile) + piece_at<64>(row, j) + lane % 4 * 4) =
+          pack_pair(p[0][j][2 * half], p[0][j][2 * half + 1]);
+      *reinterpret_cast<uint32_t*>(memory + (ds_tile - q_tile) + piece_at<64>(row, j) + lane % 4 * 4) =
+          pack_pair(ds[0][j][2 * half], ds[0][j][2 * half + 1]);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    Operand left[1];
+    as_left(left[0], ds[0][2 * k], ds[0][2 * k + 1]);
+    multiply_columns<d>(dq, left, k_tile, 16 * k);
+  }
+  __syncthreads();  // p and ds are there, and nobody reads v any more: gradients leave through its rows
+  // sum over queries of x[query][key] y[query][column], for the warp's keys
+  auto by_keys = [&](Sum(&sum)[1][d / 8], uint32_t x, uint32_t y) {
+    clear(sum);
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      Operand left[1];
+      ldmatrix_transposed(left[0], corner<64>(x, lane_by_columns<64>(), 16 * k, warp_row));
+      multiply_columns<d>(sum, left, y, 16 * k);
+    }
+  };
+  Sum by_key[1][d / 8];
+  by_keys(by_key, ds_tile, q_tile);
+  turn_back<d>(dq, by_key, w.rotation, warp_row, root);
+  bf16* const to = dqkv + chunk * tile_size * 3 * D + h * d;
+  bf16* const way_out = reinterpret_cast<bf16*>(memory + (v_tile - q_tile));
+  store_sums<d>(to, 3 * D, way_out, warp_row, dq, tile_size);
+  store_sums<d>(to + D, 3 * D, way_out, warp_row, by_key, tile_size);
+  by_keys(by_key, p_tile, dout_tile);
+  store_sums<d>(to + 2 * D, 3 * D, way_out, warp_row, by_key, tile_size);
+}
+
+}  // namespace
+
+void chunk_attention_forward_mma(cudaStream_t stream, bf16* out, float* lse, const ChunkRows<bf16>& w) {
+  with_mma_head(w.d, [&](auto d) {
+    launch("chunk attention", stream, chunk_attention_forward_mma_kernel<d>, w.B * w.H, chunk_threads,
+           chunk_forward_bytes<d>, out, lse, w);
+  });
+}
+void chunk_attention_backward_mma(cudaStream_t stream, bf16* dqkv, const bf16* dout, const float* lse,
+                                  const ChunkRows<bf16>& w) {
+  with_mma_head(w.d, [&](auto d) {
+    launch("chunk attention, backward", stream, chunk_attention_backward_mma_kernel<d>, w.B * w.H, chunk_threads,
+           chunk_backward_bytes<d>, dqkv, dout, lse, w);
+  });
+}
+
+}  // namespace gca
