@@ -39,12 +39,12 @@ END
     bad = 1
   }
   function report_ends() {
-    if (file != "" && !kernels) complain("no report on kernels/" file ".cu in '"$reports"': make train_gca first")
+    if (file != "" && !reported) complain("no report on kernels/" file ".cu in '"$reports"': make train_gca first")
   }
   /^report of / {
     report_ends()
     file = $3
-    kernels = 0
+    reported = 0
     next
   }
   file == "" {
@@ -56,6 +56,7 @@ END
     }
     next
   }
+  /^ptxas info/ { reported = 1 }  # also of a file without a kernel
   # ptxas info    : Compiling entry function "void gca::(anonymous namespace)::NAME<...>(...)" for "sm_90a", in single quotes
   /Compiling entry function/ {
     arch = $NF
@@ -65,7 +66,6 @@ END
     gsub(/gca::|\(anonymous namespace\)::/, "", kernel)
     sub(/\(.*$/, "", kernel)
     while (sub(/> >/, ">>", kernel));
-    kernels++
     all++
   }
   /bytes spill stores/ {
