@@ -28,7 +28,7 @@ never 'the program knows no test' "$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' |
 # A profile, and a report of spills, tell kernels apart by name alone: a name, and the file it stands in.
 kernel_names() {
   for source in $(find kernels -name '*.cu' -o -name '*.cuh'); do
-    tr '\n' ' ' < "$source" | sed 's/__launch_bounds__([^)]*)//g' | grep -oE '__global__ +void +[A-Za-z0-9_]+' |
+    tr '\n' ' ' < "$source" | sed 's/__launch_bounds__([^()]*\(([^()]*)[^()]*\)*)//g' | grep -oE '__global__ +void +[A-Za-z0-9_]+' |
       sed "s|.* ||; s|\$| $source|"
   done
 }

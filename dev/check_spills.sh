@@ -8,8 +8,8 @@ reports=${1:-build/gpu/kernels}
 # file | kernel, ACT being float or bf16 | architecture bytes (stored and loaded, at most), ... | reason
 allowed() {
   plain='128 registers, so that a multiprocessor holds two blocks; the plain path, for shapes that tensor cores do not take'
-  full='all 255 registers hold the sums of 32 rows; of the forms tried on an H100 the fastest (Form)'
-  window='168 registers, so that a multiprocessor holds three blocks; chosen by measurement on an H100 (WindowPlan)'
+  full='all 255 registers hold the sums of 32 rows; of the forms tried on an H100 the fastest (gca_plan)'
+  window='168 registers, so that a multiprocessor holds three blocks; chosen by measurement on an H100 (forward_plan, query_plan)'
   cat <<END
 plain/chunk_attention_ACT | attention_forward_plain_kernel<ACT, InChunk<ACT>, 1> | sm_80 32 | $plain
 plain/chunk_attention_ACT | attention_backward_query_plain_kernel<ACT, InChunk<ACT>, 1> | sm_80 104, sm_90a 72 | $plain
@@ -19,8 +19,8 @@ plain/sliding_attention_ACT | attention_backward_key_plain_kernel<ACT, Sliding<A
 plain/gca_ACT | gca_backward_memory_plain_kernel<ACT, 1> | sm_80 136, sm_90a 188 | $plain
 mma/gca | gca_backward_query_mma_kernel<64> | sm_80 40, sm_90a 24 | $full
 mma/gca | gca_backward_memory_mma_kernel<64> | sm_80 32, sm_90a 88 | $full
-mma/sliding_attention_forward | sliding_attention_forward_mma_kernel<WindowPlan<64, 2, 32, 3, 3, false>, true> | sm_80 80 | $window
-mma/sliding_attention_backward | sliding_attention_backward_query_mma_kernel<WindowPlan<64, 1, 64, 2, 3, true>> | sm_80 16, sm_90a 8 | $window
+mma/sliding_attention_forward | sliding_attention_forward_mma_kernel<64, true> | sm_80 80 | $window
+mma/sliding_attention_backward | sliding_attention_backward_query_mma_kernel<64> | sm_80 16, sm_90a 8 | $window
 END
 }
 

@@ -7,14 +7,26 @@
 namespace gca {
 namespace {
 
+struct ChunkPlan {
+  int d;          // columns of a head
+  int residents;  // blocks of a multiprocessor at once, which sets the registers of a thread
+  GCA_HD constexpr int tile_bytes() const { return tile_size * d * static_cast<int>(sizeof(bf16)); }
+};
 constexpr int chunk_threads = 128;
-template <int d>
-constexpr int chunk_tile_bytes = row_bytes<tile_size * d>;  // rows lie without gaps
-template <int d>
-constexpr int chunk_forward_bytes = 3 * chunk_tile_bytes<d>;
-template <int d>
-constexpr int chunk_backward_bytes = 4 * chunk_tile_bytes<d> + 2 * chunk_tile_bytes<64>;
+// As many residents as leave a thread the registers that it needs.
+GCA_HD constexpr ChunkPlan forward_plan(int d) { return {.d = d, .residents = d == 128 ? 3 : 4}; }
+GCA_HD constexpr ChunkPlan backward_plan(int d) { return {.d = d, .residents = d == 128 ? 2 : 4}; }
+constexpr int forward_bytes(ChunkPlan plan) { return 3 * plan.tile_bytes(); }
+constexpr int p_bytes = tile_size * tile_size * static_cast<int>(sizeof(bf16));
+constexpr int backward_bytes(ChunkPlan plan) { return 4 * plan.tile_bytes() + 2 * p_bytes; }
 
+// A block's chunk and head.
+struct ChunkPiece {
+  int64_t chunk;
+  int h;
+  __device__ explicit ChunkPiece(const ChunkRows<bf16>& w)
+      : chunk(blockIdx.x / w.H), h(static_cast<int>(blockIdx.x % w.H)) {}
+};
 // i with the bit of value 4 and a lower one exchanged: 8 neighbouring threads then write pieces in rows whose swizzles
 // differ, to all banks.
 template <int d>
@@ -84,46 +96,33 @@ __device__ inline void turn_back(Sum (&dq)[1][d / 8], Sum (&dk)[1][d / 8], const
 }
 
 template <int d>
-__global__ void __launch_bounds__(chunk_threads, d == 128 ? 3 : 4)
+__global__ void __launch_bounds__(chunk_threads, forward_plan(d).residents)
     chunk_attention_forward_mma_kernel(bf16* out, float* lse, ChunkRows<bf16> w) {
+  constexpr int tile_bytes = forward_plan(d).tile_bytes();
   char* const memory = shared<char>();
-  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + chunk_tile_bytes<d>,
-                 v_tile = k_tile + chunk_tile_bytes<d>;
-  const int64_t chunk = blockIdx.x / w.H, D = static_cast<int64_t>(w.H) * d;
-  const int h = static_cast<int>(blockIdx.x % w.H), warp_row = static_cast<int>(threadIdx.x) / 32 * 16,
-            lane = lane_id();
+  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + tile_bytes, v_tile = k_tile + tile_bytes;
+  const auto [chunk, h] = ChunkPiece(w);
+  const int64_t D = static_cast<int64_t>(w.H) * d;
+  const WarpRows<1> my;
   const bf16* from = w.qkv + chunk * tile_size * 3 * D + h * d;
   copy_tile_async<d, tile_size, chunk_threads>(v_tile, from + 2 * D, 3 * D);
   commit_copies();
-  load_turned_pair<d>(memory, memory + chunk_tile_bytes<d>, from, D, w.rotation);
+  load_turned_pair<d>(memory, memory + tile_bytes, from, D, w.rotation);
   wait_for_copies<0>();
   __syncthreads();
 
-  const float scale = log2_e / sqrtf(static_cast<float>(d));
+  const float scale = attention_scale(d) * log2_e;
   Sum p[1][8], o[1][d / 8];
   clear(p);
   clear(o);
-  multiply_rows<d>(p, q_tile, warp_row, k_tile, 0);
+  multiply_rows<d>(p, q_tile, my.warp_row, k_tile, 0);
   float top[2], sum[2];
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float largest = -INFINITY;
+  for (int half = 0; half < 2; half++) exponentials(p[0], half, scale, top[half], sum[half]);
 #pragma unroll
-    for (int c = 0; c < 16; c++) largest = fmaxf(largest, p[0][c / 2][2 * half + c % 2]);
-    top[half] = scale * warp_max<4>(largest);
-    sum[half] = 0;
-#pragma unroll
-    for (int c = 0; c < 16; c++) {
-      float& x = p[0][c / 2][2 * half + c % 2];
-      x = fast_exp2(fmaf(x, scale, -top[half]));
-      sum[half] += x;
-    }
-    sum[half] = warp_sum<4>(sum[half]);
-  }
-#pragma unroll
-  for (int k = 0; k < 4; k++) {
+  for (int k = 0; k < tile_size / 16; k++) {
     Operand left[1];
-    as_left(left[0], p[0][2 * k], p[0][2 * k + 1]);
+    as_lefts(left, p, k);
     multiply_columns<d>(o, left, v_tile, 16 * k);
   }
 #pragma unroll
@@ -131,69 +130,62 @@ __global__ void __launch_bounds__(chunk_threads, d == 128 ? 3 : 4)
     const float share = __fdividef(1.0f, sum[half]);
 #pragma unroll
     for (int c = 0; c < d / 4; c++) o[0][c / 2][2 * half + c % 2] *= share;
-    if (lane % 4 == 0)
-      lse[(chunk * w.H + h) * tile_size + warp_row + 8 * half + lane / 4] = fmaf(top[half], ln_2, logf(sum[half]));
+    if (my.lane_column == 0)
+      lse[(chunk * w.H + h) * tile_size + my.row(0, half)] = fmaf(top[half], ln_2, logf(sum[half]));
   }
   // The warp's own rows of q are used up.
-  store_sums<d>(out + chunk * tile_size * D + h * d, D, reinterpret_cast<bf16*>(memory), warp_row, o, tile_size);
+  store_sums<d>(out + chunk * tile_size * D + h * d, D, reinterpret_cast<bf16*>(memory), my.warp_row, o, tile_size);
 }
 
 // Softmax rows are whole in a block, so delta = rowsum(P dP) and O need not be read. p and ds go through shared memory
 // to be read transposed, by keys.
 template <int d>
-__global__ void __launch_bounds__(chunk_threads, d == 128 ? 2 : 4)
+__global__ void __launch_bounds__(chunk_threads, backward_plan(d).residents)
     chunk_attention_backward_mma_kernel(bf16* dqkv, const bf16* dout, const float* lse, ChunkRows<bf16> w) {
+  constexpr int tile_bytes = backward_plan(d).tile_bytes();
   char* const memory = shared<char>();
-  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + chunk_tile_bytes<d>,
-                 v_tile = k_tile + chunk_tile_bytes<d>, dout_tile = v_tile + chunk_tile_bytes<d>,
-                 p_tile = dout_tile + chunk_tile_bytes<d>, ds_tile = p_tile + chunk_tile_bytes<64>;
-  const int64_t chunk = blockIdx.x / w.H, D = static_cast<int64_t>(w.H) * d;
-  const int h = static_cast<int>(blockIdx.x % w.H), warp_row = static_cast<int>(threadIdx.x) / 32 * 16,
-            lane = lane_id();
+  const uint32_t q_tile = shared_address(memory), k_tile = q_tile + tile_bytes, v_tile = k_tile + tile_bytes,
+                 dout_tile = v_tile + tile_bytes, p_tile = dout_tile + tile_bytes, ds_tile = p_tile + p_bytes;
+  const auto [chunk, h] = ChunkPiece(w);
+  const int64_t D = static_cast<int64_t>(w.H) * d;
+  const WarpRows<1> my;
   const bf16* from = w.qkv + chunk * tile_size * 3 * D + h * d;
   copy_tile_async<d, tile_size, chunk_threads>(v_tile, from + 2 * D, 3 * D);
   copy_tile_async<d, tile_size, chunk_threads>(dout_tile, dout + chunk * tile_size * D + h * d, D);
   commit_copies();
-  load_turned_pair<d>(memory, memory + chunk_tile_bytes<d>, from, D, w.rotation);
+  load_turned_pair<d>(memory, memory + tile_bytes, from, D, w.rotation);
   wait_for_copies<0>();
   __syncthreads();
 
-  const float root = 1 / sqrtf(static_cast<float>(d)), scale = log2_e * root;
+  const float root = attention_scale(d), scale = root * log2_e;
   Sum p[1][8], ds[1][8], dq[1][d / 8];
   clear(p);
   clear(ds);
   clear(dq);
-  multiply_rows<d>(p, q_tile, warp_row, k_tile, 0);
-  multiply_rows<d>(ds, dout_tile, warp_row, v_tile, 0);
+  multiply_rows<d>(p, q_tile, my.warp_row, k_tile, 0);
+  multiply_rows<d>(ds, dout_tile, my.warp_row, v_tile, 0);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const float row_lse = log2_e * lse[(chunk * w.H + h) * tile_size + warp_row + 8 * half + lane / 4];
-    float delta = 0;
-#pragma unroll
-    for (int c = 0; c < 16; c++) {
-      float& x = p[0][c / 2][2 * half + c % 2];
-      x = fast_exp2(fmaf(x, scale, -row_lse));
-      delta = fmaf(x, ds[0][c / 2][2 * half + c % 2], delta);
-    }
-    delta = warp_sum<4>(delta);
+    const float row_lse = log2_e * lse[(chunk * w.H + h) * tile_size + my.row(0, half)];
+    const float delta = softmax_again(p[0], ds[0], half, scale, row_lse);
 #pragma unroll
     for (int c = 0; c < 16; c++) {
       float& y = ds[0][c / 2][2 * half + c % 2];
       y = p[0][c / 2][2 * half + c % 2] * (y - delta);
     }
-    const int row = warp_row + 8 * half + lane / 4;
+    const int row = my.row(0, half);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-      *reinterpret_cast<uint32_t*>(memory + (p_tile - q_tile) + piece_at<64>(row, j) + lane % 4 * 4) =
+      *reinterpret_cast<uint32_t*>(memory + (p_tile - q_tile) + piece_at<64>(row, j) + my.lane_column * 2) =
           pack_pair(p[0][j][2 * half], p[0][j][2 * half + 1]);
-      *reinterpret_cast<uint32_t*>(memory + (ds_tile - q_tile) + piece_at<64>(row, j) + lane % 4 * 4) =
+      *reinterpret_cast<uint32_t*>(memory + (ds_tile - q_tile) + piece_at<64>(row, j) + my.lane_column * 2) =
           pack_pair(ds[0][j][2 * half], ds[0][j][2 * half + 1]);
     }
   }
 #pragma unroll
-  for (int k = 0; k < 4; k++) {
+  for (int k = 0; k < tile_size / 16; k++) {
     Operand left[1];
-    as_left(left[0], ds[0][2 * k], ds[0][2 * k + 1]);
+    as_lefts(left, ds, k);
     multiply_columns<d>(dq, left, k_tile, 16 * k);
   }
   __syncthreads();  // p and ds are there, and nobody reads v any more: gradients leave through its rows
@@ -203,34 +195,36 @@ __global__ void __launch_bounds__(chunk_threads, d == 128 ? 2 : 4)
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       Operand left[1];
-      ldmatrix_transposed(left[0], corner<64>(x, lane_by_columns<64>(), 16 * k, warp_row));
+      ldmatrix_transposed(left[0], corner<64>(x, lane_by_columns<64>(), 16 * k, my.warp_row));
       multiply_columns<d>(sum, left, y, 16 * k);
     }
   };
   Sum by_key[1][d / 8];
   by_keys(by_key, ds_tile, q_tile);
-  turn_back<d>(dq, by_key, w.rotation, warp_row, root);
+  turn_back<d>(dq, by_key, w.rotation, my.warp_row, root);
   bf16* const to = dqkv + chunk * tile_size * 3 * D + h * d;
   bf16* const way_out = reinterpret_cast<bf16*>(memory + (v_tile - q_tile));
-  store_sums<d>(to, 3 * D, way_out, warp_row, dq, tile_size);
-  store_sums<d>(to + D, 3 * D, way_out, warp_row, by_key, tile_size);
+  store_sums<d>(to, 3 * D, way_out, my.warp_row, dq, tile_size);
+  store_sums<d>(to + D, 3 * D, way_out, my.warp_row, by_key, tile_size);
   by_keys(by_key, p_tile, dout_tile);
-  store_sums<d>(to + 2 * D, 3 * D, way_out, warp_row, by_key, tile_size);
+  store_sums<d>(to + 2 * D, 3 * D, way_out, my.warp_row, by_key, tile_size);
 }
 
 }  // namespace
 
 void chunk_attention_forward_mma(cudaStream_t stream, bf16* out, float* lse, const ChunkRows<bf16>& w) {
   with_mma_head(w.d, [&](auto d) {
+    constexpr ChunkPlan plan = forward_plan(d);
     launch("chunk attention", stream, chunk_attention_forward_mma_kernel<d>, w.B * w.H, chunk_threads,
-           chunk_forward_bytes<d>, out, lse, w);
+           forward_bytes(plan), out, lse, w);
   });
 }
 void chunk_attention_backward_mma(cudaStream_t stream, bf16* dqkv, const bf16* dout, const float* lse,
                                   const ChunkRows<bf16>& w) {
   with_mma_head(w.d, [&](auto d) {
+    constexpr ChunkPlan plan = backward_plan(d);
     launch("chunk attention, backward", stream, chunk_attention_backward_mma_kernel<d>, w.B * w.H, chunk_threads,
-           chunk_backward_bytes<d>, dqkv, dout, lse, w);
+           backward_bytes(plan), dqkv, dout, lse, w);
   });
 }
 

@@ -11,18 +11,25 @@ namespace gca {
 
 constexpr int window_warps = 4, window_threads = 32 * window_warps;
 
-// residents: blocks of a multiprocessor at once, which sets the registers of a thread; kept: the rows' own operands
-// stay in registers instead of being read from shared memory at each step. Chosen by measurement on an H100, heads
-// of 64.
-template <int d_, int blocks_, int step_, int stages_, int residents_, bool kept_>
+// What the block of a pass is made of. Each pass has a function that chooses, beside its kernel.
 struct WindowPlan {
-  static constexpr int d = d_, blocks = blocks_, step = step_, stages = stages_, residents = residents_;
-  static constexpr bool kept = kept_;
-  static_assert(step >= 16 * blocks, "a row sees a key, itself, in the first step that its warp takes");
-  static constexpr int rows = 16 * blocks * window_warps, rows_bytes = rows * row_bytes<d>,
-                       tile_bytes = tile_size * row_bytes<d>;
-  static constexpr int ring_bytes = stages * 2 * tile_bytes;
+  int d;               // columns of a head
+  int rows_of_warp;    // slots that a warp owns, a multiple of 16
+  int slots_at_once;   // of the other side, in one step
+  int stages;          // pairs of tiles in the ring
+  int residents;       // blocks of a multiprocessor at once, which sets the registers of a thread
+  bool operands_kept;  // the rows' own operands stay in registers; otherwise shared memory is read at each step
+
+  GCA_HD constexpr int blocks() const { return rows_of_warp / 16; }
+  GCA_HD constexpr int rows() const { return rows_of_warp * window_warps; }
+  GCA_HD constexpr int row_bytes() const { return d * static_cast<int>(sizeof(bf16)); }
+  GCA_HD constexpr int rows_bytes() const { return rows() * row_bytes(); }
+  GCA_HD constexpr int tile_bytes() const { return tile_size * row_bytes(); }
+  GCA_HD constexpr int ring_bytes() const { return stages * 2 * tile_bytes(); }
+  // A row sees a key, itself, in the first step that its warp takes.
+  GCA_HD constexpr bool holds() const { return rows_of_warp % 16 == 0 && slots_at_once >= rows_of_warp && stages > 1; }
 };
+
 // A block's head and first slot; heads go fastest, so that what lies side by side in memory is read at about the same
 // time.
 struct WindowPiece {
@@ -39,18 +46,6 @@ struct WindowPiece {
 inline int64_t window_pieces(const SlidingRows<bf16>& w, int rows) {
   return w.B * w.H * (ceil_div(w.first_slot + w.T, rows) - w.first_slot / rows);
 }
-
-// What a thread knows of its rows' and columns' places in a step.
-template <int blocks>
-struct WindowRows {
-  int warp_row, lane_row, lane_column;
-  __device__ WindowRows()
-      : warp_row(static_cast<int>(threadIdx.x) / 32 * 16 * blocks),
-        lane_row(lane_id() / 4),
-        lane_column(lane_id() % 4 * 2) {}
-  __device__ int row(int i, int half) const { return warp_row + 16 * i + 8 * half + lane_row; }
-  __device__ int end() const { return warp_row + 16 * blocks; }
-};
 
 // Starts copying rows 0 .. rows - 1 of one head, `stride` elements apart from `from` on, into a tile; rows from `there`
 // (1 or more) on become zero.
@@ -79,7 +74,7 @@ __device__ inline void copy_from_ring(uint32_t tile, const SlidingRows<bf16>& w,
 // Logits of pairs that do not see each other become minus infinity. The rows are queries and the columns keys, or the
 // other way round; `first` is the first column's place.
 template <bool rows_are_keys, int blocks, int columns>
-__device__ inline void hide(Sum (&p)[blocks][columns], const WindowRows<blocks>& my, int first, int W) {
+__device__ inline void hide(Sum (&p)[blocks][columns], const WarpRows<blocks>& my, int first, int W) {
 #pragma unroll
   for (int i = 0; i < blocks; i++)
 #pragma unroll
@@ -89,15 +84,6 @@ __device__ inline void hide(Sum (&p)[blocks][columns], const WindowRows<blocks>&
         const int ahead = my.row(i, e / 2) - (first + my.lane_column + 8 * c + e % 2);
         if (static_cast<unsigned>(rows_are_keys ? -ahead : ahead) > static_cast<unsigned>(W)) p[i][c][e] = -INFINITY;
       }
-}
-template <int blocks, int columns>
-__device__ inline void scale_sums(Sum (&sum)[blocks][columns], float factor) {
-#pragma unroll
-  for (int i = 0; i < blocks; i++)
-#pragma unroll
-    for (int j = 0; j < columns; j++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) sum[i][j][e] *= factor;
 }
 
 }  // namespace gca

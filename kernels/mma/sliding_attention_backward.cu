@@ -7,14 +7,22 @@ namespace {
 
 // Of a tile's queries, see WindowGradient.
 constexpr int statistics_bytes = tile_size * static_cast<int>(sizeof(float2));
-template <int d>
-using QueryPlan =
-    std::conditional_t<d == 32, WindowPlan<d, 2, 32, 2, 2, true>,
-                       std::conditional_t<d == 64, WindowPlan<d, 1, 64, 2, 3, true>, WindowPlan<d, 1, 32, 2, 2, true>>>;
-template <int d>
-using KeyPlan = std::conditional_t<
-    d == 32, WindowPlan<d, 2, 32, 2, 2, true>,
-    std::conditional_t<d == 64, WindowPlan<d, 1, 64, 3, 2, true>, WindowPlan<d, 1, 32, 2, 2, false>>>;
+// Chosen by measurement on an H100, heads of 64: by query three blocks of 168 registers share a multiprocessor; by key,
+// where a thread has twice the sums, two.
+GCA_HD constexpr WindowPlan query_plan(int d) {
+  if (d == 32)
+    return {.d = 32, .rows_of_warp = 32, .slots_at_once = 32, .stages = 2, .residents = 2, .operands_kept = true};
+  if (d == 64)
+    return {.d = 64, .rows_of_warp = 16, .slots_at_once = 64, .stages = 2, .residents = 3, .operands_kept = true};
+  return {.d = 128, .rows_of_warp = 16, .slots_at_once = 32, .stages = 2, .residents = 2, .operands_kept = true};
+}
+GCA_HD constexpr WindowPlan key_plan(int d) {
+  if (d == 32)
+    return {.d = 32, .rows_of_warp = 32, .slots_at_once = 32, .stages = 2, .residents = 2, .operands_kept = true};
+  if (d == 64)
+    return {.d = 64, .rows_of_warp = 16, .slots_at_once = 64, .stages = 3, .residents = 2, .operands_kept = true};
+  return {.d = 128, .rows_of_warp = 16, .slots_at_once = 32, .stages = 2, .residents = 2, .operands_kept = false};
+}
 
 // What the backward passes hand on: for each query its log-sum-exp in log2 and delta = rowsum(dO O), as pairs; past the
 // row infinity and 0, so that there p = 0.
@@ -26,18 +34,20 @@ struct WindowGradient {
 };
 
 // dQ = dS K: a block owns queries
-template <class Plan>
-__global__ void __launch_bounds__(window_threads, Plan::residents)
+template <int d>
+__global__ void __launch_bounds__(window_threads, query_plan(d).residents)
     sliding_attention_backward_query_mma_kernel(bf16* dqkv, WindowGradient g, SlidingRows<bf16> w) {
-  constexpr int d = Plan::d, blocks = Plan::blocks, step = Plan::step, stages = Plan::stages, rows = Plan::rows;
+  constexpr WindowPlan plan = query_plan(d);
+  constexpr int blocks = plan.blocks(), step = plan.slots_at_once, stages = plan.stages, rows = plan.rows();
+  constexpr int rows_bytes = plan.rows_bytes(), tile_bytes = plan.tile_bytes();
+  static_assert(plan.holds());
   static_assert(rows <= 2 * tile_size && stages > 1, "O waits in the ring's last place");
-  static_assert(Plan::kept, "delta is made of the same operands");
+  static_assert(plan.operands_kept, "delta is made of the same operands");
   bf16* const q_memory = shared<bf16>();
-  const uint32_t q_tile = shared_address(q_memory), dout_tile = q_tile + Plan::rows_bytes,
-                 ring = dout_tile + Plan::rows_bytes;
-  const uint32_t out_tile = ring + (stages - 1) * 2 * Plan::tile_bytes;
+  const uint32_t q_tile = shared_address(q_memory), dout_tile = q_tile + rows_bytes, ring = dout_tile + rows_bytes;
+  const uint32_t out_tile = ring + (stages - 1) * 2 * tile_bytes;
   const WindowPiece at(w, rows);
-  const WindowRows<blocks> my;
+  const WarpRows<blocks> my;
   const int64_t D = w.D(), first_element = ((at.b * w.T + at.base) * w.H + at.h) * d,
                 padded = WindowGradient::padded(w.T);
   const int W = static_cast<int>(min(w.W, int64_t{1} << 30)),
@@ -47,11 +57,11 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
   const bf16* const q_from = w.qkv + (at.b * w.T + at.base) * 3 * D + static_cast<int64_t>(at.h) * d;
   auto copy = [&](int tile) {
     if (tile < tiles) {
-      const uint32_t pair = ring + tile % stages * 2 * Plan::tile_bytes;
+      const uint32_t pair = ring + tile % stages * 2 * tile_bytes;
       const int key = first_key + tile * tile_size;
       const bf16* from = q_from + key * 3 * D + D;
       copy_rows<d, tile_size>(pair, from, 3 * w.H * d, end_row - key);
-      copy_rows<d, tile_size>(pair + Plan::tile_bytes, from + D, 3 * w.H * d, end_row - key);
+      copy_rows<d, tile_size>(pair + tile_bytes, from + D, 3 * w.H * d, end_row - key);
     }
     commit_copies();
   };
@@ -92,14 +102,14 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
     }
   }
 
-  const float scale = log2_e / sqrtf(static_cast<float>(d)), slope = log2_e * w.slope(at.h);
+  const float scale = attention_scale(d) * log2_e, slope = log2_e * w.slope(at.h);
   Sum dq[blocks][d / 8];
   clear(dq);
   for (int tile = 0; tile < tiles; tile++) {
     wait_for_copies<stages - 2>();
     __syncthreads();
     copy(tile + stages - 1);
-    const uint32_t k_tile = ring + tile % stages * 2 * Plan::tile_bytes, v_tile = k_tile + Plan::tile_bytes;
+    const uint32_t k_tile = ring + tile % stages * 2 * tile_bytes, v_tile = k_tile + tile_bytes;
     const int tile_key = first_key + tile * tile_size;
 #pragma unroll 1
     for (int j = 0; j < tile_size; j += step) {
@@ -131,28 +141,29 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
 #pragma unroll
       for (int k = 0; k < step / 16; k++) {
         Operand left[blocks];
-#pragma unroll
-        for (int i = 0; i < blocks; i++) as_left(left[i], ds[i][2 * k], ds[i][2 * k + 1]);
+        as_lefts(left, ds, k);
         multiply_columns<d>(dq, left, k_tile, j + 16 * k);
       }
     }
   }
-  scale_sums(dq, 1 / sqrtf(static_cast<float>(d)));
+  scale_sums(dq, attention_scale(d));
   store_sums<d>(dqkv + (at.b * w.T + at.base) * 3 * D + static_cast<int64_t>(at.h) * d, 3 * D, q_memory, my.warp_row,
                 dq, end_row);
 }
 
 // dK = dS^T Q, dV = P^T dO: a block owns keys; p and ds are made transposed, keys being their rows.
-template <class Plan>
-__global__ void __launch_bounds__(window_threads, Plan::residents)
+template <int d>
+__global__ void __launch_bounds__(window_threads, key_plan(d).residents)
     sliding_attention_backward_key_mma_kernel(bf16* dqkv, WindowGradient g, SlidingRows<bf16> w) {
-  constexpr int d = Plan::d, blocks = Plan::blocks, step = Plan::step, stages = Plan::stages, rows = Plan::rows;
+  constexpr WindowPlan plan = key_plan(d);
+  constexpr int blocks = plan.blocks(), step = plan.slots_at_once, stages = plan.stages, rows = plan.rows();
+  constexpr int rows_bytes = plan.rows_bytes(), tile_bytes = plan.tile_bytes();
+  static_assert(plan.holds());
   bf16* const k_memory = shared<bf16>();
-  const uint32_t k_tile = shared_address(k_memory), v_tile = k_tile + Plan::rows_bytes,
-                 ring = v_tile + Plan::rows_bytes;
-  const uint32_t statistics_ring = ring + stages * 2 * Plan::tile_bytes;
+  const uint32_t k_tile = shared_address(k_memory), v_tile = k_tile + rows_bytes, ring = v_tile + rows_bytes;
+  const uint32_t statistics_ring = ring + stages * 2 * tile_bytes;
   const WindowPiece at(w, rows);
-  const WindowRows<blocks> my;
+  const WarpRows<blocks> my;
   const int64_t D = w.D(), column = static_cast<int64_t>(at.h) * d, padded = WindowGradient::padded(w.T);
   const int W = static_cast<int>(min(w.W, int64_t{1} << 30)),
             end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
@@ -163,9 +174,9 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
   auto copy = [&](int tile) {
     if (tile < tiles) {
       const int query = tile * tile_size, there = static_cast<int>(min(w.T - at.base, int64_t{1} << 30)) - query;
-      const uint32_t pair = ring + tile % stages * 2 * Plan::tile_bytes;
+      const uint32_t pair = ring + tile % stages * 2 * tile_bytes;
       copy_rows<d, tile_size>(pair, q_from + query * 3 * D, 3 * w.H * d, there);
-      copy_rows<d, tile_size>(pair + Plan::tile_bytes, dout_from + query * D, w.H * d, there);
+      copy_rows<d, tile_size>(pair + tile_bytes, dout_from + query * D, w.H * d, there);
       if (threadIdx.x < statistics_bytes / 16)
         copy_async(statistics_ring + tile % stages * statistics_bytes + threadIdx.x * 16, statistics_from + query);
     }
@@ -176,7 +187,7 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
 #pragma unroll
   for (int tile = 0; tile < stages - 1; tile++) copy(tile);
 
-  const float scale = log2_e / sqrtf(static_cast<float>(d)), slope = log2_e * w.slope(at.h);
+  const float scale = attention_scale(d) * log2_e, slope = log2_e * w.slope(at.h);
   Operand k[blocks][d / 16], v[blocks][d / 16];
   Sum dk[blocks][d / 8], dv[blocks][d / 8];
   clear(dk);
@@ -185,11 +196,11 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
     wait_for_copies<stages - 2>();
     __syncthreads();
     copy(tile + stages - 1);
-    if (Plan::kept && tile == 0) {
+    if (plan.operands_kept && tile == 0) {
       load_lefts<d, blocks>(k, k_tile, my.warp_row);
       load_lefts<d, blocks>(v, v_tile, my.warp_row);
     }
-    const uint32_t q_tile = ring + tile % stages * 2 * Plan::tile_bytes, dout_tile = q_tile + Plan::tile_bytes;
+    const uint32_t q_tile = ring + tile % stages * 2 * tile_bytes, dout_tile = q_tile + tile_bytes;
     const float4* statistics = reinterpret_cast<const float4*>(
         reinterpret_cast<const char*>(k_memory) + (statistics_ring - k_tile) + tile % stages * statistics_bytes);
 #pragma unroll 1
@@ -199,7 +210,7 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
       Sum p[blocks][step / 8], ds[blocks][step / 8];
       clear(p);
       clear(ds);
-      if constexpr (Plan::kept) {
+      if constexpr (plan.operands_kept) {
         multiply_rows<d>(p, k, q_tile, i0);
         multiply_rows<d>(ds, v, dout_tile, i0);
       } else {
@@ -235,16 +246,14 @@ __global__ void __launch_bounds__(window_threads, Plan::residents)
 #pragma unroll
       for (int s = 0; s < step / 16; s++) {
         Operand left[blocks];
-#pragma unroll
-        for (int i = 0; i < blocks; i++) as_left(left[i], p[i][2 * s], p[i][2 * s + 1]);
+        as_lefts(left, p, s);
         multiply_columns<d>(dv, left, dout_tile, i0 + 16 * s);
-#pragma unroll
-        for (int i = 0; i < blocks; i++) as_left(left[i], ds[i][2 * s], ds[i][2 * s + 1]);
+        as_lefts(left, ds, s);
         multiply_columns<d>(dk, left, q_tile, i0 + 16 * s);
       }
     }
   }
-  scale_sums(dk, 1 / sqrtf(static_cast<float>(d)));
+  scale_sums(dk, attention_scale(d));
   bf16* to = dqkv + (at.b * w.T + at.base) * 3 * D + D + column;
   store_sums<d>(to, 3 * D, k_memory, my.warp_row, dk, end_row);
   store_sums<d>(to + D, 3 * D, k_memory, my.warp_row, dv, end_row);
@@ -256,13 +265,12 @@ void sliding_attention_backward_mma(cudaStream_t stream, bf16* dqkv, const bf16*
                                     const float* lse, float2* statistics, const SlidingRows<bf16>& w) {
   const WindowGradient g{dout, out, lse, statistics};
   with_mma_head(w.d, [&](auto d) {
-    using Query = QueryPlan<d>;
-    using Key = KeyPlan<d>;
-    launch("sliding attention, backward by query", stream, sliding_attention_backward_query_mma_kernel<Query>,
-           window_pieces(w, Query::rows), window_threads, 2 * Query::rows_bytes + Query::ring_bytes, dqkv, g, w);
-    launch("sliding attention, backward by key", stream, sliding_attention_backward_key_mma_kernel<Key>,
-           window_pieces(w, Key::rows), window_threads,
-           2 * Key::rows_bytes + Key::ring_bytes + Key::stages * statistics_bytes, dqkv, g, w);
+    constexpr WindowPlan query = query_plan(d), key = key_plan(d);
+    launch("sliding attention, backward by query", stream, sliding_attention_backward_query_mma_kernel<d>,
+           window_pieces(w, query.rows()), window_threads, 2 * query.rows_bytes() + query.ring_bytes(), dqkv, g, w);
+    launch("sliding attention, backward by key", stream, sliding_attention_backward_key_mma_kernel<d>,
+           window_pieces(w, key.rows()), window_threads,
+           2 * key.rows_bytes() + key.ring_bytes() + key.stages * statistics_bytes, dqkv, g, w);
   });
 }
 

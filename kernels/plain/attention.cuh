@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
     attention_forward_plain_kernel(Act* out, float* lse, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p = tiles[2];
   const AttentionPiece at(kind, fragments);
-  const float scale = 1 / sqrtf(static_cast<float>(kind.d)), slope = kind.slope(at.h);
+  const float scale = attention_scale(kind.d), slope = kind.slope(at.h);
   Fragment o[fragments], score;
   float top[4], sum[4];
   for (Fragment& f : o) clear(f);
@@ -153,7 +153,7 @@ template <class Act, class Kind>
 __device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b, const float (&lse)[4],
                                      const float (&delta)[4], const AttentionOutputs<Act>& outputs, const Kind& kind,
                                      int64_t row, int h, int64_t i0, int64_t j0) {
-  const float scale = 1 / sqrtf(static_cast<float>(kind.d)), slope = kind.slope(h);
+  const float scale = attention_scale(kind.d), slope = kind.slope(h);
   product_nt(
       p, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, row, h, i0, t); },
       [&](Tile& tile, int t) { kind.load_k(tile, row, h, j0, t); });
