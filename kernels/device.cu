@@ -9,7 +9,9 @@
 namespace gca {
 namespace {
 
-__global__ void cast_weights_kernel(bf16* to, const float* from, int64_t n) {
+__global__ void cast_weights_kernel(bf16* to,           // (n)
+                                    const float* from,  // (n)
+                                    int64_t n) {
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += gridDim.x * int64_t{blockDim.x})
     to[i] = __float2bfloat16(from[i]);
 }

@@ -10,7 +10,10 @@ namespace gca {
 namespace {
 
 // dw += sum over heads and slots of delta: a warp for each pick
-__global__ void gca_weight_gradient_kernel(float* dw, const float* delta, const int32_t* pick, GcaShape s) {
+__global__ void gca_weight_gradient_kernel(float* dw,            // (B,C+1,K)
+                                           const float* delta,   // (B,C,K,H,S)
+                                           const int32_t* pick,  // (B,C+1,K)
+                                           GcaShape s) {
   const int64_t i = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, C = s.chunks();
   if (i >= s.B * C * s.K) return;
   const int64_t k = i % s.K, c = i / s.K % C, b = i / s.K / C, entry = (b * (C + 1) + c) * s.K + k;
@@ -30,7 +33,8 @@ struct SomeLayers {
   FetchingLayer<Act, float> at[layers_at_once];
 };
 template <class Act>
-__global__ void gca_put_layers_kernel(FetchingLayer<Act, float>* to, SomeLayers<Act> layers, int n) {
+__global__ void gca_put_layers_kernel(FetchingLayer<Act, float>* to,  // (n)
+                                      SomeLayers<Act> layers, int n) {
   for (int i = 0; i < n; i++) to[i] = layers.at[i];
 }
 

@@ -11,7 +11,9 @@ namespace gca {
 namespace {
 
 template <class Act>
-__global__ void ring_append_kernel(Act* ring, const Act* qkv, SlidingShape s) {
+__global__ void ring_append_kernel(Act* ring,       // (B,W,2D)
+                                   const Act* qkv,  // (B,T,3D)
+                                   SlidingShape s) {
   const int64_t D = static_cast<int64_t>(s.H) * s.d, kept = min(s.T, s.W),
                 i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= s.B * kept * 2 * D) return;

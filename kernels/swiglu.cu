@@ -1,4 +1,5 @@
 // SwiGLU: h = silu(gate) * up, silu(z) = z / (1 + e^-z), and its gradient.
+// A thread takes N neighbours of a row; no shared memory.
 #include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
@@ -6,7 +7,9 @@ namespace gca {
 namespace {
 
 template <class Act, int N>
-__global__ void swiglu_forward_kernel(Act* h, const Act* gate_up, int64_t rows, int64_t F) {
+__global__ void swiglu_forward_kernel(Act* h,              // (rows,F)
+                                      const Act* gate_up,  // (rows,2F)
+                                      int64_t rows, int64_t F) {
   const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= rows * packs) return;
   const int64_t r = i / packs, j = i % packs * N;
@@ -23,7 +26,10 @@ __global__ void swiglu_forward_kernel(Act* h, const Act* gate_up, int64_t rows, 
 // dup = dh silu(gate)
 // dgate = dh up silu'(gate),  silu' = sigmoid + silu (1 - sigmoid)
 template <class Act, int N>
-__global__ void swiglu_backward_kernel(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
+__global__ void swiglu_backward_kernel(Act* dgate_up,       // (rows,2F)
+                                       const Act* dh,       // (rows,F)
+                                       const Act* gate_up,  // (rows,2F)
+                                       int64_t rows, int64_t F) {
   const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= rows * packs) return;
   const int64_t r = i / packs, j = i % packs * N;

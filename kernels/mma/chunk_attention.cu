@@ -1,6 +1,18 @@
 // The encoder's attention inside a chunk on tensor cores: bf16, chunks of 64 slots, heads of 32, 64 or 128 columns.
 // A block of 4 warps takes one head of one chunk, each warp 16 of its slots; everything lies in shared memory, q and k
 // turned. What bounds it is the memory's rate: every number is read once and written once.
+//
+//             keys 0 .. 63
+//   warp 0  [ S S S S S S S S ]   16 queries x 64 keys: rows are whole in a warp, their softmax needs no loop
+//   ..        of 4                S = q k^T, P in registers, o = P v
+//
+// Shared memory, heads of 64 columns (64 rows of 128 bytes each), filled once by all threads:
+//        0  Q   turned by the threads that read it; forward: O leaves through it, each warp by its own rows
+//    8,192  K   turned likewise
+//   16,384  V   backward: free when P and dS are there; all three gradients leave through it
+//   24,576  dO  backward alone, as what follows
+//   32,768  P   each warp writes its 16 rows; read transposed, by keys, after a barrier
+//   40,960  dS  likewise
 #include "kernels/chunk_attention.cuh"
 #include "kernels/mma/mma.cuh"
 
@@ -19,6 +31,7 @@ GCA_HD constexpr ChunkPlan backward_plan(int d) { return {.d = d, .residents = d
 constexpr int forward_bytes(ChunkPlan plan) { return 3 * plan.tile_bytes(); }
 constexpr int p_bytes = tile_size * tile_size * static_cast<int>(sizeof(bf16));
 constexpr int backward_bytes(ChunkPlan plan) { return 4 * plan.tile_bytes() + 2 * p_bytes; }
+static_assert(forward_bytes(forward_plan(64)) == 24576 && backward_bytes(backward_plan(64)) == 49152, "heads of 64");
 
 // A block's chunk and head.
 struct ChunkPiece {
@@ -97,7 +110,9 @@ __device__ inline void turn_back(Sum (&dq)[1][d / 8], Sum (&dk)[1][d / 8], const
 
 template <int d>
 __global__ void __launch_bounds__(chunk_threads, forward_plan(d).residents)
-    chunk_attention_forward_mma_kernel(bf16* out, float* lse, ChunkRows<bf16> w) {
+    chunk_attention_forward_mma_kernel(bf16* out,   // (N,S,D)
+                                       float* lse,  // (N,H,S)
+                                       ChunkRows<bf16> w) {
   constexpr int tile_bytes = forward_plan(d).tile_bytes();
   char* const memory = shared<char>();
   const uint32_t q_tile = shared_address(memory), k_tile = q_tile + tile_bytes, v_tile = k_tile + tile_bytes;
@@ -141,7 +156,10 @@ __global__ void __launch_bounds__(chunk_threads, forward_plan(d).residents)
 // to be read transposed, by keys.
 template <int d>
 __global__ void __launch_bounds__(chunk_threads, backward_plan(d).residents)
-    chunk_attention_backward_mma_kernel(bf16* dqkv, const bf16* dout, const float* lse, ChunkRows<bf16> w) {
+    chunk_attention_backward_mma_kernel(bf16* dqkv,        // (N,S,3D)
+                                        const bf16* dout,  // (N,S,D)
+                                        const float* lse,  // (N,H,S)
+                                        ChunkRows<bf16> w) {
   constexpr int tile_bytes = backward_plan(d).tile_bytes();
   char* const memory = shared<char>();
   const uint32_t q_tile = shared_address(memory), k_tile = q_tile + tile_bytes, v_tile = k_tile + tile_bytes,

@@ -1,5 +1,20 @@
 // Grouped cross attention on tensor cores (mma.sync): bf16, chunks of 64, heads of 32, 64 or 128 columns. The same
 // three passes as the plain kernels in plain/gca.cuh, which are what to read first.
+//
+//   forward, backward by query             backward for the memory
+//              pick 0  pick 1 ..                        fetch 0  fetch 1 ..  (chunks and layers that fetched this one)
+//   warp 0   [ P       P ..      ]         warp 0     [ P^T      P^T ..  ]
+//   warp 1   [ P       P ..      ]         warp 1     [ P^T      P^T ..  ]
+//   rows: 64 slots of one chunk            rows: 64 keys of one chunk; 16 queries at a time
+//
+// Shared memory, heads of 64 columns (64 rows of 128 bytes each; two warps, 2 stages):
+//   forward                   backward by query             backward for the memory
+//        0  Q                      0  Q                           0  K
+//    8,192  2 x (K | V)        8,192  dO                      8,192  V
+//                             16,384  2 x (K | V)            16,384  2 x (Q | dO | lse | delta)
+//                                                      apart: the places of 32 fetches, 40 bytes each
+// What stands before the ring is filled once, by all threads; outputs leave through the first tile, each warp by its
+// own rows. A stage is filled in the background, one ahead, and free when all warps have passed the next barrier.
 #include <algorithm>
 
 #include "kernels/gca.cuh"
@@ -28,6 +43,11 @@ GCA_HD constexpr GcaPlan gca_plan(int d) {
   if (d <= 64) return {.d = d, .rows_of_warp = 32, .stages = 2, .residents = 4, .keys_kept = true};
   return {.d = d, .rows_of_warp = 16, .stages = 2, .residents = 2, .keys_kept = false};
 }
+constexpr int forward_bytes(GcaPlan plan) { return (1 + 2 * plan.stages) * plan.tile_bytes(); }
+constexpr int query_bytes(GcaPlan plan) { return (2 + 2 * plan.stages) * plan.tile_bytes(); }
+constexpr int memory_bytes(GcaPlan plan) { return 2 * plan.tile_bytes() + plan.stages * plan.fetch_bytes(); }
+static_assert(forward_bytes(gca_plan(64)) == 40960 && query_bytes(gca_plan(64)) == 49152, "heads of 64");
+static_assert(memory_bytes(gca_plan(64)) == 16384 + 2 * (16384 + 512), "heads of 64");
 // Added to the last column that a lane holds of 64 keys: minus infinity where that is the landmark and takes no part.
 __device__ inline float last_key_bias(const GcaShape& s) {
   return !s.null_slot && lane_id() % 4 == 3 ? -INFINITY : 0.0f;
@@ -87,7 +107,12 @@ struct MemoryRing {
 // o = sum_k w_k softmax(q K_k^T / sqrt(d)) V_k
 template <int d>
 __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
-    gca_forward_mma_kernel(bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick, const float* w,
+    gca_forward_mma_kernel(bf16* out,            // (B,T,D)
+                           float* lse,           // (B,C,K,H,S) or null
+                           const bf16* q,        // (B,T,D)
+                           const bf16* kv,       // (B,M,S,2D)
+                           const int32_t* pick,  // (B,C+1,K)
+                           const float* w,       // (B,C+1,K)
                            GcaShape s) {
   constexpr GcaPlan plan = gca_plan(d);
   constexpr int blocks = plan.blocks(), stages = plan.stages, threads = plan.threads(), tile_bytes = plan.tile_bytes();
@@ -155,8 +180,15 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
 // dQ = sum_k dS K / sqrt(d)
 template <int d>
 __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
-    gca_backward_query_mma_kernel(bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* kv,
-                                  const float* lse, const int32_t* pick, const float* w, GcaShape s) {
+    gca_backward_query_mma_kernel(bf16* dq,             // (B,T,D)
+                                  float* delta,         // (B,C,K,H,S)
+                                  const bf16* dout,     // (B,T,D)
+                                  const bf16* q,        // (B,T,D)
+                                  const bf16* kv,       // (B,M,S,2D)
+                                  const float* lse,     // (B,C,K,H,S)
+                                  const int32_t* pick,  // (B,C+1,K)
+                                  const float* w,       // (B,C+1,K)
+                                  GcaShape s) {
   constexpr GcaPlan plan = gca_plan(d);
   constexpr int blocks = plan.blocks(), threads = plan.threads(), tile_bytes = plan.tile_bytes();
   bf16* memory = shared<bf16>();
@@ -256,8 +288,8 @@ struct WorkPiece {
 
 // A block plans a row. The cut is doubled until the parts find room. Numbers of items and parts come by integer
 // atomics: they change where things lie, never what is summed in which order.
-__global__ void gca_plan_memory_mma_kernel(MemoryWork work, const FetchingLayer<bf16, float>* layers, int n_layers,
-                                           GcaShape s) {
+__global__ void gca_plan_memory_mma_kernel(MemoryWork work, const FetchingLayer<bf16, float>* layers,  // (n_layers)
+                                           int n_layers, GcaShape s) {
   constexpr int bins = 64;
   __shared__ int next[bins], next_part, next_cut;
   const int64_t b = blockIdx.x;
@@ -330,6 +362,7 @@ struct Fetch {
   float w;
 };
 constexpr int fetches_at_once = 32;  // whose places are looked up together
+static_assert(sizeof(Fetch) == 40);
 
 // A warp's keys of the landmark's row become zero, and both sums go to memory, dkv (B,M,64,2D); tile: of this block,
 // free.
@@ -352,8 +385,10 @@ __device__ void store_memory_gradient(bf16* dkv, bf16* tile, Sum (&dk)[blocks][d
 //   dK += dS^T Q,  dS^T = w P^T (dP^T - delta), and dK / sqrt(d) at the end
 template <int d>
 __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
-    gca_backward_memory_mma_kernel(bf16* dkv, MemoryWork work, const FetchingLayer<bf16, float>* layers, int n_layers,
-                                   const bf16* kv, GcaShape s) {
+    gca_backward_memory_mma_kernel(bf16* dkv,                                                  // (B,M,S,2D)
+                                   MemoryWork work, const FetchingLayer<bf16, float>* layers,  // (n_layers)
+                                   int n_layers, const bf16* kv,                               // (B,M,S,2D)
+                                   GcaShape s) {
   constexpr GcaPlan plan = gca_plan(d);
   constexpr int blocks = plan.blocks(), stages = plan.stages, threads = plan.threads(), tile_bytes = plan.tile_bytes();
   __shared__ Fetch fetches[fetches_at_once];
@@ -477,8 +512,8 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
 
 // The gradient of a chunk whose list was cut: its parts, in order. Threads as in gca_backward_memory_mma_kernel.
 template <int d>
-__global__ void __launch_bounds__(gca_plan(d).threads())
-    gca_add_parts_mma_kernel(bf16* dkv, MemoryWork work, GcaShape s) {
+__global__ void __launch_bounds__(gca_plan(d).threads()) gca_add_parts_mma_kernel(bf16* dkv,  // (B,M,S,2D)
+                                                                                  MemoryWork work, GcaShape s) {
   constexpr GcaPlan plan = gca_plan(d);
   constexpr int blocks = plan.blocks(), threads = plan.threads(), tile_bytes = plan.tile_bytes();
   const auto [number, h, b] = WorkPiece(work.cut_chunks_at_most(), s.H);
@@ -515,7 +550,7 @@ void gca_forward_mma(cudaStream_t stream, bf16* out, float* lse, const bf16* q, 
   with_mma_head(s.d, [&](auto d) {
     constexpr GcaPlan plan = gca_plan(d);
     launch("grouped cross attention, forward", stream, gca_forward_mma_kernel<d>, s.B * s.H * s.chunks(),
-           plan.threads(), (1 + 2 * plan.stages) * plan.tile_bytes(), out, lse, q, kv, pick, w, s);
+           plan.threads(), forward_bytes(plan), out, lse, q, kv, pick, w, s);
   });
 }
 void gca_backward_query_mma(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
@@ -523,8 +558,7 @@ void gca_backward_query_mma(cudaStream_t stream, bf16* dq, float* delta, const b
   with_mma_head(s.d, [&](auto d) {
     constexpr GcaPlan plan = gca_plan(d);
     launch("grouped cross attention, backward by query", stream, gca_backward_query_mma_kernel<d>,
-           s.B * s.H * s.chunks(), plan.threads(), (2 + 2 * plan.stages) * plan.tile_bytes(), dq, delta, dout, q, kv,
-           lse, pick, w, s);
+           s.B * s.H * s.chunks(), plan.threads(), query_bytes(plan), dq, delta, dout, q, kv, lse, pick, w, s);
   });
 }
 void gca_backward_memory_mma(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers, int n_layers,
@@ -552,8 +586,7 @@ void gca_backward_memory_mma(cudaStream_t stream, bf16* dkv, const FetchingLayer
   with_mma_head(s.d, [&](auto d) {
     constexpr GcaPlan plan = gca_plan(d);
     launch("grouped cross attention, backward for the memory", stream, gca_backward_memory_mma_kernel<d>,
-           s.B * s.H * work.items_at_most(s), plan.threads(), 2 * plan.tile_bytes() + plan.stages * plan.fetch_bytes(),
-           dkv, work, layers, n_layers, kv, s);
+           s.B * s.H * work.items_at_most(s), plan.threads(), memory_bytes(plan), dkv, work, layers, n_layers, kv, s);
     launch("sums of the memory's gradient", stream, gca_add_parts_mma_kernel<d>, s.B * s.H * work.cut_chunks_at_most(),
            plan.threads(), plan.tile_bytes(), dkv, work, s);
   });

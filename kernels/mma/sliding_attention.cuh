@@ -1,8 +1,13 @@
 // Sliding-window attention on tensor cores: bf16, heads of 32, 64 or 128 columns.
-// A block of 4 warps owns `rows` slots of one head, each warp 16 * blocks of them as the rows of its products, and
-// streams the other side through a ring of `stages` pairs of tiles of 64 slots. Inside a tile a warp works on `step`
-// slots at a time and leaves out steps that none of its rows sees. Slots are counted from the block's first, `base`.
-// Logits are in units of log2.
+// A block of 4 warps owns the slots of 4 * rows_of_warp rows of one head and streams the other side through a ring of
+// `stages` pairs of tiles of 64 slots. Inside a tile a warp works on slots_at_once at a time and leaves out steps that
+// none of its rows sees. Slots are counted from the block's first, `base`. Logits are in units of log2.
+//
+//   keys             base - W         base                 `#`: what a warp works on (heads of 64: 128 queries)
+//                  |  #### | ## | #### | ##   |      |     warp 0
+//                  |   ### | ## | #### | #### |      |     warp 1
+//                  |    ## | ## | #### | #### | ##   |     warp 2
+//                  |     # | ## | #### | #### | #### |     warp 3
 #pragma once
 #include "kernels/mma/mma.cuh"
 #include "kernels/sliding_attention.cuh"

@@ -1,12 +1,20 @@
 // Sliding-window attention on tensor cores, backward: by query, which also leaves what the pass by key needs, then by
-// key.
+// key. A block owns 64 queries (heads of 64 columns) and keys stream, the furthest first; or 64 keys, and queries
+// stream, the first that sees them first.
+//
+// Shared memory, heads of 64 columns (a row is 128 bytes):
+//   by query                                             by key
+//        0  Q        64 rows; dQ leaves through them          0  K           64 rows; dK and dV leave through them
+//    8,192  dO       64 rows                              8,192  V           64 rows
+//   16,384  K | V    2 stages of 2 x 64 rows             16,384  Q | dO      3 stages of 2 x 64 rows
+//                                                        65,536  statistics  3 stages of 64 pairs
+// All threads fill the rows before the loop; tile i goes to stage i % stages, filled stages - 1 tiles ahead and free
+// when all warps have passed the barrier that opens tile i + 1. By query O lies in the last stage until delta is made.
 #include "kernels/mma/sliding_attention.cuh"
 
 namespace gca {
 namespace {
 
-// Of a tile's queries, see WindowGradient.
-constexpr int statistics_bytes = tile_size * static_cast<int>(sizeof(float2));
 // Chosen by measurement on an H100, heads of 64: by query three blocks of 168 registers share a multiprocessor; by key,
 // where a thread has twice the sums, two.
 GCA_HD constexpr WindowPlan query_plan(int d) {
@@ -24,6 +32,15 @@ GCA_HD constexpr WindowPlan key_plan(int d) {
   return {.d = 128, .rows_of_warp = 16, .slots_at_once = 32, .stages = 2, .residents = 2, .operands_kept = false};
 }
 
+// Of a tile's queries, see WindowGradient.
+constexpr int statistics_bytes = tile_size * static_cast<int>(sizeof(float2));
+constexpr int query_bytes(WindowPlan plan) { return 2 * plan.rows_bytes() + plan.ring_bytes(); }
+constexpr int key_bytes(WindowPlan plan) {
+  return 2 * plan.rows_bytes() + plan.ring_bytes() + plan.stages * statistics_bytes;
+}
+static_assert(query_bytes(query_plan(64)) == 49152, "Q | dO | 2 x (K | V), heads of 64");
+static_assert(key_bytes(key_plan(64)) == 65536 + 3 * 512, "K | V | 3 x (Q | dO) | 3 x statistics, heads of 64");
+
 // What the backward passes hand on: for each query its log-sum-exp in log2 and delta = rowsum(dO O), as pairs; past the
 // row infinity and 0, so that there p = 0.
 struct WindowGradient {
@@ -36,7 +53,8 @@ struct WindowGradient {
 // dQ = dS K: a block owns queries
 template <int d>
 __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
-    sliding_attention_backward_query_mma_kernel(bf16* dqkv, WindowGradient g, SlidingRows<bf16> w) {
+    sliding_attention_backward_query_mma_kernel(bf16* dqkv,  // (B,T,3D)
+                                                WindowGradient g, SlidingRows<bf16> w) {
   constexpr WindowPlan plan = query_plan(d);
   constexpr int blocks = plan.blocks(), step = plan.slots_at_once, stages = plan.stages, rows = plan.rows();
   constexpr int rows_bytes = plan.rows_bytes(), tile_bytes = plan.tile_bytes();
@@ -154,7 +172,8 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
 // dK = dS^T Q, dV = P^T dO: a block owns keys; p and ds are made transposed, keys being their rows.
 template <int d>
 __global__ void __launch_bounds__(window_threads, key_plan(d).residents)
-    sliding_attention_backward_key_mma_kernel(bf16* dqkv, WindowGradient g, SlidingRows<bf16> w) {
+    sliding_attention_backward_key_mma_kernel(bf16* dqkv,  // (B,T,3D)
+                                              WindowGradient g, SlidingRows<bf16> w) {
   constexpr WindowPlan plan = key_plan(d);
   constexpr int blocks = plan.blocks(), step = plan.slots_at_once, stages = plan.stages, rows = plan.rows();
   constexpr int rows_bytes = plan.rows_bytes(), tile_bytes = plan.tile_bytes();
@@ -267,10 +286,9 @@ void sliding_attention_backward_mma(cudaStream_t stream, bf16* dqkv, const bf16*
   with_mma_head(w.d, [&](auto d) {
     constexpr WindowPlan query = query_plan(d), key = key_plan(d);
     launch("sliding attention, backward by query", stream, sliding_attention_backward_query_mma_kernel<d>,
-           window_pieces(w, query.rows()), window_threads, 2 * query.rows_bytes() + query.ring_bytes(), dqkv, g, w);
+           window_pieces(w, query.rows()), window_threads, query_bytes(query), dqkv, g, w);
     launch("sliding attention, backward by key", stream, sliding_attention_backward_key_mma_kernel<d>,
-           window_pieces(w, key.rows()), window_threads,
-           2 * key.rows_bytes() + key.ring_bytes() + key.stages * statistics_bytes, dqkv, g, w);
+           window_pieces(w, key.rows()), window_threads, key_bytes(key), dqkv, g, w);
   });
 }
 

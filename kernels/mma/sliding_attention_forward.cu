@@ -1,4 +1,10 @@
-// Sliding-window attention on tensor cores, forward.
+// Sliding-window attention on tensor cores, forward: a block owns queries, keys stream, the nearest tile first.
+//
+// Shared memory, heads of 64 columns (a row is 128 bytes):
+//        0  Q        128 rows: all threads fill it before the loop; then each warp reads its own rows, and at the end
+//                    O leaves through them
+//   16,384  K | V    3 stages of 2 x 64 rows: tile i in stage i % 3, filled two tiles ahead; free when all warps have
+//                    passed the barrier that opens tile i + 1
 #include "kernels/mma/sliding_attention.cuh"
 
 namespace gca {
@@ -14,10 +20,15 @@ GCA_HD constexpr WindowPlan forward_plan(int d) {
   return {.d = 128, .rows_of_warp = 16, .slots_at_once = 64, .stages = 2, .residents = 2, .operands_kept = true};
 }
 
+constexpr int forward_bytes(WindowPlan plan) { return plan.rows_bytes() + plan.ring_bytes(); }
+static_assert(forward_bytes(forward_plan(64)) == 65536, "Q | 3 x (K | V), heads of 64");
+
 // segment: the slots do not start a row, or earlier ones lie in the ring
 template <int d, bool segment>
 __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
-    sliding_attention_forward_mma_kernel(bf16* out, float* lse, SlidingRows<bf16> w) {
+    sliding_attention_forward_mma_kernel(bf16* out,   // (B,T,D)
+                                         float* lse,  // (B,H,T)
+                                         SlidingRows<bf16> w) {
   constexpr WindowPlan plan = forward_plan(d);
   constexpr int blocks = plan.blocks(), step = plan.slots_at_once, stages = plan.stages, rows = plan.rows();
   constexpr int rows_bytes = plan.rows_bytes(), tile_bytes = plan.tile_bytes();
@@ -166,7 +177,7 @@ void sliding_attention_forward_mma(cudaStream_t stream, bf16* out, float* lse, c
     launch("sliding attention", stream,
            w.first_slot > 0 || w.ring ? sliding_attention_forward_mma_kernel<d, true>
                                       : sliding_attention_forward_mma_kernel<d, false>,
-           window_pieces(w, plan.rows()), window_threads, plan.rows_bytes() + plan.ring_bytes(), out, lse, w);
+           window_pieces(w, plan.rows()), window_threads, forward_bytes(plan), out, lse, w);
   });
 }
 

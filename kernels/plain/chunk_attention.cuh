@@ -46,7 +46,9 @@ struct InChunk : ChunkRows<Act> {
 
 // q and k of dqkv (N,S,3D), turned by minus their slot's angles, in place
 template <class Act>
-__global__ void chunk_attention_turn_back_kernel(Act* dqkv, const float* rotation, int64_t N, int S, int H, int d) {
+__global__ void chunk_attention_turn_back_kernel(Act* dqkv,              // (N,S,3D)
+                                                 const float* rotation,  // (S,d)
+                                                 int64_t N, int S, int H, int d) {
   const int half = d / 2;
   const int64_t heads = 2 * H, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;  // q's heads, then k's
   if (i >= N * S * heads * half) return;

@@ -2,12 +2,24 @@
 // layers at once. A block answers 64 slots of one chunk for one head and walks over that chunk's picks (or, for the
 // memory, owns 64 keys of one chunk and walks over all that fetched it). Keys and values are read where they lie,
 // through the pick table. What to read before mma/gca.cu.
+//
+//                       pick 0   pick 1 ..   of the chunk, 64 keys each (or 2 tiles of 64)
+//   64 slots  q       [ P        P       ]   each pick has a softmax of its own, P times the pick's weight
+//                     [ o += P v         ]   64 or 128 columns: one or two fragments of a thread
+//
+// Shared memory, in tiles of 17,408 bytes, each filled by all threads and free at the barrier after its product:
+//   forward              a: q           b: k, then v          1 or 2 of p: P
+//   backward by query    a: q, then dO  b: k, v, then k       1 or 2 of ds: dS
+//   backward for memory  a: q, dO, then dO  b: k, v, then q   p: P   ds: dS
 #pragma once
 #include "kernels/gca.cuh"
 #include "kernels/plain/tiles.cuh"
 
 namespace gca {
 
+constexpr int64_t query_bytes(int key_tiles) { return (2 + key_tiles) * tile_bytes; }
+constexpr int64_t memory_bytes = 4 * tile_bytes;
+static_assert(query_bytes(2) == 69632 && memory_bytes == 69632, "a | b | two of p or ds");
 // body(tiles of keys, fragments), both constants
 template <class Body>
 void with_key_tiles(const GcaShape& s, Body&& body) {
@@ -20,7 +32,12 @@ void with_key_tiles(const GcaShape& s, Body&& body) {
 // o = sum_k w_k softmax(q K_k^T / sqrt(d)) V_k
 template <class Act, int key_tiles, int fragments>
 __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
-    gca_forward_plain_kernel(Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick, const float* w,
+    gca_forward_plain_kernel(Act* out,             // (B,T,D)
+                             float* lse,           // (B,C,K,H,S) or null
+                             const Act* q,         // (B,T,D)
+                             const Act* kv,        // (B,M,S,2D)
+                             const int32_t* pick,  // (B,C+1,K)
+                             const float* w,       // (B,C+1,K)
                              GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *p = tiles + 2;
   const Piece at(s.chunks(), s, fragments);
@@ -105,7 +122,7 @@ void gca_forward_plain(cudaStream_t stream, Act* out, float* lse, const Act* q, 
                        const float* w, const GcaShape& s) {
   with_key_tiles(s, [&](auto key_tiles, auto fragments) {
     launch("grouped cross attention, forward", stream, gca_forward_plain_kernel<Act, key_tiles, fragments>,
-           pieces(s.chunks(), s, fragments), tile_threads, (2 + key_tiles) * tile_bytes, out, lse, q, kv, pick, w, s);
+           pieces(s.chunks(), s, fragments), tile_threads, query_bytes(key_tiles), out, lse, q, kv, pick, w, s);
   });
 }
 
@@ -113,8 +130,15 @@ void gca_forward_plain(cudaStream_t stream, Act* out, float* lse, const Act* q, 
 // dQ = sum_k dS K / sqrt(d)
 template <class Act, int key_tiles, int fragments>
 __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
-    gca_backward_query_plain_kernel(Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv,
-                                    const float* lse, const int32_t* pick, const float* w, GcaShape s) {
+    gca_backward_query_plain_kernel(Act* dq,              // (B,T,D)
+                                    float* delta,         // (B,C,K,H,S)
+                                    const Act* dout,      // (B,T,D)
+                                    const Act* q,         // (B,T,D)
+                                    const Act* kv,        // (B,M,S,2D)
+                                    const float* lse,     // (B,C,K,H,S)
+                                    const int32_t* pick,  // (B,C+1,K)
+                                    const float* w,       // (B,C+1,K)
+                                    GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *ds = tiles + 2;
   const Piece at(s.chunks(), s, fragments);
   const Slots slots(s, at.c, at.tile);
@@ -197,7 +221,7 @@ void gca_backward_query_plain(cudaStream_t stream, Act* dq, float* delta, const 
   with_key_tiles(s, [&](auto key_tiles, auto fragments) {
     launch("grouped cross attention, backward by query", stream,
            gca_backward_query_plain_kernel<Act, key_tiles, fragments>, pieces(s.chunks(), s, fragments), tile_threads,
-           (2 + key_tiles) * tile_bytes, dq, delta, dout, q, kv, lse, pick, w, s);
+           query_bytes(key_tiles), dq, delta, dout, q, kv, lse, pick, w, s);
   });
 }
 
@@ -206,7 +230,9 @@ void gca_backward_query_plain(cudaStream_t stream, Act* dq, float* delta, const 
 //   dK += dS^T Q,  dS = w P (dP - delta) / sqrt(d)
 template <class Act, int fragments>
 __global__ void __launch_bounds__(tile_threads, 3 - fragments)
-    gca_backward_memory_plain_kernel(Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers, const Act* kv,
+    gca_backward_memory_plain_kernel(Act* dkv,                                 // (B,M,S,2D)
+                                     const FetchingLayer<Act, float>* layers,  // (n_layers)
+                                     int n_layers, const Act* kv,              // (B,M,S,2D)
                                      GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p_tile = tiles[2], &ds_tile = tiles[3];
   const Piece at(s.M, s, fragments);
@@ -289,7 +315,7 @@ void gca_backward_memory_plain(cudaStream_t stream, Act* dkv, const FetchingLaye
                                const Act* kv, const GcaShape& s) {
   with_fragments(s.d, [&](auto fragments) {
     launch("grouped cross attention, backward for the memory", stream, gca_backward_memory_plain_kernel<Act, fragments>,
-           pieces(s.M, s, fragments), tile_threads, 4 * tile_bytes, dkv, layers, n_layers, kv, s);
+           pieces(s.M, s, fragments), tile_threads, memory_bytes, dkv, layers, n_layers, kv, s);
   });
 }
 

@@ -14,6 +14,7 @@ constexpr int tile_threads = 256;
 constexpr int tile_pitch = tile_size + 4;  // rows start 4 banks apart, at multiples of 16 bytes
 using Tile = float[tile_size][tile_pitch];
 constexpr int64_t tile_bytes = sizeof(Tile);
+static_assert(tile_bytes == 17408, "64 rows of 68 floats");
 using Fragment = float[4][4];  // a thread's part of a product
 
 __device__ inline int tile_y() { return static_cast<int>(threadIdx.x) / 16; }
