@@ -68,7 +68,9 @@ ALL_NVCCFLAGS = -std=c++20 $(NVCCFLAGS) -lineinfo $(GENCODE) --compiler-options 
 # What would change the kernels' numbers without a word, as `-ftz true` or `-ftz=true`; nvcc reads two of these variables by itself.
 NVCC_ASKED = $(strip $(subst =, ,$(NVCC) $(NVCCFLAGS) $(NVCC_PREPEND_FLAGS) $(NVCC_APPEND_FLAGS)))
 FAST_MATH = $(strip $(foreach flag,use_fast_math ftz=true prec-div=false prec-sqrt=false ffast-math Ofast,$(if $(findstring $(subst =, ,-$(flag)),$(NVCC_ASKED)),-$(flag))))
-KERNELS = $(patsubst %.cu,$(GPU)/%.o,$(wildcard kernels/*.cu)) $(patsubst %.cpp,$(GPU)/%.o,$(wildcard kernels/*.cpp))
+# kernels/: the ops; kernels/plain/: kernels for every type and shape; kernels/mma/: those on tensor cores.
+KERNELS = $(patsubst %.cu,$(GPU)/%.o,$(wildcard kernels/*.cu kernels/plain/*.cu kernels/mma/*.cu)) \
+  $(patsubst %.cpp,$(GPU)/%.o,$(wildcard kernels/*.cpp))
 GPU_TESTS = $(patsubst %.cpp,$(GPU)/%.o,$(wildcard dev/test/test_gpu*.cpp))
 GPU_LIBS = -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcudart -lcublasLt
 

@@ -1,5 +1,6 @@
 // Backend Gpu: the ops of Cpu (gca_cpu.h) on an NVIDIA GPU: same names, same arguments, same meaning. Declared here
-// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer. A gradient dx has the shape of x.
+// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer, the attentions' kernels in
+// kernels/plain/ and kernels/mma/. A gradient dx has the shape of x.
 //
 // Gpu<float> computes in float throughout. Gpu<__nv_bfloat16> keeps activations and working weights in bf16 and
 // computes in float: masters, gradients of weights, statistics and sums are float in both. Attention in bf16 takes

@@ -5,29 +5,30 @@ set -eu
 cd "$(dirname "$0")/.."
 reports=${1:-build/gpu/kernels}
 
-# file | kernel, ACT being float or __nv_bfloat16 | architecture bytes (stored and loaded, at most), ... | reason
+# file | kernel, ACT being float or bf16 | architecture bytes (stored and loaded, at most), ... | reason
 allowed() {
   plain='128 registers, so that a multiprocessor holds two blocks; the plain path, for shapes that tensor cores do not take'
-  full='all 255 registers hold the sums of 32 rows; of the forms tried on an H100 the fastest (Form)'
-  window='168 registers, so that a multiprocessor holds three blocks; chosen by measurement on an H100 (WindowPlan)'
+  full='all 255 registers hold the sums of 32 rows; of the forms tried on an H100 the fastest (gca_plan)'
+  window='168 registers, so that a multiprocessor holds three blocks; chosen by measurement on an H100 (forward_plan, query_plan)'
   cat <<END
-chunk_attention | attention_forward_kernel<ACT, InChunk<ACT>, 1> | sm_80 32 | $plain
-chunk_attention | attention_backward_query_kernel<ACT, InChunk<ACT>, 1> | sm_80 104, sm_90a 72 | $plain
-chunk_attention | attention_backward_key_kernel<ACT, InChunk<ACT>, 1> | sm_80 272, sm_90a 180 | $plain
-sliding_attention | attention_backward_query_kernel<ACT, Sliding<ACT>, 1> | sm_80 96, sm_90a 144 | $plain
-sliding_attention | attention_backward_key_kernel<ACT, Sliding<ACT>, 1> | sm_80 320, sm_90a 288 | $plain
-grouped_cross_attention | backward_memory_kernel<ACT, 1> | sm_80 136, sm_90a 188 | $plain
-gca_tensor_cores | backward_query_mma_kernel<64> | sm_80 40, sm_90a 24 | $full
-gca_tensor_cores | backward_memory_mma_kernel<64> | sm_80 32, sm_90a 88 | $full
-sliding_attention | window_forward_kernel<WindowPlan<64, 2, 32, 3, 3, false>, true> | sm_80 80 | $window
-sliding_attention | window_backward_query_kernel<WindowPlan<64, 1, 64, 2, 3, true>> | sm_80 16, sm_90a 8 | $window
+plain/chunk_attention_ACT | attention_forward_plain_kernel<ACT, InChunk<ACT>, 1> | sm_80 32 | $plain
+plain/chunk_attention_ACT | attention_backward_query_plain_kernel<ACT, InChunk<ACT>, 1> | sm_80 104, sm_90a 72 | $plain
+plain/chunk_attention_ACT | attention_backward_key_plain_kernel<ACT, InChunk<ACT>, 1> | sm_80 272, sm_90a 180 | $plain
+plain/sliding_attention_ACT | attention_backward_query_plain_kernel<ACT, Sliding<ACT>, 1> | sm_80 96, sm_90a 144 | $plain
+plain/sliding_attention_ACT | attention_backward_key_plain_kernel<ACT, Sliding<ACT>, 1> | sm_80 320, sm_90a 288 | $plain
+plain/gca_ACT | gca_backward_memory_plain_kernel<ACT, 1> | sm_80 136, sm_90a 188 | $plain
+mma/gca | gca_backward_query_mma_kernel<64> | sm_80 40, sm_90a 24 | $full
+mma/gca | gca_backward_memory_mma_kernel<64> | sm_80 32, sm_90a 88 | $full
+mma/sliding_attention_forward | sliding_attention_forward_mma_kernel<64, true> | sm_80 80 | $window
+mma/sliding_attention_backward | sliding_attention_backward_query_mma_kernel<64> | sm_80 16, sm_90a 8 | $window
 END
 }
 
 {
   allowed
-  for source in kernels/*.cu; do
-    name=$(basename "$source" .cu)
+  for source in $(find kernels -name "*.cu" | sort); do
+    name=${source#kernels/}
+    name=${name%.cu}
     echo "report of $name"
     [ ! -e "$reports/$name.ptxas" ] || c++filt < "$reports/$name.ptxas"
   done
@@ -38,12 +39,12 @@ END
     bad = 1
   }
   function report_ends() {
-    if (file != "" && !kernels) complain("no report on kernels/" file ".cu in '"$reports"': make train_gca first")
+    if (file != "" && !reported) complain("no report on kernels/" file ".cu in '"$reports"': make train_gca first")
   }
   /^report of / {
     report_ends()
     file = $3
-    kernels = 0
+    reported = 0
     next
   }
   file == "" {
@@ -55,6 +56,7 @@ END
     }
     next
   }
+  /^ptxas info/ { reported = 1 }  # also of a file without a kernel
   # ptxas info    : Compiling entry function "void gca::(anonymous namespace)::NAME<...>(...)" for "sm_90a", in single quotes
   /Compiling entry function/ {
     arch = $NF
@@ -64,14 +66,12 @@ END
     gsub(/gca::|\(anonymous namespace\)::/, "", kernel)
     sub(/\(.*$/, "", kernel)
     while (sub(/> >/, ">>", kernel));
-    kernels++
     all++
   }
   /bytes spill stores/ {
     spilled = $5 + $9
-    listed = kernel
-    gsub(/__nv_bfloat16|float/, "ACT", listed)
-    listed = file "|" listed "|" arch
+    listed = file "|" kernel "|" arch
+    gsub(/__nv_bfloat16|bf16|float/, "ACT", listed)
     if (spilled > at_most[listed] + 0)
       complain("kernels/" file ".cu, " kernel " for " arch ": " $5 " bytes of spills stored, " $9 " loaded, " \
                (at_most[listed] ? at_most[listed] " in all are allowed" : "none are allowed") \

@@ -1,15 +1,23 @@
 // The optimiser (drt.md): the norm of all gradients, the flag that makes a step change nothing, and AdamW with
-// decoupled decay.
+// decoupled decay. A block takes 4,096 neighbours of one segment, a thread every 256th of them; no order to keep, but
+// for the norm: 1,024 blocks, whose sums of squares one block adds up (block_sum).
+#include <algorithm>
+
+#include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {
 namespace {
 
-__global__ void begin_step_kernel(StepState* state) { state->loss = state->plain_loss = 0; }
+__global__ void begin_step_kernel(StepState* state) {  // (1)
+  state->loss = state->plain_loss = 0;
+}
 
 constexpr int64_t norm_blocks = 1024;  // fixed: on every card the sum is made in the same order
 
-__global__ void squares_kernel(double* partial, const float* gradient, int64_t n) {
+__global__ void gradient_squares_kernel(double* partial,        // (norm_blocks)
+                                        const float* gradient,  // (n)
+                                        int64_t n) {
   double sum = 0;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += gridDim.x * int64_t{blockDim.x}) {
     const double g = gradient[i];
@@ -19,7 +27,9 @@ __global__ void squares_kernel(double* partial, const float* gradient, int64_t n
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void end_gradient_kernel(StepState* state, const double* partial, double clip) {
+__global__ void end_gradient_kernel(StepState* state,       // (1)
+                                    const double* partial,  // (norm_blocks)
+                                    double clip) {
   const double total = block_sum(partial[threadIdx.x]);
   if (threadIdx.x) return;
   state->grad_norm = sqrt(total);
@@ -50,8 +60,13 @@ struct Adam {
 // w = w (1 - lr decay) - lr mhat / (sqrt(vhat) + eps)
 template <class Act>
 __global__ void __launch_bounds__(adamw_threads)
-    adamw_kernel(float* masters, Act* weights, float* m, float* v, const float* gradient, const SomeSegments segments,
-                 const StepState* state, const Adam adam) {
+    adamw_kernel(float* masters,                                       // (n)
+                 Act* weights,                                         // (n)
+                 float* m,                                             // (n)
+                 float* v,                                             // (n)
+                 const float* gradient,                                // (n)
+                 const SomeSegments segments, const StepState* state,  // (1)
+                 const Adam adam) {
   __shared__ float rate, correction2;
   if (state->skip) return;
   if (threadIdx.x == 0) {
@@ -84,7 +99,7 @@ void GpuDevice::begin_step(StepState* state) { launch("begin of a step", stream_
 
 void GpuDevice::end_gradient(StepState* state, const float* gradient, int64_t n, double clip) {
   double* partial = scratch<double>(norm_blocks);  // sums of squares
-  launch("norm of the gradient", stream_, squares_kernel, norm_blocks, 256, 0, partial, gradient, n);
+  launch("norm of the gradient", stream_, gradient_squares_kernel, norm_blocks, 256, 0, partial, gradient, n);
   launch("norm of the gradient, total", stream_, end_gradient_kernel, 1, static_cast<int>(norm_blocks), 0, state,
          partial, clip);
 }

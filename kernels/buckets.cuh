@@ -18,8 +18,9 @@ struct BucketKeys {
 // source(i) of the places i with key d, in order. start (rows,buckets) or null, order (rows,n), the rows of keys
 // key_stride apart.
 constexpr int bucket_threads = 256;
-static __global__ void fill_buckets_kernel(int32_t* start, int32_t* order, BucketKeys keys, int64_t buckets,
-                                           int64_t key_stride) {
+static __global__ void fill_buckets_kernel(int32_t* start,  // (rows,buckets) or null
+                                           int32_t* order,  // (rows,n)
+                                           BucketKeys keys, int64_t buckets, int64_t key_stride) {
   __shared__ int found_by_warp[bucket_threads / 32];
   const int64_t row = blockIdx.x / buckets;
   const uint32_t bucket = static_cast<uint32_t>(blockIdx.x % buckets);

@@ -2,8 +2,19 @@
 // gradient; and the pick table turned round. A block scores 64 queries against 64 landmarks at a time; a warp keeps a
 // query's K best, one a lane. A score is summed in one order and candidates are ranked by a total order, so picks
 // depend neither on how the work is shared out nor on how many chunks are asked for at once.
+//
+//                      landmarks m0 ..     m0 + 64 * splits ..
+//   64 queries  warp 0 [ 8 rows x 64  ]    a lane takes landmarks lane and lane + 32 of each row; Best, one a row,
+//   holds
+//               ..     [   of 8 warps ]    the K best over all tiles, one a lane
+//
+// Shared memory of the selection: a (queries, then the scores) | b (landmarks), 17,408 bytes each, filled by all
+// threads, 64 columns at a time; free at the barrier after their product.
+#include <algorithm>
+
+#include "gca_kernels.cuh"
 #include "kernels/buckets.cuh"
-#include "kernels/tiles.cuh"
+#include "kernels/plain/tiles.cuh"
 
 namespace gca {
 namespace {
@@ -70,8 +81,11 @@ struct Candidates {
 // row's picks are final; otherwise the best go to candidates.
 template <class Act>
 __global__ void __launch_bounds__(tile_threads)
-    select_kernel(int32_t* pick, float* w, Candidates candidates, const Act* r, const Act* landmark, RetrievalShape s,
-                  Selection selection, int splits) {
+    chunk_retrieval_select_kernel(int32_t* pick,                        // (B,C+1,K)
+                                  float* w,                             // (B,C+1,K)
+                                  Candidates candidates, const Act* r,  // (B,C,D)
+                                  const Act* landmark,                  // see RetrievalShape
+                                  RetrievalShape s, Selection selection, int splits) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1];
   const int64_t query_tiles = ceil_div(s.C, tile_size), first = blockIdx.x % query_tiles * tile_size,
                 row = blockIdx.x / query_tiles % s.B;
@@ -135,7 +149,9 @@ __global__ void __launch_bounds__(tile_threads)
 }
 
 // A warp a query: the best of all splits'.
-__global__ void merge_kernel(int32_t* pick, float* w, Candidates candidates, RetrievalShape s, int splits) {
+__global__ void chunk_retrieval_merge_kernel(int32_t* pick,  // (B,C+1,K)
+                                             float* w,       // (B,C+1,K)
+                                             Candidates candidates, RetrievalShape s, int splits) {
   const int64_t query = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, out = (query + query / s.C + 1) * s.K;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (query >= s.B * s.C) return;
@@ -149,7 +165,11 @@ __global__ void merge_kernel(int32_t* pick, float* w, Candidates candidates, Ret
 
 // A warp a query: weights for the picks that stand in the table.
 template <class Act>
-__global__ void given_kernel(int32_t* pick, float* w, const Act* r, const Act* landmark, RetrievalShape s) {
+__global__ void chunk_retrieval_given_kernel(int32_t* pick,        // (B,C+1,K)
+                                             float* w,             // (B,C+1,K)
+                                             const Act* r,         // (B,C,D)
+                                             const Act* landmark,  // see RetrievalShape
+                                             RetrievalShape s) {
   const int64_t query = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, b = query / s.C,
                 out = (query + b + 1) * s.K;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -175,8 +195,12 @@ __global__ void given_kernel(int32_t* pick, float* w, const Act* r, const Act* l
 
 // A block a query: dscore_k = w_k (dw_k - sum w dw) / sqrt(D), in place of dw, and dr = sum_k dscore_k L_pick.
 template <class Act>
-__global__ void backward_query_kernel(Act* dr, float* dw, const float* w, const int32_t* pick, const Act* landmark,
-                                      RetrievalShape s) {
+__global__ void chunk_retrieval_backward_query_kernel(Act* dr,              // (B,C,D)
+                                                      float* dw,            // (B,C+1,K)
+                                                      const float* w,       // (B,C+1,K)
+                                                      const int32_t* pick,  // (B,C+1,K)
+                                                      const Act* landmark,  // see RetrievalShape
+                                                      RetrievalShape s) {
   __shared__ float dscore[max_topk];
   const int64_t query = blockIdx.x, b = query / s.C, at = (query + b + 1) * s.K;
   if (threadIdx.x < 32) {
@@ -196,8 +220,12 @@ __global__ void backward_query_kernel(Act* dr, float* dw, const float* w, const 
 }
 // A block a landmark: dL_m += sum over the (c,k) that fetched m of dscore r_c
 template <class Act>
-__global__ void backward_landmark_kernel(Act* dlandmark, const float* dscore, const int32_t* start,
-                                         const int32_t* entry, const Act* r, RetrievalShape s) {
+__global__ void chunk_retrieval_backward_landmark_kernel(Act* dlandmark,        // see RetrievalShape
+                                                         const float* dscore,   // (B,C+1,K)
+                                                         const int32_t* start,  // (B,C+1)
+                                                         const int32_t* entry,  // (B,C*K)
+                                                         const Act* r,          // (B,C,D)
+                                                         RetrievalShape s) {
   const int64_t m = blockIdx.x % s.C, b = blockIdx.x / s.C;
   const int32_t *list = entry + b * s.C * s.K, begin = start[b * (s.C + 1) + m], end = start[b * (s.C + 1) + m + 1];
   for (int64_t j = threadIdx.x; j < s.D; j += blockDim.x) {
@@ -233,7 +261,8 @@ void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, co
   const int64_t queries = s.B * s.C, query_blocks = s.B * ceil_div(s.C, tile_size);
   if (queries == 0) return;
   if (selection.picking == Picking::given) {
-    launch("weights of given picks", stream_, given_kernel<Act>, ceil_div(queries, 8), 256, 0, pick, w, r, landmark, s);
+    launch("weights of given picks", stream_, chunk_retrieval_given_kernel<Act>, ceil_div(queries, 8), 256, 0, pick, w,
+           r, landmark, s);
     return;
   }
   // Landmarks are split until the GPU is full, as far as the candidates find room in the working memory.
@@ -246,21 +275,21 @@ void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, co
     candidates.rank = scratch<uint64_t>(splits * per_split);
     candidates.score = scratch<float>(splits * per_split, splits * per_split * static_cast<int64_t>(sizeof(uint64_t)));
   }
-  launch("chunk retrieval", stream_, select_kernel<Act>, query_blocks * splits, tile_threads, 2 * tile_bytes, pick, w,
-         candidates, r, landmark, s, selection, static_cast<int>(splits));
+  launch("chunk retrieval", stream_, chunk_retrieval_select_kernel<Act>, query_blocks * splits, tile_threads,
+         2 * tile_bytes, pick, w, candidates, r, landmark, s, selection, static_cast<int>(splits));
   if (splits > 1)
-    launch("chunk retrieval, joining", stream_, merge_kernel, ceil_div(queries, 8), 256, 0, pick, w, candidates, s,
-           static_cast<int>(splits));
+    launch("chunk retrieval, joining", stream_, chunk_retrieval_merge_kernel, ceil_div(queries, 8), 256, 0, pick, w,
+           candidates, s, static_cast<int>(splits));
 }
 
 template <class Act>
 void Gpu<Act>::chunk_retrieval_backward(Act* dr, Act* dlandmark, float* dw, const float* w, const int32_t* pick,
                                         const int32_t* start, const int32_t* entry, const Act* r, const Act* landmark,
                                         const RetrievalShape& s) {
-  launch("chunk retrieval, backward by query", stream_, backward_query_kernel<Act>, s.B * s.C, 256, 0, dr, dw, w, pick,
-         landmark, s);
-  launch("chunk retrieval, backward for landmarks", stream_, backward_landmark_kernel<Act>, s.B * s.C, 256, 0,
-         dlandmark, dw, start, entry, r, s);
+  launch("chunk retrieval, backward by query", stream_, chunk_retrieval_backward_query_kernel<Act>, s.B * s.C, 256, 0,
+         dr, dw, w, pick, landmark, s);
+  launch("chunk retrieval, backward for landmarks", stream_, chunk_retrieval_backward_landmark_kernel<Act>, s.B * s.C,
+         256, 0, dlandmark, dw, start, entry, r, s);
 }
 
 template void Gpu<float>::chunk_retrieval_forward(int32_t*, float*, const float*, const float*, const RetrievalShape&,

@@ -1,4 +1,7 @@
 // Cross entropy of a row of logits and, in place, its gradient; and the sums of a step's losses.
+// A block of 512 threads takes a row, N neighbours a thread, twice. Shared memory: a maximum and a sum of each of the
+// 16 warps (128 bytes), read by all after the barrier; the sums of losses: see block_sum.
+#include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {
@@ -26,10 +29,13 @@ struct Exponentials {
 
 // A block takes a row: one pass for the log-sum-exp, and one that writes the gradient where it is asked for.
 template <class Act, int N>
-__global__ void __launch_bounds__(row_threads)
-    cross_entropy_kernel(float* loss, Act* logits, const int32_t* target, const float* weight, float scale, int64_t V,
-                         int64_t stride) {
+__global__ void __launch_bounds__(row_threads) cross_entropy_kernel(float* loss,            // (rows)
+                                                                    Act* logits,            // (rows,V), stride apart
+                                                                    const int32_t* target,  // (rows)
+                                                                    const float* weight,    // (rows) or null
+                                                                    float scale, int64_t V, int64_t stride) {
   __shared__ float tops[row_threads / 32], sums[row_threads / 32];
+  static_assert(sizeof tops + sizeof sums == 128);
   const int64_t r = blockIdx.x;
   const int32_t wanted = target[r];
   Act* row = logits + r * stride;
@@ -71,7 +77,10 @@ __global__ void __launch_bounds__(row_threads)
   }
 }
 
-__global__ void add_loss_kernel(StepState* state, const float* loss, const float* weight, double scale, int64_t rows) {
+__global__ void add_loss_kernel(StepState* state,     // (1)
+                                const float* loss,    // (rows)
+                                const float* weight,  // (rows) or null
+                                double scale, int64_t rows) {
   double sum = 0, plain = 0;
   for (int64_t r = threadIdx.x; r < rows; r += blockDim.x) {
     sum += static_cast<double>(loss[r]) * (weight ? static_cast<double>(weight[r]) : 1.0);

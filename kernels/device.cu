@@ -1,13 +1,17 @@
 // The GPU itself: finding it, its memory, copies, errors in words; and the table of rotary angles.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {
 namespace {
 
-__global__ void cast_kernel(bf16* to, const float* from, int64_t n) {
+__global__ void cast_weights_kernel(bf16* to,           // (n)
+                                    const float* from,  // (n)
+                                    int64_t n) {
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += gridDim.x * int64_t{blockDim.x})
     to[i] = __float2bfloat16(from[i]);
 }
@@ -59,7 +63,7 @@ GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
                     ", the least that serves is 8.0 (A100, RTX 30 and newer): use --device cpu"));
   check(cudaSetDevice(ordinal), "taking the GPU");
   cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cast_kernel)) != cudaSuccess)
+  if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cast_weights_kernel)) != cudaSuccess)
     throw Error(str("this program was not built for ", card.name, " (compute capability ", card.major, ".", card.minor,
                     "): build it again on a machine with that card, or use --device cpu"));
   processors_ = card.multiProcessorCount;
@@ -182,8 +186,8 @@ template <class Act>
 void Gpu<Act>::cast_weights(Act* weights, const float* masters, int64_t n) {
   if constexpr (weights_are_masters) copy(weights, masters, n * static_cast<int64_t>(sizeof(float)));
   else
-    launch("rounding weights", stream_, cast_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256, 0,
-           weights, masters, n);
+    launch("rounding weights", stream_, cast_weights_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256,
+           0, weights, masters, n);
 }
 
 // ---- rotary angles ------------------------------------------------------------------------------------------------

@@ -4,10 +4,9 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <source_location>
 
-#include "gca_kernels.cuh"
+#include "ops.h"
 
 namespace gca {
 

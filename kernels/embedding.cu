@@ -1,13 +1,22 @@
 // Embedding: rows of E by token, and the gradient as sums over each token's rows. The rows are sorted by token,
 // integers only, and cut into stretches of one length, so that a token that is everywhere costs no more than others and
 // the order of every sum is fixed.
+//
+//   sorted rows   | a a a b b | b b b b b | b c c d e |   stretches, a block each; a thread takes columns
+//   partial               b: out   b: in       b: in      sums of tokens that reach over an end, joined in order
+#include <algorithm>
+
+#include "gca_kernels.cuh"
 #include "kernels/buckets.cuh"
 
 namespace gca {
 namespace {
 
 template <class Act, int N>
-__global__ void forward_kernel(Act* x, const int32_t* token, const Act* E, int64_t rows, int64_t D) {
+__global__ void embedding_forward_kernel(Act* x,                // (rows,D)
+                                         const int32_t* token,  // (rows)
+                                         const Act* E,          // (V,D)
+                                         int64_t rows, int64_t D) {
   const int64_t packs = D / N;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < rows * packs;
        i += gridDim.x * int64_t{blockDim.x}) {
@@ -27,7 +36,10 @@ struct SortedRows {
 };
 // dE (V,D), partial (stretches,2,D), dx (rows,D)
 template <class Act>
-__global__ void stretch_kernel(float* dE, float* partial, const Act* dx, SortedRows sorted, int64_t D) {
+__global__ void embedding_backward_stretch_kernel(float* dE,       // (V,D)
+                                                  float* partial,  // (stretches,2,D)
+                                                  const Act* dx,   // (rows,D)
+                                                  SortedRows sorted, int64_t D) {
   const int64_t begin = blockIdx.x * sorted.length, end = min(begin + sorted.length, sorted.rows);
   const bool reaches_in = sorted.cut(begin), reaches_out = sorted.cut(end);
   for (int64_t j = threadIdx.x; j < D; j += blockDim.x) {
@@ -45,7 +57,9 @@ __global__ void stretch_kernel(float* dE, float* partial, const Act* dx, SortedR
   }
 }
 // The tokens that begin in a stretch and reach out of it: their sums in order of stretches.
-__global__ void join_kernel(float* dE, const float* partial, SortedRows sorted, int64_t D) {
+__global__ void embedding_backward_join_kernel(float* dE,             // (V,D)
+                                               const float* partial,  // (stretches,2,D)
+                                               SortedRows sorted, int64_t D) {
   const int64_t begin = blockIdx.x * sorted.length, end = min(begin + sorted.length, sorted.rows);
   if (!sorted.cut(end)) return;
   const int32_t id = sorted(end);
@@ -64,7 +78,7 @@ __global__ void join_kernel(float* dE, const float* partial, SortedRows sorted, 
 template <class Act>
 void Gpu<Act>::embedding_forward(Act* x, const int32_t* token, const Act* E, int64_t rows, int64_t D) {
   with_width<Act>({D}, [&](auto N) {
-    launch("embedding", stream_, forward_kernel<Act, N>,
+    launch("embedding", stream_, embedding_forward_kernel<Act, N>,
            std::min(ceil_div(rows * (D / N), 256), int64_t{16} * processors_), 256, 0, x, token, E, rows, D);
   });
 }
@@ -86,9 +100,10 @@ void Gpu<Act>::embedding_backward(float* dE, const Act* dx, const int32_t* token
     std::swap(order, other);
   }
   const SortedRows sorted{token, other, rows, length};
-  launch("gradient of the embedding", stream_, stretch_kernel<Act>, stretches, 256, 0, dE, partial, dx, sorted, D);
-  launch("gradient of the embedding, tokens of many rows", stream_, join_kernel, stretches, 256, 0, dE, partial, sorted,
-         D);
+  launch("gradient of the embedding", stream_, embedding_backward_stretch_kernel<Act>, stretches, 256, 0, dE, partial,
+         dx, sorted, D);
+  launch("gradient of the embedding, tokens of many rows", stream_, embedding_backward_join_kernel, stretches, 256, 0,
+         dE, partial, sorted, D);
 }
 
 template void Gpu<float>::embedding_forward(float*, const int32_t*, const float*, int64_t, int64_t);

@@ -1,8 +1,6 @@
-// Grouped cross attention: what the plain kernels (grouped_cross_attention.cu) and those on tensor cores
-// (gca_tensor_cores.cu) share.
+// Grouped cross attention: what both paths share, and their passes.
 #pragma once
-#include "kernels/mma.cuh"
-#include "kernels/tiles.cuh"
+#include "kernels/attention.cuh"
 
 namespace gca {
 
@@ -43,24 +41,30 @@ struct Slots {
     count = static_cast<int>(min(int64_t{tile_size}, max(int64_t{0}, end - first)));
   }
 };
-__device__ inline float attention_scale(int d) { return 1 / sqrtf(static_cast<float>(d)); }
 // One head of one chunk of the memory, kv (B,M,S,2D): keys, rows 2D apart; the values lie D further.
 template <class Act>
 __device__ const Act* memory_of(const Act* kv, const GcaShape& s, int64_t b, int64_t m, int h) {
   return kv + (b * s.M + m) * s.S * 2 * s.H * s.d + h * s.d;
 }
 
-// ---- the path on tensor cores: bf16, chunks of 64, heads of 32, 64 or 128 columns ----
-inline bool gca_on_tensor_cores(const GcaShape& s) { return s.S == tile_size && mma_head(s.d) && !plain_attention(); }
-// Arguments and shapes as in gca_kernels.cuh. layers (n_layers): in the GPU's memory; room (room_bytes): working
-// memory, from a multiple of 16 on.
-void gca_forward_on_tensor_cores(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv,
-                                 const int32_t* pick, const float* w, const GcaShape& s);
-void gca_backward_query_on_tensor_cores(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
-                                        const bf16* kv, const float* lse, const int32_t* pick, const float* w,
-                                        const GcaShape& s);
-void gca_backward_memory_on_tensor_cores(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers,
-                                         int n_layers, const bf16* kv, const GcaShape& s, char* room,
-                                         int64_t room_bytes);
+// ---- the paths: arguments and shapes as in gca_kernels.cuh, of shapes that the op has checked ---------------------
+// plain/gca.cuh: every type and shape. layers (n_layers): in the GPU's memory
+template <class Act>
+void gca_forward_plain(cudaStream_t stream, Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick,
+                       const float* w, const GcaShape& s);
+template <class Act>
+void gca_backward_query_plain(cudaStream_t stream, Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv,
+                              const float* lse, const int32_t* pick, const float* w, const GcaShape& s);
+template <class Act>
+void gca_backward_memory_plain(cudaStream_t stream, Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers,
+                               const Act* kv, const GcaShape& s);
+// mma/gca.cu: bf16, chunks of 64, heads of 32, 64 or 128 columns. room (room_bytes): working memory, from a multiple of
+// 16 on
+void gca_forward_mma(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick,
+                     const float* w, const GcaShape& s);
+void gca_backward_query_mma(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
+                            const bf16* kv, const float* lse, const int32_t* pick, const float* w, const GcaShape& s);
+void gca_backward_memory_mma(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers, int n_layers,
+                             const bf16* kv, const GcaShape& s, char* room, int64_t room_bytes);
 
 }  // namespace gca

@@ -2,10 +2,12 @@
 // once, by cuBLASLt's own ranking or by time among those that give the same bits on every run, and kept.
 #include <cublasLt.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <sstream>
 
+#include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {
@@ -29,7 +31,8 @@ struct Operand {
 };
 
 template <class Act>
-__global__ void fill_kernel(Act* x, int64_t n) {
+__global__ void matmul_fill_kernel(Act* x,  // (n)
+                                   int64_t n) {
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i < n) x[i] = from_float<Act>(uniform_open(philox(0, Stream::sample, static_cast<uint32_t>(i)).word[0]) - 0.5f);
 }
@@ -258,7 +261,7 @@ double Gpu<Act>::peak_flops() {
   cudaEvent_t begin, end;
   check(cudaEventCreate(&begin), "making an event");
   check(cudaEventCreate(&end), "making an event");
-  launch("random numbers", stream_, fill_kernel<Act>, ceil_div(n * n, 256), 256, 0, x, n * n);
+  launch("random numbers", stream_, matmul_fill_kernel<Act>, ceil_div(n * n, 256), 256, 0, x, n * n);
   const int warm = 3, timed = 5;
   for (int i = 0; i < warm + timed; i++) {
     if (i == warm) check(cudaEventRecord(begin, stream_), "timing products");

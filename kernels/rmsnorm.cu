@@ -1,4 +1,11 @@
 // RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps). A warp takes a row.
+//
+//   lane 0   1  ..  31   0 ..      columns of a row, N neighbours a lane
+// Shared memory, backward alone: (warps,D) floats, a warp's sums of dgain over its rows; up to 96 KiB. A warp fills its
+// own row, which is read by all after the barrier.
+#include <algorithm>
+
+#include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {
@@ -7,8 +14,11 @@ namespace {
 constexpr int forward_threads = 256;
 
 template <class Act, int N>
-__global__ void forward_kernel(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D,
-                               int64_t stride, float eps) {
+__global__ void rmsnorm_forward_kernel(Act* out,         // (rows,D)
+                                       float* rstd,      // (rows)
+                                       const Act* x,     // (rows,D), stride apart
+                                       const Act* gain,  // (D)
+                                       int64_t rows, int64_t D, int64_t stride, float eps) {
   const int64_t r = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32;
   const int first = static_cast<int>(threadIdx.x) % 32 * N;
   if (r >= rows) return;
@@ -37,9 +47,15 @@ __global__ void forward_kernel(Act* out, float* rstd, const Act* x, const Act* g
 // own, and the block leaves the sum over its warps in partial[block]. dx may be dn or a residual: a lane reads what it
 // writes before it does.
 template <class Act, int N>
-__global__ void backward_kernel(Act* dx, float* partial, const Act* dn, const Act* x, const float* rstd,
-                                const Act* gain, const Act* residual, const Act* residual2, int64_t rows, int64_t D,
-                                int64_t stride, int64_t rows_of_block) {
+__global__ void rmsnorm_backward_kernel(Act* dx,               // (rows,D), stride apart
+                                        float* partial,        // (blocks,D)
+                                        const Act* dn,         // (rows,D)
+                                        const Act* x,          // (rows,D), stride apart
+                                        const float* rstd,     // (rows)
+                                        const Act* gain,       // (D)
+                                        const Act* residual,   // (rows,D), stride apart, or null
+                                        const Act* residual2,  // the same
+                                        int64_t rows, int64_t D, int64_t stride, int64_t rows_of_block) {
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32,
             first = static_cast<int>(threadIdx.x) % 32 * N;
   float *sums = shared<float>(), *mine = sums + warp * D;
@@ -79,7 +95,9 @@ __global__ void backward_kernel(Act* dx, float* partial, const Act* dn, const Ac
 }
 
 // dgain += sum over blocks of partial (blocks,D): a warp for each column
-__global__ void gain_kernel(float* dgain, const float* partial, int64_t blocks, int64_t D) {
+__global__ void rmsnorm_backward_gain_kernel(float* dgain,          // (D)
+                                             const float* partial,  // (blocks,D)
+                                             int64_t blocks, int64_t D) {
   const int64_t j = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32;
   if (j >= D) return;
   float sum = 0;
@@ -94,8 +112,8 @@ template <class Act>
 void Gpu<Act>::rmsnorm_forward(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D,
                                int64_t stride, double eps) {
   with_width<Act>({D, stride}, [&](auto N) {
-    launch("RMSNorm", stream_, forward_kernel<Act, N>, ceil_div(rows * 32, forward_threads), forward_threads, 0, out,
-           rstd, x, gain, rows, D, stride, static_cast<float>(eps));
+    launch("RMSNorm", stream_, rmsnorm_forward_kernel<Act, N>, ceil_div(rows * 32, forward_threads), forward_threads, 0,
+           out, rstd, x, gain, rows, D, stride, static_cast<float>(eps));
   });
 }
 
@@ -112,10 +130,11 @@ void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act*
                 rows_of_block = std::max(warps, ceil_div(rows, 512)), blocks = ceil_div(rows, rows_of_block);
   float* partial = scratch<float>(blocks * D);  // (blocks,D)
   with_width<Act>({D, stride}, [&](auto N) {
-    launch("RMSNorm, backward", stream_, backward_kernel<Act, N>, blocks, static_cast<int>(32 * warps),
+    launch("RMSNorm, backward", stream_, rmsnorm_backward_kernel<Act, N>, blocks, static_cast<int>(32 * warps),
            warps * row_bytes, dx, partial, dn, x, rstd, gain, residual, residual2, rows, D, stride, rows_of_block);
   });
-  launch("RMSNorm, gradient of the gain", stream_, gain_kernel, ceil_div(D, 8), 256, 0, dgain, partial, blocks, D);
+  launch("RMSNorm, gradient of the gain", stream_, rmsnorm_backward_gain_kernel, ceil_div(D, 8), 256, 0, dgain, partial,
+         blocks, D);
 }
 
 template void Gpu<float>::rmsnorm_forward(float*, float*, const float*, const float*, int64_t, int64_t, int64_t,

@@ -1,11 +1,15 @@
 // SwiGLU: h = silu(gate) * up, silu(z) = z / (1 + e^-z), and its gradient.
+// A thread takes N neighbours of a row; no shared memory.
+#include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {
 namespace {
 
 template <class Act, int N>
-__global__ void forward_kernel(Act* h, const Act* gate_up, int64_t rows, int64_t F) {
+__global__ void swiglu_forward_kernel(Act* h,              // (rows,F)
+                                      const Act* gate_up,  // (rows,2F)
+                                      int64_t rows, int64_t F) {
   const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= rows * packs) return;
   const int64_t r = i / packs, j = i % packs * N;
@@ -22,7 +26,10 @@ __global__ void forward_kernel(Act* h, const Act* gate_up, int64_t rows, int64_t
 // dup = dh silu(gate)
 // dgate = dh up silu'(gate),  silu' = sigmoid + silu (1 - sigmoid)
 template <class Act, int N>
-__global__ void backward_kernel(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
+__global__ void swiglu_backward_kernel(Act* dgate_up,       // (rows,2F)
+                                       const Act* dh,       // (rows,F)
+                                       const Act* gate_up,  // (rows,2F)
+                                       int64_t rows, int64_t F) {
   const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= rows * packs) return;
   const int64_t r = i / packs, j = i % packs * N;
@@ -44,14 +51,15 @@ __global__ void backward_kernel(Act* dgate_up, const Act* dh, const Act* gate_up
 template <class Act>
 void Gpu<Act>::swiglu_forward(Act* h, const Act* gate_up, int64_t rows, int64_t F) {
   with_width<Act>({F}, [&](auto N) {
-    launch("SwiGLU", stream_, forward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, h, gate_up, rows, F);
+    launch("SwiGLU", stream_, swiglu_forward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, h, gate_up, rows,
+           F);
   });
 }
 template <class Act>
 void Gpu<Act>::swiglu_backward(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
   with_width<Act>({F}, [&](auto N) {
-    launch("SwiGLU, backward", stream_, backward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, dgate_up, dh,
-           gate_up, rows, F);
+    launch("SwiGLU, backward", stream_, swiglu_backward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, dgate_up,
+           dh, gate_up, rows, F);
   });
 }
 

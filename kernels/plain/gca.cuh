@@ -1,16 +1,44 @@
-// Grouped cross attention (drt.md): forward, backward by query, and backward for the chunk memory over all layers at
-// once. A block answers 64 slots of one chunk for one head and walks over that chunk's picks (or, for the memory, owns
-// 64 keys of one chunk and walks over all that fetched it). Keys and values are read where they lie, through the pick
-// table. These kernels are the plain ones, for every type and shape; gca_tensor_cores.cu has the fast ones.
+// Grouped cross attention on any type and shape: forward, backward by query, and backward for the chunk memory over all
+// layers at once. A block answers 64 slots of one chunk for one head and walks over that chunk's picks (or, for the
+// memory, owns 64 keys of one chunk and walks over all that fetched it). Keys and values are read where they lie,
+// through the pick table. What to read before mma/gca.cu.
+//
+//                       pick 0   pick 1 ..   of the chunk, 64 keys each (or 2 tiles of 64)
+//   64 slots  q       [ P        P       ]   each pick has a softmax of its own, P times the pick's weight
+//                     [ o += P v         ]   64 or 128 columns: one or two fragments of a thread
+//
+// Shared memory, in tiles of 17,408 bytes, each filled by all threads and free at the barrier after its product:
+//   forward              a: q           b: k, then v          1 or 2 of p: P
+//   backward by query    a: q, then dO  b: k, v, then k       1 or 2 of ds: dS
+//   backward for memory  a: q, dO, then dO  b: k, v, then q   p: P   ds: dS
+#pragma once
 #include "kernels/gca.cuh"
+#include "kernels/plain/tiles.cuh"
 
 namespace gca {
-namespace {
+
+constexpr int64_t query_bytes(int key_tiles) { return (2 + key_tiles) * tile_bytes; }
+constexpr int64_t memory_bytes = 4 * tile_bytes;
+static_assert(query_bytes(2) == 69632 && memory_bytes == 69632, "a | b | two of p or ds");
+// body(tiles of keys, fragments), both constants
+template <class Body>
+void with_key_tiles(const GcaShape& s, Body&& body) {
+  with_fragments(s.d, [&](auto fragments) {
+    if (s.S <= tile_size) body(std::integral_constant<int, 1>{}, fragments);
+    else body(std::integral_constant<int, 2>{}, fragments);
+  });
+}
 
 // o = sum_k w_k softmax(q K_k^T / sqrt(d)) V_k
 template <class Act, int key_tiles, int fragments>
 __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
-    forward_kernel(Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick, const float* w, GcaShape s) {
+    gca_forward_plain_kernel(Act* out,             // (B,T,D)
+                             float* lse,           // (B,C,K,H,S) or null
+                             const Act* q,         // (B,T,D)
+                             const Act* kv,        // (B,M,S,2D)
+                             const int32_t* pick,  // (B,C+1,K)
+                             const float* w,       // (B,C+1,K)
+                             GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *p = tiles + 2;
   const Piece at(s.chunks(), s, fragments);
   const Slots slots(s, at.c, at.tile);
@@ -89,12 +117,28 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
     }
 }
 
+template <class Act>
+void gca_forward_plain(cudaStream_t stream, Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick,
+                       const float* w, const GcaShape& s) {
+  with_key_tiles(s, [&](auto key_tiles, auto fragments) {
+    launch("grouped cross attention, forward", stream, gca_forward_plain_kernel<Act, key_tiles, fragments>,
+           pieces(s.chunks(), s, fragments), tile_threads, query_bytes(key_tiles), out, lse, q, kv, pick, w, s);
+  });
+}
+
 // With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), and
 // dQ = sum_k dS K / sqrt(d)
 template <class Act, int key_tiles, int fragments>
 __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
-    backward_query_kernel(Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv, const float* lse,
-                          const int32_t* pick, const float* w, GcaShape s) {
+    gca_backward_query_plain_kernel(Act* dq,              // (B,T,D)
+                                    float* delta,         // (B,C,K,H,S)
+                                    const Act* dout,      // (B,T,D)
+                                    const Act* q,         // (B,T,D)
+                                    const Act* kv,        // (B,M,S,2D)
+                                    const float* lse,     // (B,C,K,H,S)
+                                    const int32_t* pick,  // (B,C+1,K)
+                                    const float* w,       // (B,C+1,K)
+                                    GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], *ds = tiles + 2;
   const Piece at(s.chunks(), s, fragments);
   const Slots slots(s, at.c, at.tile);
@@ -171,29 +215,14 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
     }
 }
 
-// dw += sum over heads and slots of delta: a warp for each pick
-__global__ void weight_gradient_kernel(float* dw, const float* delta, const int32_t* pick, GcaShape s) {
-  const int64_t i = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, C = s.chunks();
-  if (i >= s.B * C * s.K) return;
-  const int64_t k = i % s.K, c = i / s.K % C, b = i / s.K / C, entry = (b * (C + 1) + c) * s.K + k;
-  if (pick[entry] < 0) return;
-  const float* from = delta + gca_stat(s, b, c, static_cast<int>(k), 0);
-  float sum = 0;
-  for (int64_t j = threadIdx.x % 32; j < static_cast<int64_t>(s.H) * s.S; j += 32) sum += from[j];
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) dw[entry] += sum;
-}
-
-// The list of layers, put into the GPU's memory as arguments of a kernel: copied from the host it could not be reused
-// on return.
-constexpr int layers_at_once = 64;  // 3.5 KB of the 4 KB that arguments may take
 template <class Act>
-struct SomeLayers {
-  FetchingLayer<Act, float> at[layers_at_once];
-};
-template <class Act>
-__global__ void put_layers_kernel(FetchingLayer<Act, float>* to, SomeLayers<Act> layers, int n) {
-  for (int i = 0; i < n; i++) to[i] = layers.at[i];
+void gca_backward_query_plain(cudaStream_t stream, Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv,
+                              const float* lse, const int32_t* pick, const float* w, const GcaShape& s) {
+  with_key_tiles(s, [&](auto key_tiles, auto fragments) {
+    launch("grouped cross attention, backward by query", stream,
+           gca_backward_query_plain_kernel<Act, key_tiles, fragments>, pieces(s.chunks(), s, fragments), tile_threads,
+           query_bytes(key_tiles), dq, delta, dout, q, kv, lse, pick, w, s);
+  });
 }
 
 // A block owns 64 keys of chunk m. Over every (layer, chunk, pick) that fetched m, in order:
@@ -201,7 +230,10 @@ __global__ void put_layers_kernel(FetchingLayer<Act, float>* to, SomeLayers<Act>
 //   dK += dS^T Q,  dS = w P (dP - delta) / sqrt(d)
 template <class Act, int fragments>
 __global__ void __launch_bounds__(tile_threads, 3 - fragments)
-    backward_memory_kernel(Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers, const Act* kv, GcaShape s) {
+    gca_backward_memory_plain_kernel(Act* dkv,                                 // (B,M,S,2D)
+                                     const FetchingLayer<Act, float>* layers,  // (n_layers)
+                                     int n_layers, const Act* kv,              // (B,M,S,2D)
+                                     GcaShape s) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p_tile = tiles[2], &ds_tile = tiles[3];
   const Piece at(s.M, s, fragments);
   const int64_t D = static_cast<int64_t>(s.H) * s.d, m = at.c, C = s.chunks();
@@ -278,104 +310,13 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
     }
 }
 
-// ---- the ops ------------------------------------------------------------------------------------------------------
-void check_shape(const GcaShape& s) {
-  check_head(s.d);
-  if (s.S < 2 || s.S > 2 * tile_size)
-    throw Error(
-        str("the GPU fetches chunks of 2 to 128 slots, found ", s.S, ": use a smaller --chunk, or --device cpu"));
-  GCA_CHECK(s.K >= 1 && s.K <= max_topk, "1 to ", max_topk, " chunks are fetched, found ", s.K);
-}
-// body(tiles of keys, fragments), both constants
-template <class Body>
-void with_shape(const GcaShape& s, Body&& body) {
+template <class Act>
+void gca_backward_memory_plain(cudaStream_t stream, Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers,
+                               const Act* kv, const GcaShape& s) {
   with_fragments(s.d, [&](auto fragments) {
-    if (s.S <= tile_size) body(std::integral_constant<int, 1>{}, fragments);
-    else body(std::integral_constant<int, 2>{}, fragments);
+    launch("grouped cross attention, backward for the memory", stream, gca_backward_memory_plain_kernel<Act, fragments>,
+           pieces(s.M, s, fragments), tile_threads, memory_bytes, dkv, layers, n_layers, kv, s);
   });
 }
-
-}  // namespace
-
-template <class Act>
-void Gpu<Act>::zero_landmarks(Act* kv, int64_t N, int64_t S, int64_t D) {
-  if (N == 0) return;
-  const size_t width_bytes = static_cast<size_t>(2 * D) * sizeof(Act);
-  check(cudaMemset2DAsync(kv + (S - 1) * 2 * D, static_cast<size_t>(S) * width_bytes, 0, width_bytes,
-                          static_cast<size_t>(N), stream_),
-        "clearing landmarks' keys and values");
-}
-
-template <class Act>
-void Gpu<Act>::gca_forward(Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick, const float* w,
-                           const GcaShape& s) {
-  check_shape(s);
-  if constexpr (std::is_same_v<Act, bf16>)
-    if (gca_on_tensor_cores(s)) return gca_forward_on_tensor_cores(stream_, out, lse, q, kv, pick, w, s);
-  with_shape(s, [&](auto key_tiles, auto fragments) {
-    launch("grouped cross attention, forward", stream_, forward_kernel<Act, key_tiles, fragments>,
-           pieces(s.chunks(), s, fragments), tile_threads, (2 + key_tiles) * tile_bytes, out, lse, q, kv, pick, w, s);
-  });
-}
-
-template <class Act>
-void Gpu<Act>::gca_backward_query(Act* dq, float* dw, float* delta, const Act* dout, const Act* q, const Act* kv,
-                                  const float* lse, const int32_t* pick, const float* w, const GcaShape& s) {
-  GCA_CHECK(s.first_slot == 0 && s.T % s.S == 0, "backward takes whole rows");
-  check_shape(s);
-  bool done = false;
-  if constexpr (std::is_same_v<Act, bf16>)
-    if (gca_on_tensor_cores(s)) {
-      gca_backward_query_on_tensor_cores(stream_, dq, delta, dout, q, kv, lse, pick, w, s);
-      done = true;
-    }
-  if (!done)
-    with_shape(s, [&](auto key_tiles, auto fragments) {
-      launch("grouped cross attention, backward by query", stream_, backward_query_kernel<Act, key_tiles, fragments>,
-             pieces(s.chunks(), s, fragments), tile_threads, (2 + key_tiles) * tile_bytes, dq, delta, dout, q, kv, lse,
-             pick, w, s);
-    });
-  launch("gradient of the picks' weights", stream_, weight_gradient_kernel, ceil_div(s.B * s.chunks() * s.K, 8), 256, 0,
-         dw, delta, pick, s);
-}
-
-template <class Act>
-void Gpu<Act>::gca_backward_memory(Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers, const Act* kv,
-                                   const GcaShape& s) {
-  GCA_CHECK(s.first_slot == 0 && s.T % s.S == 0 && s.M == s.chunks(), "backward takes whole rows");
-  check_shape(s);
-  FetchingLayer<Act, float>* table = scratch<FetchingLayer<Act, float>>(n_layers);
-  for (int first = 0; first < n_layers; first += layers_at_once) {
-    const int count = std::min(layers_at_once, n_layers - first);
-    SomeLayers<Act> some{};
-    std::copy_n(layers + first, count, some.at);
-    launch("the list of fetching layers", stream_, put_layers_kernel<Act>, 1, 1, 0, table + first, some, count);
-  }
-  if constexpr (std::is_same_v<Act, bf16>)
-    if (gca_on_tensor_cores(s)) {
-      const int64_t used = round_up(n_layers * static_cast<int64_t>(sizeof *table), 16);
-      return gca_backward_memory_on_tensor_cores(stream_, dkv, table, n_layers, kv, s, scratch<char>(0, used),
-                                                 scratch_bytes - used);
-    }
-  with_fragments(s.d, [&](auto fragments) {
-    launch("grouped cross attention, backward for the memory", stream_, backward_memory_kernel<Act, fragments>,
-           pieces(s.M, s, fragments), tile_threads, 4 * tile_bytes, dkv, table, n_layers, kv, s);
-  });
-}
-
-template void Gpu<float>::zero_landmarks(float*, int64_t, int64_t, int64_t);
-template void Gpu<bf16>::zero_landmarks(bf16*, int64_t, int64_t, int64_t);
-template void Gpu<float>::gca_forward(float*, float*, const float*, const float*, const int32_t*, const float*,
-                                      const GcaShape&);
-template void Gpu<bf16>::gca_forward(bf16*, float*, const bf16*, const bf16*, const int32_t*, const float*,
-                                     const GcaShape&);
-template void Gpu<float>::gca_backward_query(float*, float*, float*, const float*, const float*, const float*,
-                                             const float*, const int32_t*, const float*, const GcaShape&);
-template void Gpu<bf16>::gca_backward_query(bf16*, float*, float*, const bf16*, const bf16*, const bf16*, const float*,
-                                            const int32_t*, const float*, const GcaShape&);
-template void Gpu<float>::gca_backward_memory(float*, const FetchingLayer<float, float>*, int, const float*,
-                                              const GcaShape&);
-template void Gpu<bf16>::gca_backward_memory(bf16*, const FetchingLayer<bf16, float>*, int, const bf16*,
-                                             const GcaShape&);
 
 }  // namespace gca

@@ -6,19 +6,19 @@
 // so that every read of shared memory is 16 bytes wide and free of bank conflicts, and a row of the first two lies in
 // half a warp.
 #pragma once
-#include "kernels/device.cuh"
+#include "kernels/attention.cuh"
 
 namespace gca {
 
-constexpr int tile_size = 64, tile_threads = 256;
+constexpr int tile_threads = 256;
 constexpr int tile_pitch = tile_size + 4;  // rows start 4 banks apart, at multiples of 16 bytes
 using Tile = float[tile_size][tile_pitch];
 constexpr int64_t tile_bytes = sizeof(Tile);
+static_assert(tile_bytes == 17408, "64 rows of 68 floats");
 using Fragment = float[4][4];  // a thread's part of a product
 
 __device__ inline int tile_y() { return static_cast<int>(threadIdx.x) / 16; }
 __device__ inline int tile_x() { return static_cast<int>(threadIdx.x) % 16; }
-GCA_HD constexpr int tiles_of(int64_t n) { return static_cast<int>((n + tile_size - 1) / tile_size); }
 // Columns of the t-th tile of n.
 __device__ inline int columns_of(int n, int t) { return min(tile_size, n - t * tile_size); }
 
@@ -159,11 +159,6 @@ template <class Body>
 void with_fragments(int d, Body&& body) {
   if (d <= tile_size) body(std::integral_constant<int, 1>{});
   else body(std::integral_constant<int, 2>{});
-}
-inline void check_head(int d) {
-  if (d < 2 || d > 256 || d % 2)
-    throw Error(str("the GPU's attention takes heads of 2 to 256 columns, an even number, found ", d,
-                    ": change --heads or --width, or use --device cpu"));
 }
 
 }  // namespace gca

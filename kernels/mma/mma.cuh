@@ -5,6 +5,10 @@
 // ldmatrix reads them, and 16 bytes of neighbours, as copies write them, touch every bank once. A tile is known by its
 // address in shared memory, a multiple of 16.
 //
+// A kernel's plan is a struct with named fields that one function chooses by the head's size, beside the reason. (As a
+// template argument of a kernel it would show in a profile, but nvcc 13.0 makes host code of such that does not
+// compile.)
+//
 // What a lane of a warp holds, with row = lane / 4 and column = 2 * (lane % 4):
 //   Sum       16 x 8 floats:   [0], [1] at (row, column), (row, column + 1);  [2], [3] the same in row + 8
 //   Operand   16 x 16 bf16, the left factor: pairs of neighbours at (row, column), (row + 8, column),
@@ -13,21 +17,11 @@
 //             the next 8
 // Two neighbouring Sums, 16 x 16, are therefore a left factor as they stand (as_left).
 #pragma once
-#include <cstdlib>
-
-#include "kernels/device.cuh"
+#include "kernels/attention.cuh"
 
 namespace gca {
 
-// The switch between the two paths of all attentions: GCA_PLAIN_ATTENTION=1 in the environment takes the plain kernels
-// (tiles.cuh) where tensor cores would be used too. Read at every call, so that tests run both in one process.
-inline bool plain_attention() {
-  const char* value = std::getenv("GCA_PLAIN_ATTENTION");
-  return value && *value && *value != '0';
-}
-// Whether heads of d bf16 columns can take tensor cores.
-constexpr bool mma_head(int d) { return d == 32 || d == 64 || d == 128; }
-// body(d) with the head's size a constant, one of the above.
+// body(d) with the head's size a constant, one of those that mma_head() allows.
 template <class Body>
 void with_mma_head(int d, Body&& body) {
   if (d == 32) body(std::integral_constant<int, 32>{});
@@ -174,6 +168,27 @@ __device__ inline void clear(Sum (&sum)[blocks][columns]) {
 #pragma unroll
       for (int e = 0; e < 4; e++) sum[i][j][e] = 0;
 }
+template <int blocks, int columns>
+__device__ inline void scale_sums(Sum (&sum)[blocks][columns], float factor) {
+#pragma unroll
+  for (int i = 0; i < blocks; i++)
+#pragma unroll
+    for (int j = 0; j < columns; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) sum[i][j][e] *= factor;
+}
+// Where a lane's numbers of its warp's sums lie: rows of the block, and the first of two columns in each 8. Half 0 of a
+// Sum is [0], [1], half 1 is [2], [3]; a row lies in a quad of lanes.
+template <int blocks>
+struct WarpRows {
+  int warp_row, lane_row, lane_column;
+  __device__ WarpRows()
+      : warp_row(static_cast<int>(threadIdx.x) / 32 * 16 * blocks),
+        lane_row(lane_id() / 4),
+        lane_column(lane_id() % 4 * 2) {}
+  __device__ int row(int i, int half) const { return warp_row + 16 * i + 8 * half + lane_row; }
+  __device__ int end() const { return warp_row + 16 * blocks; }
+};
 // A warp's rows of a tile as left factors, to be kept: left[i][k] are rows row + 16 i.., columns 16 k..
 template <int width, int blocks>
 __device__ inline void load_lefts(Operand (&left)[blocks][width / 16], uint32_t tile, int row) {
@@ -236,6 +251,43 @@ __device__ inline void multiply_columns(Sum (&sum)[blocks][width / 8], const Ope
       mma(sum[i][j + 1], a[i], right[2], right[3]);
     }
   }
+}
+
+// Columns 16 k.. of a warp's sums, rounded, as left factors.
+template <int blocks, int columns>
+__device__ inline void as_lefts(Operand (&left)[blocks], const Sum (&p)[blocks][columns], int k) {
+#pragma unroll
+  for (int i = 0; i < blocks; i++) as_left(left[i], p[i][2 * k], p[i][2 * k + 1]);
+}
+
+// ---- softmax of rows that are whole in a warp's sums, logits in units of log2 -------------------------------------
+// A row of logits p / scale becomes e^(logit - top); top and the sum of what it became, over the quad's lanes.
+template <int columns>
+__device__ inline void exponentials(Sum (&p)[columns], int half, float scale, float& top, float& sum) {
+  top = -INFINITY;
+#pragma unroll
+  for (int c = 0; c < 2 * columns; c++) top = fmaxf(top, p[c / 2][2 * half + c % 2]);
+  top = warp_max<4>(top) * scale;
+  sum = 0;
+#pragma unroll
+  for (int c = 0; c < 2 * columns; c++) {
+    float& x = p[c / 2][2 * half + c % 2];
+    x = fast_exp2(fmaf(x, scale, -top));
+    sum += x;
+  }
+  sum = warp_sum<4>(sum);
+}
+// The softmax again from its log-sum-exp; returns delta = rowsum(P dP), over the quad's lanes.
+template <int columns>
+__device__ inline float softmax_again(Sum (&p)[columns], const Sum (&dp)[columns], int half, float scale, float lse) {
+  float delta = 0;
+#pragma unroll
+  for (int c = 0; c < 2 * columns; c++) {
+    float& x = p[c / 2][2 * half + c % 2];
+    x = fast_exp2(fmaf(x, scale, -lse));
+    delta = fmaf(x, dp[c / 2][2 * half + c % 2], delta);
+  }
+  return warp_sum<4>(delta);
 }
 
 // A warp's sums, rounded, as rows row.. of a tile, and from there to global memory in pieces of 16 bytes: rows `stride`

@@ -7,13 +7,23 @@
 //                          there is none
 //   sees(i, j)             whether key j takes part in query i's softmax
 //   slope(h)               of ALiBi: slope * (j - i) is added to the logit
-//   first_key(i0) .. end_key(i0)      first slots of the tiles of keys that the 64 queries from i0 on look at,
-//   multiples
-//                                     of 64
+//   first_key(i0) .. end_key(i0)      first slots of the tiles of keys that the 64 queries from i0 on look at, by 64
 //   first_query(j0) .. end_query(j0)  the same of queries that look at the 64 keys from j0 on
 // qkv is (B,T,3D): q | k | v; out and dout (B,T,D), lse (B,H,T).
+//
+// A block of 256 threads owns 64 queries (by key: 64 keys) of one head, and 64 or 128 output columns of it: one or two
+// fragments of a thread. It walks over the tiles of the other side:
+//
+//                     k0   k1   k2 ..  tiles of 64 keys
+//   64 queries  q   [ S    S    S ]    S = q k^T in a | b, 64 columns of the head at a time; P goes to p,
+//                   [ o += P v    ]    v comes to b, 64 columns at a time
+//
+// Shared memory, in tiles of 17,408 bytes, each filled by all threads and free at the barrier after its product:
+//   forward            a: q            b: k, then v           p: P
+//   backward by query  a: q, then dO   b: k, v, then k        ds: dS
+//   backward by key    a: q, dO, then dO  b: k, v, then q     p: P     ds: dS
 #pragma once
-#include "kernels/tiles.cuh"
+#include "kernels/plain/tiles.cuh"
 
 namespace gca {
 
@@ -50,11 +60,12 @@ __device__ inline bool is_here(const Kind& kind, int64_t i) {
 // o = softmax(q k^T / sqrt(d) + bias) v, the softmax made tile by tile. Tiles lie at multiples of 64 of the row, so
 // that a row and any segment of it are summed in the same order.
 template <class Act, class Kind, int fragments>
-__global__ void __launch_bounds__(tile_threads, 3 - fragments)
-    attention_forward_kernel(Act* out, float* lse, Kind kind) {
+__global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_forward_plain_kernel(Act* out,    // (B,T,D)
+                                                                                              float* lse,  // (B,H,T)
+                                                                                              Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p = tiles[2];
   const AttentionPiece at(kind, fragments);
-  const float scale = 1 / sqrtf(static_cast<float>(kind.d)), slope = kind.slope(at.h);
+  const float scale = attention_scale(kind.d), slope = kind.slope(at.h);
   Fragment o[fragments], score;
   float top[4], sum[4];
   for (Fragment& f : o) clear(f);
@@ -153,7 +164,7 @@ template <class Act, class Kind>
 __device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b, const float (&lse)[4],
                                      const float (&delta)[4], const AttentionOutputs<Act>& outputs, const Kind& kind,
                                      int64_t row, int h, int64_t i0, int64_t j0) {
-  const float scale = 1 / sqrtf(static_cast<float>(kind.d)), slope = kind.slope(h);
+  const float scale = attention_scale(kind.d), slope = kind.slope(h);
   product_nt(
       p, a, b, kind.d, [&](Tile& tile, int t) { kind.load_q(tile, row, h, i0, t); },
       [&](Tile& tile, int t) { kind.load_k(tile, row, h, j0, t); });
@@ -173,7 +184,8 @@ __device__ inline void tile_gradient(Fragment& p, Fragment& ds, Tile& a, Tile& b
 // dQ = dS K, as q itself lies after load_q; into dqkv
 template <class Act, class Kind, int fragments>
 __global__ void __launch_bounds__(tile_threads, 3 - fragments)
-    attention_backward_query_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
+    attention_backward_query_plain_kernel(Act* dqkv,  // (B,T,3D)
+                                          AttentionOutputs<Act> outputs, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &ds_tile = tiles[2];
   const AttentionPiece at(kind, fragments);
   Fragment sum[fragments], p, ds;
@@ -210,7 +222,8 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
 // dK = dS^T Q, dV = P^T dO: a block owns 64 keys
 template <class Act, class Kind, int fragments>
 __global__ void __launch_bounds__(tile_threads, 3 - fragments)
-    attention_backward_key_kernel(Act* dqkv, AttentionOutputs<Act> outputs, Kind kind) {
+    attention_backward_key_plain_kernel(Act* dqkv,  // (B,T,3D)
+                                        AttentionOutputs<Act> outputs, Kind kind) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1], &p_tile = tiles[2], &ds_tile = tiles[3];
   const AttentionPiece at(kind, fragments);
   Fragment dk[fragments], dv[fragments], p, ds;
@@ -252,12 +265,15 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
     }
 }
 
+constexpr int64_t forward_shared_bytes = 3 * tile_bytes, query_shared_bytes = 3 * tile_bytes,
+                  key_shared_bytes = 4 * tile_bytes;
+static_assert(key_shared_bytes == 69632, "a | b | p | ds");
 template <class Act, class Kind>
 void launch_attention_forward(const Doing& doing, cudaStream_t stream, Act* out, float* lse, const Kind& kind) {
   check_head(kind.d);
   with_fragments(kind.d, [&](auto fragments) {
-    launch(doing, stream, attention_forward_kernel<Act, Kind, fragments>, attention_pieces(kind, fragments),
-           tile_threads, 3 * tile_bytes, out, lse, kind);
+    launch(doing, stream, attention_forward_plain_kernel<Act, Kind, fragments>, attention_pieces(kind, fragments),
+           tile_threads, forward_shared_bytes, out, lse, kind);
   });
 }
 template <class Act, class Kind>
@@ -266,10 +282,10 @@ void launch_attention_backward(const Doing& doing, cudaStream_t stream, Act* dqk
   check_head(kind.d);
   with_fragments(kind.d, [&](auto fragments) {
     const int64_t pieces = attention_pieces(kind, fragments);
-    launch(doing, stream, attention_backward_query_kernel<Act, Kind, fragments>, pieces, tile_threads, 3 * tile_bytes,
-           dqkv, outputs, kind);
-    launch(doing, stream, attention_backward_key_kernel<Act, Kind, fragments>, pieces, tile_threads, 4 * tile_bytes,
-           dqkv, outputs, kind);
+    launch(doing, stream, attention_backward_query_plain_kernel<Act, Kind, fragments>, pieces, tile_threads,
+           query_shared_bytes, dqkv, outputs, kind);
+    launch(doing, stream, attention_backward_key_plain_kernel<Act, Kind, fragments>, pieces, tile_threads,
+           key_shared_bytes, dqkv, outputs, kind);
   });
 }
 
