@@ -83,6 +83,13 @@ void print_error(const Parts&... parts) {
   fwrite(out.data(), 1, out.size(), stderr);
 }
 
+// FNV-1a, 32 bits: a number that stays with a name.
+inline uint32_t name_hash(std::string_view name) {
+  uint32_t hash = 2166136261u;
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
+  return hash;
+}
+
 // ---- errors -------------------------------------------------------------------------------------------------------
 // Error: what was asked failed (exit 1). UsageError: the command line is wrong (exit 2). Both carry a whole sentence
 // for a person: which file or field, expected, found, what to do.

@@ -357,11 +357,11 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
   });
 }
 // dscore_k = w_k (dw_k - sum w dw) / sqrt(D);  dr_c = sum_k dscore_k L_pick;  dL_m += sum over the (c,k) that fetched
-// m of dscore r_c. dw (B,C+1,K) is overwritten with dscore; dr (B,C,D) is =; dlandmark is +=; start and entry as
+// m of dscore r_c. dw (B,C+1,K) is overwritten with dscore; dr (B,C,D) is =; dlandmark is +=; start and fetches as
 // invert_picks makes them
 template <class real, bool bf16>
 void Cpu<real, bf16>::chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick,
-                                               const int32_t* start, const int32_t* entry, const act* r,
+                                               const int32_t* start, const int32_t* fetches, const act* r,
                                                const act* landmark, const RetrievalShape& s) {
   over(s.B * s.C, s.D * s.K, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
@@ -383,7 +383,7 @@ void Cpu<real, bf16>::chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw
       const int64_t m = i % s.C, b = i / s.C;
       real* to = dlandmark + b * s.row_stride + m * s.stride;
       for (int32_t e = start[b * (s.C + 1) + m]; e < start[b * (s.C + 1) + m + 1]; e++) {
-        const int64_t at = entry[b * s.C * s.K + e];  // table row * K + k; row c+1 was picked by chunk c
+        const int64_t at = fetches[b * s.C * s.K + e];  // table row * K + k; row c+1 was picked by chunk c
         const real *from = r + (b * s.C + at / s.K - 1) * s.D, scale = dw[s.table().serving(b, 0) + at];
         for (int64_t j = 0; j < s.D; j++) to[j] += scale * from[j];
       }
@@ -391,12 +391,12 @@ void Cpu<real, bf16>::chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw
     }
   });
 }
-// The pick table turned round: entry[start[m] .. start[m+1]) lists, in order, row * K + k of each pick of chunk m in
-// the table's rows 0..C-1, those that serve a chunk. start (B,C+1), entry (B,C*K), pick (B,C+1,K)
+// The pick table turned round: fetches[start[m] .. start[m+1]) lists, in order, row * K + k of each pick of chunk m in
+// the table's rows 0..C-1, those that serve a chunk. start (B,C+1), fetches (B,C*K), pick (B,C+1,K)
 template <class real, bool bf16>
-void Cpu<real, bf16>::invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K) {
+void Cpu<real, bf16>::invert_picks(int32_t* start, int32_t* fetches, const int32_t* pick, int64_t B, int64_t C, int K) {
   pool_.run(B, [=](int64_t b, int) {
-    int32_t *at = start + b * (C + 1), *list = entry + b * C * K;
+    int32_t *at = start + b * (C + 1), *list = fetches + b * C * K;
     const int32_t* table = pick + PickTable{C, K}.serving(b, 0);
     std::fill_n(at, C + 1, 0);
     for (int64_t i = 0; i < C * K; i++)
@@ -496,7 +496,7 @@ void Cpu<real, bf16>::gca_backward_memory(act* dkv, const FetchingLayer<act, sta
     for (int l = 0; l < n_layers; l++) {
       const FetchingLayer<act, stat>& layer = layers[l];
       for (int32_t e = layer.start[b * (s.M + 1) + m]; e < layer.start[b * (s.M + 1) + m + 1]; e++) {
-        const int64_t at = layer.entry[b * C * s.K + e], c = at / s.K;
+        const int64_t at = layer.fetches[b * C * s.K + e], c = at / s.K;
         const int64_t first = (b * s.T + c * S) * D + h * s.d,
                       saved = gca_stat(s, b, c, static_cast<int>(at % s.K), static_cast<int>(h));
         const real *q = layer.q + first, *d_o = layer.dout + first, *row_lse = layer.lse + saved,

@@ -85,9 +85,9 @@ class GpuDevice : public GpuLayout {
   // ---- retrieval's tables ----
   // Row 0 of each table: no pick, weight 0. pick, w (B,C+1,K)
   void no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K);
-  // entry[start[m] .. start[m+1]): in order, row * K + k of each pick of chunk m in rows 0..C-1.
-  // start (B,C+1), entry (B,C*K), pick (B,C+1,K)
-  void invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K);
+  // fetches[start[m] .. start[m+1]): in order, row * K + k of each pick of chunk m in rows 0..C-1.
+  // start (B,C+1), fetches (B,C*K), pick (B,C+1,K)
+  void invert_picks(int32_t* start, int32_t* fetches, const int32_t* pick, int64_t B, int64_t C, int K);
 
   // ---- the step's figures (drt.md, optimiser) ----
   void begin_step(StepState* state);
@@ -198,9 +198,9 @@ class Gpu : public GpuDevice {
   void chunk_retrieval_forward(int32_t* pick, float* w, const act* r, const act* landmark, const RetrievalShape& s,
                                const Selection& selection);
   // dw (B,C+1,K) is overwritten with the gradient of the scores / sqrt(D); dr (B,C,D) is =; dlandmark is +=.
-  // start (B,C+1), entry (B,C*K): of invert_picks
+  // start (B,C+1), fetches (B,C*K): of invert_picks
   void chunk_retrieval_backward(act* dr, act* dlandmark, float* dw, const float* w, const int32_t* pick,
-                                const int32_t* start, const int32_t* entry, const act* r, const act* landmark,
+                                const int32_t* start, const int32_t* fetches, const act* r, const act* landmark,
                                 const RetrievalShape& s);
 
   // ---- grouped cross attention ----

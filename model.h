@@ -674,15 +674,15 @@ StepState DRT<Device>::step_state() const {
 template <class Device>
 void DRT<Device>::initialise(uint64_t seed, ThreadPool& pool) {
   std::vector<master> values;
-  for (size_t i = 0; i < table.tensors.size(); i++) {
-    const Tensor& t = table.tensors[i];
+  for (const Tensor& t : table.tensors) {
+    const uint32_t name = name_hash(t.name);  // not its place in the table: a new tensor leaves the others' start alone
     values.assign(t.size(), master(1));
     if (t.columns)
       pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
         for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096);
              j += 2) {  // Box and Muller: two at a time
-          const Philox bits = philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32),
-                                     static_cast<uint32_t>(i));
+          const Philox bits =
+              philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32), name);
           const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))),
                        angle = 6.283185307179586 * uniform_open(bits.word[1]);
           values[j] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));

@@ -97,13 +97,13 @@ GCA_HD inline int64_t gca_stat(const GcaShape& s, int64_t b, int64_t c, int k, i
 }
 inline constexpr int max_topk = 32;  // K at most
 
-// One upper layer, as the memory's gradient needs it; start and entry come from invert_picks.
+// One upper layer, as the memory's gradient needs it; start and fetches come from invert_picks.
 template <class act, class stat>
 struct FetchingLayer {
-  const act *q, *dout;           // (B,T,D)
-  const stat *lse, *delta;       // (B,C,K,H,S)
-  const stat* w;                 // (B,C+1,K)
-  const int32_t *start, *entry;  // (B,M+1), (B,C*K)
+  const act *q, *dout;             // (B,T,D)
+  const stat *lse, *delta;         // (B,C,K,H,S)
+  const stat* w;                   // (B,C+1,K)
+  const int32_t *start, *fetches;  // (B,M+1), (B,C*K)
 };
 
 struct AdamW {

@@ -335,19 +335,6 @@ void check_task_flags(const TrainSettings& settings, Flags& flags) {
     if (list->empty()) throw UsageError("--needles and --questions: expected one number at least, found none");
 }
 
-// What follows from several flags together.
-void finish_settings(TrainSettings& settings, const Tokenizer& tokenizer, bool resumes) {
-  settings.config.vocab = tokenizer.vocab_size();
-  settings.config.validate();
-  if (!resumes && (settings.steps > 0) == (settings.tokens > 0))
-    throw UsageError(str("train needs either --steps or --tokens: how long to train; found ",
-                         settings.steps ? "both" : "neither"));
-  if (settings.tokens > 0)
-    settings.steps = ceil_div(settings.tokens, settings.batch * settings.stage_chunks(0) * (settings.config.chunk - 1));
-  if (settings.micro() > settings.batch)
-    throw UsageError(str("--micro-batch: expected at most --batch, ", settings.batch, ", found ", settings.micro()));
-}
-
 int train_command(const std::vector<std::string>& arguments) {
   TrainSettings settings;
   Flags flags = train_flags(settings);
@@ -359,7 +346,10 @@ int train_command(const std::vector<std::string>& arguments) {
   flags.need("out");
   check_task_flags(settings, flags);
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
-  finish_settings(settings, tokenizer, saved != nullptr);
+  if (!saved && (settings.steps > 0) == (settings.tokens > 0))
+    throw UsageError(
+        str("train needs either --steps or --tokens: how long to train; found ", settings.steps ? "both" : "neither"));
+  settings.finish(tokenizer.vocab_size());
   if (!saved) {
     make_folder(settings.out);
     lock.emplace(settings.out);

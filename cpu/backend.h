@@ -63,9 +63,9 @@ class Cpu : public CpuDevice {
   void chunk_retrieval_forward(int32_t* pick, stat* w, const act* r, const act* landmark, const RetrievalShape& s,
                                const Selection& selection);
   void chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick,
-                                const int32_t* start, const int32_t* entry, const act* r, const act* landmark,
+                                const int32_t* start, const int32_t* fetches, const act* r, const act* landmark,
                                 const RetrievalShape& s);
-  void invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K);
+  void invert_picks(int32_t* start, int32_t* fetches, const int32_t* pick, int64_t B, int64_t C, int K);
   // ---- grouped cross attention (drt.md, upper layer) --------------------------------------------------------------
   void zero_landmarks(act* kv, int64_t N, int64_t S, int64_t D);
   void gca_forward(act* out, stat* lse, const act* q, const act* kv, const int32_t* pick, const stat* w,

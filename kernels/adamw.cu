@@ -130,9 +130,6 @@ void Gpu<Act>::adamw(float* masters, Act* weights, float* m, float* v, const flo
   }
 }
 
-template void Gpu<float>::adamw(float*, float*, float*, float*, const float*, const Segment*, int64_t, const StepState*,
-                                const AdamW&);
-template void Gpu<bf16>::adamw(float*, bf16*, float*, float*, const float*, const Segment*, int64_t, const StepState*,
-                               const AdamW&);
+GCA_BOTH_TYPES(adamw);
 
 }  // namespace gca

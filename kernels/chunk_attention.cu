@@ -30,11 +30,7 @@ void Gpu<Act>::chunk_attention_backward(Act* dqkv, const Act* dout, const Act* q
   chunk_attention_backward_plain(stream_, dqkv, dout, out, lse, chunks);
 }
 
-template void Gpu<float>::chunk_attention_forward(float*, float*, const float*, const ChunkShape&);
-template void Gpu<bf16>::chunk_attention_forward(bf16*, float*, const bf16*, const ChunkShape&);
-template void Gpu<float>::chunk_attention_backward(float*, const float*, const float*, const float*, const float*,
-                                                   const ChunkShape&);
-template void Gpu<bf16>::chunk_attention_backward(bf16*, const bf16*, const bf16*, const bf16*, const float*,
-                                                  const ChunkShape&);
+GCA_BOTH_TYPES(chunk_attention_forward);
+GCA_BOTH_TYPES(chunk_attention_backward);
 
 }  // namespace gca

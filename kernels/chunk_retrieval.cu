@@ -73,18 +73,18 @@ __device__ inline void write_row(int32_t* pick, float* w, int32_t chunk, float s
 }
 
 // Each query's best of one split of the landmarks.
-struct Candidates {
+struct Shortlist {
   uint64_t* rank;  // (splits,B*C,K)
   float* score;    // (splits,B*C,K)
 };
 // Block: 64 queries of a row, and of the landmark tiles the split-th, the (split + splits)-th, .. With one split the
-// row's picks are final; otherwise the best go to candidates.
+// row's picks are final; otherwise the best go to shortlist.
 template <class Act>
 __global__ void __launch_bounds__(tile_threads)
-    chunk_retrieval_select_kernel(int32_t* pick,                        // (B,C+1,K)
-                                  float* w,                             // (B,C+1,K)
-                                  Candidates candidates, const Act* r,  // (B,C,D)
-                                  const Act* landmark,                  // see RetrievalShape
+    chunk_retrieval_select_kernel(int32_t* pick,                      // (B,C+1,K)
+                                  float* w,                           // (B,C+1,K)
+                                  Shortlist shortlist, const Act* r,  // (B,C,D)
+                                  const Act* landmark,                // see RetrievalShape
                                   RetrievalShape s, Selection selection, int splits) {
   Tile *tiles = shared<Tile>(), &a = tiles[0], &b = tiles[1];
   const int64_t query_tiles = ceil_div(s.C, tile_size), first = blockIdx.x % query_tiles * tile_size,
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(tile_threads)
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const float root = sqrtf(static_cast<float>(s.D));
   // Landmarks that the last query may see.
-  const int64_t most = selection.picking == Picking::none ? 0 : s.first_chunk + first + queries - 1;
+  const int64_t most = selection.picking == Picking::none ? 0 : candidates(s.first_chunk + first + queries - 1);
   Best best[rows_of_warp];
   for (int64_t m0 = int64_t{split} * tile_size; m0 < most; m0 += int64_t{splits} * tile_size) {
     const int landmarks = static_cast<int>(min(int64_t{tile_size}, most - m0));
@@ -118,13 +118,13 @@ __global__ void __launch_bounds__(tile_threads)
 #pragma unroll
     for (int i = 0; i < rows_of_warp; i++) {
       const int query = warp * rows_of_warp + i;
-      const int64_t c = first + query, past = query < queries ? s.first_chunk + c : 0;
+      const int64_t c = first + query, chunk = s.first_chunk + c, past = query < queries ? candidates(chunk) : 0;
       for (int half = 0; half < tile_size; half += 32) {
         const int64_t m = m0 + half + lane;
         const float raw = a[query][half + lane] / root;
         float value = raw;
         if (selection.picking == Picking::uniform || (selection.noise && !selection.given_noise)) {
-          const uint32_t word = selection_draw(selection, row, past, m / 4).word[m % 4];
+          const uint32_t word = selection_draw(selection, row, chunk, m / 4).word[m % 4];
           value = selection.picking == Picking::uniform ? static_cast<float>(word) : raw + gumbel(word);
         } else if (selection.noise && m < past) {
           value = raw + selection.given_noise[(row * s.C + c) * s.C + m];
@@ -138,12 +138,12 @@ __global__ void __launch_bounds__(tile_threads)
   for (int i = 0; i < rows_of_warp; i++) {
     const int query = warp * rows_of_warp + i;
     if (query >= queries) continue;
-    const int64_t c = first + query, out = (row * (s.C + 1) + c + 1) * s.K,
+    const int64_t c = first + query, out = s.table().picked_by(row, c),
                   candidate = ((split * s.B + row) * s.C + c) * s.K + lane;
     if (splits == 1) write_row(pick + out, w + out, chunk_of(best[i].rank), best[i].score, s.K);
     else if (lane < s.K) {
-      candidates.rank[candidate] = best[i].rank;
-      candidates.score[candidate] = best[i].score;
+      shortlist.rank[candidate] = best[i].rank;
+      shortlist.score[candidate] = best[i].score;
     }
   }
 }
@@ -151,14 +151,14 @@ __global__ void __launch_bounds__(tile_threads)
 // A warp a query: the best of all splits'.
 __global__ void chunk_retrieval_merge_kernel(int32_t* pick,  // (B,C+1,K)
                                              float* w,       // (B,C+1,K)
-                                             Candidates candidates, RetrievalShape s, int splits) {
+                                             Shortlist shortlist, RetrievalShape s, int splits) {
   const int64_t query = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, out = (query + query / s.C + 1) * s.K;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (query >= s.B * s.C) return;
   Best best;
   for (int split = 0; split < splits; split++) {
     const int64_t candidate = (split * s.B * s.C + query) * s.K + lane;
-    best.offer(lane < s.K ? candidates.rank[candidate] : 0, lane < s.K ? candidates.score[candidate] : 0, s.K);
+    best.offer(lane < s.K ? shortlist.rank[candidate] : 0, lane < s.K ? shortlist.score[candidate] : 0, s.K);
   }
   write_row(pick + out, w + out, chunk_of(best.rank), best.score, s.K);
 }
@@ -179,7 +179,7 @@ __global__ void chunk_retrieval_given_kernel(int32_t* pick,        // (B,C+1,K)
   for (int k = 0; k < s.K; k++) {
     int32_t chunk = pick[out + k];
     if (chunk < 0) continue;
-    const bool past = chunk < s.first_chunk + query % s.C;
+    const bool past = chunk < candidates(s.first_chunk + query % s.C);
     if (!past) chunk = 0;
     float sum = 0;
     for (int64_t j = lane; j < s.D; j += 32)
@@ -220,19 +220,19 @@ __global__ void chunk_retrieval_backward_query_kernel(Act* dr,              // (
 }
 // A block a landmark: dL_m += sum over the (c,k) that fetched m of dscore r_c
 template <class Act>
-__global__ void chunk_retrieval_backward_landmark_kernel(Act* dlandmark,        // see RetrievalShape
-                                                         const float* dscore,   // (B,C+1,K)
-                                                         const int32_t* start,  // (B,C+1)
-                                                         const int32_t* entry,  // (B,C*K)
-                                                         const Act* r,          // (B,C,D)
+__global__ void chunk_retrieval_backward_landmark_kernel(Act* dlandmark,          // see RetrievalShape
+                                                         const float* dscore,     // (B,C+1,K)
+                                                         const int32_t* start,    // (B,C+1)
+                                                         const int32_t* fetches,  // (B,C*K)
+                                                         const Act* r,            // (B,C,D)
                                                          RetrievalShape s) {
   const int64_t m = blockIdx.x % s.C, b = blockIdx.x / s.C;
-  const int32_t *list = entry + b * s.C * s.K, begin = start[b * (s.C + 1) + m], end = start[b * (s.C + 1) + m + 1];
+  const int32_t *list = fetches + b * s.C * s.K, begin = start[b * (s.C + 1) + m], end = start[b * (s.C + 1) + m + 1];
   for (int64_t j = threadIdx.x; j < s.D; j += blockDim.x) {
     Act* to = dlandmark + b * s.row_stride + m * s.stride + j;
     float sum = to_float(*to);
     for (int32_t e = begin; e < end; e++)  // list[e] = table row * K + k; row c+1 was picked by chunk c
-      sum = fmaf(dscore[b * (s.C + 1) * s.K + list[e]], to_float(r[(b * s.C + list[e] / s.K - 1) * s.D + j]), sum);
+      sum = fmaf(dscore[s.table().serving(b, 0) + list[e]], to_float(r[(b * s.C + list[e] / s.K - 1) * s.D + j]), sum);
     *to = from_float<Act>(sum);
   }
 }
@@ -249,8 +249,8 @@ void GpuDevice::no_pick(int32_t* pick, float* w, int64_t B, int64_t C, int K) {
         "clearing the first picks' weights");
 }
 
-void GpuDevice::invert_picks(int32_t* start, int32_t* entry, const int32_t* pick, int64_t B, int64_t C, int K) {
-  launch("turning the pick table round", stream_, fill_buckets_kernel, B * (C + 1), bucket_threads, 0, start, entry,
+void GpuDevice::invert_picks(int32_t* start, int32_t* fetches, const int32_t* pick, int64_t B, int64_t C, int K) {
+  launch("turning the pick table round", stream_, fill_buckets_kernel, B * (C + 1), bucket_threads, 0, start, fetches,
          BucketKeys{pick, nullptr, 0, ~0u, C * K}, C + 1, (C + 1) * K);
 }
 
@@ -270,35 +270,29 @@ void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, co
                 room = scratch_bytes / (per_split * static_cast<int64_t>(sizeof(uint64_t) + sizeof(float)));
   const int64_t splits = std::max<int64_t>(
       1, std::min({ceil_div(2 * processors_, query_blocks), ceil_div(s.first_chunk + s.C, tile_size), room}));
-  Candidates candidates{};
+  Shortlist shortlist{};
   if (splits > 1) {
-    candidates.rank = scratch<uint64_t>(splits * per_split);
-    candidates.score = scratch<float>(splits * per_split, splits * per_split * static_cast<int64_t>(sizeof(uint64_t)));
+    shortlist.rank = scratch<uint64_t>(splits * per_split);
+    shortlist.score = scratch<float>(splits * per_split, splits * per_split * static_cast<int64_t>(sizeof(uint64_t)));
   }
   launch("chunk retrieval", stream_, chunk_retrieval_select_kernel<Act>, query_blocks * splits, tile_threads,
-         2 * tile_bytes, pick, w, candidates, r, landmark, s, selection, static_cast<int>(splits));
+         2 * tile_bytes, pick, w, shortlist, r, landmark, s, selection, static_cast<int>(splits));
   if (splits > 1)
     launch("chunk retrieval, joining", stream_, chunk_retrieval_merge_kernel, ceil_div(queries, 8), 256, 0, pick, w,
-           candidates, s, static_cast<int>(splits));
+           shortlist, s, static_cast<int>(splits));
 }
 
 template <class Act>
 void Gpu<Act>::chunk_retrieval_backward(Act* dr, Act* dlandmark, float* dw, const float* w, const int32_t* pick,
-                                        const int32_t* start, const int32_t* entry, const Act* r, const Act* landmark,
+                                        const int32_t* start, const int32_t* fetches, const Act* r, const Act* landmark,
                                         const RetrievalShape& s) {
   launch("chunk retrieval, backward by query", stream_, chunk_retrieval_backward_query_kernel<Act>, s.B * s.C, 256, 0,
          dr, dw, w, pick, landmark, s);
   launch("chunk retrieval, backward for landmarks", stream_, chunk_retrieval_backward_landmark_kernel<Act>, s.B * s.C,
-         256, 0, dlandmark, dw, start, entry, r, s);
+         256, 0, dlandmark, dw, start, fetches, r, s);
 }
 
-template void Gpu<float>::chunk_retrieval_forward(int32_t*, float*, const float*, const float*, const RetrievalShape&,
-                                                  const Selection&);
-template void Gpu<bf16>::chunk_retrieval_forward(int32_t*, float*, const bf16*, const bf16*, const RetrievalShape&,
-                                                 const Selection&);
-template void Gpu<float>::chunk_retrieval_backward(float*, float*, float*, const float*, const int32_t*, const int32_t*,
-                                                   const int32_t*, const float*, const float*, const RetrievalShape&);
-template void Gpu<bf16>::chunk_retrieval_backward(bf16*, bf16*, float*, const float*, const int32_t*, const int32_t*,
-                                                  const int32_t*, const bf16*, const bf16*, const RetrievalShape&);
+GCA_BOTH_TYPES(chunk_retrieval_forward);
+GCA_BOTH_TYPES(chunk_retrieval_backward);
 
 }  // namespace gca

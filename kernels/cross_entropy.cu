@@ -109,8 +109,6 @@ void GpuDevice::add_loss(StepState* state, const float* loss, const float* weigh
   launch("the sum of losses", stream_, add_loss_kernel, 1, 1024, 0, state, loss, weight, scale, rows);
 }
 
-template void Gpu<float>::cross_entropy(float*, float*, const int32_t*, const float*, double, int64_t, int64_t,
-                                        int64_t);
-template void Gpu<bf16>::cross_entropy(float*, bf16*, const int32_t*, const float*, double, int64_t, int64_t, int64_t);
+GCA_BOTH_TYPES(cross_entropy);
 
 }  // namespace gca

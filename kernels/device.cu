@@ -209,9 +209,7 @@ const float* GpuDevice::rotation(int S, int d) {
   return rotation_;
 }
 
-template void Gpu<float>::copy_rows(float*, int64_t, const float*, int64_t, int64_t, int64_t);
-template void Gpu<bf16>::copy_rows(bf16*, int64_t, const bf16*, int64_t, int64_t, int64_t);
-template void Gpu<float>::cast_weights(float*, const float*, int64_t);
-template void Gpu<bf16>::cast_weights(bf16*, const float*, int64_t);
+GCA_BOTH_TYPES(copy_rows);
+GCA_BOTH_TYPES(cast_weights);
 
 }  // namespace gca

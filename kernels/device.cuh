@@ -5,12 +5,17 @@
 #include <cuda_runtime.h>
 
 #include <source_location>
+#include <utility>
 
 #include "ops.h"
 
 namespace gca {
 
 using bf16 = __nv_bfloat16;
+
+// An op of Gpu that is defined here, compiled for both types of activations.
+#define GCA_BOTH_TYPES(op) \
+  [[gnu::used]] static const auto op##_of_both_types = std::pair(&Gpu<float>::op, &Gpu<bf16>::op)
 
 // ---- calls and launches -------------------------------------------------------------------------------------------
 // What is being done, and where in the source: made from the words at the place of the call.

@@ -106,9 +106,7 @@ void Gpu<Act>::embedding_backward(float* dE, const Act* dx, const int32_t* token
          dE, partial, sorted, D);
 }
 
-template void Gpu<float>::embedding_forward(float*, const int32_t*, const float*, int64_t, int64_t);
-template void Gpu<bf16>::embedding_forward(bf16*, const int32_t*, const bf16*, int64_t, int64_t);
-template void Gpu<float>::embedding_backward(float*, const float*, const int32_t*, int64_t, int64_t);
-template void Gpu<bf16>::embedding_backward(float*, const bf16*, const int32_t*, int64_t, int64_t);
+GCA_BOTH_TYPES(embedding_forward);
+GCA_BOTH_TYPES(embedding_backward);
 
 }  // namespace gca

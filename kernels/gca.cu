@@ -16,7 +16,7 @@ __global__ void gca_weight_gradient_kernel(float* dw,            // (B,C+1,K)
                                            GcaShape s) {
   const int64_t i = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, C = s.chunks();
   if (i >= s.B * C * s.K) return;
-  const int64_t k = i % s.K, c = i / s.K % C, b = i / s.K / C, entry = (b * (C + 1) + c) * s.K + k;
+  const int64_t k = i % s.K, c = i / s.K % C, b = i / s.K / C, entry = s.table().serving(b, c, k);
   if (pick[entry] < 0) return;
   const float* from = delta + gca_stat(s, b, c, static_cast<int>(k), 0);
   float sum = 0;
@@ -105,19 +105,9 @@ void Gpu<Act>::gca_backward_memory(Act* dkv, const FetchingLayer<Act, float>* la
   gca_backward_memory_plain(stream_, dkv, table, n_layers, kv, s);
 }
 
-template void Gpu<float>::zero_landmarks(float*, int64_t, int64_t, int64_t);
-template void Gpu<bf16>::zero_landmarks(bf16*, int64_t, int64_t, int64_t);
-template void Gpu<float>::gca_forward(float*, float*, const float*, const float*, const int32_t*, const float*,
-                                      const GcaShape&);
-template void Gpu<bf16>::gca_forward(bf16*, float*, const bf16*, const bf16*, const int32_t*, const float*,
-                                     const GcaShape&);
-template void Gpu<float>::gca_backward_query(float*, float*, float*, const float*, const float*, const float*,
-                                             const float*, const int32_t*, const float*, const GcaShape&);
-template void Gpu<bf16>::gca_backward_query(bf16*, float*, float*, const bf16*, const bf16*, const bf16*, const float*,
-                                            const int32_t*, const float*, const GcaShape&);
-template void Gpu<float>::gca_backward_memory(float*, const FetchingLayer<float, float>*, int, const float*,
-                                              const GcaShape&);
-template void Gpu<bf16>::gca_backward_memory(bf16*, const FetchingLayer<bf16, float>*, int, const bf16*,
-                                             const GcaShape&);
+GCA_BOTH_TYPES(zero_landmarks);
+GCA_BOTH_TYPES(gca_forward);
+GCA_BOTH_TYPES(gca_backward_query);
+GCA_BOTH_TYPES(gca_backward_memory);
 
 }  // namespace gca

@@ -277,13 +277,9 @@ double Gpu<Act>::peak_flops() {
   return timed * 2.0 * static_cast<double>(n * n * n) / (1e-3 * milliseconds);
 }
 
-template double Gpu<float>::peak_flops();
-template double Gpu<bf16>::peak_flops();
-template void Gpu<float>::matmul_forward(float*, const float*, const float*, const float*, int64_t, int64_t, int64_t);
-template void Gpu<bf16>::matmul_forward(bf16*, const bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t);
-template void Gpu<float>::matmul_backward_input(float*, const float*, const float*, bool, int64_t, int64_t, int64_t);
-template void Gpu<bf16>::matmul_backward_input(bf16*, const bf16*, const bf16*, bool, int64_t, int64_t, int64_t);
-template void Gpu<float>::matmul_backward_weight(float*, const float*, const float*, int64_t, int64_t, int64_t);
-template void Gpu<bf16>::matmul_backward_weight(float*, const bf16*, const bf16*, int64_t, int64_t, int64_t);
+GCA_BOTH_TYPES(peak_flops);
+GCA_BOTH_TYPES(matmul_forward);
+GCA_BOTH_TYPES(matmul_backward_input);
+GCA_BOTH_TYPES(matmul_backward_weight);
 
 }  // namespace gca

@@ -137,12 +137,7 @@ void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act*
          blocks, D);
 }
 
-template void Gpu<float>::rmsnorm_forward(float*, float*, const float*, const float*, int64_t, int64_t, int64_t,
-                                          double);
-template void Gpu<bf16>::rmsnorm_forward(bf16*, float*, const bf16*, const bf16*, int64_t, int64_t, int64_t, double);
-template void Gpu<float>::rmsnorm_backward(float*, float*, const float*, const float*, const float*, const float*,
-                                           const float*, const float*, int64_t, int64_t, int64_t);
-template void Gpu<bf16>::rmsnorm_backward(bf16*, float*, const bf16*, const bf16*, const float*, const bf16*,
-                                          const bf16*, const bf16*, int64_t, int64_t, int64_t);
+GCA_BOTH_TYPES(rmsnorm_forward);
+GCA_BOTH_TYPES(rmsnorm_backward);
 
 }  // namespace gca

@@ -60,13 +60,8 @@ void Gpu<Act>::ring_append(Act* ring, const Act* qkv, const SlidingShape& s) {
          256, 0, ring, qkv, s);
 }
 
-template void Gpu<float>::sliding_attention_forward(float*, float*, const float*, const float*, const SlidingShape&);
-template void Gpu<bf16>::sliding_attention_forward(bf16*, float*, const bf16*, const bf16*, const SlidingShape&);
-template void Gpu<float>::sliding_attention_backward(float*, const float*, const float*, const float*, const float*,
-                                                     const SlidingShape&);
-template void Gpu<bf16>::sliding_attention_backward(bf16*, const bf16*, const bf16*, const bf16*, const float*,
-                                                    const SlidingShape&);
-template void Gpu<float>::ring_append(float*, const float*, const SlidingShape&);
-template void Gpu<bf16>::ring_append(bf16*, const bf16*, const SlidingShape&);
+GCA_BOTH_TYPES(sliding_attention_forward);
+GCA_BOTH_TYPES(sliding_attention_backward);
+GCA_BOTH_TYPES(ring_append);
 
 }  // namespace gca

@@ -63,9 +63,7 @@ void Gpu<Act>::swiglu_backward(Act* dgate_up, const Act* dh, const Act* gate_up,
   });
 }
 
-template void Gpu<float>::swiglu_forward(float*, const float*, int64_t, int64_t);
-template void Gpu<bf16>::swiglu_forward(bf16*, const bf16*, int64_t, int64_t);
-template void Gpu<float>::swiglu_backward(float*, const float*, const float*, int64_t, int64_t);
-template void Gpu<bf16>::swiglu_backward(bf16*, const bf16*, const bf16*, int64_t, int64_t);
+GCA_BOTH_TYPES(swiglu_forward);
+GCA_BOTH_TYPES(swiglu_backward);
 
 }  // namespace gca

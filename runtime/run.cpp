@@ -17,9 +17,8 @@ SavedRun SavedRun::open(const std::string& path, bool fallback) {
   Tokenizer tokenizer = Tokenizer::load(checkpoint.file(tokenizer_file));
   SavedRun saved{std::move(checkpoint), {}, std::move(tokenizer)};
   train_flags(saved.settings).restore(saved.state().at("settings"));
-  saved.settings.config.vocab = saved.tokenizer.vocab_size();
   try {
-    saved.settings.config.validate();
+    saved.settings.finish(saved.tokenizer.vocab_size());
   } catch (const UsageError& error) {  // not of this command's line
     throw Error(saved.state().where() + ": settings: " + error.what());
   }

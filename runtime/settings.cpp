@@ -50,6 +50,13 @@ Recompute recompute_named(const std::string& name) {
   return name == "layers" ? Recompute::layers : name == "norms" ? Recompute::norms : Recompute::none;
 }
 
+void TrainSettings::finish(int64_t vocab) {
+  config.vocab = vocab;
+  config.validate();
+  if (tokens > 0) steps = ceil_div(tokens, batch * stage_chunks(0) * (config.chunk - 1));
+  if (micro() > batch) throw UsageError(str("--micro-batch: expected at most --batch, ", batch, ", found ", micro()));
+}
+
 int64_t TrainSettings::stage_rows(int64_t rows, int64_t stage) const {
   return std::max<int64_t>(1, rows * stage_chunks(0) / stage_chunks(stage));
 }

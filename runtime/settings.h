@@ -29,6 +29,10 @@ struct TrainSettings {
   std::vector<int64_t> curriculum, needles = {8}, questions = {8};
   double promote = 0.95, answer_weight = 2;
 
+  // What follows from several flags together, and from the vocabulary; a UsageError where they do not agree. A training
+  // is as long as --steps says, or as --tokens does, from which steps is set.
+  void finish(int64_t vocab);
+
   // The stage of a curriculum fixes the chunks of a row. Longer rows are fewer, so that a step keeps its slots.
   int64_t stages() const { return std::max<int64_t>(1, std::ssize(curriculum)); }
   int64_t stage_chunks(int64_t stage) const { return curriculum.empty() ? chunks : curriculum[stage]; }

@@ -1,6 +1,7 @@
 // The model on the CPU backend at work: streams, inference, recomputation, steps that are not finite, the ablations,
 // the bf16 twin, the initial weights.
 #include <algorithm>
+#include <set>
 
 #include "dev/test/small_model.h"
 
@@ -280,6 +281,31 @@ TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same
 }
 
 // ---- initial weights ----------------------------------------------------------------------------------------------
+
+TEST_CASE("initial weights: a tensor starts from its name's numbers, whatever other tensors there are") {
+  const Config few = small({1}), more = [] {
+    Config c = small({1, 1});
+    c.lower = 3;
+    return c;
+  }();
+  Model<Cpu<double>> a(few, 1, few.chunk), b(more, 1, more.chunk);
+  a.net.initialise(42, a.device.pool());
+  b.net.initialise(42, b.device.pool());
+  size_t shared = 0;
+  for (const Tensor& t : a.net.table.tensors)
+    for (const Tensor& u : b.net.table.tensors)
+      if (t.name == u.name) {
+        shared++;
+        CHECK(same_bits(copied(a.net.masters + t.offset, t.size()), copied(b.net.masters + u.offset, u.size())));
+      }
+  CHECK(shared == a.net.table.tensors.size());
+  // No two names of the largest model have the same numbers.
+  Config largest{.vocab = 2, .width = 2, .heads = 1, .ffn = 1, .lower = 512, .groups = {256, 256}, .encoder = 1024};
+  std::set<uint32_t> hashes;
+  const TensorTable table(largest, 1, 1);
+  for (const Tensor& t : table.tensors) hashes.insert(name_hash(t.name));
+  CHECK(hashes.size() == table.tensors.size());
+}
 
 TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision and number of threads") {
   Config c = small({1});

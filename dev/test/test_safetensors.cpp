@@ -1,4 +1,4 @@
-// safetensors: round trips, conversions, streaming, and files that lie about themselves. Reads ../shared/fixtures where
+// safetensors: round trips, conversions, streaming, and files that lie about themselves. Reads build/oracle where
 // it is there.
 #include <doctest/doctest.h>
 #include <stdlib.h>
@@ -206,7 +206,7 @@ TEST_CASE("safetensors: files that lie are refused") {
 }
 
 TEST_CASE("safetensors: the fixtures are read") {
-  const std::string path = "../shared/fixtures/drt_tiny.safetensors";
+  const std::string path = "build/oracle/drt_baseline.safetensors";
   if (!std::filesystem::exists(path)) {
     MESSAGE("skipped: no " << path);
     return;

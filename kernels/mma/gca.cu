@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
   const Piece at(s.chunks(), s, 2);
   const Slots slots(s, at.c, 0);
   const int64_t D = static_cast<int64_t>(s.H) * d, first = (at.b * s.T + slots.first) * D + at.h * d,
-                entry = (at.b * (s.chunks() + 1) + at.c) * s.K;
+                entry = s.table().serving(at.b, at.c);
   const float scale = attention_scale(d), scale2 = scale * log2_e;
   const float last_key = last_key_bias(s);
   const Picks picks(pick + entry, w + entry, s.K);
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
   const uint32_t q_tile = shared_address(memory), dout_tile = q_tile + tile_bytes;
   const Piece at(s.chunks(), s, 2);
   const int64_t D = static_cast<int64_t>(s.H) * d, first = (at.b * s.T + at.c * tile_size) * D + at.h * d,
-                entry = (at.b * (s.chunks() + 1) + at.c) * s.K;
+                entry = s.table().serving(at.b, at.c);
   const float scale = attention_scale(d), scale2 = scale * log2_e;
   const float last_key = last_key_bias(s);
   const Picks picks(pick + entry, w + entry, s.K);
@@ -416,11 +416,11 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
         at -= n;
         continue;
       }
-      const int64_t entry = layer.entry[b * C * s.K + start[0] + at], c = entry / s.K;
+      const int64_t entry = layer.fetches[b * C * s.K + start[0] + at], c = entry / s.K;
       const int64_t first = (b * s.T + c * tile_size) * D + h * d,
                     saved = gca_stat(s, b, c, static_cast<int>(entry % s.K), h);
       return Fetch{layer.q + first, layer.dout + first, layer.lse + saved, layer.delta + saved,
-                   layer.w[b * (C + 1) * s.K + entry]};
+                   layer.w[s.table().serving(b, 0) + entry]};
     }
   };
   auto load = [&](int i, int n) {

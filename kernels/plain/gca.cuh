@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
   Fragment o[fragments], score[key_tiles];
   for (Fragment& f : o) clear(f);
   for (int k = 0; k < s.K; k++) {
-    const int64_t entry = (at.b * (s.chunks() + 1) + at.c) * s.K + k;
+    const int64_t entry = s.table().serving(at.b, at.c, k);
     if (pick[entry] < 0) continue;
     const Act *key = memory_of(kv, s, at.b, pick[entry], at.h), *value = key + D;
     auto load_q = [&](Tile& tile, int t) {
@@ -147,8 +147,7 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
   Fragment sum[fragments], p[key_tiles], dp[key_tiles];
   for (Fragment& f : sum) clear(f);
   for (int k = 0; k < s.K; k++) {
-    const int64_t entry = (at.b * (s.chunks() + 1) + at.c) * s.K + k,
-                  saved = gca_stat(s, at.b, at.c, k, at.h) + slots.in_chunk;
+    const int64_t entry = s.table().serving(at.b, at.c, k), saved = gca_stat(s, at.b, at.c, k, at.h) + slots.in_chunk;
     if (pick[entry] < 0) continue;
     const Act *key = memory_of(kv, s, at.b, pick[entry], at.h), *value = key + D;
 #pragma unroll
@@ -247,8 +246,8 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
     const FetchingLayer<Act, float> layer = layers[l];
     const int32_t end = layer.start[at.b * (s.M + 1) + m + 1];
     for (int32_t e = layer.start[at.b * (s.M + 1) + m]; e < end; e++) {
-      const int64_t entry = layer.entry[at.b * C * s.K + e], c = entry / s.K;
-      const float weight = layer.w[at.b * (C + 1) * s.K + entry];
+      const int64_t entry = layer.fetches[at.b * C * s.K + e], c = entry / s.K;
+      const float weight = layer.w[s.table().serving(at.b, 0) + entry];
       for (int r = 0; r < tiles_of(s.S); r++) {
         const int rows = columns_of(s.S, r);
         const int64_t first = (at.b * s.T + c * s.S + r * tile_size) * D + at.h * s.d;
