@@ -118,13 +118,12 @@ test-long: test
 demo: $(CPU)/train_gca
 	dev/demo.sh
 
-# PEER: a folder with a PyTorch DRT (peer_drt.py), timed in the same call where PYTHON has torch.
-PEER ?= ../shared/peer
+# The same model in PyTorch (dev/drt_torch.py) is timed in the same call where PYTHON has torch.
 PYTHON ?= python3
 bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),$(GPU)/bench)
 	$(CPU)/bench
 	$(if $(findstring gpu,$(HERE)),$(GPU)/bench && $(GPU)/bench --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --layers 6 --dtype bf16 --check off)
-	@if [ -e $(PEER)/peer_drt.py ]; then $(PYTHON) dev/bench_peer.py $(PEER) || true; else echo "no PyTorch peer in $(PEER): only this program is timed"; fi
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then $(PYTHON) dev/bench_peer.py; else echo "$(PYTHON) has no torch (PYTHON= names one that has): only this program is timed"; fi
 
 format:
 	clang-format -i $$(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' ':!tokenizer/unicode_classes.h') # the last is generated

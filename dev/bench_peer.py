@@ -1,32 +1,77 @@
-"""Training speed of a PyTorch DRT on this machine's CPU, at the shapes of dev/bench.cu, for `make bench`.
-Usage: bench_peer.py FOLDER [THREADS]     FOLDER holds peer_drt.py; needs torch (pip install torch)."""
+"""Training speed of the DRT in PyTorch (dev/drt_torch.py) on this machine, the steps that README compares with: on the
+CPU at the shapes of dev/bench.cu; on a GPU, where there is one, the paper's model in bf16, compiled, B=2 of 260 chunks.
+Usage: bench_peer.py [THREADS]     of the CPU; needs torch (pip install torch). `make bench` runs it."""
 import os, sys, time
 
-sys.path.insert(0, sys.argv[1])
 try:
     import torch
 except ImportError:
     sys.exit("bench_peer.py needs torch: pip install torch")
-from peer_drt import DRT, Config
+from drt_torch import DRT, Config
 
-torch.manual_seed(0)
-torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count())
-B, T = 4, 640
-for width, ffn in ((64, 176), (256, 688)):
-    config = Config(vocab=263, width=width, heads=4, ffn=ffn, lower=3, groups=(3,), encoder=1, chunk=64, topk=8, window=128, impl="dense")
-    model, chunks = DRT(config), T // config.chunk
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
-    ids, targets = torch.randint(0, 263, (B, T)), torch.randint(0, 263, (B, T))
-    times = []
-    for step in range(12):
-        start = time.perf_counter()
-        noise = [-torch.empty(B, chunks, chunks).exponential_().log() for _ in config.groups]
-        model(ids, targets, noise).backward()
+
+def train_step(model, B, chunks):
+    """A step with Gumbel noise, clipping and AdamW, as a function; slots a step; parameters."""
+    config, device = model.config, model.model.norm.weight.device
+    cuda = device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=cuda)
+    ids, targets = (torch.randint(0, config.vocab, (B, chunks * config.chunk), device=device) for _ in range(2))
+
+    def step():
+        noise = [-torch.empty(B, chunks, chunks, device=device).exponential_().log() for _ in config.groups]
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            loss = model(ids, targets, noise)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - start)
-    times.sort()
+
+    return step, ids.numel(), sum(p.numel() for p in model.parameters())
+
+
+def on_cpu():
+    B, chunks = 4, 10
+    for width, ffn in ((64, 176), (256, 688)):
+        model = DRT(Config(vocab=263, width=width, heads=4, ffn=ffn, lower=3, groups=(3,), encoder=1, window=128))
+        step, slots, parameters = train_step(model, B, chunks)
+        times = []
+        for _ in range(12):
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        times.sort()
+        median = times[len(times) // 2]
+        print(f"width {width:4}, {parameters / 1e6:.1f}M, PyTorch {torch.__version__}, "
+              f"{torch.get_num_threads()} threads, B={B} T={slots // B}: "
+              f"{median * 1e3:7.1f} ms a step ({times[0] * 1e3:.1f} to {times[-1] * 1e3:.1f}), "
+              f"{slots / median:7.0f} slots/s", flush=True)
+
+
+def on_gpu():
+    B, chunks = 2, 260
+    step, slots, parameters = train_step(DRT(Config(), "flex").cuda(), B, chunks)
+    start = time.perf_counter()
+    for _ in range(4):
+        step()
+    torch.cuda.synchronize()
+    compiling = time.perf_counter() - start
+    torch.cuda.reset_peak_memory_stats()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(20)]
+    for begin, end in events:
+        begin.record()
+        step()
+        end.record()
+    torch.cuda.synchronize()
+    times = sorted(begin.elapsed_time(end) for begin, end in events)
     median = times[len(times) // 2]
-    print(f"width {width:4}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads, B={B} T={T}: {median * 1e3:7.1f} ms a step "
-          f"({times[0] * 1e3:.1f} to {times[-1] * 1e3:.1f}), {B * T / median:7.0f} slots/s")
+    print(f"{torch.cuda.get_device_name()}: {parameters / 1e6:.1f}M, PyTorch {torch.__version__}, bf16, "
+          f"B={B} T={slots // B}: {median:.1f} ms a step ({times[0]:.1f} to {times[-1]:.1f}), "
+          f"{slots / median * 1e3:.0f} slots/s, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB allocated; "
+          f"compiled in {compiling:.0f} s", flush=True)
+
+
+torch.manual_seed(0)
+torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count())
+on_cpu()
+if torch.cuda.is_available():
+    on_gpu()

@@ -4,13 +4,12 @@
 cd "$(dirname "$0")/.." || exit 1
 git ls-files | awk '
   BEGIN {
-    # What a user or a build makes, what lies outside or after a $VARIABLE, the folder PEER of make bench, a dependency.
-    elsewhere = "^(build|data|runs)?/|^peer_drt\\.py$|^doctest/"
+    # OP for any op, what a user or a build makes, what lies outside or after a $VARIABLE, a dependency.
+    elsewhere = "(^|/)OP\\.cuh?$|^(build|data|runs)?/|^doctest/"
   }
   FILENAME == "-" || FILENAME == "" {  # the list of what is here
     here[$0] = 1
-    sub(/.*\//, "")
-    here[$0] = 1
+    while (sub(/^[^\/]*\//, "")) here[$0] = 1  # from any folder on its way
     next
   }
   /^ *#include/ { next }

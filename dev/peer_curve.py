@@ -1,25 +1,23 @@
-"""The losses of a training run of ours against a PyTorch DRT's: same initial weights, same rows, same optimiser, no noise.
+"""The losses of a training run of ours against PyTorch's (dev/drt_torch.py): same initial weights, same rows, same optimiser, no noise.
 
     train_gca train FLAGS --noise off --steps 1 --lr 0 --lr-final 0 --weight-decay 0 --out INIT      # the initial weights
     train_gca train FLAGS --noise off --steps 500 --save-every 500 --out RUN
-    peer_curve.py FOLDER INIT/step_00000001 RUN/step_00000500... [--device cuda]
+    peer_curve.py INIT/step_00000001 RUN/step_00000500... [--device cuda]
 
-FOLDER holds peer_drt.py. Several runs may differ in steps and rates; PyTorch takes their precision. Prints both losses at every tenth step and the largest difference; exit 1
-where one is over 1%. Needs torch."""
-import argparse, glob, json, math, os, struct, sys, time
+Several runs may differ in steps and rates; PyTorch takes their precision. Prints both losses at every tenth step and the largest difference; exit 1
+where one is over 1%. Needs torch and numpy."""
+import argparse, glob, json, math, os, sys, time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("folder")
 parser.add_argument("init")
 parser.add_argument("runs", nargs="+")
 parser.add_argument("--device", default="cpu")
 arguments = parser.parse_args()
-sys.path.insert(0, arguments.folder)
 try:
     import numpy as np, torch
 except ImportError:
     sys.exit("peer_curve.py needs numpy and torch: pip install numpy torch")
-from peer_drt import DRT, Config
+import drt_torch
 
 settings = [json.load(open(run + "/state.json"))["settings"] for run in arguments.runs]
 for other in settings:
@@ -31,24 +29,6 @@ number = lambda name: float(s[name]) if "." in s[name] or "e" in s[name] else in
 B, C, S, seed = (number(n) for n in ("batch", "chunks", "chunk", "seed"))
 if s["noise"] != "off" or s["no-cross"] != "off":
     sys.exit(f"{arguments.runs[0]}: expected a run with --noise off and rows that cross documents, found noise {s['noise']}, no-cross {s['no-cross']}")
-
-
-def tensors(path):
-    with open(path, "rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        data = np.frombuffer(file.read(), np.float32)
-    return {n: torch.from_numpy(data[t["data_offsets"][0] // 4 : t["data_offsets"][1] // 4].reshape(t["shape"]).copy()) for n, t in header.items() if n != "__metadata__"}
-
-
-def peer_name(name):
-    """The released model's name in the peer's words."""
-    for ours, theirs in (("model.embed_tokens", "emb"), ("model.lower_layers", "lower"), ("model.enc_prenorm", "enc_prenorm"), ("model.encoder.layers", "encoder"),
-                         ("model.encoder.norm", "enc_norm"), ("model.chunk_k_proj", "ck"), ("model.chunk_v_proj", "cv"), ("model.lmk_norms", "lmk_norm"),
-                         ("model.upper_layers", "upper"), ("model.norm", "norm"), ("gca.pre_norm", "gca.norm"), ("gca.q_proj", "gca.q"), ("gca.o_proj", "gca.o"),
-                         ("self_attn", "attn"), ("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("o_proj", "o"), ("gate_proj", "gate"), ("up_proj", "up"),
-                         ("down_proj", "down"), ("input_layernorm", "n1"), ("post_attention_layernorm", "n2")):
-        name = name.replace(ours, theirs)
-    return name.replace(".attn.", ".") if name.startswith("encoder") else name
 
 
 # ---- rows: dataloader.h in Python ----
@@ -76,7 +56,9 @@ shards = sorted(glob.glob(s["data"]))
 stream = np.concatenate([np.fromfile(f, "<u2", offset=1024) for f in shards]).astype(np.int64)
 step_tokens = C * (S - 1)
 count = (len(stream) - 1) // step_tokens
-weights = tensors(arguments.init + "/model.safetensors")
+cuda = arguments.device == "cuda"
+model = drt_torch.load(arguments.init, "flex" if cuda else "dense").to(arguments.device)
+weights = {name: t.clone() for name, t in model.state_dict().items()}
 V = weights["model.embed_tokens.weight"].shape[0]
 landmark = V - 1 if V == 50265 else V - 6  # GPT-2's vocabulary in the paper's order; else end-of-text, landmark and five more after the tokens
 
@@ -88,16 +70,11 @@ def row(index):
     return tokens.reshape(-1), targets.reshape(-1)
 
 
-# ---- the peer's training ----
-cuda = arguments.device == "cuda"
-config = Config(vocab=V, width=number("width"), heads=number("heads"), ffn=number("ffn"), lower=number("lower"), groups=tuple(int(g) for g in s["groups"].split(",")),
-                encoder=number("encoder"), chunk=S, topk=number("topk"), window=number("window"), null_slot=s["null-slot"] == "on", impl="flex" if cuda else "dense")
-model = DRT(config).to(arguments.device)
-forward = torch.compile(model) if cuda else model
+# ---- PyTorch's training ----
 worst = 0.0
 for run, s in zip(arguments.runs, settings):
     ours = {line["step"]: line["loss"] for line in map(json.loads, open(os.path.dirname(run.rstrip("/")) + "/log.jsonl")) if "loss" in line}
-    model.load_state_dict({peer_name(n): t for n, t in weights.items()})
+    model.load_state_dict(weights)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     gains = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": number("weight-decay")}, {"params": gains, "weight_decay": 0.0}],
@@ -111,7 +88,7 @@ for run, s in zip(arguments.runs, settings):
             group["lr"] = lr * (step + 1) / warmup if step < warmup else rate
         tokens, targets = (torch.from_numpy(np.stack(x)).to(arguments.device) for x in zip(*(row(step * B + b) for b in range(B))))
         with torch.autocast(arguments.device, torch.bfloat16, enabled=s["precision"] == "bf16"):
-            loss = forward(tokens, targets, [torch.zeros(B, C, C, device=arguments.device) for _ in config.groups])
+            loss = model(tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), number("clip"))
         optimizer.step()
