@@ -103,17 +103,8 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments) attention_forward
         for (int j = 0; j < 4; j++) o[f][i][j] *= shrink;
     }
     store_tile(p, score);
-#pragma unroll
-    for (int f = 0; f < fragments; f++) {
-      const int t = at.column / tile_size + f;
-      if (t * tile_size >= kind.d) break;
-      kind.load_v(b, at.b, at.h, j0, t);
-      __syncthreads();
-      clear(score);
-      multiply_nn(score, p, b, tile_size);
-      add(o[f], score);
-      __syncthreads();
-    }
+    add_products(o, score, p, b, tile_size, at.column / tile_size, kind.d,
+                 [&](Tile& tile, int t) { kind.load_v(tile, at.b, at.h, j0, t); });
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -195,17 +186,8 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
   for (int64_t j0 = kind.first_key(at.slot); j0 < kind.end_key(at.slot); j0 += tile_size) {
     tile_gradient(p, ds, a, b, lse, delta, outputs, kind, at.b, at.h, at.slot, j0);
     store_tile(ds_tile, ds);
-#pragma unroll
-    for (int f = 0; f < fragments; f++) {
-      const int t = at.column / tile_size + f;
-      if (t * tile_size >= kind.d) break;
-      kind.load_k(b, at.b, at.h, j0, t);
-      __syncthreads();
-      clear(p);
-      multiply_nn(p, ds_tile, b, tile_size);
-      add(sum[f], p);
-      __syncthreads();
-    }
+    add_products(sum, p, ds_tile, b, tile_size, at.column / tile_size, kind.d,
+                 [&](Tile& tile, int t) { kind.load_k(tile, at.b, at.h, j0, t); });
   }
   const int64_t D = static_cast<int64_t>(kind.H) * kind.d;
 #pragma unroll

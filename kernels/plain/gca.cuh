@@ -94,18 +94,10 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
     for (int n = 0; n < key_tiles; n++) store_tile(p[n], score[n]);
 #pragma unroll
     for (int n = 0; n < key_tiles; n++)
-#pragma unroll
-      for (int f = 0; f < fragments; f++) {
-        const int column = at.column + f * tile_size;
-        if (column >= s.d) break;
-        load_tile(b, value + n * tile_size * 2 * D + column, 2 * D, columns_of(s.keys(), n),
-                  min(tile_size, s.d - column));
-        __syncthreads();
-        clear(score[0]);  // each tile's sum by itself: one chain over all picks loses more
-        multiply_nn(score[0], p[n], b, columns_of(s.keys(), n));
-        add(o[f], score[0]);
-        __syncthreads();
-      }
+      add_products(o, score[0], p[n], b, columns_of(s.keys(), n), at.column / tile_size, s.d, [&](Tile& tile, int t) {
+        load_tile(tile, value + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n),
+                  columns_of(s.d, t));
+      });
   }
 #pragma unroll
   for (int f = 0; f < fragments; f++)
@@ -192,18 +184,10 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
     for (int n = 0; n < key_tiles; n++) store_tile(ds[n], dp[n]);
 #pragma unroll
     for (int n = 0; n < key_tiles; n++)
-#pragma unroll
-      for (int f = 0; f < fragments; f++) {
-        const int column = at.column + f * tile_size;
-        if (column >= s.d) break;
-        load_tile(b, key + n * tile_size * 2 * D + column, 2 * D, columns_of(s.keys(), n),
-                  min(tile_size, s.d - column));
-        __syncthreads();
-        clear(p[0]);
-        multiply_nn(p[0], ds[n], b, columns_of(s.keys(), n));
-        add(sum[f], p[0]);
-        __syncthreads();
-      }
+      add_products(sum, p[0], ds[n], b, columns_of(s.keys(), n), at.column / tile_size, s.d, [&](Tile& tile, int t) {
+        load_tile(tile, key + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n),
+                  columns_of(s.d, t));
+      });
   }
 #pragma unroll
   for (int f = 0; f < fragments; f++)

@@ -139,6 +139,25 @@ __device__ inline void product_nt(Fragment& product, Tile& a, Tile& b, int n, Lo
   }
 }
 
+// sum[f] += p b, b being columns 64 t and on of a head of d columns, t = first + f: load_b(tile, t) fills a tile with
+// them. depth: rows of b. Each tile's product is summed by itself, in `room`: one chain over all tiles would lose more.
+// The tile b is free again on return.
+template <int fragments, class LoadB>
+__device__ inline void add_products(Fragment (&sum)[fragments], Fragment& room, const Tile& p, Tile& b, int depth,
+                                    int first, int d, LoadB load_b) {
+#pragma unroll
+  for (int f = 0; f < fragments; f++) {
+    const int t = first + f;
+    if (t * tile_size >= d) break;
+    load_b(b, t);
+    __syncthreads();
+    clear(room);
+    multiply_nn(room, p, b, depth);
+    add(sum[f], room);
+    __syncthreads();
+  }
+}
+
 // A product as multiply_nt leaves it, into a tile.
 __device__ inline void store_tile(Tile& tile, const Fragment& f) {
 #pragma unroll
