@@ -119,7 +119,8 @@ class NeedleRows : public RowMaker {
   void resume(const JsonField& state) override {
     haystack_.check_same(state.at("data"));
     stage_ = state.at("stage").integer(0, s_.stages() - 1);
-    for (const Json& rate : state.at("answer_rates").items())
+    const JsonField rates = state.at("answer_rates");
+    for (const Json& rate : rates.items())
       answer_rates_.push_back(JsonField(rate, "answer_rates").number());
   }
 

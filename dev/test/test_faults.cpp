@@ -217,8 +217,9 @@ TEST_CASE("kill: without the seed or the step the run would not go on bit for bi
   const auto remade = [&](const std::string& run, int64_t step, const std::string& without) {
     const Checkpoint from = read_checkpoint(shop.folder("whole", 2));
     Json state, settings;
-    for (const auto& [name, value] : JsonField(from.state, "state").members()) state[name] = value;
-    for (const auto& [name, value] : JsonField(from.state, "state").at("settings").members())
+    const JsonField before(from.state, "state"), settings_before = before.at("settings");
+    for (const auto& [name, value] : before.members()) state[name] = value;
+    for (const auto& [name, value] : settings_before.members())
       if (name != without) settings[name] = value;
     state["settings"] = settings;
     std::vector<CheckpointFile> files;
@@ -561,12 +562,13 @@ TEST_CASE("state: without a field, with a wrong one or from the future it is ref
     return shop.run(shop.resume("other", 1));
   };
   CHECK(resumed(from.state).exit == 0);
-  for (const auto& [left_out, value] : JsonField(from.state, "state").members()) {
+  const JsonField whole(from.state, "state");
+  for (const auto& [left_out, value] : whole.members()) {
     if (left_out == "device" || left_out == "build" || left_out == "best_val_loss")
       continue;  // told for people; of no best step
     CAPTURE(left_out);
     Json state;
-    for (const auto& [name, kept] : JsonField(from.state, "state").members())
+    for (const auto& [name, kept] : whole.members())
       if (name != left_out) state[name] = kept;
     const Workshop::Result missing = resumed(state);
     CHECK(missing.exit == 1);

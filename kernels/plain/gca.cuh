@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(tile_threads, 3 - fragments)
     const int32_t end = layer.start[at.b * (s.M + 1) + m + 1];
     for (int32_t e = layer.start[at.b * (s.M + 1) + m]; e < end; e++) {
       const int64_t entry = layer.fetches[at.b * C * s.K + e], c = entry / s.K;
-      const float weight = layer.w[s.table().serving(at.b, 0) + entry];
+      const float weight = layer.w[at.b * (C + 1) * s.K + entry];
       for (int r = 0; r < tiles_of(s.S); r++) {
         const int rows = columns_of(s.S, r);
         const int64_t first = (at.b * s.T + c * s.S + r * tile_size) * D + at.h * s.d;
