@@ -1,4 +1,4 @@
-// Backend Cpu: every layer as plain loops, forward beside backward. The specification in code: the GPU's kernels are
+// Backend Cpu: every layer as loops, forward beside backward. The specification in code: the GPU's kernels are
 // checked against Cpu<double>, and Cpu<double> against an independent oracle and finite differences.
 //
 // Every op: outputs, what is saved for backward, inputs, weights, sizes. A backward has the same list with d prefixes.
@@ -173,7 +173,7 @@ void Cpu<real, bf16>::sliding_attention_forward(act* out, stat* lse, const act* 
       for (int64_t i = i0; i < i1; i++) {
         real* row = p + (i - i0) * keys;
         const int64_t begin = std::max<int64_t>(0, i - s.W - j0), end = i + 1 - j0;
-        row_lse[i] = logits_row(row, begin, end, attention_scale(s.d), alibi_slope(h, s.H), i - j0);
+        row_lse[i] = logits_row(row, begin, end, attention_scale(s.d), static_cast<real>(alibi_slope(h, s.H)), i - j0);
         Row::softmax_row(row, begin, end, keys, row_lse[i], real(1));
       }
     });
@@ -209,7 +209,8 @@ void Cpu<real, bf16>::sliding_attention_backward(act* dqkv, const act* dout, con
         for (int64_t i = i0; i < i1; i++) {
           real *row = p + (i - i0) * keys, *ds_row = ds + (i - i0) * keys;
           const int64_t begin = std::max<int64_t>(0, i - s.W - j0), end = i + 1 - j0;
-          Row::probabilities_row(row, begin, end, keys, attention_scale(s.d), alibi_slope(h, s.H), i - j0, row_lse[i]);
+          Row::probabilities_row(row, begin, end, keys, attention_scale(s.d), static_cast<real>(alibi_slope(h, s.H)),
+                                 i - j0, row_lse[i]);
           Row::ds_row_from_dp(ds_row, row, dot(d_o + i * D, o + i * D, s.d), attention_scale(s.d), keys);
         }
       });
@@ -577,12 +578,7 @@ void Cpu<real, bf16>::end_gradient(StepState* state, const grad* gradient, int64
   });
   double total = 0;
   for (double sum : sums) total += sum;
-  state->grad_norm = std::sqrt(total);
-  state->grad_scale = clip > 0 ? std::min(1.0, clip / (state->grad_norm + 1e-6)) : 1.0;
-  state->skip = !std::isfinite(state->grad_norm) || !std::isfinite(state->loss);
-  state->skipped += state->skip;
-  state->skipped_in_a_row = state->skip ? state->skipped_in_a_row + 1 : 0;
-  state->adam_steps += !state->skip;
+  finish_gradient(*state, total, clip);
 }
 // w *= 1 - lr decay (matrices), m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w -= lr mhat / (sqrt(vhat) + eps). A
 // skipped step: nothing. masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or
@@ -649,7 +645,7 @@ void Cpu<real, bf16>::prepare_rotation(const ChunkShape& s) {
   rotation_.resize(static_cast<size_t>(s.S) * static_cast<size_t>(s.d));
   for (int p = 0; p < s.S; p++)
     for (int t = 0; t < s.d / 2; t++) {
-      const double angle = p * std::pow(10000.0, -2.0 * t / s.d);
+      const double angle = rotary_angle(p, t, s.d);
       rotation_[p * s.d + t] = static_cast<real>(std::cos(angle));
       rotation_[p * s.d + s.d / 2 + t] = static_cast<real>(std::sin(angle));
     }

@@ -23,6 +23,12 @@ struct SlidingShape {
   int64_t W, first_slot = 0;
 };
 
+// ALiBi: what head h subtracts from a logit for each slot of distance.
+GCA_HD inline double alibi_slope(int64_t h, int H) { return exp2(-8.0 * static_cast<double>(h + 1) / H); }
+
+// Rotary embedding: what columns t and t + d/2 of a head turn by in slot p.
+GCA_HD inline double rotary_angle(int p, int t, int d) { return p * pow(10000.0, -2.0 * t / d); }
+
 // The encoder's attention inside each of N chunks. qkv is (N,S,3D).
 struct ChunkShape {
   int64_t N;
@@ -120,6 +126,17 @@ struct StepState {
   int64_t skipped, skipped_in_a_row;
   int32_t skip;  // loss or norm of this step is not finite: no weight and no optimiser state changes
 };
+
+// The step's rule, on either device, once the squares of all gradients are summed: how clipping scales them, and
+// whether the step counts. One with a loss or a norm that is not finite changes nothing.
+GCA_HD inline void finish_gradient(StepState& state, double sum_of_squares, double clip) {
+  state.grad_norm = sqrt(sum_of_squares);
+  state.grad_scale = clip > 0 ? fmin(1.0, clip / (state.grad_norm + 1e-6)) : 1.0;
+  state.skip = !std::isfinite(state.grad_norm) || !std::isfinite(state.loss);
+  state.skipped += state.skip;
+  state.skipped_in_a_row = state.skip ? state.skipped_in_a_row + 1 : 0;
+  state.adam_steps += !state.skip;
+}
 
 // A stretch of the flat buffer that the optimiser treats alike.
 struct Segment {

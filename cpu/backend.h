@@ -1,4 +1,4 @@
-// Backend Cpu: its ops, declared. gca_cpu.h, beside it, has each as plain loops with its shapes, and the CPU's memory
+// Backend Cpu: its ops, declared. gca_cpu.h, beside it, has each as loops with its shapes, and the CPU's memory
 // and threads are in cpu/device.h.
 #pragma once
 #include <cmath>
@@ -89,9 +89,6 @@ class Cpu : public CpuDevice {
   static constexpr int64_t query_block = 64;  // slots that one attention task answers
 
   GCA_INLINE static real attention_scale(int d) { return real(1) / std::sqrt(static_cast<real>(d)); }
-  static real alibi_slope(int64_t h, int H) {
-    return static_cast<real>(std::exp2(-8.0 * static_cast<double>(h + 1) / H));
-  }
 
   static void score_row(real* scores, const real* query, const real* landmark, int64_t n, const RetrievalShape& s);
   static void fetched_softmax(real* p, real* lse, real w, int64_t rows, const GcaShape& s);

@@ -31,13 +31,7 @@ __global__ void end_gradient_kernel(StepState* state,       // (1)
                                     const double* partial,  // (norm_blocks)
                                     double clip) {
   const double total = block_sum(partial[threadIdx.x]);
-  if (threadIdx.x) return;
-  state->grad_norm = sqrt(total);
-  state->grad_scale = clip > 0 ? fmin(1.0, clip / (state->grad_norm + 1e-6)) : 1.0;
-  state->skip = !isfinite(state->grad_norm) || !isfinite(state->loss);
-  state->skipped += state->skip;
-  state->skipped_in_a_row = state->skip ? state->skipped_in_a_row + 1 : 0;
-  state->adam_steps += !state->skip;
+  if (threadIdx.x == 0) finish_gradient(*state, total, clip);
 }
 
 // Segments as arguments of a kernel, each cut into blocks of block_size elements.

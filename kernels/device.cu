@@ -198,7 +198,7 @@ const float* GpuDevice::rotation(int S, int d) {
   std::vector<float> table(count);
   for (int p = 0; p < S; p++)
     for (int t = 0; t < d / 2; t++) {
-      const double angle = p * std::pow(10000.0, -2.0 * t / d);
+      const double angle = rotary_angle(p, t, d);
       float* at = table.data() + static_cast<int64_t>(p) * d + t;
       at[0] = static_cast<float>(std::cos(angle));
       at[d / 2] = static_cast<float>(std::sin(angle));

@@ -12,7 +12,7 @@ struct SlidingRows {
   const Act *qkv, *ring;  // (B,T,3D); (B,W,2D) of k | v, slot j at place j mod W, or null
 
   GCA_HD int64_t D() const { return static_cast<int64_t>(H) * d; }
-  __device__ float slope(int h) const { return static_cast<float>(exp2(-8.0 * (h + 1) / H)); }
+  __device__ float slope(int h) const { return static_cast<float>(alibi_slope(h, H)); }
 };
 
 // ---- the paths: arguments and shapes as in gca_kernels.cuh --------------------------------------------------------
