@@ -1,3 +1,4 @@
+// Token shards on disk: written as a set, found by a pattern, checked, read; rows by permutation.
 #include "dataloader.h"
 
 #include <fcntl.h>

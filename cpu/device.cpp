@@ -1,3 +1,4 @@
+// The CPU's memory, and the refusal to compute where denormals are flushed.
 #include "cpu/device.h"
 
 #include <algorithm>

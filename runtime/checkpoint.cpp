@@ -1,3 +1,4 @@
+// Checkpoints on disk: written with a manifest, found, verified, deleted. What their tensors mean is in weights.h.
 #include "runtime/checkpoint.h"
 
 #include <fcntl.h>

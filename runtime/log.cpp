@@ -1,3 +1,4 @@
+// A training's lines on the terminal, and log.jsonl.
 #include "runtime/log.h"
 
 #include <cmath>

@@ -1,3 +1,4 @@
+// Where the table of measured algorithms of a GPU's products is kept between runs.
 #include "runtime/matmul_cache.h"
 
 #include <cstdlib>

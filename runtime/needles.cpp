@@ -1,3 +1,4 @@
+// Needles in a haystack: the text, the rows that hold and ask them, chance, and the score of answers.
 #include "runtime/needles.h"
 
 #include <unistd.h>

@@ -1,3 +1,4 @@
+// The rows of a training step, from shards or with needles, and what of them a checkpoint remembers.
 #include "runtime/rows.h"
 
 #include <algorithm>

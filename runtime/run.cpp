@@ -1,3 +1,4 @@
+// A saved run opened: checkpoint, tokenizer, settings.
 #include "runtime/run.h"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// The flags of `train`, their help and limits, and what follows from them.
 #include "runtime/settings.h"
 
 #include <algorithm>

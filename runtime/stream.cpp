@@ -1,3 +1,4 @@
+// The next token, drawn from logits.
 #include "runtime/stream.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Shapes of tensors in files, and the tied head of the released model.
 #include "runtime/weights.h"
 
 #include <algorithm>

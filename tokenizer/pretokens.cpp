@@ -1,3 +1,4 @@
+// Words, numbers and spaces as GPT-2 cuts them before merging: where a pre-token ends.
 #include "tokenizer/pretokens.h"
 
 #include <array>

@@ -1,3 +1,4 @@
+// Text files of a folder or pattern, in order, as documents.
 #include "tokenizer/text_files.h"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// A vocabulary read, checked and written; text to ids and back.
 #include "tokenizer/tokenizer.h"
 
 #include <algorithm>

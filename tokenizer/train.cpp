@@ -1,3 +1,4 @@
+// A byte-level BPE learned from counted words.
 #include "tokenizer/train.h"
 
 #include <algorithm>

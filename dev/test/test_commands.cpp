@@ -233,6 +233,13 @@ TEST_CASE("eval names the slots of each eighth of a row, also where their number
     CHECK(says(three, slots));
 }
 
+TEST_CASE("a table that does not get through is an error") {
+  if (!std::filesystem::exists("/dev/full")) return test::skip("no /dev/full");
+  const Workshop shop;
+  CHECK(system((shop.program + " info > /dev/null").c_str()) == 0);
+  CHECK(system((shop.program + " info > /dev/full 2> /dev/null").c_str()) != 0);
+}
+
 TEST_CASE("each save ends in a hash of its weights, the same word for the same bits") {
   const Workshop shop;
   const auto hashes = [&](const std::string& run, const std::string& flags) {
