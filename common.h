@@ -129,7 +129,7 @@ struct Philox {
   uint32_t word[4];
 };
 
-enum class Stream : uint32_t {
+enum class Draw : uint32_t {
   init = 1,
   rows,
   gumbel,
@@ -138,7 +138,7 @@ enum class Stream : uint32_t {
   task
 };  // one a purpose: never the same numbers twice
 
-GCA_HD inline Philox philox(uint64_t seed, Stream stream, uint32_t c0, uint32_t c1 = 0, uint32_t c2 = 0,
+GCA_HD inline Philox philox(uint64_t seed, Draw stream, uint32_t c0, uint32_t c1 = 0, uint32_t c2 = 0,
                             uint32_t c3 = 0) {
   uint32_t k0 = static_cast<uint32_t>(seed),
            k1 = static_cast<uint32_t>(seed >> 32) + static_cast<uint32_t>(stream) * 0x632BE5ABu;

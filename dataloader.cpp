@@ -237,8 +237,8 @@ int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t epoch) {
   do {
     uint64_t left = place >> half, right = place & mask;
     for (uint32_t round = 0; round < 8; round++) {
-      const Philox random = philox(seed, Stream::rows, static_cast<uint32_t>(right), round,
-                                   static_cast<uint32_t>(epoch), static_cast<uint32_t>(epoch >> 32));
+      const Philox random = philox(seed, Draw::rows, static_cast<uint32_t>(right), round, static_cast<uint32_t>(epoch),
+                                   static_cast<uint32_t>(epoch >> 32));
       left = std::exchange(right, left ^ (random.word[0] & mask));
     }
     place = left << half | right;

@@ -49,12 +49,11 @@ void Cpu<real, bf16>::rmsnorm_forward(act* out, stat* rstd, const act* x, const 
   });
 }
 // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain +=
-// sum of dn * xhat. dn (rows,D) packed (dx may be dn); the rows of dx, x and the residuals (each may be null, or dx
-// itself) are stride apart.
+// sum of dn * xhat. dx may be dn, or a residual.
 template <class real, bool bf16>
-void Cpu<real, bf16>::rmsnorm_backward(act* dx, grad* dgain, const act* dn, const act* x, const stat* rstd,
-                                       const weight* gain, const act* residual, const act* residual2, int64_t rows,
-                                       int64_t D, int64_t stride) {
+void Cpu<real, bf16>::rmsnorm_backward(const RmsnormBackward<act, weight, grad, stat>& a, int64_t rows, int64_t D,
+                                       int64_t stride) {
+  const auto [dx, dgain, dn, x, rstd, gain, residual, residual2] = a;
   const int64_t block = 64, blocks = ceil_div(rows, block);
   grow(partial_, blocks * D);
   real* partial = partial_.data();  // (blocks,D): each block's share of dgain, so that the order of the sum is fixed
@@ -358,12 +357,10 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
   });
 }
 // dscore_k = w_k (dw_k - sum w dw) / sqrt(D);  dr_c = sum_k dscore_k L_pick;  dL_m += sum over the (c,k) that fetched
-// m of dscore r_c. dw (B,C+1,K) is overwritten with dscore; dr (B,C,D) is =; dlandmark is +=; start and fetches as
-// invert_picks makes them
+// m of dscore r_c.
 template <class real, bool bf16>
-void Cpu<real, bf16>::chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick,
-                                               const int32_t* start, const int32_t* fetches, const act* r,
-                                               const act* landmark, const RetrievalShape& s) {
+void Cpu<real, bf16>::chunk_retrieval_backward(const RetrievalBackward<act, stat>& a, const RetrievalShape& s) {
+  const auto [dr, dlandmark, dw, w, pick, start, fetches, r, landmark] = a;
   over(s.B * s.C, s.D * s.K, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t c = i % s.C, b = i / s.C, row = s.table().picked_by(b, c);
@@ -442,11 +439,10 @@ void Cpu<real, bf16>::gca_forward(act* out, stat* lse, const act* q, const act* 
   });
 }
 // By query, a layer at a time, whole rows: with P the softmax in one fetched chunk, dP = dO V^T, delta = rowsum(P
-// dP), dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d), dw += sum over heads and slots of delta. dq (B,T,D), dw
-// (B,C+1,K) +=, delta (B,C,K,H,S)
+// dP), dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d), dw += sum over heads and slots of delta.
 template <class real, bool bf16>
-void Cpu<real, bf16>::gca_backward_query(act* dq, stat* dw, stat* delta, const act* dout, const act* q, const act* kv,
-                                         const stat* lse, const int32_t* pick, const stat* w, const GcaShape& s) {
+void Cpu<real, bf16>::gca_backward_query(const GcaBackward<act, stat>& a, const GcaShape& s) {
+  const auto [dq, dw, delta, dout, q, kv, lse, pick, w] = a;
   const int64_t D = s.H * s.d, C = s.chunks();
   pool_.run(s.B * C * s.H, [&, D, C](int64_t task, int worker) {
     const int64_t h = task % s.H, c = task / s.H % C, b = task / s.H / C, first = (b * s.T + c * s.S) * D + h * s.d,

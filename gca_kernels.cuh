@@ -158,10 +158,8 @@ class Gpu : public GpuDevice {
   // With g = gain * dn and xhat = x * rstd:
   //   dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat))
   //   dgain += sum of dn * xhat
-  // dn (rows,D) packed (dx may be dn where stride is D); dx, x and the residuals (each may be null, or dx itself)
-  // (rows,D), their rows stride apart
-  void rmsnorm_backward(act* dx, float* dgain, const act* dn, const act* x, const float* rstd, const weight* gain,
-                        const act* residual, const act* residual2, int64_t rows, int64_t D, int64_t stride);
+  // dx may be dn (where stride is D), or a residual
+  void rmsnorm_backward(const RmsnormBackward<act, weight, float, float>& a, int64_t rows, int64_t D, int64_t stride);
 
   // ---- matrix products: y = x W^T (+ residual) ----
   // y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null, not y
@@ -197,11 +195,7 @@ class Gpu : public GpuDevice {
   // and skipped.
   void chunk_retrieval_forward(int32_t* pick, float* w, const act* r, const act* landmark, const RetrievalShape& s,
                                const Selection& selection);
-  // dw (B,C+1,K) is overwritten with the gradient of the scores / sqrt(D); dr (B,C,D) is =; dlandmark is +=.
-  // start (B,C+1), fetches (B,C*K): of invert_picks
-  void chunk_retrieval_backward(act* dr, act* dlandmark, float* dw, const float* w, const int32_t* pick,
-                                const int32_t* start, const int32_t* fetches, const act* r, const act* landmark,
-                                const RetrievalShape& s);
+  void chunk_retrieval_backward(const RetrievalBackward<act, float>& a, const RetrievalShape& s);
 
   // ---- grouped cross attention ----
   // The landmark slot's keys and values become zero. kv (N,S,2D), N chunks
@@ -209,9 +203,8 @@ class Gpu : public GpuDevice {
   // out (B,T,D), lse (B,C,K,H,S) or null, q (B,T,D), kv (B,M,S,2D), pick, w (B,C+1,K)
   void gca_forward(act* out, float* lse, const act* q, const act* kv, const int32_t* pick, const float* w,
                    const GcaShape& s);
-  // By query, a layer at a time, whole rows: dq (B,T,D), dw (B,C+1,K) +=, delta (B,C,K,H,S)
-  void gca_backward_query(act* dq, float* dw, float* delta, const act* dout, const act* q, const act* kv,
-                          const float* lse, const int32_t* pick, const float* w, const GcaShape& s);
+  // By query, a layer at a time.
+  void gca_backward_query(const GcaBackward<act, float>& a, const GcaShape& s);
   // For the memory, once, over all layers of all groups. dkv (B,M,S,2D), its landmark rows zero; layers (n_layers): a
   // host array
   void gca_backward_memory(act* dkv, const FetchingLayer<act, float>* layers, int n_layers, const act* kv,

@@ -1,188 +1,18 @@
-// What a DRT is (drt.md; Hu et al., ICML 2025): its sizes, its one table of tensors, its flat buffers, and forward and
-// backward written once over a backend: Cpu (gca_cpu.h) or Gpu (gca_kernels.cuh), which have the same ops.
+// A DRT at work (drt.md; Hu et al., ICML 2025): its flat buffers, and forward and backward written once over a backend,
+// Cpu (gca_cpu.h) or Gpu (gca_kernels.cuh), which have the same ops. Its sizes and its tensors stand in config.h.
 #pragma once
 #include <algorithm>
-#include <array>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "common.h"
+#include "config.h"
 #include "ops.h"
 #include "base/arena.h"
 #include "base/threads.h"
 
 namespace gca {
-
-// ---- sizes --------------------------------------------------------------------------------------------------------
-struct Config {
-  int64_t vocab = 0, width = 768, heads = 12, ffn = 2048;
-  int64_t lower = 6;            // layers below the retrieval
-  std::vector<int64_t> groups;  // layers of each retrieval group; empty: the sliding-window baseline
-  int64_t encoder = 2;          // layers of the chunk encoder
-  int64_t chunk = 64, topk = 8, window = 512;
-  bool null_slot = true;
-  double eps = 1e-5;  // of every norm but the encoder's
-  static constexpr double encoder_eps = 1e-6;
-
-  int64_t head_size() const { return width / heads; }
-  int64_t upper() const {
-    int64_t sum = 0;
-    for (int64_t n : groups) sum += n;
-    return sum;
-  }
-  bool operator==(const Config&) const = default;
-
-  const Config& validated() const {
-    validate();
-    return *this;
-  }
-  // Throws a UsageError that names the flag.
-  void validate() const {
-    auto need = [](bool good, const char* flag, const char* expected, int64_t found) {
-      if (!good) throw UsageError(str("--", flag, ": expected ", expected, ", found ", found));
-    };
-    need(vocab >= 2 && vocab <= (int64_t{1} << 24), "vocab", "2 to 16777216 ids", vocab);
-    need(width >= 1 && width <= 65536, "width", "1 to 65536", width);
-    need(heads >= 1 && width % heads == 0, "heads", "a divisor of --width", heads);
-    need(head_size() % 2 == 0, "heads", "an even number of columns a head (--width / --heads)", heads);
-    need(ffn >= 1 && ffn <= (1 << 20), "ffn", "1 to 1048576", ffn);
-    need(groups.size() <= 255, "groups", "at most 255 groups", static_cast<int64_t>(groups.size()));
-    for (int64_t n : groups) need(n >= 1 && n <= 1024, "groups", "1 to 1024 layers in each group", n);
-    need(lower >= 0 && lower <= 1024 && lower + upper() >= 1 && lower + upper() <= 1024, "lower",
-         "1 to 1024 layers, lower and upper together", lower);
-    need(encoder >= 0 && encoder <= 1024, "encoder", "0 to 1024 layers", encoder);
-    need(chunk >= 2 && chunk <= 4096, "chunk", "2 to 4096 slots", chunk);
-    need(topk >= 1 && topk <= max_topk, "topk", "1 to 32 chunks", topk);
-    need(window >= 0 && window < (int64_t{1} << 31), "window", "0 or more slots", window);
-    if (!(eps >= 0 && eps < 1)) throw UsageError(str("eps of the norms: expected 0 to 1, found ", eps));
-  }
-};
-
-struct Preset {
-  const char *name, *what;
-  Config config;
-};
-inline const std::array<Preset, 6>& presets() {
-  static const std::array<Preset, 6> all = {{
-      {"drt", "the paper's model, one retrieval", {.groups = {6}}},
-      {"drt-x2", "the paper's model, two retrievals", {.groups = {3, 3}}},
-      {"swa", "sliding-window baseline, 12 layers", {.lower = 12, .groups = {}, .encoder = 0}},
-      {"swa-14",
-       "sliding-window baseline with the DRT's compute, 14 layers",
-       {.lower = 14, .groups = {}, .encoder = 0}},
-      {"small",
-       "for a CPU: width 256",
-       {.width = 256, .heads = 4, .ffn = 688, .lower = 3, .groups = {3}, .encoder = 1, .window = 128}},
-      {"tiny",
-       "for a CPU: width 64",
-       {.width = 64, .heads = 4, .ffn = 176, .lower = 3, .groups = {3}, .encoder = 1, .window = 128}},
-  }};
-  return all;
-}
-
-// ---- the table of tensors -----------------------------------------------------------------------------------------
-// One line here makes a weight: it is then counted, initialised, decayed, saved, loaded and checked like the others.
-struct Tensor {
-  std::string name;       // the released model's
-  int64_t rows, columns;  // (out, in); columns 0: a gain of rows numbers
-  int64_t offset;         // in the flat buffers, in elements
-  bool decay;             // matrices only
-  int64_t size() const { return rows * std::max<int64_t>(columns, 1); }
-};
-
-// Where the tensors of a layer lie in the flat buffers. q, k, v are neighbours, and gate and up: one product each.
-struct LayerTensors {
-  int64_t begin, norm1, qkv, o, gca_norm, gca_q, gca_o, norm2, gate_up, down;
-};
-
-struct TensorTable {
-  std::vector<Tensor> tensors;    // in the order of files and of the flat buffers
-  std::vector<Segment> segments;  // the same for the optimiser, neighbours of one kind together
-  int64_t size = 0;               // of a flat buffer, elements, gaps for alignment included
-  int64_t padded_vocab = 0;
-  int64_t embedding = 0, enc_prenorm = 0, enc_norm = 0, chunk_kv = 0, norm = 0;
-  std::vector<int64_t> lmk_norms;
-  std::vector<LayerTensors> lower, encoder;
-  std::vector<std::vector<LayerTensors>> upper;
-
-  TensorTable() = default;
-  // alignment: elements that each tensor's offset is a multiple of (but inside a fused pair, where it follows at once)
-  TensorTable(const Config& c, int64_t vocab_multiple, int64_t alignment) : alignment_(alignment) {
-    const int64_t D = c.width;
-    padded_vocab = round_up(c.vocab, vocab_multiple);
-    embedding = add("model.embed_tokens", c.vocab, D);
-    size += (padded_vocab - c.vocab) * D;
-    segments.back().size += (padded_vocab - c.vocab) * D;
-    for (int64_t i = 0; i < c.lower; i++) lower.push_back(add_layer(str("model.lower_layers.", i, "."), c, false));
-    if (!c.groups.empty()) {
-      enc_prenorm = add("model.enc_prenorm", D, 0);
-      for (int64_t i = 0; i < c.encoder; i++)
-        encoder.push_back(add_layer(str("model.encoder.layers.", i, "."), c, false));
-      enc_norm = add("model.encoder.norm", D, 0);
-      chunk_kv = add("model.chunk_k_proj", D, D);
-      add("model.chunk_v_proj", D, D, true);
-    }
-    for (size_t g = 0; g < c.groups.size(); g++) {
-      lmk_norms.push_back(add(str("model.lmk_norms.", g), D, 0));
-      upper.emplace_back();
-      for (int64_t i = 0; i < c.groups[g]; i++)
-        upper.back().push_back(add_layer(str("model.upper_layers.", g, ".", i, "."), c, true));
-    }
-    norm = add("model.norm", D, 0);
-    size = round_up(size, alignment_);
-  }
-
-  int64_t parameters() const {
-    int64_t sum = 0;
-    for (const Tensor& t : tensors) sum += t.size();
-    return sum;
-  }
-
- private:
-  int64_t add(const std::string& name, int64_t rows, int64_t columns, bool follows = false) {
-    if (!follows) size = round_up(size, alignment_);
-    Tensor t{name + ".weight", rows, columns, size, columns > 0};
-    size += t.size();
-    if (!segments.empty() && segments.back().decay == t.decay) segments.back().size = size - segments.back().offset;
-    else segments.push_back({t.offset, t.size(), t.decay});
-    tensors.push_back(std::move(t));
-    return tensors.back().offset;
-  }
-  LayerTensors add_layer(const std::string& at, const Config& c, bool upper_kind) {
-    const int64_t D = c.width;
-    LayerTensors l{};
-    l.begin = l.norm1 = add(at + "input_layernorm", D, 0);
-    l.qkv = add(at + "self_attn.q_proj", D, D);
-    add(at + "self_attn.k_proj", D, D, true);
-    add(at + "self_attn.v_proj", D, D, true);
-    l.o = add(at + "self_attn.o_proj", D, D);
-    if (upper_kind) {
-      l.gca_norm = add(at + "gca.pre_norm", D, 0);
-      l.gca_q = add(at + "gca.q_proj", D, D);
-      l.gca_o = add(at + "gca.o_proj", D, D);
-    }
-    l.norm2 = add(at + "post_attention_layernorm", D, 0);
-    l.gate_up = add(at + "mlp.gate_proj", c.ffn, D);
-    add(at + "mlp.up_proj", c.ffn, D, true);
-    l.down = add(at + "mlp.down_proj", D, c.ffn);
-    return l;
-  }
-  int64_t alignment_ = 1;
-};
-
-// Floating-point operations a slot needs, forward only, a multiplication and an addition counted each; training costs
-// three times as much. Attention over the slots that are seen, GCA over K chunks, no masked work.
-inline double forward_flops_per_slot(const Config& c) {
-  const double D = static_cast<double>(c.width), F = static_cast<double>(c.ffn), V = static_cast<double>(c.vocab),
-               S = static_cast<double>(c.chunk);
-  const double layer = 8 * D * D + 6 * D * F, window = 4 * D * static_cast<double>(c.window + 1);
-  double sum = static_cast<double>(c.lower + c.upper()) * (layer + window) + 2 * V * D;
-  if (!c.groups.empty())
-    sum += static_cast<double>(c.encoder) * (layer + 4 * D * S) + 4 * D * D +
-           static_cast<double>(c.upper()) * (4 * D * D + 4 * D * S * static_cast<double>(c.topk));
-  return sum;
-}
 
 // ---- the model ----------------------------------------------------------------------------------------------------
 enum class Use { training, inference };  // inference keeps nothing for backward
@@ -202,7 +32,7 @@ struct DRT {
   // A layer: where its tensors lie, and what its forward leaves for its backward. rows: slots of all rows together.
   //   a = x + Wo attended;  upper kind: mlp_in = a + Wo' fetched, else mlp_in = a;  out = a + MLP(Norm(mlp_in))
   struct Layer {
-    LayerTensors at;
+    LayerTensors tensors;
     act* n1;        // (rows,D)    Norm(x)
     stat* rstd1;    // (rows)
     act* qkv;       // (rows,3D)   q | k | v
@@ -235,6 +65,7 @@ struct DRT {
   };
   // What a row leaves behind for its later slots, when it is read a segment at a time: one row.
   struct StreamState {
+    Reach reach;                 // the model's, when it was opened
     int64_t slots = 0;           // read so far
     int64_t capacity = 0;        // chunks of memory
     std::vector<act*> rings;     // (W,2D) a layer, lower ones first: k | v of the window's slots
@@ -260,6 +91,7 @@ struct DRT {
   weight* weights = nullptr;                                        // the masters themselves where the backend says so
   grad* gradient = nullptr;
   StepState* state = nullptr;             // (1), on the device
+  Reach reach;                            // of the passes that follow, at most config's: who needs K or W asks here
   Recompute recompute = Recompute::none;  // in training; before plan()
   // Called in backward order when a stretch of the gradient is final: where ranks reduce.
   std::function<void(int64_t begin, int64_t end)> grads_ready = [](int64_t, int64_t) {};
@@ -369,6 +201,12 @@ struct DRT {
   void layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group);
 
   void layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group);
+  // Of a norm over packed rows; gain: where its tensor lies.
+  void norm_backward(int64_t gain, RmsnormBackward<act, weight, grad, stat> a, int64_t rows) {
+    a.dgain = gradient + gain;
+    a.gain = weights + gain;
+    device.rmsnorm_backward(a, rows, config.width, config.width);
+  }
 
   // Landmarks among the slots of this pass, in each row: the chunks that they complete.
   int64_t completed_chunks() const {
@@ -388,6 +226,7 @@ DRT<Device>::DRT(Device& device_, const Config& config_, Use use_)
       config(config_.validated()),
       table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))),
       use(use_) {
+  reach = config.reach;
   model_.want(masters, "weights", table.size);
   if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", table.size);
   if (use == Use::training) {
@@ -412,7 +251,7 @@ template <class Device>
 void DRT<Device>::plan(int64_t B, int64_t T) {
   activations_.release(device);
   const Config& c = config;
-  const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.topk,
+  const int64_t D = c.width, F = c.ffn, R = B * T, C = ceil_div(T, c.chunk), RC = B * C * c.chunk, K = c.reach.topk,
                 V = table.padded_vocab;
   GCA_CHECK(use == Use::inference || T % c.chunk == 0, "training takes whole chunks, found ", T, " slots");
   // More than all numbers below together; so none of their products can pass 63 bits.
@@ -429,10 +268,10 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
   want(target, "targets", R);
   want(slot_weight, "loss weights", R);
   want(embedded, "embedding", R * D);
-  auto want_layer = [&](Layer& l, const LayerTensors& at, Kind kind, int64_t rows, const std::string& layers,
+  auto want_layer = [&](Layer& l, const LayerTensors& tensors, Kind kind, int64_t rows, const std::string& layers,
                         size_t i) {
     l = {};
-    l.at = at;
+    l.tensors = tensors;
     const std::string name = str(layers, " ", i);
     // Computed anew from that setting on, and in inference: then for the layer at work only.
     auto part = [&](auto*& pointer, Recompute anew_from, const char* what, int64_t count) {
@@ -465,10 +304,10 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
     kept(l.delta, " gca delta", RC * c.heads * K);
     kept(l.dfetched, " gca dout", rows * D);
   };
-  auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& at, Kind kind, int64_t rows,
+  auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& of_table, Kind kind, int64_t rows,
                          const std::string& name) {
-    layers.resize(at.size());
-    for (size_t i = 0; i < at.size(); i++) want_layer(layers[i], at[i], kind, rows, name, i);
+    layers.resize(of_table.size());
+    for (size_t i = 0; i < of_table.size(); i++) want_layer(layers[i], of_table[i], kind, rows, name, i);
   };
   want_layers(lower, table.lower, Kind::lower, R, "lower");
   groups.resize(c.groups.size());
@@ -525,8 +364,11 @@ void DRT<Device>::upload(const int32_t* tokens, const int32_t* targets, const fl
 // Row 0 of the pick tables, which serves the first slots, comes from here too: what the chunk before them picked.
 template <class Device>
 void DRT<Device>::begin_pass(const Input& in) {
-  const int64_t D = config.width, S = config.chunk, K = config.topk, C = in.T / S;
+  const int64_t D = config.width, S = config.chunk, K = reach.topk, C = in.T / S;
   GCA_CHECK(in.B * in.T <= max_rows_, "planned for ", max_rows_, " slots, found ", in.B * in.T);
+  GCA_CHECK(reach.topk >= 1 && reach.topk <= config.reach.topk && reach.window >= 0, "K is 1 to ", config.reach.topk,
+            ", found ", reach.topk);
+  GCA_CHECK(!in.stream || in.stream->reach == reach, "a stream is read with the K and W that it was opened with");
   GCA_CHECK(in.stream ? in.B == 1 : in.T % S == 0, "rows are whole chunks, or one row is read in segments");
   input_ = in;
   if (StreamState* stream = in.stream) {
@@ -547,7 +389,7 @@ void DRT<Device>::begin_pass(const Input& in) {
 template <class Device>
 void DRT<Device>::end_pass(const Input& in) {
   if (!in.stream) return;
-  const int64_t K = config.topk, done = completed_chunks();
+  const int64_t K = reach.topk, done = completed_chunks();
   for (size_t g = 0; g < groups.size(); g++) {
     device.copy(in.stream->pick[g], groups[g].pick + done * K, K);
     device.copy(in.stream->w[g], groups[g].w + done * K, K);
@@ -603,8 +445,7 @@ void DRT<Device>::backward() {
     grads_ready(begin, end);
     end = begin;
   };
-  device.rmsnorm_backward(dx_, gradient + table.norm, dn_, top, final_rstd, weights + table.norm, nullptr, nullptr, R,
-                          D, D);
+  norm_backward(table.norm, {.dx = dx_, .dn = dn_, .x = top, .rstd = final_rstd}, R);
   ready(table.norm);
 
   if (!groups.empty()) {
@@ -615,19 +456,39 @@ void DRT<Device>::backward() {
     for (size_t g = groups.size(); g-- > 0;) {
       Group& group = groups[g];
       const act* group_in = g ? groups[g - 1].layers.back().out : lower_out;
-      device.invert_picks(group.start, group.fetches, group.pick, B, C, static_cast<int>(c.topk));
-      device.zero(group.dw, PickTable{C, c.topk}.size(B));
+      device.invert_picks(group.start, group.fetches, group.pick, B, C, static_cast<int>(reach.topk));
+      device.zero(group.dw, PickTable{C, reach.topk}.size(B));
       for (size_t i = group.layers.size(); i-- > 0;) {
         layer_backward(group.layers[i], Kind::upper, i ? group.layers[i - 1].out : group_in, dx_, R, &group);
-        fetching.push_back({group.layers[i].q, group.layers[i].dfetched, group.layers[i].gca_lse, group.layers[i].delta,
-                            group.w, group.start, group.fetches});
-        if (i) ready(group.layers[i].at.begin);
+        const Layer& l = group.layers[i];
+        fetching.push_back({.q = l.q,
+                            .dout = l.dfetched,
+                            .lse = l.gca_lse,
+                            .delta = l.delta,
+                            .w = group.w,
+                            .start = group.start,
+                            .fetches = group.fetches});
+        if (i) ready(group.layers[i].tensors.begin);
       }
       // r = Norm_g(x at the landmarks), score = r . L: both ends of the retrieval
-      device.chunk_retrieval_backward(dr_, denc_ + (S - 1) * D, group.dw, group.w, group.pick, group.start,
-                                      group.fetches, group.r, enc_out + (S - 1) * D, retrieval);
-      device.rmsnorm_backward(dx_ + (S - 1) * D, gradient + group.lmk_norm, dr_, group_in + (S - 1) * D, group.r_rstd,
-                              weights + group.lmk_norm, dx_ + (S - 1) * D, nullptr, B * C, D, S * D);
+      device.chunk_retrieval_backward({.dr = dr_,
+                                       .dlandmark = denc_ + (S - 1) * D,
+                                       .dw = group.dw,
+                                       .w = group.w,
+                                       .pick = group.pick,
+                                       .start = group.start,
+                                       .fetches = group.fetches,
+                                       .r = group.r,
+                                       .landmark = enc_out + (S - 1) * D},
+                                      retrieval);
+      device.rmsnorm_backward({.dx = dx_ + (S - 1) * D,
+                               .dgain = gradient + group.lmk_norm,
+                               .dn = dr_,
+                               .x = group_in + (S - 1) * D,
+                               .rstd = group.r_rstd,
+                               .gain = weights + group.lmk_norm,
+                               .residual = dx_ + (S - 1) * D},
+                              B * C, D, S * D);
       ready(group.lmk_norm);
     }
     // CK | CV = Wkv h, L = h at the landmark: their gradients meet in the encoder's output
@@ -635,17 +496,15 @@ void DRT<Device>::backward() {
     device.matmul_backward_weight(gradient + table.chunk_kv, dkv_, enc_out, R, D, 2 * D);
     device.matmul_backward_input(denc_, dkv_, weights + table.chunk_kv, true, R, D, 2 * D);
     const act* enc_top = encoder.empty() ? enc_in : encoder.back().out;
-    device.rmsnorm_backward(denc_, gradient + table.enc_norm, denc_, enc_top, enc_out_rstd, weights + table.enc_norm,
-                            nullptr, nullptr, R, D, D);
+    norm_backward(table.enc_norm, {.dx = denc_, .dn = denc_, .x = enc_top, .rstd = enc_out_rstd}, R);
     for (size_t i = encoder.size(); i-- > 0;)
       layer_backward(encoder[i], Kind::encoder, i ? encoder[i - 1].out : enc_in, denc_, R, nullptr);
-    device.rmsnorm_backward(dx_, gradient + table.enc_prenorm, denc_, lower_out, enc_in_rstd,
-                            weights + table.enc_prenorm, dx_, nullptr, R, D, D);
+    norm_backward(table.enc_prenorm, {.dx = dx_, .dn = denc_, .x = lower_out, .rstd = enc_in_rstd, .residual = dx_}, R);
     ready(table.enc_prenorm);
   }
   for (size_t i = lower.size(); i-- > 0;) {
     layer_backward(lower[i], Kind::lower, i ? lower[i - 1].out : embedded, dx_, R, nullptr);
-    ready(lower[i].at.begin);
+    ready(lower[i].tensors.begin);
   }
   device.embedding_backward(gradient + table.embedding, dx_, token, R, D);
   ready(0);
@@ -681,8 +540,7 @@ void DRT<Device>::initialise(uint64_t seed, ThreadPool& pool) {
       pool.run(ceil_div(t.size(), 4096), [&](int64_t block, int) {
         for (int64_t j = block * 4096; j < std::min(t.size(), (block + 1) * 4096);
              j += 2) {  // Box and Muller: two at a time
-          const Philox bits =
-              philox(seed, Stream::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32), name);
+          const Philox bits = philox(seed, Draw::init, static_cast<uint32_t>(j), static_cast<uint32_t>(j >> 32), name);
           const double radius = 0.02 * std::sqrt(-2 * std::log(static_cast<double>(uniform_open(bits.word[0])))),
                        angle = 6.283185307179586 * uniform_open(bits.word[1]);
           values[j] = static_cast<master>(static_cast<float>(radius * std::cos(angle)));
@@ -706,14 +564,15 @@ void DRT<Device>::open(StreamState& stream, int64_t chunks) {
 template <class Device>
 void DRT<Device>::plan(StreamState& stream, int64_t chunks) {
   const int64_t D = config.width;
+  stream.reach = reach;
   stream.capacity = chunks;
   stream.rings.assign(config.lower + config.upper(), nullptr);
-  for (act*& ring : stream.rings) stream.arena.want(ring, "window", config.window * 2 * D);
+  for (act*& ring : stream.rings) stream.arena.want(ring, "window", reach.window * 2 * D);
   stream.pick.assign(config.groups.size(), nullptr);
   stream.w.assign(config.groups.size(), nullptr);
   for (size_t g = 0; g < config.groups.size(); g++) {
-    stream.arena.want(stream.pick[g], "picks", config.topk);
-    stream.arena.want(stream.w[g], "weights", config.topk);
+    stream.arena.want(stream.pick[g], "picks", reach.topk);
+    stream.arena.want(stream.w[g], "weights", reach.topk);
   }
   if (!config.groups.empty()) {
     stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
@@ -725,12 +584,12 @@ template <class Device>
 void DRT<Device>::rewind(StreamState& stream) {
   stream.slots = 0;
   for (size_t g = 0; g < stream.pick.size(); g++)
-    device.no_pick(stream.pick[g], stream.w[g], 1, 0, static_cast<int>(config.topk));
+    device.no_pick(stream.pick[g], stream.w[g], 1, 0, static_cast<int>(reach.topk));
 }
 template <class Device>
 SlidingShape DRT<Device>::sliding_shape() const {
-  return {input_.B,      input_.T,         static_cast<int>(config.heads), static_cast<int>(config.head_size()),
-          config.window, place_.first_slot};
+  return {input_.B,     input_.T,         static_cast<int>(config.heads), static_cast<int>(config.head_size()),
+          reach.window, place_.first_slot};
 }
 template <class Device>
 ChunkShape DRT<Device>::chunk_shape(int64_t rows) const {
@@ -744,7 +603,7 @@ GcaShape DRT<Device>::gca_shape() const {
           static_cast<int>(config.heads),
           static_cast<int>(config.head_size()),
           static_cast<int>(config.chunk),
-          static_cast<int>(config.topk),
+          static_cast<int>(reach.topk),
           place_.capacity,
           place_.first_slot,
           config.null_slot};
@@ -754,7 +613,7 @@ RetrievalShape DRT<Device>::retrieval_shape() const {
   return {input_.B,
           completed_chunks(),
           static_cast<int>(config.width),
-          static_cast<int>(config.topk),
+          static_cast<int>(reach.topk),
           place_.first_slot / config.chunk,
           place_.landmark_stride,
           place_.landmark_row_stride};
@@ -765,7 +624,7 @@ template <class Device>
 typename DRT<Device>::act* DRT<Device>::layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, act* ring,
                                                       Group* group) {
   layer_inside(l, kind, x, rows, ring, group);
-  device.matmul_forward(l.out, l.h, weights + l.at.down, l.a, rows, config.ffn, config.width);
+  device.matmul_forward(l.out, l.h, weights + l.tensors.down, l.a, rows, config.ffn, config.width);
   return l.out;
 }
 // All but the last product: up to h = SwiGLU(Wgate_up Norm(mlp_in)).
@@ -773,23 +632,23 @@ template <class Device>
 void DRT<Device>::layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group) {
   const int64_t D = config.width, F = config.ffn;
   const double eps = eps_of(kind);
-  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.at.norm1, rows, D, D, eps);
-  device.matmul_forward(l.qkv, l.n1, weights + l.at.qkv, nullptr, rows, D, 3 * D);
+  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.tensors.norm1, rows, D, D, eps);
+  device.matmul_forward(l.qkv, l.n1, weights + l.tensors.qkv, nullptr, rows, D, 3 * D);
   if (kind == Kind::encoder) {
     device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
   } else {
     device.sliding_attention_forward(l.attended, l.lse, l.qkv, ring, sliding_shape());
     if (ring) device.ring_append(ring, l.qkv, sliding_shape());
   }
-  device.matmul_forward(l.a, l.attended, weights + l.at.o, x, rows, D, D);
+  device.matmul_forward(l.a, l.attended, weights + l.tensors.o, x, rows, D, D);
   if (kind == Kind::upper) {
-    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.at.gca_norm, rows, D, D, eps);
-    device.matmul_forward(l.q, l.gca_n, weights + l.at.gca_q, nullptr, rows, D, D);
+    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps);
+    device.matmul_forward(l.q, l.gca_n, weights + l.tensors.gca_q, nullptr, rows, D, D);
     device.gca_forward(l.fetched, l.gca_lse, l.q, place_.kv, group->pick, group->w, gca_shape());
-    device.matmul_forward(l.mlp_in, l.fetched, weights + l.at.gca_o, l.a, rows, D, D);
+    device.matmul_forward(l.mlp_in, l.fetched, weights + l.tensors.gca_o, l.a, rows, D, D);
   }
-  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.at.norm2, rows, D, D, eps);
-  device.matmul_forward(l.gate_up, l.n2, weights + l.at.gate_up, nullptr, rows, D, 2 * F);
+  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps);
+  device.matmul_forward(l.gate_up, l.n2, weights + l.tensors.gate_up, nullptr, rows, D, 2 * F);
   device.swiglu_forward(l.h, l.gate_up, rows, F);
 }
 // What layer_backward reads and recompute did not keep.
@@ -798,10 +657,10 @@ void DRT<Device>::layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Gr
   if (recompute == Recompute::none) return;
   if (recompute == Recompute::layers) return layer_inside(l, kind, x, rows, nullptr, group);
   const int64_t D = config.width;
-  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.at.norm1, rows, D, D, eps_of(kind));
+  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.tensors.norm1, rows, D, D, eps_of(kind));
   if (kind == Kind::upper)
-    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.at.gca_norm, rows, D, D, eps_of(kind));
-  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.at.norm2, rows, D, D, eps_of(kind));
+    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps_of(kind));
+  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps_of(kind));
   device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
 }
 // dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.
@@ -810,38 +669,44 @@ void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int
   const int64_t D = config.width, F = config.ffn;
   layer_anew(l, kind, x, rows, group);
   // out = a + Wdown swiglu(Wgate_up Norm(mlp_in))
-  device.matmul_backward_weight(gradient + l.at.down, dx, l.h, rows, F, D);
-  device.matmul_backward_input(dh_, dx, weights + l.at.down, false, rows, F, D);
+  device.matmul_backward_weight(gradient + l.tensors.down, dx, l.h, rows, F, D);
+  device.matmul_backward_input(dh_, dx, weights + l.tensors.down, false, rows, F, D);
   device.swiglu_backward(dgate_up_, dh_, l.gate_up, rows, F);
-  device.matmul_backward_weight(gradient + l.at.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
-  device.matmul_backward_input(dn_, dgate_up_, weights + l.at.gate_up, false, rows, D, 2 * F);
+  device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
+  device.matmul_backward_input(dn_, dgate_up_, weights + l.tensors.gate_up, false, rows, D, 2 * F);
   if (kind == Kind::upper) {
     // mlp_in = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The residual stream carries a: dx goes round mlp_in,
     // not through it.
     act* dq = dattended_;  // its place is free until the attention's turn comes
-    device.rmsnorm_backward(dmlp_in_, gradient + l.at.norm2, dn_, mlp_in(l, kind), l.rstd2, weights + l.at.norm2,
-                            nullptr, nullptr, rows, D, D);
-    device.matmul_backward_weight(gradient + l.at.gca_o, dmlp_in_, l.fetched, rows, D, D);
-    device.matmul_backward_input(l.dfetched, dmlp_in_, weights + l.at.gca_o, false, rows, D, D);
-    device.gca_backward_query(dq, group->dw, l.delta, l.dfetched, l.q, kv, l.gca_lse, group->pick, group->w,
+    norm_backward(l.tensors.norm2, {.dx = dmlp_in_, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2}, rows);
+    device.matmul_backward_weight(gradient + l.tensors.gca_o, dmlp_in_, l.fetched, rows, D, D);
+    device.matmul_backward_input(l.dfetched, dmlp_in_, weights + l.tensors.gca_o, false, rows, D, D);
+    device.gca_backward_query({.dq = dq,
+                               .dw = group->dw,
+                               .delta = l.delta,
+                               .dout = l.dfetched,
+                               .q = l.q,
+                               .kv = kv,
+                               .lse = l.gca_lse,
+                               .pick = group->pick,
+                               .w = group->w},
                               gca_shape());
-    device.matmul_backward_weight(gradient + l.at.gca_q, dq, l.gca_n, rows, D, D);
-    device.matmul_backward_input(dn_, dq, weights + l.at.gca_q, false, rows, D, D);
-    device.rmsnorm_backward(dx, gradient + l.at.gca_norm, dn_, l.a, l.gca_rstd, weights + l.at.gca_norm, dx, dmlp_in_,
-                            rows, D, D);
+    device.matmul_backward_weight(gradient + l.tensors.gca_q, dq, l.gca_n, rows, D, D);
+    device.matmul_backward_input(dn_, dq, weights + l.tensors.gca_q, false, rows, D, D);
+    norm_backward(l.tensors.gca_norm,
+                  {.dx = dx, .dn = dn_, .x = l.a, .rstd = l.gca_rstd, .residual = dx, .residual2 = dmlp_in_}, rows);
   } else {
-    device.rmsnorm_backward(dx, gradient + l.at.norm2, dn_, mlp_in(l, kind), l.rstd2, weights + l.at.norm2, dx, nullptr,
-                            rows, D, D);
+    norm_backward(l.tensors.norm2, {.dx = dx, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2, .residual = dx}, rows);
   }
   // a = x + Wo Attention(Wqkv Norm(x))
-  device.matmul_backward_weight(gradient + l.at.o, dx, l.attended, rows, D, D);
-  device.matmul_backward_input(dattended_, dx, weights + l.at.o, false, rows, D, D);
+  device.matmul_backward_weight(gradient + l.tensors.o, dx, l.attended, rows, D, D);
+  device.matmul_backward_input(dattended_, dx, weights + l.tensors.o, false, rows, D, D);
   if (kind == Kind::encoder)
     device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
   else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
-  device.matmul_backward_weight(gradient + l.at.qkv, dqkv_, l.n1, rows, D, 3 * D);
-  device.matmul_backward_input(dn_, dqkv_, weights + l.at.qkv, false, rows, D, 3 * D);
-  device.rmsnorm_backward(dx, gradient + l.at.norm1, dn_, x, l.rstd1, weights + l.at.norm1, dx, nullptr, rows, D, D);
+  device.matmul_backward_weight(gradient + l.tensors.qkv, dqkv_, l.n1, rows, D, 3 * D);
+  device.matmul_backward_input(dn_, dqkv_, weights + l.tensors.qkv, false, rows, D, 3 * D);
+  norm_backward(l.tensors.norm1, {.dx = dx, .dn = dn_, .x = x, .rstd = l.rstd1, .residual = dx}, rows);
 }
 // The chunk encoder over the chunks that these slots complete: enc_out, CK | CV into the memory, and their landmarks.
 // x (B,T,D): lower layers' output.

@@ -77,8 +77,8 @@ struct Selection {
 };
 // Four draws at once: word i belongs to fetched chunk 4*quad + i. The same bits on CPU and GPU.
 GCA_HD inline Philox selection_draw(const Selection& s, int64_t b, int64_t chunk, int64_t quad) {
-  return philox(s.seed, s.picking == Picking::uniform ? Stream::uniform_pick : Stream::gumbel,
-                static_cast<uint32_t>(quad), static_cast<uint32_t>(chunk) | static_cast<uint32_t>(s.group) << 24,
+  return philox(s.seed, s.picking == Picking::uniform ? Draw::uniform_pick : Draw::gumbel, static_cast<uint32_t>(quad),
+                static_cast<uint32_t>(chunk) | static_cast<uint32_t>(s.group) << 24,
                 static_cast<uint32_t>(s.first_row + b), static_cast<uint32_t>(s.step));
 }
 
@@ -103,6 +103,34 @@ GCA_HD inline int64_t gca_stat(const GcaShape& s, int64_t b, int64_t c, int k, i
 }
 inline constexpr int max_topk = 32;  // K at most
 
+// What the large backwards take, by name: whole rows; which outputs are = and which += stands at each.
+template <class act, class weight, class grad, class stat>
+struct RmsnormBackward {
+  act* dx;                                              // (rows,D), stride apart, =
+  grad* dgain = nullptr;                                // (D), +=
+  const act *dn, *x;                                    // (rows,D) packed; (rows,D), stride apart
+  const stat* rstd;                                     // (rows)
+  const weight* gain = nullptr;                         // (D)
+  const act *residual = nullptr, *residual2 = nullptr;  // (rows,D), stride apart, added to dx
+};
+template <class act, class stat>
+struct RetrievalBackward {
+  act *dr, *dlandmark;                    // (B,C,D), =; see RetrievalShape, +=
+  stat* dw;                               // (B,C+1,K), overwritten with the gradient of the scores / sqrt(D)
+  const stat* w;                          // (B,C+1,K)
+  const int32_t *pick, *start, *fetches;  // (B,C+1,K); (B,C+1), (B,C*K), of invert_picks
+  const act *r, *landmark;                // (B,C,D); see RetrievalShape
+};
+// One upper layer, by query.
+template <class act, class stat>
+struct GcaBackward {
+  act* dq;                   // (B,T,D), =
+  stat *dw, *delta;          // (B,C+1,K), +=; (B,C,K,H,S), =
+  const act *dout, *q, *kv;  // (B,T,D), (B,T,D), (B,M,S,2D)
+  const stat* lse;           // (B,C,K,H,S)
+  const int32_t* pick;       // (B,C+1,K)
+  const stat* w;             // (B,C+1,K)
+};
 // One upper layer, as the memory's gradient needs it; start and fetches come from invert_picks.
 template <class act, class stat>
 struct FetchingLayer {

@@ -187,7 +187,7 @@ class Trainer {
     log_.line("seed", str(s_.seed));
     log_.line("device", device_.description());
     log_.line("build", build_description());
-    if (!s_.config.groups.empty() && s_.config.topk == 1)
+    if (!s_.config.groups.empty() && s_.config.reach.topk == 1)
       print(
           "note: with --topk 1 the one chunk that is fetched always weighs 1, so the retriever gets no gradient and "
           "stays as it began; with --topk 2 or more it learns\n");

@@ -21,11 +21,12 @@ template <class Device>
 std::vector<FetchedChunks> fetched_chunks(const DRT<Device>& model, int64_t B, int64_t C) {
   std::vector<FetchedChunks> fetched;
   for (const auto& group : model.groups) {
-    std::vector<int32_t> pick(PickTable{C, model.config.topk}.size(B));
+    const PickTable table{C, model.reach.topk};
+    std::vector<int32_t> pick(table.size(B));
     std::vector<typename DRT<Device>::stat> w(pick.size());
     model.device.download(pick.data(), group.pick, static_cast<int64_t>(pick.size() * sizeof(pick[0])));
     model.device.download(w.data(), group.w, static_cast<int64_t>(w.size() * sizeof(w[0])));
-    fetched.push_back({std::move(pick), {w.begin(), w.end()}});
+    fetched.push_back({table, std::move(pick), {w.begin(), w.end()}});
   }
   return fetched;
 }

@@ -41,8 +41,9 @@ void load_weights_of(const SavedRun& saved, DRT<Device>& model);
 template <class Device>
 void load_model(const SavedRun& saved, DRT<Device>& model, int64_t B, int64_t T);
 
-// What a group fetched for B rows of C chunks in the last forward pass: picks (-1: none) and their weights, (B,C+1,K).
+// What a group fetched for B rows of C chunks in the last forward pass: picks (-1: none) and their weights, by table.
 struct FetchedChunks {
+  PickTable table;
   std::vector<int32_t> pick;
   std::vector<double> w;
 };

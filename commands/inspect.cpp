@@ -33,14 +33,16 @@ ChunkedText cut_into_chunks(const std::string& path, const Tokenizer& tokenizer,
   return text;
 }
 
-void print_fetched(const ChunkedText& text, const std::vector<FetchedChunks>& fetched, int64_t K) {
+void print_fetched(const ChunkedText& text, const std::vector<FetchedChunks>& fetched) {
   for (int64_t c = 0; c < text.chunks; c++) {
     print("chunk ", c, ": ", text.words[c], "\n");
     for (size_t g = 0; g < fetched.size(); g++)
-      for (int64_t i = (c + 1) * K; i < (c + 2) * K; i++)
+      for (int64_t k = 0; k < fetched[g].table.K; k++) {
+        const int64_t i = fetched[g].table.picked_by(0, c, k);
         if (const int32_t pick = fetched[g].pick[i]; pick >= 0)
           print("  group ", g, " fetches ", right(pick, 5), "  ", fixed(fetched[g].w[i], 3), "  ", text.words[pick],
                 "\n");
+      }
   }
 }
 
@@ -72,7 +74,7 @@ int inspect_command(const std::vector<std::string>& arguments) {
     load_model(saved, model, 1, T);
     model.upload(text.slots.data(), nullptr, nullptr, T);
     model.forward({1, T, {}});
-    print_fetched(text, fetched_chunks(model, 1, text.chunks), config.topk);
+    print_fetched(text, fetched_chunks(model, 1, text.chunks));
     return 0;
   });
 }

@@ -77,7 +77,9 @@ struct Trials {
 
   const Config& config() const { return saved.settings.config; }
   int64_t chunks(int64_t length) const { return length / config().chunk; }
-  int64_t reach() const { return (config().lower + config().upper()) * config().window; }  // slots, of stacked windows
+  int64_t reach() const {
+    return (config().lower + config().upper()) * config().reach.window;
+  }  // slots, of stacked windows
   int64_t others() const { return options.task.two_hop() ? options.chains - 1 : options.others; }
   // Out of the windows' reach, then within, where that is wanted.
   std::vector<Place> places(int64_t C) const {
@@ -138,15 +140,13 @@ Pass read_rows(DRT<Device>& model, const std::vector<TaskRow>& rows, const Selec
 }
 
 // ---- trials of one length, scored ---------------------------------------------------------------------------------
-void score_batch(const std::vector<TaskRow>& rows, const Pass& pass, const Place& place, int64_t S, int64_t K,
-                 Score& score) {
+void score_batch(const std::vector<TaskRow>& rows, const Pass& pass, const Place& place, int64_t S, Score& score) {
   for (int64_t b = 0; b < std::ssize(rows); b++) {
     const Question& question = rows[b].questions[0];
-    const int64_t first =
-        PickTable{place.C, K}.serving(b, question.first_slot / S);  // what was fetched for the answer's chunk
     const auto is_fetched = [&](int64_t needle) {
       return std::any_of(pass.fetched.begin(), pass.fetched.end(), [&](const FetchedChunks& fetched) {
-        const auto begin = fetched.pick.begin() + first, end = begin + K;
+        const PickTable& table = fetched.table;  // what was fetched for the answer's chunk
+        const auto begin = fetched.pick.begin() + table.serving(b, question.first_slot / S), end = begin + table.K;
         return std::find(begin, end, rows[b].needles[needle].chunk) != end;
       });
     };
@@ -163,7 +163,7 @@ Score score_trials(const Trials& trials, const Place& place, int64_t count, cons
     std::vector<TaskRow> rows;
     for (int64_t i = first; i < std::min(first + B, count); i++) rows.push_back(trials.row(i, place.C, place.near));
     const auto began = std::chrono::steady_clock::now();
-    score_batch(rows, read(rows, first), place, config.chunk, config.topk, score);
+    score_batch(rows, read(rows, first), place, config.chunk, score);
     score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   }
   return score;
@@ -191,7 +191,8 @@ double share(int64_t part, int64_t of) { return static_cast<double>(part) / stat
 
 Figures figures(const Trials& trials, const Place& place, const Score& score, int64_t memory_bytes) {
   const Config& config = trials.config();
-  const int64_t C = place.C, T = C * config.chunk, random = trials.options.ablation.random_retrieval ? config.topk : 0;
+  const int64_t C = place.C, T = C * config.chunk,
+                random = trials.options.ablation.random_retrieval ? config.reach.topk : 0;
   const auto [low, high] = Score::interval(score.exact, score.trials);
   Figures f{.slots = T,
             .tokens = C * (config.chunk - 1),
@@ -276,11 +277,12 @@ std::string words(const TaskRow& row, int64_t first, int64_t last, const Tokeniz
   return words({row.tokens.begin() + first, row.tokens.begin() + last}, tokenizer);
 }
 
-void print_fetched(const TaskRow& row, const Pass& pass, int64_t S, int64_t K, const Tokenizer& tokenizer) {
+void print_fetched(const TaskRow& row, const Pass& pass, int64_t S, const Tokenizer& tokenizer) {
   for (size_t g = 0; g < pass.fetched.size(); g++) {
     print("fetched for it", pass.fetched.size() > 1 ? str(" by group ", g) : "", ", with weight:\n");
-    const int64_t first = row.questions[0].first_slot / S * K;
-    for (int64_t i = first; i < first + K; i++)
+    const PickTable& table = pass.fetched[g].table;
+    const int64_t first = table.serving(0, row.questions[0].first_slot / S);
+    for (int64_t i = first; i < first + table.K; i++)
       if (const int32_t pick = pass.fetched[g].pick[i]; pick >= 0)
         print("  chunk ", right(pick, 5), "  ", fixed(pass.fetched[g].w[i], 3), "  ",
               words(row, pick * S, (pick + 1) * S, tokenizer), "\n");
@@ -303,7 +305,7 @@ void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
     pass = read({row}, 0);
     row.tokens[answer_slot + i + 1] = pass.answers[0][i];
   }
-  print_fetched(row, pass, S, trials.config().topk, tokenizer);
+  print_fetched(row, pass, S, tokenizer);
   const std::string answer = words(pass.answers[0], tokenizer), expected = words(question.answer, tokenizer);
   print("answer: ", answer, " (", answer == expected ? "right" : "expected " + expected, ")\n");
 }

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
+#include <string>
 
-#include "base/files.h"
+#include "base/flags.h"
+#include "base/json.h"
 #include "base/text.h"
+#include "runtime/settings.h"
 
 namespace gca {
 
@@ -16,7 +18,7 @@ Verifier::Verifier(const std::string& path, const VerifyOptions& options)
   T_ = C_ * config_.chunk;
   R_ = B_ * T_;
   G_ = std::ssize(config_.groups);
-  K_ = std::min(config_.topk, C_);
+  K_ = std::min(config_.reach.topk, C_);
 }
 
 void Verifier::say_text(const std::string& text) const {
@@ -25,52 +27,35 @@ void Verifier::say_text(const std::string& text) const {
 }
 
 // ---- the file -----------------------------------------------------------------------------------------------------
+// The metadata are the settings of the flags' table, `-` in their names written `_`, and what a run has elsewhere. A
+// file older than a flag was made as by the flag's default.
 void Verifier::read_config() {
-  config_.vocab = field("vocab");
-  config_.width = field("width");
-  config_.heads = field("heads");
-  config_.ffn = field("ffn");
-  config_.lower = field("lower");
-  config_.encoder = field("encoder");
-  config_.chunk = field("chunk");
-  config_.topk = field("topk");
-  config_.window = field("window");
-  config_.null_slot = field("null_slot") != 0;
-  const std::string& groups = text("groups");
-  for (size_t at = 0; at < groups.size();) {
-    const size_t comma = std::min(groups.find(',', at), groups.size());
-    config_.groups.push_back(integer(groups.substr(at, comma - at), "groups"));
-    at = comma + 1;
+  std::string model;
+  Flags flags("verify", "");
+  add_model_flags(flags, model, config_);
+  flags.add("vocab", config_.vocab, 2, 1 << 24, "V", Flags::run);
+  flags.add("eps", config_.eps, 0, 1, "of every norm but the encoder's", Flags::run);
+  flags.add("batch", B_, 1, 1 << 20, "rows", Flags::run);
+  flags.add("chunks", C_, 1, 1 << 20, "C, chunks a row", Flags::run);
+  const Json known = flags.values();
+  Json settings = Json::object();
+  for (const auto& [key, value] : file_.metadata()) {
+    std::string name = key;
+    std::replace(name.begin(), name.end(), '_', '-');
+    if (known.find(name))
+      settings[name] = name != "null-slot" ? value : value == "1" ? "on" : value == "0" ? "off" : value;
   }
-  const std::string& eps = text("eps");
-  char* end = nullptr;
-  config_.eps = strtod(eps.c_str(), &end);
-  if (eps.empty() || *end || !(config_.eps >= 0 && config_.eps < 1))
-    throw Error(where("eps") + "expected a number from 0 to 1, found '" + eps + "'");
-  B_ = field("batch");
-  C_ = field("chunks");
-  if (B_ < 1 || C_ < 1 || B_ > (1 << 20) || C_ > (1 << 20))
-    throw Error(where("batch, chunks") + "expected at least 1 each");
+  const JsonField saved(settings, "'" + file_.path() + "': metadata");
+  for (const char* name : {"vocab", "width", "groups", "batch", "chunks"})
+    if (!saved.has(name))
+      throw Error(saved.where() + ": " + name +
+                  ": expected, but missing; is this an oracle's file? dev/make_oracle.py makes one");
+  flags.restore(saved);
   try {
     config_.validate();
   } catch (const UsageError& error) {
-    throw Error("'" + file_.path() + "': metadata: " + error.what());
+    throw Error(saved.where() + ": " + error.what());
   }
-}
-
-const std::string& Verifier::text(const char* name) const {
-  const auto place = file_.metadata().find(name);
-  if (place == file_.metadata().end())
-    throw Error(where(name) + "expected, but missing; is this an oracle's file? dev/make_oracle.py makes one");
-  return place->second;
-}
-
-int64_t Verifier::integer(const std::string& value, const char* name) const {
-  char* end = nullptr;
-  const long long number = strtoll(value.c_str(), &end, 10);
-  if (value.empty() || *end || number < 0 || number > (1 << 30))
-    throw Error(where(name) + "expected a number of at most 2^30, found '" + value + "'");
-  return number;
 }
 
 void Verifier::check_shapes(const TensorTable& table) const {
@@ -200,7 +185,7 @@ std::vector<double> Verifier::sorted_scores(int64_t g, int64_t b, int64_t c, con
 
 void Verifier::check_picks(int64_t g, const std::vector<int32_t>& found, const std::vector<double>& r,
                            const std::vector<double>& h) {
-  const size_t K = config_.topk;
+  const size_t K = config_.reach.topk;
   int64_t near = 0;
   double nearest = HUGE_VAL;
   for (int64_t b = 0; b < B_; b++)
@@ -233,7 +218,7 @@ bool Verifier::take_files_picks() {
 std::vector<int32_t> Verifier::given_picks(int64_t g) const {
   const std::vector<int32_t> picks = file_picks(g);
   const std::vector<double> weights = file_weights(g);
-  std::vector<int32_t> table(table_size(), -1);
+  std::vector<int32_t> result(table().size(B_), -1);
   for (int64_t b = 0; b < B_; b++)
     for (int64_t c = 0; c < C_; c++)
       for (int64_t k = 0; k < K_; k++) {
@@ -242,9 +227,9 @@ std::vector<int32_t> Verifier::given_picks(int64_t g) const {
         if (picks[from] < 0 || picks[from] >= c)
           throw Error(str("'", file_.path(), "': group", g, ".topk_index: chunk ", c,
                           " expected to fetch an earlier chunk, found ", picks[from]));
-        table[in_model(b, c, k)] = picks[from];
+        result[in_model(b, c, k)] = picks[from];
       }
-  return table;
+  return result;
 }
 
 void Verifier::compare_weights(int64_t g, const std::vector<double>& table) {

@@ -53,10 +53,6 @@ class Verifier {
 
   // ---- the file ---------------------------------------------------------------------------------------------------
   void read_config();
-  std::string where(const char* name) const { return "'" + file_.path() + "': metadata: " + name + ": "; }
-  const std::string& text(const char* name) const;
-  int64_t integer(const std::string& value, const char* name) const;
-  int64_t field(const char* name) const { return integer(text(name), name); }
   static Shape shape_of(const Tensor& t) { return t.columns ? Shape{t.rows, t.columns} : Shape{t.rows}; }
   // Errors where the file's tensors have not the sizes of the metadata; where memory of such sizes is not there.
   void check_shapes(const TensorTable& table) const;
@@ -69,8 +65,8 @@ class Verifier {
   // The place of the k-th pick of chunk c in the file's tables, and in the model's, (B,C+1,topk), where it is what
   // chunk c + 1 reads.
   size_t in_file(int64_t b, int64_t c, int64_t k) const { return (b * C_ + c) * K_ + k; }
-  size_t in_model(int64_t b, int64_t c, int64_t k) const { return (b * (C_ + 1) + c + 1) * config_.topk + k; }
-  int64_t table_size() const { return B_ * (C_ + 1) * config_.topk; }
+  PickTable table() const { return {C_, config_.reach.topk}; }
+  int64_t in_model(int64_t b, int64_t c, int64_t k) const { return table().picked_by(b, c, k); }
 
   // ---- comparisons --------------------------------------------------------------------------------------------------
   void compare(const std::string& name, const std::vector<double>& found);
@@ -221,7 +217,7 @@ template <class Device>
 void Verifier::compare_picks(DRT<Device>& model, typename DRT<Device>::Input& in) {
   const int64_t D = config_.width;
   for (int64_t g = 0; g < G_; g++)
-    check_picks(g, downloaded<int32_t>(model.device, model.groups[g].pick, table_size()),
+    check_picks(g, downloaded<int32_t>(model.device, model.groups[g].pick, table().size(B_)),
                 downloaded<double>(model.device, model.groups[g].r, B_ * C_ * D),
                 downloaded<double>(model.device, model.enc_out, R_ * D));
   if (take_files_picks()) {
@@ -229,7 +225,7 @@ void Verifier::compare_picks(DRT<Device>& model, typename DRT<Device>::Input& in
     model.forward(in);
   }
   for (int64_t g = 0; g < G_; g++)
-    compare_weights(g, downloaded<double>(model.device, model.groups[g].w, table_size()));
+    compare_weights(g, downloaded<double>(model.device, model.groups[g].w, table().size(B_)));
 }
 
 template <class Device>

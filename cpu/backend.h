@@ -38,8 +38,7 @@ class Cpu : public CpuDevice {
   // ---- RMSNorm: out = gain * x * rstd, rstd = 1 / sqrt(mean(x^2) + eps) -------------------------------------------
   void rmsnorm_forward(act* out, stat* rstd, const act* x, const weight* gain, int64_t rows, int64_t D, int64_t stride,
                        double eps);
-  void rmsnorm_backward(act* dx, grad* dgain, const act* dn, const act* x, const stat* rstd, const weight* gain,
-                        const act* residual, const act* residual2, int64_t rows, int64_t D, int64_t stride);
+  void rmsnorm_backward(const RmsnormBackward<act, weight, grad, stat>& a, int64_t rows, int64_t D, int64_t stride);
   // ---- matrix products: y = x W^T (+ residual) --------------------------------------------------------------------
   void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in,
                       int64_t out);
@@ -62,16 +61,13 @@ class Cpu : public CpuDevice {
   void no_pick(int32_t* pick, stat* w, int64_t B, int64_t C, int K);
   void chunk_retrieval_forward(int32_t* pick, stat* w, const act* r, const act* landmark, const RetrievalShape& s,
                                const Selection& selection);
-  void chunk_retrieval_backward(act* dr, act* dlandmark, stat* dw, const stat* w, const int32_t* pick,
-                                const int32_t* start, const int32_t* fetches, const act* r, const act* landmark,
-                                const RetrievalShape& s);
+  void chunk_retrieval_backward(const RetrievalBackward<act, stat>& a, const RetrievalShape& s);
   void invert_picks(int32_t* start, int32_t* fetches, const int32_t* pick, int64_t B, int64_t C, int K);
   // ---- grouped cross attention (drt.md, upper layer) --------------------------------------------------------------
   void zero_landmarks(act* kv, int64_t N, int64_t S, int64_t D);
   void gca_forward(act* out, stat* lse, const act* q, const act* kv, const int32_t* pick, const stat* w,
                    const GcaShape& s);
-  void gca_backward_query(act* dq, stat* dw, stat* delta, const act* dout, const act* q, const act* kv, const stat* lse,
-                          const int32_t* pick, const stat* w, const GcaShape& s);
+  void gca_backward_query(const GcaBackward<act, stat>& a, const GcaShape& s);
   void gca_backward_memory(act* dkv, const FetchingLayer<act, stat>* layers, int n_layers, const act* kv,
                            const GcaShape& s);
   // ---- cross entropy, a piece of logits at a time -----------------------------------------------------------------

@@ -50,7 +50,7 @@ template <class T, class Device>
 T* random_numbers(Device& device, int64_t n) {
   std::vector<T> some(std::min<int64_t>(n, 1 << 20));
   for (size_t i = 0; i < some.size(); i++)
-    some[i] = static_cast<T>(uniform_open(philox(1, Stream::task, static_cast<uint32_t>(i)).word[0]) - 0.5f);
+    some[i] = static_cast<T>(uniform_open(philox(1, Draw::task, static_cast<uint32_t>(i)).word[0]) - 0.5f);
   T* numbers = static_cast<T*>(device.allocate(n * static_cast<int64_t>(sizeof(T))));
   for (int64_t done = 0; done < n; done += static_cast<int64_t>(some.size()))
     device.upload(numbers + done, some.data(),
@@ -92,7 +92,7 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   model.initialise(1, pool);
   std::vector<int32_t> tokens(B * T), targets(tokens.size());
   for (size_t i = 0; i < tokens.size(); i++) {
-    const Philox random = philox(1, Stream::task, static_cast<uint32_t>(i));
+    const Philox random = philox(1, Draw::task, static_cast<uint32_t>(i));
     tokens[i] = static_cast<int32_t>(random.word[0] % static_cast<uint32_t>(config.vocab));
     targets[i] = static_cast<int32_t>(random.word[1] % static_cast<uint32_t>(config.vocab));
   }
@@ -218,11 +218,11 @@ struct Op {
     stat* lse = bench.template put<stat>(Vec{0.0}, stats);
     stat* delta = bench.template put<stat>(Vec{0.0}, stats);
     stat* dw = bench.template put<stat>(Vec{0.0}, table);
-    int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
+    int32_t *start = bench.template make<int32_t>(B * (C + 1)), *fetches = bench.template make<int32_t>(B * C * K);
     device.zero_landmarks(kv, B * C, S, D);
-    device.invert_picks(start, entry, pick, B, C, k);
+    device.invert_picks(start, fetches, pick, B, C, k);
     device.gca_forward(out, lse, q, kv, pick, w, shape);
-    device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape);
+    device.gca_backward_query({dq, dw, delta, dout, q, kv, lse, pick, w}, shape);
     double picks = 0;
     for (const int32_t p : fetched) picks += p >= 0;
     // One product of queries and keys, all picks and heads.
@@ -236,14 +236,14 @@ struct Op {
       };
     } else if (name == "gca_backward_query") {
       work = 3 * product;
-      call = [=, this] { device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, shape); };
+      call = [=, this] { device.gca_backward_query({dq, dw, delta, dout, q, kv, lse, pick, w}, shape); };
       results = [=, this] {
         bench.result("dq", dq, R * D);
         bench.result("delta", delta, stats);
         bench.result("dw", dw, table);
       };
     } else if (name == "gca_backward_memory") {
-      const std::vector<FetchingLayer<act, stat>> layers(s.layers, {q, dout, lse, delta, w, start, entry});
+      const std::vector<FetchingLayer<act, stat>> layers(s.layers, {q, dout, lse, delta, w, start, fetches});
       work = 4 * product * static_cast<double>(s.layers);
       call = [=, this] { device.gca_backward_memory(dkv, layers.data(), static_cast<int>(layers.size()), kv, shape); };
       results = [=, this] { bench.result("dkv", dkv, R * 2 * D); };
@@ -303,7 +303,7 @@ struct Op {
     bytes = static_cast<double>((forward ? 2 : 3) * R * D) * sizeof(act);
     call = [=, this] {
       if (forward) device.rmsnorm_forward(out, rstd, x, gain, R, D, D, 1e-5);
-      else device.rmsnorm_backward(out, dgain, dn, x, rstd, gain, nullptr, nullptr, R, D, D);
+      else device.rmsnorm_backward({out, dgain, dn, x, rstd, gain}, R, D, D);
     };
     results = [=, this] {
       bench.result(forward ? "out" : "dx", out, R * D);

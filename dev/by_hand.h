@@ -122,7 +122,7 @@ struct Model {
       v.push_back(linear(n, weight(name + "self_attn.v_proj")));
     }
     for (int64_t i = 0; i < std::ssize(x); i++) {
-      const Vec seen = in_chunk ? chunk_attention(q, k, v, i, H) : sliding_attention(q, k, v, i, H, c.window);
+      const Vec seen = in_chunk ? chunk_attention(q, k, v, i, H) : sliding_attention(q, k, v, i, H, c.reach.window);
       const Vec a = plus(x[i], linear(seen, weight(name + "self_attn.o_proj")));
       Vec mlp_in = a;
       if (fetched) {
@@ -159,7 +159,7 @@ struct Model {
     }
     std::stable_sort(picks.chunk.begin(), picks.chunk.end(),
                      [&](int64_t a, int64_t b) { return score[a] + noise(g, n, a) > score[b] + noise(g, n, b); });
-    picks.chunk.resize(std::min(std::ssize(picks.chunk), static_cast<std::ptrdiff_t>(c.topk)));
+    picks.chunk.resize(std::min(std::ssize(picks.chunk), static_cast<std::ptrdiff_t>(c.reach.topk)));
     double sum = 0;
     for (int64_t m : picks.chunk) sum += std::exp(score[m]);
     for (int64_t m : picks.chunk) picks.w.push_back(std::exp(score[m]) / sum);

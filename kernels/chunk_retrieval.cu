@@ -283,13 +283,11 @@ void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, co
 }
 
 template <class Act>
-void Gpu<Act>::chunk_retrieval_backward(Act* dr, Act* dlandmark, float* dw, const float* w, const int32_t* pick,
-                                        const int32_t* start, const int32_t* fetches, const Act* r, const Act* landmark,
-                                        const RetrievalShape& s) {
+void Gpu<Act>::chunk_retrieval_backward(const RetrievalBackward<Act, float>& a, const RetrievalShape& s) {
   launch("chunk retrieval, backward by query", stream_, chunk_retrieval_backward_query_kernel<Act>, s.B * s.C, 256, 0,
-         dr, dw, w, pick, landmark, s);
+         a.dr, a.dw, a.w, a.pick, a.landmark, s);
   launch("chunk retrieval, backward for landmarks", stream_, chunk_retrieval_backward_landmark_kernel<Act>, s.B * s.C,
-         256, 0, dlandmark, dw, start, fetches, r, s);
+         256, 0, a.dlandmark, a.dw, a.start, a.fetches, a.r, s);
 }
 
 GCA_BOTH_TYPES(chunk_retrieval_forward);

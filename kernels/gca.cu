@@ -16,13 +16,13 @@ __global__ void gca_weight_gradient_kernel(float* dw,            // (B,C+1,K)
                                            GcaShape s) {
   const int64_t i = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, C = s.chunks();
   if (i >= s.B * C * s.K) return;
-  const int64_t k = i % s.K, c = i / s.K % C, b = i / s.K / C, entry = s.table().serving(b, c, k);
-  if (pick[entry] < 0) return;
+  const int64_t k = i % s.K, c = i / s.K % C, b = i / s.K / C, place = s.table().serving(b, c, k);
+  if (pick[place] < 0) return;
   const float* from = delta + gca_stat(s, b, c, static_cast<int>(k), 0);
   float sum = 0;
   for (int64_t j = threadIdx.x % 32; j < static_cast<int64_t>(s.H) * s.S; j += 32) sum += from[j];
   sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) dw[entry] += sum;
+  if (threadIdx.x % 32 == 0) dw[place] += sum;
 }
 
 // The list of layers, put into the GPU's memory as arguments of a kernel: copied from the host it could not be reused
@@ -69,19 +69,18 @@ void Gpu<Act>::gca_forward(Act* out, float* lse, const Act* q, const Act* kv, co
 }
 
 template <class Act>
-void Gpu<Act>::gca_backward_query(Act* dq, float* dw, float* delta, const Act* dout, const Act* q, const Act* kv,
-                                  const float* lse, const int32_t* pick, const float* w, const GcaShape& s) {
+void Gpu<Act>::gca_backward_query(const GcaBackward<Act, float>& a, const GcaShape& s) {
   GCA_CHECK(s.first_slot == 0 && s.T % s.S == 0, "backward takes whole rows");
   check_shape(s);
   bool done = false;
   if constexpr (std::is_same_v<Act, bf16>)
     if (takes_mma(s)) {
-      gca_backward_query_mma(stream_, dq, delta, dout, q, kv, lse, pick, w, s);
+      gca_backward_query_mma(stream_, a, s);
       done = true;
     }
-  if (!done) gca_backward_query_plain(stream_, dq, delta, dout, q, kv, lse, pick, w, s);
+  if (!done) gca_backward_query_plain(stream_, a, s);
   launch("gradient of the picks' weights", stream_, gca_weight_gradient_kernel, ceil_div(s.B * s.chunks() * s.K, 8),
-         256, 0, dw, delta, pick, s);
+         256, 0, a.dw, a.delta, a.pick, s);
 }
 
 template <class Act>

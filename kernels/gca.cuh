@@ -53,8 +53,7 @@ template <class Act>
 void gca_forward_plain(cudaStream_t stream, Act* out, float* lse, const Act* q, const Act* kv, const int32_t* pick,
                        const float* w, const GcaShape& s);
 template <class Act>
-void gca_backward_query_plain(cudaStream_t stream, Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv,
-                              const float* lse, const int32_t* pick, const float* w, const GcaShape& s);
+void gca_backward_query_plain(cudaStream_t stream, const GcaBackward<Act, float>& a, const GcaShape& s);
 template <class Act>
 void gca_backward_memory_plain(cudaStream_t stream, Act* dkv, const FetchingLayer<Act, float>* layers, int n_layers,
                                const Act* kv, const GcaShape& s);
@@ -62,8 +61,7 @@ void gca_backward_memory_plain(cudaStream_t stream, Act* dkv, const FetchingLaye
 // 16 on
 void gca_forward_mma(cudaStream_t stream, bf16* out, float* lse, const bf16* q, const bf16* kv, const int32_t* pick,
                      const float* w, const GcaShape& s);
-void gca_backward_query_mma(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
-                            const bf16* kv, const float* lse, const int32_t* pick, const float* w, const GcaShape& s);
+void gca_backward_query_mma(cudaStream_t stream, const GcaBackward<bf16, float>& a, const GcaShape& s);
 void gca_backward_memory_mma(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers, int n_layers,
                              const bf16* kv, const GcaShape& s, char* room, int64_t room_bytes);
 

@@ -34,7 +34,7 @@ template <class Act>
 __global__ void matmul_fill_kernel(Act* x,  // (n)
                                    int64_t n) {
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (i < n) x[i] = from_float<Act>(uniform_open(philox(0, Stream::sample, static_cast<uint32_t>(i)).word[0]) - 0.5f);
+  if (i < n) x[i] = from_float<Act>(uniform_open(philox(0, Draw::sample, static_cast<uint32_t>(i)).word[0]) - 0.5f);
 }
 
 // The largest power of two, up to 256, that the address is a multiple of: not every algorithm takes every address.

@@ -118,8 +118,8 @@ void Gpu<Act>::rmsnorm_forward(Act* out, float* rstd, const Act* x, const Act* g
 }
 
 template <class Act>
-void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act* x, const float* rstd, const Act* gain,
-                                const Act* residual, const Act* residual2, int64_t rows, int64_t D, int64_t stride) {
+void Gpu<Act>::rmsnorm_backward(const RmsnormBackward<Act, Act, float, float>& a, int64_t rows, int64_t D,
+                                int64_t stride) {
   if (rows == 0) return;
   const int64_t row_bytes = D * static_cast<int64_t>(sizeof(float));
   const int64_t most_shared_bytes = 96 << 10;  // what every card has
@@ -131,10 +131,11 @@ void Gpu<Act>::rmsnorm_backward(Act* dx, float* dgain, const Act* dn, const Act*
   float* partial = scratch<float>(blocks * D);  // (blocks,D)
   with_width<Act>({D, stride}, [&](auto N) {
     launch("RMSNorm, backward", stream_, rmsnorm_backward_kernel<Act, N>, blocks, static_cast<int>(32 * warps),
-           warps * row_bytes, dx, partial, dn, x, rstd, gain, residual, residual2, rows, D, stride, rows_of_block);
+           warps * row_bytes, a.dx, partial, a.dn, a.x, a.rstd, a.gain, a.residual, a.residual2, rows, D, stride,
+           rows_of_block);
   });
-  launch("RMSNorm, gradient of the gain", stream_, rmsnorm_backward_gain_kernel, ceil_div(D, 8), 256, 0, dgain, partial,
-         blocks, D);
+  launch("RMSNorm, gradient of the gain", stream_, rmsnorm_backward_gain_kernel, ceil_div(D, 8), 256, 0, a.dgain,
+         partial, blocks, D);
 }
 
 GCA_BOTH_TYPES(rmsnorm_forward);

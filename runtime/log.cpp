@@ -13,9 +13,9 @@ void RunLog::line(const char* name, const std::string& value) const { print(left
 
 void RunLog::model(int64_t parameters, const Tokenizer& tokenizer) const {
   const Config& c = s_.config;
-  line("model",
-       str("D=", c.width, " H=", c.heads, " F=", c.ffn, ", ", c.lower, " lower + (", comma_list(c.groups),
-           ") upper layers, encoder ", c.encoder, ", S=", c.chunk, " K=", c.topk, " W=", c.window, ", V=", c.vocab));
+  line("model", str("D=", c.width, " H=", c.heads, " F=", c.ffn, ", ", c.lower, " lower + (", comma_list(c.groups),
+                    ") upper layers, encoder ", c.encoder, ", S=", c.chunk, " K=", c.reach.topk, " W=", c.reach.window,
+                    ", V=", c.vocab));
   line("parameters", str(parameters));
   line("tokenizer", tokenizer.description());
 }

@@ -37,7 +37,7 @@ Draws::Draws(uint64_t seed, Purpose purpose, int64_t number)
 
 int64_t Draws::below(int64_t n) {
   if (drawn_ % 4 == 0)
-    words_ = philox(seed_, Stream::task, drawn_ / 4, purpose_, static_cast<uint32_t>(number_),
+    words_ = philox(seed_, Draw::task, drawn_ / 4, purpose_, static_cast<uint32_t>(number_),
                     static_cast<uint32_t>(number_ >> 32));
   return static_cast<int64_t>(static_cast<uint64_t>(words_.word[drawn_++ % 4]) * static_cast<uint64_t>(n) >> 32);
 }

@@ -121,8 +121,7 @@ class NeedleRows : public RowMaker {
     haystack_.check_same(state.at("data"));
     stage_ = state.at("stage").integer(0, s_.stages() - 1);
     const JsonField rates = state.at("answer_rates");
-    for (const Json& rate : rates.items())
-      answer_rates_.push_back(JsonField(rate, "answer_rates").number());
+    for (const Json& rate : rates.items()) answer_rates_.push_back(JsonField(rate, "answer_rates").number());
   }
 
  private:

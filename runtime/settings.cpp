@@ -34,8 +34,8 @@ void add_model_flags(Flags& flags, std::string& model, Config& c) {
             Flags::run);
   flags.add("encoder", c.encoder, 0, 1024, "layers of the chunk encoder", Flags::run);
   flags.add("chunk", c.chunk, 2, 4096, "S, slots a chunk, its landmark included", Flags::run);
-  flags.add("topk", c.topk, 1, max_topk, "K, chunks that each chunk fetches", Flags::run);
-  flags.add("window", c.window, 0, INT32_MAX, "W, slots back that a slot attends to", Flags::run);
+  flags.add("topk", c.reach.topk, 1, max_topk, "K, chunks that each chunk fetches", Flags::run);
+  flags.add("window", c.reach.window, 0, INT32_MAX, "W, slots back that a slot attends to", Flags::run);
   flags.add_on_off("null-slot", c.null_slot,
                    "a zero key and value in each fetched chunk, so that nothing need be taken", Flags::run);
 }

@@ -29,7 +29,7 @@ int32_t sample_token(const std::vector<float>& logits, double temperature, doubl
   count = std::max<size_t>(count, 1);
   double at =
       uniform_open(
-          philox(seed, Stream::sample, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32)).word[0]) *
+          philox(seed, Draw::sample, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32)).word[0]) *
       kept;
   for (size_t i = 0; i < count; i++)
     if ((at -= candidates[i].first) < 0) return candidates[i].second;

@@ -9,7 +9,7 @@ static std::vector<Tokenizer::Merge> random_merges(uint32_t seed) {
   std::vector<Tokenizer::Merge> merges;
   std::vector<size_t> lengths(256, 1);
   for (uint32_t i = 0; i < 12 + 4 * seed; i++) {
-    const Philox random = philox(seed, Stream::task, i);
+    const Philox random = philox(seed, Draw::task, i);
     const auto id = [&](uint32_t kind, uint32_t which) {
       const uint32_t made = static_cast<uint32_t>(merges.size());
       return kind % 3 && made ? 256 + which % made : static_cast<uint32_t>("ab'st "[which % (1 + seed % 6)]);

@@ -38,28 +38,28 @@ inline Table random_table(int64_t B, int64_t C, int K, uint64_t seed) {
     for (int64_t c = 1; c < C; c++) {
       std::vector<int32_t> past;
       for (int64_t m = 0; m < candidates(c); m++)
-        past.insert(past.begin() + philox(seed, Stream::sample, static_cast<uint32_t>(b), static_cast<uint32_t>(c),
+        past.insert(past.begin() + philox(seed, Draw::sample, static_cast<uint32_t>(b), static_cast<uint32_t>(c),
                                           static_cast<uint32_t>(m))
                                            .word[0] %
                                        (m + 1),
                     static_cast<int32_t>(m));
       for (int k = 0; k < K && k < c; k++) {
-        const int64_t entry = PickTable{C, K}.picked_by(b, c, k);
-        const Philox draw = philox(seed, Stream::sample, static_cast<uint32_t>(entry), 7);
+        const int64_t place = PickTable{C, K}.picked_by(b, c, k);
+        const Philox draw = philox(seed, Draw::sample, static_cast<uint32_t>(place), 7);
         if (draw.word[0] % 8 == 0) continue;
-        table.pick[entry] = past[k];
-        table.w[entry] = uniform_open(draw.word[1]);
+        table.pick[place] = past[k];
+        table.w[place] = uniform_open(draw.word[1]);
       }
     }
   return table;
 }
 struct Inverse {
-  std::vector<int32_t> start, entry;
+  std::vector<int32_t> start, fetches;
 };
 template <class Device>
 Inverse inverted(Device& cpu, const std::vector<int32_t>& pick, int64_t B, int64_t C, int K) {
   Inverse inverse{std::vector<int32_t>(B * (C + 1), -7), std::vector<int32_t>(B * C * K, -7)};
-  cpu.invert_picks(inverse.start.data(), inverse.entry.data(), pick.data(), B, C, K);
+  cpu.invert_picks(inverse.start.data(), inverse.fetches.data(), pick.data(), B, C, K);
   return inverse;
 }
 

@@ -15,7 +15,7 @@ std::vector<real> random_values(int64_t n, uint64_t seed, double deviation = 1, 
   std::vector<real> values(n);
   for (size_t i = 0; i < values.size(); i++) {
     const double unit =
-        2 * static_cast<double>(uniform_open(philox(seed, Stream::sample, static_cast<uint32_t>(i)).word[0])) - 1;
+        2 * static_cast<double>(uniform_open(philox(seed, Draw::sample, static_cast<uint32_t>(i)).word[0])) - 1;
     values[i] = static_cast<real>(static_cast<float>(mean + deviation * std::sqrt(3.0) * unit));
   }
   return values;
@@ -25,7 +25,7 @@ std::vector<real> random_values(int64_t n, uint64_t seed, double deviation = 1, 
 inline std::vector<int32_t> random_ids(int64_t n, uint64_t seed, int64_t limit) {
   std::vector<int32_t> ids(n);
   for (size_t i = 0; i < ids.size(); i++)
-    ids[i] = static_cast<int32_t>(philox(seed, Stream::sample, static_cast<uint32_t>(i), 1).word[0] %
+    ids[i] = static_cast<int32_t>(philox(seed, Draw::sample, static_cast<uint32_t>(i), 1).word[0] %
                                   static_cast<uint64_t>(limit));
   return ids;
 }

@@ -15,8 +15,7 @@ inline Config small(std::vector<int64_t> groups, int64_t chunk = 5, int64_t topk
           .groups = std::move(groups),
           .encoder = 1,
           .chunk = chunk,
-          .topk = topk,
-          .window = 4,
+          .reach = {.topk = topk, .window = 4},
           .eps = 1e-3};
 }
 

@@ -268,10 +268,10 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
           double sum = 0;
           for (const Candidate& p : past) sum += std::exp(p.score);
           for (int64_t k = 0; k < K; k++) {
-            const int64_t entry = PickTable{C, K}.picked_by(b, c, k);
+            const int64_t place = PickTable{C, K}.picked_by(b, c, k);
             const bool there = k < static_cast<int64_t>(past.size());
-            CHECK(result.pick[entry] == (there ? past[k].chunk : -1));
-            CHECK(result.w[entry] == doctest::Approx(there ? std::exp(past[k].score) / sum : 0).epsilon(1e-12));
+            CHECK(result.pick[place] == (there ? past[k].chunk : -1));
+            CHECK(result.w[place] == doctest::Approx(there ? std::exp(past[k].score) / sum : 0).epsilon(1e-12));
           }
         }
       }
@@ -372,8 +372,9 @@ TEST_CASE("retrieval: gradients of queries and landmarks with picks held") {
     const Inverse inverse = inverted(cpu, pick, B, C, static_cast<int>(K));
     const Vec before = randoms(B * s.row_stride, 4);
     Vec dw = weights_gradient, dr(B * C * D, 5.0), dlandmark = before;
-    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(),
-                                 inverse.entry.data(), r.data(), landmark.data(), s);
+    cpu.chunk_retrieval_backward({dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(),
+                                  inverse.fetches.data(), r.data(), landmark.data()},
+                                 s);
     CHECK(slope_error(r, dr, loss) < slope_tolerance);
     for (size_t i = 0; i < dlandmark.size(); i++) dlandmark[i] -= before[i];
     CHECK(slope_error(landmark, dlandmark, loss) < slope_tolerance);
@@ -398,18 +399,18 @@ TEST_CASE("retrieval ablations: none, and uniform over the past") {
   for (int64_t c = 0; c < C; c++) {
     std::vector<int64_t> picked(C, 0);
     for (int64_t b = 0; b < B; b++) {
-      const int64_t entry = PickTable{C, K}.picked_by(b, c);
-      std::vector<int32_t> mine(uniform.pick.begin() + entry, uniform.pick.begin() + entry + K);
+      const int64_t place = PickTable{C, K}.picked_by(b, c);
+      std::vector<int32_t> mine(uniform.pick.begin() + place, uniform.pick.begin() + place + K);
       double sum = 0;
       for (int k = 0; k < K; k++) {
         CHECK((mine[k] >= 0) == (k < c));
         CHECK(mine[k] < c);
         if (mine[k] < 0) continue;
         picked[mine[k]]++;
-        sum += uniform.w[entry + k];
+        sum += uniform.w[place + k];
       }
       if (c > 0) CHECK(sum == doctest::Approx(1).epsilon(1e-12));
-      if (c > K) score_order += uniform.w[entry] > uniform.w[entry + 1] ? 1 : -1;
+      if (c > K) score_order += uniform.w[place] > uniform.w[place + 1] ? 1 : -1;
       std::sort(mine.begin(), mine.end());
       CHECK(std::unique(mine.begin(), mine.begin() + std::min<int64_t>(c, K)) ==
             mine.begin() + std::min<int64_t>(c, K));
@@ -436,9 +437,9 @@ TEST_CASE("inverted pick table: every fetch once, in order") {
         std::vector<int32_t> want;
         for (int64_t i = 0; i < C * K; i++)
           if (table.pick[b * (C + 1) * K + i] == m) want.push_back(static_cast<int32_t>(i));
-        const int32_t *start = &inverse.start[b * (C + 1)], *entry = inverse.entry.data() + b * C * K;
+        const int32_t *start = &inverse.start[b * (C + 1)], *fetches = inverse.fetches.data() + b * C * K;
         CHECK(start[0] == 0);
-        CHECK(std::vector<int32_t>(entry + start[m], entry + start[m + 1]) == want);
+        CHECK(std::vector<int32_t>(fetches + start[m], fetches + start[m + 1]) == want);
       }
   }
 }
@@ -534,11 +535,12 @@ TEST_CASE("grouped cross attention: gradients of queries, weights and memory, tw
       for (Layer& l : layers) {
         const Vec before = randoms(entries, 9);
         l.dw = before;
-        cpu.gca_backward_query(l.dq.data(), l.dw.data(), l.delta.data(), l.dout.data(), l.q.data(), kv.data(),
-                               l.lse.data(), l.table.pick.data(), l.table.w.data(), s);
+        cpu.gca_backward_query({l.dq.data(), l.dw.data(), l.delta.data(), l.dout.data(), l.q.data(), kv.data(),
+                                l.lse.data(), l.table.pick.data(), l.table.w.data()},
+                               s);
         for (size_t i = 0; i < before.size(); i++) l.dw[i] -= before[i];
         fetching.push_back({l.q.data(), l.dout.data(), l.lse.data(), l.delta.data(), l.table.w.data(),
-                            l.inverse.start.data(), l.inverse.entry.data()});
+                            l.inverse.start.data(), l.inverse.fetches.data()});
       }
       Vec dkv(kv.size(), 5.0);
       cpu.gca_backward_memory(dkv.data(), fetching.data(), 2, kv.data(), s);
@@ -593,10 +595,10 @@ TEST_CASE("attention in float bears logits far out of exp's range") {
   const GcaShape s{1, T, H, d, S, K, C};
   const Inverse inverse = inverted(cpu, pick, 1, C, K);
   cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), pick.data(), w.data(), s);
-  cpu.gca_backward_query(dq.data(), dw.data(), delta.data(), dout.data(), q.data(), kv.data(), lse.data(), pick.data(),
-                         w.data(), s);
-  const FetchingLayer<float, float> layer{q.data(), dout.data(),          lse.data(),          delta.data(),
-                                          w.data(), inverse.start.data(), inverse.entry.data()};
+  cpu.gca_backward_query(
+      {dq.data(), dw.data(), delta.data(), dout.data(), q.data(), kv.data(), lse.data(), pick.data(), w.data()}, s);
+  const FetchingLayer<float, float> layer{
+      q.data(), dout.data(), lse.data(), delta.data(), w.data(), inverse.start.data(), inverse.fetches.data()};
   cpu.gca_backward_memory(dkv.data(), &layer, 1, kv.data(), s);
   CHECK(all_finite(out));
   CHECK(all_finite(dq));

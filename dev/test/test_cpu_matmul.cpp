@@ -34,7 +34,7 @@ struct Matrix {
     for (int64_t i = 0; i < rows; i++)
       for (int64_t j = 0; j < columns; j++)
         at(i, j) =
-            2 * static_cast<real>(uniform_open(philox(5, Stream::init, key, uint32_t(i), uint32_t(j)).word[0])) - 1;
+            2 * static_cast<real>(uniform_open(philox(5, Draw::init, key, uint32_t(i), uint32_t(j)).word[0])) - 1;
   }
   real& at(int64_t i, int64_t j) { return data[i * view.row + j * view.col]; }
   std::vector<real> data;

@@ -14,8 +14,8 @@ using namespace gca::test;
 TEST_CASE("philox: the published vectors") {
   // The stream is folded into the key, so a key of the vectors is reached by a seed that undoes it.
   const auto of_key = [](uint32_t k0, uint32_t k1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
-    return philox(static_cast<uint64_t>(k1 - static_cast<uint32_t>(Stream::init) * 0x632BE5ABu) << 32 | k0,
-                  Stream::init, c0, c1, c2, c3);
+    return philox(static_cast<uint64_t>(k1 - static_cast<uint32_t>(Draw::init) * 0x632BE5ABu) << 32 | k0, Draw::init,
+                  c0, c1, c2, c3);
   };
   const auto same = [](const Philox& p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return p.word[0] == a && p.word[1] == b && p.word[2] == c && p.word[3] == d;
@@ -29,7 +29,7 @@ TEST_CASE("philox: the published vectors") {
 TEST_CASE("exact_log and exponential: close to the library's") {
   double worst_log = 0, worst_exp = 0;
   for (uint32_t i = 0; i < 20000; i++) {
-    const Philox draw = philox(5, Stream::sample, i);
+    const Philox draw = philox(5, Draw::sample, i);
     const float u = uniform_open(draw.word[0]),
                 wide = std::ldexp(1 + uniform_open(draw.word[1]), static_cast<int>(draw.word[2] % 250) - 125);
     for (float x : {u, 1 - u / 1024, wide})
@@ -77,7 +77,7 @@ TEST_CASE("Gumbel noise: mean, variance, and independence of its coordinates") {
   });
   double worst = 0;
   for (uint32_t i = 0; i < 10000; i++) {
-    const uint32_t word = i < 2 ? -i : philox(8, Stream::sample, i).word[0];  // both ends, and between
+    const uint32_t word = i < 2 ? -i : philox(8, Draw::sample, i).word[0];  // both ends, and between
     const double exact = -std::log(-std::log(static_cast<double>(uniform_open(word))));
     worst = std::fmax(worst, std::fabs(gumbel(word) - exact) / std::fmax(1.0, std::fabs(exact)));
   }
@@ -177,7 +177,7 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
       };
       forward();
       Vec dx(n, 5.0), dgain = before;
-      cpu.rmsnorm_backward(dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data(), r1, r2, rows, D,
+      cpu.rmsnorm_backward({dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data(), r1, r2}, rows, D,
                            stride);
       CHECK(slope_error(x.data(), dx.data(), direction_in(n, stride, 0, D), loss) < slope_tolerance);
       for (int64_t i = 0; i < n; i++)
@@ -189,15 +189,17 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
       // dx may be dn, or the first residual.
       if (apart == 1 && !residuals) {
         Vec in_place = dn, again = before;
-        cpu.rmsnorm_backward(in_place.data(), again.data(), in_place.data(), x.data(), rstd.data(), gain.data(), r1, r2,
-                             rows, D, stride);
+        cpu.rmsnorm_backward(
+            {in_place.data(), again.data(), in_place.data(), x.data(), rstd.data(), gain.data(), r1, r2}, rows, D,
+            stride);
         CHECK(in_place == dx);
         CHECK(again == dgain);
       }
       if (residuals) {
         Vec in_place = residual, again = before;
-        cpu.rmsnorm_backward(in_place.data(), again.data(), dn.data(), x.data(), rstd.data(), gain.data(),
-                             in_place.data(), r2, rows, D, stride);
+        cpu.rmsnorm_backward(
+            {in_place.data(), again.data(), dn.data(), x.data(), rstd.data(), gain.data(), in_place.data(), r2}, rows,
+            D, stride);
         for (int64_t i = 0; i < n; i++)
           if (i % stride < D) CHECK(in_place[i] == dx[i]);
       }
@@ -463,8 +465,8 @@ std::vector<Output> all_ops(int threads) {
   {
     Buffer out = buffer(R * D), rstd = buffer(R), dx = buffer(R * D), dgain = buffer(D);
     cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), R, D, D, 1e-5);
-    cpu.rmsnorm_backward(dx.data(), dgain.data(), dout.data(), x.data(), rstd.data(), gain.data(), x.data(),
-                         dout.data(), R, D, D);
+    cpu.rmsnorm_backward(
+        {dx.data(), dgain.data(), dout.data(), x.data(), rstd.data(), gain.data(), x.data(), dout.data()}, R, D, D);
     keep("rmsnorm", out, true);
     keep("rmsnorm dx", dx, true);
     keep("rmsnorm dgain", dgain, false);
@@ -514,8 +516,9 @@ std::vector<Output> all_ops(int threads) {
     Buffer w = buffer(B * (C + 1) * K), dw = input(B * (C + 1) * K, 13), dr = buffer(B * C * D),
            dlandmark = input(B * C * D, 14);
     cpu.chunk_retrieval_forward(pick.data(), w.data(), r.data(), landmark.data(), s, selection);
-    cpu.chunk_retrieval_backward(dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(),
-                                 inverse.entry.data(), r.data(), landmark.data(), s);
+    cpu.chunk_retrieval_backward({dr.data(), dlandmark.data(), dw.data(), w.data(), pick.data(), inverse.start.data(),
+                                  inverse.fetches.data(), r.data(), landmark.data()},
+                                 s);
     keep("retrieval w", w, false);
     keep("retrieval dr", dr, true);
     keep("retrieval dlandmark", dlandmark, true);
@@ -529,10 +532,11 @@ std::vector<Output> all_ops(int threads) {
            dw = buffer(B * (C + 1) * K), dkv = kv;
     cpu.zero_landmarks(kv.data(), B * C, S, D);
     cpu.gca_forward(out.data(), lse.data(), x.data(), kv.data(), table.pick.data(), w.data(), s);
-    cpu.gca_backward_query(dq.data(), dw.data(), delta.data(), dout.data(), x.data(), kv.data(), lse.data(),
-                           table.pick.data(), w.data(), s);
-    const FetchingLayer<real, real> layer{x.data(), dout.data(),          lse.data(),          delta.data(),
-                                          w.data(), inverse.start.data(), inverse.entry.data()};
+    cpu.gca_backward_query(
+        {dq.data(), dw.data(), delta.data(), dout.data(), x.data(), kv.data(), lse.data(), table.pick.data(), w.data()},
+        s);
+    const FetchingLayer<real, real> layer{
+        x.data(), dout.data(), lse.data(), delta.data(), w.data(), inverse.start.data(), inverse.fetches.data()};
     cpu.gca_backward_memory(dkv.data(), &layer, 1, kv.data(), s);
     keep("gca", out, true);
     keep("gca dq", dq, true);

@@ -273,6 +273,19 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
   }
   CHECK(tried == 105);
   CHECK(refused > 60);
+  // Sizes that every file has; of others a file without them was made as by the flag's default.
+  for (const std::string name : {"vocab", "width", "groups", "batch", "chunks"}) {
+    std::string renamed = content;
+    renamed[content.find("\"" + name + "\"") + 1] = 'X';
+    write_file(path, renamed);
+    std::string message = "none";
+    try {
+      verified();
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    CHECK_MESSAGE(has(message, (name + ": expected, but missing").c_str()), message);
+  }
   for (size_t at = 0; at < 8 + header_bytes; at += 97) {
     std::string damaged = content;
     damaged[at] = static_cast<char>(damaged[at] ^ 1);

@@ -65,8 +65,7 @@ TEST_CASE(
                            .groups = {1},
                            .encoder = 1,
                            .chunk = 8,
-                           .topk = 2,
-                           .window = 8},
+                           .reach = {.topk = 2, .window = 8}},
                           1, 1);
   REQUIRE(file.tensors().size() == table.tensors.size());
   for (size_t i = 0; i < table.tensors.size(); i++) CHECK(file.tensors()[i].name == table.tensors[i].name);

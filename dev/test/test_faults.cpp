@@ -188,7 +188,7 @@ TEST_CASE("kill: at 20 random instants of training, and the run goes on bit for 
   int killed = 0, resumed = 0;
   for (uint32_t trial = 0; killed < 20 && trial < 200; trial++) {  // a run that ended before it was killed is none
     CAPTURE(trial);
-    const Philox random = philox(1, Stream::task, trial);
+    const Philox random = philox(1, Draw::task, trial);
     remove_tree(shop.path + "/run");
     {
       Process process(shop.program, shop.tiny("run", settings + str(" --threads ", 1 + trial % 2)), shop.output());

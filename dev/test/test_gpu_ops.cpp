@@ -112,15 +112,15 @@ TEST_CASE("GPU: RMSNorm") {
         stat* rstd = bench.template make<stat>(rows);
         grad* dgain = bench.template put<grad>(randoms(in_bf16, D, 6));
         bench.device.rmsnorm_forward(out, rstd, x, gain, rows, D, stride, 1e-2);
-        bench.device.rmsnorm_backward(dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr,
-                                      residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr, rows,
-                                      D, stride);
+        bench.device.rmsnorm_backward({dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr,
+                                       residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr},
+                                      rows, D, stride);
         bench.result("out", out, rows * D);
         bench.result("rstd", rstd, rows);
         bench.result("dx", dx, n);
         bench.result("dgain", dgain, D);
         if (apart > 1) return;
-        bench.device.rmsnorm_backward(in_place, dgain, in_place, x, rstd, gain, nullptr, nullptr, rows, D, stride);
+        bench.device.rmsnorm_backward({in_place, dgain, in_place, x, rstd, gain}, rows, D, stride);
         bench.result("dx in place of dn", in_place, n);
       });
 }
@@ -341,7 +341,7 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
                 selection.noise = kind == 1 || kind == 2;
                 Vec noise(B * C * C);
                 for (size_t i = 0; i < noise.size(); i++)
-                  noise[i] = gumbel(philox(5, Stream::sample, static_cast<uint32_t>(i)).word[0]);
+                  noise[i] = gumbel(philox(5, Draw::sample, static_cast<uint32_t>(i)).word[0]);
                 if (kind == 2) selection.given_noise = bench.template put<float>(noise);
                 if (kind == 3) selection.picking = Picking::uniform;
                 if (kind == 4) selection.picking = Picking::none;
@@ -433,12 +433,13 @@ TEST_CASE("GPU: retrieval, backward") {
       stat* dw = bench.template put<stat>(randoms(in_bf16, table, 5));
       act *dr = bench.template make<act>(B * C * D),
           *dlandmark = bench.template put<act>(randoms(in_bf16, B * C * stride, 6));
-      int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
-      bench.device.invert_picks(start, entry, pick, B, C, K);
-      bench.device.chunk_retrieval_backward(dr, dlandmark, dw, w, pick, start, entry, r, landmark, s);
+      int32_t *start = bench.template make<int32_t>(B * (C + 1)), *fetches = bench.template make<int32_t>(B * C * K);
+      bench.device.invert_picks(start, fetches, pick, B, C, K);
+      bench.device.chunk_retrieval_backward({dr, dlandmark, dw, w, pick, start, fetches, r, landmark}, s);
       bench.result("exact start", start, B * (C + 1));
       const auto starts = bench.get(start, B * (C + 1));
-      for (int64_t b = 0; b < B; b++) bench.result(str("exact entry ", b), entry + b * C * K, starts[b * (C + 1) + C]);
+      for (int64_t b = 0; b < B; b++)
+        bench.result(str("exact fetches ", b), fetches + b * C * K, starts[b * (C + 1) + C]);
       bench.result("dr", dr, B * C * D);
       bench.result("dlandmark", dlandmark, B * C * stride);
       bench.result("dscore", dw, table);
@@ -494,11 +495,11 @@ TEST_CASE("GPU: grouped cross attention") {
         act *out = bench.template make<act>(n * D), *dq = bench.template make<act>(n * D);
         stat *lse = bench.template put<stat>(Vec(stats, 0.0)), *delta = bench.template put<stat>(Vec(stats, 0.0)),
              *dw = bench.template put<stat>(randoms(in_bf16, table, 50 + l));
-        int32_t *start = bench.template make<int32_t>(B * (C + 1)), *entry = bench.template make<int32_t>(B * C * K);
+        int32_t *start = bench.template make<int32_t>(B * (C + 1)), *fetches = bench.template make<int32_t>(B * C * K);
         bench.device.gca_forward(out, lse, q, kv, pick, w, s);
-        bench.device.gca_backward_query(dq, dw, delta, dout, q, kv, lse, pick, w, s);
-        bench.device.invert_picks(start, entry, pick, B, C, K);
-        layers.push_back({q, dout, lse, delta, w, start, entry});
+        bench.device.gca_backward_query({dq, dw, delta, dout, q, kv, lse, pick, w}, s);
+        bench.device.invert_picks(start, fetches, pick, B, C, K);
+        layers.push_back({q, dout, lse, delta, w, start, fetches});
         if (l > 1) continue;
         const std::string of = str(" of layer ", static_cast<int>(l));
         bench.result("out" + of, out, n * D);
@@ -675,8 +676,7 @@ const ModelCase model_cases[] = {
       .groups = {1, 2},
       .encoder = 1,
       .chunk = 8,
-      .topk = 3,
-      .window = 20},
+      .reach = {.topk = 3, .window = 20}},
      2,
      7},
     {"one group, no null slot, no lower layer",
@@ -688,8 +688,7 @@ const ModelCase model_cases[] = {
       .groups = {1},
       .encoder = 2,
       .chunk = 5,
-      .topk = 8,
-      .window = 3,
+      .reach = {.topk = 8, .window = 3},
       .null_slot = false},
      1,
      11},
@@ -702,8 +701,7 @@ const ModelCase model_cases[] = {
       .groups = {1},
       .encoder = 1,
       .chunk = 64,
-      .topk = 2,
-      .window = 100},
+      .reach = {.topk = 2, .window = 100}},
      1,
      6},
     {"sliding window alone",
@@ -715,7 +713,7 @@ const ModelCase model_cases[] = {
       .groups = {},
       .encoder = 0,
       .chunk = 16,
-      .window = 70},
+      .reach = {.window = 70}},
      2,
      7},
 };
@@ -746,7 +744,7 @@ void train(Bench& bench, const ModelCase& c, bool in_bf16, std::vector<Ids>& pic
   draw_weights(net, in_bf16, draw);
   const Ids tokens = c.tokens(draw), targets = c.targets(draw);
   const std::vector<float> weights = random_values<float>(c.B * c.slots(), 3, 0.5, 1);
-  const int64_t rows = c.B * c.slots(), D = c.config.width, table = c.B * (c.C + 1) * c.config.topk;
+  const int64_t rows = c.B * c.slots(), D = c.config.width, table = c.B * (c.C + 1) * c.config.reach.topk;
   const double scale =
       1 / (static_cast<double>(rows) * static_cast<double>(c.config.chunk - 1) / static_cast<double>(c.config.chunk));
   Vec losses;

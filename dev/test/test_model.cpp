@@ -17,7 +17,7 @@ void check_model(const char* what, const Config& c, int64_t B, int64_t C, bool w
   Model<Cpu<double>> model(c, B, C * c.chunk);
   auto& net = model.net;
   const Batch batch(c, B, C);
-  const int64_t T = batch.T, D = c.width, K = c.topk;
+  const int64_t T = batch.T, D = c.width, K = c.reach.topk;
   selection.first_row = 7;
   whole_step(net, batch, selection, weighted);
 
@@ -190,9 +190,9 @@ TEST_CASE("config: every wrong size is refused by the name of its flag") {
   CHECK(names(complaint([](Config& c) { c.groups = {1, 0}; }), "groups"));
   CHECK(names(complaint([](Config& c) { c.encoder = -1; }), "encoder"));
   CHECK(names(complaint([](Config& c) { c.chunk = 1; }), "chunk"));
-  CHECK(names(complaint([](Config& c) { c.topk = 0; }), "topk"));
-  CHECK(names(complaint([](Config& c) { c.topk = max_topk + 1; }), "topk"));
-  CHECK(names(complaint([](Config& c) { c.window = -1; }), "window"));
+  CHECK(names(complaint([](Config& c) { c.reach.topk = 0; }), "topk"));
+  CHECK(names(complaint([](Config& c) { c.reach.topk = max_topk + 1; }), "topk"));
+  CHECK(names(complaint([](Config& c) { c.reach.window = -1; }), "window"));
 }
 
 // ---- the wiring ---------------------------------------------------------------------------------------------------
@@ -221,13 +221,13 @@ TEST_CASE("model: forward as written by hand, gradients as finite differences se
   no_encoder.encoder = 0;
   check_model("no encoder layers", no_encoder, 1, 5);
   Config wide = small({1}, 8, 2);
-  wide.window = 1000;
+  wide.reach.window = 1000;
   wide.heads = 1;
   wide.width = 10;
   wide.encoder = 2;
   check_model("a window longer than the row, one head", wide, 1, 4, true);
   Config blind = small({1});
-  blind.window = 0;
+  blind.reach.window = 0;
   Model<Cpu<double>> model(blind, 1, 20);  // a window of one slot leaves the lower layers' q and k without a gradient
   whole_step(model.net, Batch(blind, 1, 4), with_noise());
   CHECK(std::isfinite(model.net.step_state().loss));
@@ -246,7 +246,7 @@ TEST_CASE("model: two micro-batches are one batch, noise and loss weights includ
     halves.net.upload(batch.tokens.data() + first * batch.T, batch.targets.data() + first * batch.T,
                       batch.weights.data() + first * batch.T, 2 * batch.T);
     halves.net.forward({2, batch.T, selection});
-    const int64_t entries = 2 * 6 * c.topk;
+    const int64_t entries = 2 * 6 * c.reach.topk;
     for (size_t g = 0; g < 2; g++)
       CHECK(same_bits(copied(halves.net.groups[g].pick, entries),
                       copied(whole.net.groups[g].pick + first / 2 * entries, entries)));
@@ -324,8 +324,8 @@ TEST_CASE("model: noise drawn, and the same noise given, are one") {
   CHECK(same_bits(copied(drawn.net.final_n, B * batch.T * c.width), copied(given.net.final_n, B * batch.T * c.width)));
   // Another step draws other noise, and with it other picks.
   forward(other.net, batch, with_noise(4));
-  CHECK(!same_bits(copied(drawn.net.groups[0].pick, PickTable{C, c.topk}.size(B)),
-                   copied(other.net.groups[0].pick, PickTable{C, c.topk}.size(B))));
+  CHECK(!same_bits(copied(drawn.net.groups[0].pick, PickTable{C, c.reach.topk}.size(B)),
+                   copied(other.net.groups[0].pick, PickTable{C, c.reach.topk}.size(B))));
   // The two groups draw apart: with the same scores they would pick alike, so the draws themselves are compared.
   CHECK(noise[C] != noise[B * C * C + C]);
 }
@@ -335,7 +335,7 @@ TEST_CASE("model: the same bits with 1, 2 and 3 threads, forward, gradients and 
   c.width = 48;
   c.ffn = 100;
   c.vocab = 300;
-  c.window = 20;
+  c.reach.window = 20;
   const Batch batch(c, 3, 8);
   using Bits = std::vector<float>;
   std::vector<Bits> one;

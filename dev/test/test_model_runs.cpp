@@ -15,8 +15,8 @@ TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
   for (const auto& groups : {std::vector<int64_t>{}, {2}, {1, 2}})
     for (int64_t window : {0, 3, 5, 12, 1000}) {
       Config c = small(groups);
-      c.window = window;
-      const int64_t S = c.chunk, T = C * S, D = c.width, K = c.topk;
+      c.reach.window = window;
+      const int64_t S = c.chunk, T = C * S, D = c.width, K = c.reach.topk;
       const Batch batch(c, 1, C);
       Model<Cpu<double>> whole(c, 1, T, Use::inference), segments(c, 1, 3 * S, Use::inference);
       auto& net = segments.net;
@@ -204,6 +204,36 @@ TEST_CASE("model: a weight that is no number stops the step, wherever it sits") 
   CHECK(net.step_state().adam_steps == 0);
 }
 
+TEST_CASE("a step may fetch fewer chunks and look back less than its run's settings say") {
+  Config most = small({1, 1}, 5, 3), less = most;
+  most.reach.window = 20;
+  less.reach = {.topk = 2, .window = 4};
+  const int64_t B = 2, C = 6;
+  const Batch batch(most, B, C);
+  Model<Cpu<double>> varying(most, B, batch.T), fixed(less, B, batch.T);
+  const auto gradients = [&](auto& net) {
+    whole_step(net, batch, with_noise());
+    return packed(net, net.gradient);
+  };
+  const Vec before = gradients(varying.net), want = gradients(fixed.net);
+  varying.net.reach = less.reach;
+  CHECK(same_bits(gradients(varying.net), want));
+  varying.net.reach = most.reach;
+  CHECK(same_bits(gradients(varying.net), before));
+  CHECK(!same_bits(before, want));
+  // More than buffers have room for is refused, and so is another reach in the middle of a stream.
+  varying.net.reach.topk = 4;
+  CHECK_THROWS(gradients(varying.net));
+  Model<Cpu<double>> reader(most, 1, most.chunk, Use::inference);
+  DRT<Cpu<double>>::StreamState stream;
+  reader.net.open(stream, C);
+  reader.net.upload(batch.tokens.data(), nullptr, nullptr, most.chunk);
+  reader.net.forward({1, most.chunk, {}, &stream});
+  reader.net.reach = less.reach;
+  CHECK_THROWS(reader.net.forward({1, most.chunk, {}, &stream}));
+  reader.net.close(stream);
+}
+
 // ---- ablations, bf16 ----------------------------------------------------------------------------------------------
 
 TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other chunks of the past") {
@@ -212,7 +242,7 @@ TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other 
   const Batch batch(c, B, C);
   Model<Cpu<double>> model(c, B, batch.T);
   auto& net = model.net;
-  const int64_t entries = PickTable{C, c.topk}.size(B), n = B * batch.T * c.width;
+  const int64_t entries = PickTable{C, c.reach.topk}.size(B), n = B * batch.T * c.width;
   forward(net, batch, {});
   const Vec learned = copied(net.final_n, n);
   const auto learned_picks = copied(net.groups[0].pick, entries);
@@ -233,7 +263,7 @@ TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other 
   const auto random_picks = copied(net.groups[0].pick, entries);
   CHECK(random_picks != learned_picks);
   CHECK(random_picks != copied(net.groups[1].pick, entries));  // each group draws its own
-  for (int64_t i = 0; i < entries; i++) CHECK(random_picks[i] < std::max<int64_t>(0, i / c.topk % (C + 1) - 1));
+  for (int64_t i = 0; i < entries; i++) CHECK(random_picks[i] < std::max<int64_t>(0, i / c.reach.topk % (C + 1) - 1));
   for (int64_t i = 0; i < entries; i++) CHECK((random_picks[i] >= 0) == (learned_picks[i] >= 0));
 }
 
@@ -249,7 +279,7 @@ TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same
   whole_step(exact.net, batch, with_noise());
   const auto errors = [&](auto& net) {
     for (size_t g = 0; g < 2; g++)
-      std::copy_n(exact.net.groups[g].pick, PickTable{C, c.topk}.size(B), net.groups[g].pick);
+      std::copy_n(exact.net.groups[g].pick, PickTable{C, c.reach.topk}.size(B), net.groups[g].pick);
     Selection given = with_noise();
     given.picking = Picking::given;
     whole_step(net, batch, given);

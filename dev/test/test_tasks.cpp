@@ -20,8 +20,7 @@ Haystack prose(const Tokenizer& tokenizer, int64_t tokens = 20000) {
   const std::vector<std::string> words = {"the ",  "sea ", "was ", "calm ",   "and ", "a ",
                                           "ship ", "lay ", "at ",  "anchor ", "\n"};
   std::string text;
-  for (uint32_t i = 0; std::ssize(text) < tokens; i++)
-    text += words[philox(9, Stream::sample, i).word[0] % words.size()];
+  for (uint32_t i = 0; std::ssize(text) < tokens; i++) text += words[philox(9, Draw::sample, i).word[0] % words.size()];
   Haystack haystack;
   haystack.tokens = tokenizer.encode(text);
   haystack.files = 1;

@@ -81,8 +81,8 @@ struct Workshop : TempFolder {
       : TempFolder(parent), program(program_) {
     std::string text;  // words in a pattern that a tiny model can learn something of
     for (uint32_t i = 0; i < 6000; i++)
-      text += str(philox(3, Stream::task, i).word[0] % 3 ? "the sea" : "a ship", " ",
-                  philox(3, Stream::task, i).word[1] % 10, "; ");
+      text += str(philox(3, Draw::task, i).word[0] % 3 ? "the sea" : "a ship", " ",
+                  philox(3, Draw::task, i).word[1] % 10, "; ");
     write_file(path + "/text.txt", text);
     REQUIRE(run("tokenize --out " + path + "/shards/t --val 0.1 " + path + "/text.txt").exit == 0);
   }

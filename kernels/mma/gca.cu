@@ -553,12 +553,12 @@ void gca_forward_mma(cudaStream_t stream, bf16* out, float* lse, const bf16* q, 
            plan.threads(), forward_bytes(plan), out, lse, q, kv, pick, w, s);
   });
 }
-void gca_backward_query_mma(cudaStream_t stream, bf16* dq, float* delta, const bf16* dout, const bf16* q,
-                            const bf16* kv, const float* lse, const int32_t* pick, const float* w, const GcaShape& s) {
+void gca_backward_query_mma(cudaStream_t stream, const GcaBackward<bf16, float>& a, const GcaShape& s) {
   with_mma_head(s.d, [&](auto d) {
     constexpr GcaPlan plan = gca_plan(d);
     launch("grouped cross attention, backward by query", stream, gca_backward_query_mma_kernel<d>,
-           s.B * s.H * s.chunks(), plan.threads(), query_bytes(plan), dq, delta, dout, q, kv, lse, pick, w, s);
+           s.B * s.H * s.chunks(), plan.threads(), query_bytes(plan), a.dq, a.delta, a.dout, a.q, a.kv, a.lse, a.pick,
+           a.w, s);
   });
 }
 void gca_backward_memory_mma(cudaStream_t stream, bf16* dkv, const FetchingLayer<bf16, float>* layers, int n_layers,

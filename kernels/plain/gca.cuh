@@ -199,12 +199,11 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
 }
 
 template <class Act>
-void gca_backward_query_plain(cudaStream_t stream, Act* dq, float* delta, const Act* dout, const Act* q, const Act* kv,
-                              const float* lse, const int32_t* pick, const float* w, const GcaShape& s) {
+void gca_backward_query_plain(cudaStream_t stream, const GcaBackward<Act, float>& a, const GcaShape& s) {
   with_key_tiles(s, [&](auto key_tiles, auto fragments) {
     launch("grouped cross attention, backward by query", stream,
            gca_backward_query_plain_kernel<Act, key_tiles, fragments>, pieces(s.chunks(), s, fragments), tile_threads,
-           query_bytes(key_tiles), dq, delta, dout, q, kv, lse, pick, w, s);
+           query_bytes(key_tiles), a.dq, a.delta, a.dout, a.q, a.kv, a.lse, a.pick, a.w, s);
   });
 }
 

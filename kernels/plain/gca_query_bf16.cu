@@ -3,7 +3,6 @@
 
 namespace gca {
 
-template void gca_backward_query_plain(cudaStream_t, bf16*, float*, const bf16*, const bf16*, const bf16*, const float*,
-                                       const int32_t*, const float*, const GcaShape&);
+template void gca_backward_query_plain(cudaStream_t, const GcaBackward<bf16, float>&, const GcaShape&);
 
 }  // namespace gca

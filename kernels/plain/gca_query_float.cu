@@ -3,7 +3,6 @@
 
 namespace gca {
 
-template void gca_backward_query_plain(cudaStream_t, float*, float*, const float*, const float*, const float*,
-                                       const float*, const int32_t*, const float*, const GcaShape&);
+template void gca_backward_query_plain(cudaStream_t, const GcaBackward<float, float>&, const GcaShape&);
 
 }  // namespace gca
