@@ -63,17 +63,18 @@ struct DRT {
     stat *w, *dw;              // (B,C+1,K)  weights of its picks
     int32_t *start, *fetches;  // (B,C+1), (B,C*K): who fetched each chunk, of invert_picks
   };
-  // What a row leaves behind for its later slots, when it is read a segment at a time: one row.
+  // What B rows leave behind for their later slots, when they are read a segment at a time, all alike.
   struct StreamState {
+    int64_t B = 1;
     Reach reach;                 // the model's, when it was opened
-    int64_t slots = 0;           // read so far
-    int64_t capacity = 0;        // chunks of memory
-    std::vector<act*> rings;     // (W,2D) a layer, lower ones first: k | v of the window's slots
-    std::vector<int32_t*> pick;  // (K) a group: what the last whole chunk picked, which serves the slots that follow
-    std::vector<stat*> w;        // (K) a group: the weights of these
-    act* kv = nullptr;           // (capacity,S,2D) CK | CV
-    act* landmarks = nullptr;    // (capacity,D)
-    act* unfinished_chunk = nullptr;  // (S,D) lower layers' output for the slots of a chunk that is not yet whole
+    int64_t slots = 0;           // read so far, of each row
+    int64_t capacity = 0;        // chunks of memory a row
+    std::vector<act*> rings;     // (B,W,2D) a layer, lower ones first: k | v of the window's slots
+    std::vector<int32_t*> pick;  // (B,K) a group: what the last whole chunk picked, which serves the slots that follow
+    std::vector<stat*> w;        // (B,K) a group: the weights of these
+    act* kv = nullptr;           // (B,capacity,S,2D) CK | CV
+    act* landmarks = nullptr;    // (B,capacity,D)
+    act* unfinished_chunk = nullptr;  // (B,S,D) lower layers' output for the slots of a chunk that is not yet whole
     Arena arena;
   };
   // What one forward pass reads.
@@ -153,10 +154,10 @@ struct DRT {
   // After masters were written from outside.
   void weights_changed();
 
-  // A stream that holds up to `chunks` chunks. plan() lays out its memory, open() allocates it too.
-  void open(StreamState& stream, int64_t chunks);
-  void plan(StreamState& stream, int64_t chunks);
-  // Begins a new row: the chunk before it has picked nothing.
+  // A stream of B rows that holds up to `chunks` chunks of each. plan() lays out its memory, open() allocates it too.
+  void open(StreamState& stream, int64_t B, int64_t chunks);
+  void plan(StreamState& stream, int64_t B, int64_t chunks);
+  // Begins new rows: the chunk before them has picked nothing.
   void rewind(StreamState& stream);
   void close(StreamState& stream) { stream.arena.release(device); }
 
@@ -171,12 +172,13 @@ struct DRT {
   struct Place {
     int64_t first_slot;       // number of the first slot in its row
     int64_t capacity;         // M, chunks of memory a row
-    std::vector<act*> rings;  // (W,2D) a layer, or null: nothing before, nothing to leave
-    act* kv;                  // (B,M,S,2D)
+    std::vector<act*> rings;  // (B,W,2D) a layer, or null: nothing before, nothing to leave
+    const act* kv;            // (B,M,S,2D)
     const act* landmarks;     // landmark m of row b at b * landmark_row_stride + m * landmark_stride, (D)
     int64_t landmark_stride, landmark_row_stride;
-    act* kept_landmarks;    // (M,D) where a pass copies the landmarks that it makes, or null: they stay
-    act* unfinished_chunk;  // (S,D), or null: all chunks are whole
+    act *kept_kv, *kept_landmarks;  // (B,M,S,2D), (B,M,D) where a pass copies what it makes of both, or null: they stay
+    act* unfinished_chunk;          // (B,S,D), or null: all chunks are whole
+    StreamState* last_picks;        // whose pick and w serve the first slots, and get the last ones; or null: no pick
   };
   Place place_{};
   // Gradients, each dead after its layer but dx; rows: the larger of B*T and B*C*S.
@@ -213,9 +215,9 @@ struct DRT {
     return (place_.first_slot + input_.T) / config.chunk - place_.first_slot / config.chunk;
   }
   void begin_pass(const Input& in);
-  void end_pass(const Input& in);
 
   void encode(const act* x);
+  void keep(int64_t first_chunk, int64_t done);
 
   void retrieve(Group& group, const act* x);
 };
@@ -361,40 +363,42 @@ void DRT<Device>::upload(const int32_t* tokens, const int32_t* targets, const fl
   has_weights_ = loss_weights != nullptr;
   if (has_weights_) device.upload(slot_weight, loss_weights, count * 4);
 }
-// Row 0 of the pick tables, which serves the first slots, comes from here too: what the chunk before them picked.
 template <class Device>
 void DRT<Device>::begin_pass(const Input& in) {
-  const int64_t D = config.width, S = config.chunk, K = reach.topk, C = in.T / S;
+  const int64_t D = config.width, S = config.chunk;
   GCA_CHECK(in.B * in.T <= max_rows_, "planned for ", max_rows_, " slots, found ", in.B * in.T);
   GCA_CHECK(reach.topk >= 1 && reach.topk <= config.reach.topk && reach.window >= 0, "K is 1 to ", config.reach.topk,
             ", found ", reach.topk);
   GCA_CHECK(!in.stream || in.stream->reach == reach, "a stream is read with the K and W that it was opened with");
-  GCA_CHECK(in.stream ? in.B == 1 : in.T % S == 0, "rows are whole chunks, or one row is read in segments");
+  GCA_CHECK(in.stream ? in.B == in.stream->B : in.T % S == 0, "rows are whole chunks, or a stream's, read in segments");
   input_ = in;
   if (StreamState* stream = in.stream) {
-    place_ = {stream->slots,     stream->capacity,        stream->rings, stream->kv, stream->landmarks, D, 0,
-              stream->landmarks, stream->unfinished_chunk};
-    for (size_t g = 0; g < groups.size(); g++) {
-      device.copy(groups[g].pick, stream->pick[g], K);
-      device.copy(groups[g].w, stream->w[g], K);
-    }
+    place_ = {.first_slot = stream->slots,
+              .capacity = stream->capacity,
+              .rings = stream->rings,
+              .kv = stream->kv,
+              .landmarks = stream->landmarks,
+              .landmark_stride = D,
+              .landmark_row_stride = stream->capacity * D,
+              .kept_kv = stream->kv,
+              .kept_landmarks = stream->landmarks,
+              .unfinished_chunk = stream->unfinished_chunk,
+              .last_picks = stream};
+    GCA_CHECK(place_.first_slot % S + in.T <= S || (place_.first_slot % S == 0 && in.T % S == 0),
+              "a segment is whole chunks, or slots of one chunk");
   } else {
-    const act* own_landmarks = groups.empty() ? nullptr : enc_out + (S - 1) * D;
-    place_ = {0,       C,      std::vector<act*>(config.lower + config.upper()), kv, own_landmarks, S * D, in.T * D,
-              nullptr, nullptr};
-    for (Group& group : groups) device.no_pick(group.pick, group.w, in.B, C, static_cast<int>(K));
+    place_ = {.first_slot = 0,
+              .capacity = in.T / S,
+              .rings = std::vector<act*>(config.lower + config.upper()),
+              .kv = kv,
+              .landmarks = groups.empty() ? nullptr : enc_out + (S - 1) * D,
+              .landmark_stride = S * D,
+              .landmark_row_stride = in.T * D,
+              .kept_kv = nullptr,
+              .kept_landmarks = nullptr,
+              .unfinished_chunk = nullptr,
+              .last_picks = nullptr};
   }
-}
-// What the last whole chunk picked serves the slots that follow.
-template <class Device>
-void DRT<Device>::end_pass(const Input& in) {
-  if (!in.stream) return;
-  const int64_t K = reach.topk, done = completed_chunks();
-  for (size_t g = 0; g < groups.size(); g++) {
-    device.copy(in.stream->pick[g], groups[g].pick + done * K, K);
-    device.copy(in.stream->w[g], groups[g].w + done * K, K);
-  }
-  in.stream->slots += in.T;
 }
 template <class Device>
 void DRT<Device>::forward(const Input& in) {
@@ -411,7 +415,7 @@ void DRT<Device>::forward(const Input& in) {
   }
   top = x;
   device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, R, D, D, config.eps);
-  end_pass(in);
+  if (in.stream) in.stream->slots += in.T;
 }
 template <class Device>
 void DRT<Device>::piece_of_logits(int64_t first, int64_t count) {
@@ -556,35 +560,36 @@ void DRT<Device>::weights_changed() {
   if constexpr (!Device::weights_are_masters) device.cast_weights(weights, masters, table.size);
 }
 template <class Device>
-void DRT<Device>::open(StreamState& stream, int64_t chunks) {
-  plan(stream, chunks);
+void DRT<Device>::open(StreamState& stream, int64_t B, int64_t chunks) {
+  plan(stream, B, chunks);
   stream.arena.commit(device);
   rewind(stream);
 }
 template <class Device>
-void DRT<Device>::plan(StreamState& stream, int64_t chunks) {
+void DRT<Device>::plan(StreamState& stream, int64_t B, int64_t chunks) {
   const int64_t D = config.width;
+  stream.B = B;
   stream.reach = reach;
   stream.capacity = chunks;
   stream.rings.assign(config.lower + config.upper(), nullptr);
-  for (act*& ring : stream.rings) stream.arena.want(ring, "window", reach.window * 2 * D);
+  for (act*& ring : stream.rings) stream.arena.want(ring, "window", B * reach.window * 2 * D);
   stream.pick.assign(config.groups.size(), nullptr);
   stream.w.assign(config.groups.size(), nullptr);
   for (size_t g = 0; g < config.groups.size(); g++) {
-    stream.arena.want(stream.pick[g], "picks", reach.topk);
-    stream.arena.want(stream.w[g], "weights", reach.topk);
+    stream.arena.want(stream.pick[g], "picks", B * reach.topk);
+    stream.arena.want(stream.w[g], "weights", B * reach.topk);
   }
   if (!config.groups.empty()) {
-    stream.arena.want(stream.kv, "chunk memory", chunks * config.chunk * 2 * D);
-    stream.arena.want(stream.landmarks, "landmarks", chunks * D);
-    stream.arena.want(stream.unfinished_chunk, "unfinished chunk", config.chunk * D);
+    stream.arena.want(stream.kv, "chunk memory", B * chunks * config.chunk * 2 * D);
+    stream.arena.want(stream.landmarks, "landmarks", B * chunks * D);
+    stream.arena.want(stream.unfinished_chunk, "unfinished chunk", B * config.chunk * D);
   }
 }
 template <class Device>
 void DRT<Device>::rewind(StreamState& stream) {
   stream.slots = 0;
   for (size_t g = 0; g < stream.pick.size(); g++)
-    device.no_pick(stream.pick[g], stream.w[g], 1, 0, static_cast<int>(reach.topk));
+    device.no_pick(stream.pick[g], stream.w[g], stream.B, 0, static_cast<int>(reach.topk));
 }
 template <class Device>
 SlidingShape DRT<Device>::sliding_shape() const {
@@ -716,8 +721,8 @@ void DRT<Device>::encode(const act* x) {
                 done = completed_chunks(), N = input_.B * done, rows = N * S;
   const act* chunks = x;  // (N,S,D)
   if (first_slot % S || input_.T % S) {
-    GCA_CHECK(first_slot % S + input_.T <= S, "a segment is whole chunks, or slots of one chunk");
-    device.copy_rows(place_.unfinished_chunk + first_slot % S * D, D, x, D, input_.T, D);
+    for (int64_t b = 0; b < input_.B; b++)
+      device.copy(place_.unfinished_chunk + (b * S + first_slot % S) * D, x + b * input_.T * D, input_.T * D);
     chunks = place_.unfinished_chunk;
   }
   if (!N) return;
@@ -726,23 +731,47 @@ void DRT<Device>::encode(const act* x) {
   const act* h = enc_in;
   for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, nullptr, nullptr);
   device.rmsnorm_forward(enc_out, enc_out_rstd, h, weights + table.enc_norm, rows, D, D, Config::encoder_eps);
-  act* memory = place_.kv + first_chunk * S * 2 * D;
-  device.matmul_forward(memory, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);
-  device.zero_landmarks(memory, N, S, D);
-  if (place_.kept_landmarks)
-    device.copy_rows(place_.kept_landmarks + first_chunk * D, D, enc_out + (S - 1) * D, S * D, done, D);
+  device.matmul_forward(kv, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);
+  device.zero_landmarks(kv, N, S, D);
+  keep(first_chunk, done);
+}
+// What encode() has made, chunks first_chunk .. first_chunk + done - 1 of each row, where later slots find it.
+template <class Device>
+void DRT<Device>::keep(int64_t first_chunk, int64_t done) {
+  const int64_t D = config.width, S = config.chunk, chunk = S * 2 * D;
+  for (int64_t b = 0; b < input_.B; b++) {
+    const int64_t to = b * place_.capacity + first_chunk;
+    if (place_.kept_kv) device.copy(place_.kept_kv + to * chunk, kv + b * done * chunk, done * chunk);
+    if (place_.kept_landmarks)
+      device.copy_rows(place_.kept_landmarks + to * D, D, enc_out + (b * done * S + S - 1) * D, S * D, done, D);
+  }
 }
 // The picks of the chunks that these slots complete, from x (B,T,D) at their landmarks as it enters the group.
 template <class Device>
 void DRT<Device>::retrieve(Group& group, const act* x) {
-  const int64_t D = config.width, S = config.chunk, done = completed_chunks();
+  const int64_t D = config.width, S = config.chunk, B = input_.B, K = reach.topk, done = completed_chunks(),
+                g = &group - groups.data();
+  const PickTable picks = gca_shape().table();
+  // What the chunk before these slots picked serves the first of them.
+  if (const StreamState* last = place_.last_picks)
+    for (int64_t b = 0; b < B; b++) {
+      device.copy(group.pick + picks.serving(b, 0), last->pick[g] + b * K, K);
+      device.copy(group.w + picks.serving(b, 0), last->w[g] + b * K, K);
+    }
+  else device.no_pick(group.pick, group.w, B, picks.C, static_cast<int>(K));
   if (!done) return;
-  device.rmsnorm_forward(group.r, group.r_rstd, x + (S - 1 - place_.first_slot % S) * D, weights + group.lmk_norm,
-                         input_.B * done, D, S * D, config.eps);
+  const int64_t apart = std::min(S, input_.T);  // slots from a landmark to the next, of this row or another
+  device.rmsnorm_forward(group.r, group.r_rstd, x + (apart - 1) * D, weights + group.lmk_norm, B * done, D, apart * D,
+                         config.eps);
   Selection selection = input_.selection;
-  selection.group = static_cast<int>(&group - groups.data());
-  if (selection.given_noise) selection.given_noise += selection.group * input_.B * done * done;
+  selection.group = static_cast<int>(g);
+  if (selection.given_noise) selection.given_noise += selection.group * B * done * done;
   device.chunk_retrieval_forward(group.pick, group.w, group.r, place_.landmarks, retrieval_shape(), selection);
+  if (StreamState* last = place_.last_picks)
+    for (int64_t b = 0; b < B; b++) {
+      device.copy(last->pick[g] + b * K, group.pick + picks.picked_by(b, done - 1), K);
+      device.copy(last->w[g] + b * K, group.w + picks.picked_by(b, done - 1), K);
+    }
 }
 
 }  // namespace gca

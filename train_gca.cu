@@ -213,8 +213,13 @@ class Trainer {
 
   void validate() {
     if (!val_rows_ || stop_asked) return;
-    const Evaluation result =
-        evaluate(model_, *val_rows_, s_.eval_rows, s_.micro(), row_slots(), {}, [] { return stop_asked != 0; });
+    const int64_t B = std::min({s_.micro(), s_.eval_rows, val_rows_->count()}), T = row_slots();
+    const auto read = [&](const int32_t* tokens, const int32_t* targets, int64_t, const auto& after) {
+      model_.upload(tokens, targets, nullptr, B * T);
+      model_.forward({B, T, {}});
+      after(0, T);
+    };
+    const Evaluation result = evaluate(model_, *val_rows_, s_.eval_rows, B, T, 0, read, [] { return stop_asked != 0; });
     if (stop_asked || !result.targets) return;
     log_.validation(step_, result.loss(), result.rows);
     if (std::isfinite(result.loss()) && (best_step_ < 0 || result.loss() < best_loss_)) {

@@ -2,6 +2,7 @@
 // commands that use it stay quick to compile.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,8 @@
 namespace gca {
 
 struct SavedRun;
+template <class Device>
+class RowReader;
 
 // Calls body(device) with the backend that --device and --precision name.
 template <class Body>
@@ -37,19 +40,35 @@ int with_device(const std::string& device, const std::string& precision, int64_t
 // The run's weights into a model that is allocated.
 template <class Device>
 void load_weights_of(const SavedRun& saved, DRT<Device>& model);
-// The same, and memory for B rows of T slots; an Error that says which B would fit where they do not.
+// The same, and a reader of B rows of up to `chunks` chunks; where there is no room for it, an Error that says what is.
 template <class Device>
-void load_model(const SavedRun& saved, DRT<Device>& model, int64_t B, int64_t T);
+std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, int64_t B, int64_t chunks,
+                                               int64_t batch_slots);
 
+// What a group fetched for one chunk: picks (-1: none) and their weights, (K).
+struct FetchedFor {
+  std::vector<int32_t> pick;
+  std::vector<double> w;
+};
 // What a group fetched for B rows of C chunks in the last forward pass: picks (-1: none) and their weights, by table.
 struct FetchedChunks {
   PickTable table;
   std::vector<int32_t> pick;
   std::vector<double> w;
+  FetchedFor serving(int64_t b, int64_t c) const {
+    const int64_t first = table.serving(b, c);
+    return {{pick.begin() + first, pick.begin() + first + table.K}, {w.begin() + first, w.begin() + first + table.K}};
+  }
 };
 // One of each group.
 template <class Device>
 std::vector<FetchedChunks> fetched_chunks(const DRT<Device>& model, int64_t B, int64_t C);
+
+// Scores r_c . L_m / sqrt(D) of all chunks m that chunk c of row b may fetch, summed in double. c is among the last
+// pass's chunks first_chunk .. first_chunk + chunks - 1, of which the stream has gone no further.
+template <class Device>
+std::vector<double> retrieval_scores(const DRT<Device>& model, const typename DRT<Device>::StreamState& stream,
+                                     size_t g, int64_t b, int64_t c, int64_t first_chunk, int64_t chunks);
 
 // Logits of slots first .. first + count - 1 of the last forward pass, (count,V).
 template <class Device>

@@ -7,6 +7,7 @@
 #include "commands/device.h"
 #include "commands/shared.h"
 #include "runtime/run.h"
+#include "runtime/stream.h"
 
 namespace gca {
 namespace {
@@ -33,9 +34,10 @@ ChunkedText cut_into_chunks(const std::string& path, const Tokenizer& tokenizer,
   return text;
 }
 
-void print_fetched(const ChunkedText& text, const std::vector<FetchedChunks>& fetched) {
-  for (int64_t c = 0; c < text.chunks; c++) {
-    print("chunk ", c, ": ", text.words[c], "\n");
+// What the chunks of a segment fetched, of which first is the first.
+void print_fetched(const ChunkedText& text, int64_t first, const std::vector<FetchedChunks>& fetched) {
+  for (int64_t c = 0; c < fetched[0].table.C; c++) {
+    print("chunk ", first + c, ": ", text.words[first + c], "\n");
     for (size_t g = 0; g < fetched.size(); g++)
       for (int64_t k = 0; k < fetched[g].table.K; k++) {
         const int64_t i = fetched[g].table.picked_by(0, c, k);
@@ -71,10 +73,11 @@ int inspect_command(const std::vector<std::string>& arguments) {
   const int64_t T = std::ssize(text.slots);
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
-    load_model(saved, model, 1, T);
-    model.upload(text.slots.data(), nullptr, nullptr, T);
-    model.forward({1, T, {}});
-    print_fetched(text, fetched_chunks(model, 1, text.chunks));
+    const auto reader = open_reader(saved, model, 1, text.chunks, default_segment_slots);
+    reader->rewind();
+    reader->read(text.slots.data(), nullptr, T, T, {}, [&](int64_t first, int64_t count) {
+      print_fetched(text, first / config.chunk, fetched_chunks(model, 1, count / config.chunk));
+    });
     return 0;
   });
 }

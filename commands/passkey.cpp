@@ -25,7 +25,7 @@ struct Options {
   TaskSettings task;
   Ablation ablation;
   std::vector<int64_t> lengths = {4096}, trials = {100};
-  int64_t others = 4, chains = 2, show = 0, seed = 1, batch_slots = 16384;
+  int64_t others = 4, chains = 2, show = 0, seed = 1, batch_slots = default_segment_slots;
   bool far_only = false;
   std::string out;
 };
@@ -45,7 +45,8 @@ Flags passkey_flags(Options& options) {
   flags.add_switch("far-only", options.far_only, "leave out the trials whose needle the stacked windows may reach");
   flags.add("show", options.show, 0, 1 << 20, "trials of the first length to print in words");
   flags.add("out", options.out, "FILE", "append the figures to it, a line of JSON a row of the table");
-  flags.add("batch-slots", options.batch_slots, 1, int64_t{1} << 40, "slots at once, in whole rows");
+  flags.add("batch-slots", options.batch_slots, 1, int64_t{1} << 30,
+            "slots at once: several rows, or a segment of a longer one");
   flags.add("seed", options.seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
   return flags;
 }
@@ -108,50 +109,94 @@ void check_trials(const Trials& trials) {
   if (!trials.options.out.empty()) check_can_append(trials.options.out);
 }
 
-// ---- one pass -----------------------------------------------------------------------------------------------------
-// What a forward pass made of rows of equal length: the chunks fetched, and for each row the likeliest tokens at its
-// answer's slots. Greedy and right so far, the model reads what stands in the row already: the row's own answer gives
-// free-running figures too.
-struct Pass {
-  std::vector<FetchedChunks> fetched;         // a group
-  std::vector<std::vector<int32_t>> answers;  // a row
+// What reading a row came to. Greedy and right so far, the model reads what stands in the row already: the row's own
+// answer gives free-running figures too.
+struct Reading {
+  std::vector<FetchedFor> fetched;  // a group: for the answer's chunk
+  std::vector<int32_t> answer;      // the likeliest tokens at its slots
+  double margin = NAN;              // of the needle, see needle_margin()
 };
-// Reads the rows; the first of them has that number among the length's trials, which random picks depend on.
-using Reader = std::function<Pass(const std::vector<TaskRow>& rows, int64_t first_row)>;
+
+// Reads rows of equal length, numbers first_row and up.
+using Reader = std::function<std::vector<Reading>(const std::vector<TaskRow>& rows, int64_t first_row)>;
+
+// The score of the needle less that of the K-th best chunk that holds none: what must be above 0 for a hit, whatever
+// else the row holds. Of several needles the least, of several groups the best. scores: a group's, of all that chunk
+// may fetch.
+double needle_margin(const TaskRow& row, const std::vector<std::vector<double>>& scores, int64_t K) {
+  double least = INFINITY;
+  for (const int64_t needle : row.questions[0].needles) {
+    double best = -INFINITY;
+    for (const std::vector<double>& of_group : scores) {
+      std::vector<double> text = of_group;
+      for (const Needle& other : row.needles)
+        if (other.chunk < std::ssize(text)) text[other.chunk] = -INFINITY;
+      if (std::ssize(text) - std::ssize(row.needles) < K || row.needles[needle].chunk >= std::ssize(text)) return NAN;
+      std::nth_element(text.begin(), text.begin() + (K - 1), text.end(), std::greater<double>());
+      best = std::max(best, of_group[row.needles[needle].chunk] - text[K - 1]);
+    }
+    least = std::min(least, best);
+  }
+  return least;
+}
 
 template <class Device>
-Pass read_rows(DRT<Device>& model, const std::vector<TaskRow>& rows, const Selection& selection, int32_t landmark) {
-  const int64_t B = std::ssize(rows), T = std::ssize(rows[0].tokens);
+std::vector<Reading> read_rows(DRT<Device>& model, RowReader<Device>& reader, const std::vector<TaskRow>& rows,
+                               const Selection& selection, int32_t landmark) {
+  const int64_t B = reader.state().B, T = std::ssize(rows[0].tokens), S = model.config.chunk;
   std::vector<int32_t> tokens;
-  for (const TaskRow& row : rows) tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
-  model.upload(tokens.data(), nullptr, nullptr, B * T);
-  model.forward({B, T, selection});
-  Pass pass{fetched_chunks(model, B, T / model.config.chunk), {}};
-  for (int64_t b = 0; b < B; b++) {
-    const Question& question = rows[b].questions[0];
-    pass.answers.emplace_back();
-    for (std::vector<float>& logits :
-         logits_of_slots(model, b * T + question.first_slot, std::ssize(question.answer))) {
-      logits[landmark] = -INFINITY;  // put in by the reader of a text, never an answer
-      pass.answers.back().push_back(sample_token(logits, 0, 1, 0, 0));
-    }
+  for (int64_t b = 0; b < B; b++) {  // the last row again where there are fewer
+    const TaskRow& row = rows[std::min(b, std::ssize(rows) - 1)];
+    tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
   }
-  return pass;
+  std::vector<Reading> readings(rows.size());
+  reader.rewind();
+  reader.read(tokens.data(), nullptr, T, T, selection, [&](int64_t first, int64_t count) {
+    const auto in_segment = [&](int64_t slot) { return slot >= first && slot < first + count; };
+    for (int64_t b = 0; b < std::ssize(rows); b++) {
+      const Question& question = rows[b].questions[0];
+      const int64_t answer_chunk = question.first_slot / S;
+      if (in_segment(answer_chunk * S - 1) && selection.picking == Picking::learned) {
+        std::vector<std::vector<double>> scores;
+        for (size_t g = 0; g < model.groups.size(); g++)
+          scores.push_back(retrieval_scores(model, reader.state(), g, b, answer_chunk - 1, first / S, count / S));
+        readings[b].margin = needle_margin(rows[b], scores, model.reach.topk);
+      }
+      if (!in_segment(question.first_slot)) continue;
+      for (const FetchedChunks& fetched : fetched_chunks(model, B, count / S))
+        readings[b].fetched.push_back(fetched.serving(b, answer_chunk - first / S));
+      for (std::vector<float>& logits :
+           logits_of_slots(model, b * count + question.first_slot - first, std::ssize(question.answer))) {
+        logits[landmark] = -INFINITY;  // put in by the reader of a text, never an answer
+        readings[b].answer.push_back(sample_token(logits, 0, 1, 0, 0));
+      }
+    }
+  });
+  return readings;
 }
 
 // ---- trials of one length, scored ---------------------------------------------------------------------------------
-void score_batch(const std::vector<TaskRow>& rows, const Pass& pass, const Place& place, int64_t S, Score& score) {
+void score_batch(const std::vector<TaskRow>& rows, const std::vector<Reading>& readings, const Place& place,
+                 Score& score) {
   for (int64_t b = 0; b < std::ssize(rows); b++) {
     const Question& question = rows[b].questions[0];
-    const auto is_fetched = [&](int64_t needle) {
-      return std::any_of(pass.fetched.begin(), pass.fetched.end(), [&](const FetchedChunks& fetched) {
-        const PickTable& table = fetched.table;  // what was fetched for the answer's chunk
-        const auto begin = fetched.pick.begin() + table.serving(b, question.first_slot / S), end = begin + table.K;
-        return std::find(begin, end, rows[b].needles[needle].chunk) != end;
-      });
-    };
-    const bool hit = std::all_of(question.needles.begin(), question.needles.end(), is_fetched);
-    score.add(pass.answers[b], question.answer, hit, place.depth_of(rows[b].needles[0].chunk));
+    bool hit = true;
+    double weight = INFINITY;  // of several needles the least, of several groups the best
+    for (const int64_t needle : question.needles) {
+      double best = 0;
+      bool is_fetched = false;
+      for (const FetchedFor& fetched : readings[b].fetched)
+        for (size_t k = 0; k < fetched.pick.size(); k++)
+          if (fetched.pick[k] == rows[b].needles[needle].chunk) {
+            is_fetched = true;
+            best = std::max(best, fetched.w[k]);
+          }
+      hit &= is_fetched;
+      weight = std::min(weight, best);
+    }
+    score.add(readings[b].answer, question.answer, hit, place.depth_of(rows[b].needles[0].chunk));
+    score.margins.push_back(readings[b].margin);
+    score.weight += weight;
   }
 }
 
@@ -163,7 +208,7 @@ Score score_trials(const Trials& trials, const Place& place, int64_t count, cons
     std::vector<TaskRow> rows;
     for (int64_t i = first; i < std::min(first + B, count); i++) rows.push_back(trials.row(i, place.C, place.near));
     const auto began = std::chrono::steady_clock::now();
-    score_batch(rows, read(rows, first), place, config.chunk, score);
+    score_batch(rows, read(rows, first), place, score);
     score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   }
   return score;
@@ -177,14 +222,15 @@ void print_heading(const Trials& trials) {
         " files (", trials.haystack.left_out, " left out); windows reach ", trials.reach(), " slots\n");
   print(
       "    slots    tokens  chunks place trials   exact (95%)           forced   first     hit   chance  "
-      "exact by depth, oldest  slots/s      memory\n");
+      "margin (5%)     weight  exact by depth, oldest  slots/s      memory\n");
 }
 
 // The figures of one row of the table.
 struct Figures {
   int64_t slots, tokens, chunks, memory_bytes;
   double exact, low, high, forced, first, hit, chance, slots_per_second;
-  double by_depth[Score::depths];  // of exact; not a number where there was no trial
+  double margin, margin_5, weight;  // of the needle: its margin's mean and 5% quantile, its mean weight
+  double by_depth[Score::depths];   // of exact; not a number where there was no trial
 };
 
 double share(int64_t part, int64_t of) { return static_cast<double>(part) / static_cast<double>(of); }
@@ -206,6 +252,9 @@ Figures figures(const Trials& trials, const Place& place, const Score& score, in
             .hit = share(score.hits, score.trials),
             .chance = trials.task.chance(C, random, config.groups.size()),
             .slots_per_second = static_cast<double>(score.trials * T) / score.seconds,
+            .margin = score.margin(),
+            .margin_5 = score.margin_quantile(0.05),
+            .weight = score.weight / static_cast<double>(score.trials),
             .by_depth = {}};
   for (int i = 0; i < Score::depths; i++) f.by_depth[i] = share(score.depth_exact[i], score.depth_trials[i]);
   return f;
@@ -215,13 +264,16 @@ std::string percent(double share, size_t width, int digits = 1) {
   return right(fixed(100 * share, digits), width) + "% ";
 }
 
+std::string figure(double x) { return std::isnan(x) ? "-" : fixed(x, 2); }
+
 void print_row(const Figures& f, const Place& place, int64_t trials) {
   std::string by_depth;
   for (const double there : f.by_depth) by_depth += std::isnan(there) ? "    - " : percent(there, 4, 0);
   const std::string interval = str("(", fixed(100 * f.low, 1), "-", fixed(100 * f.high, 1), ")");
   print(right(f.slots, 9), " ", right(f.tokens, 9), " ", right(f.chunks, 7), " ", left(place.name(), 5), " ",
         right(trials, 6), " ", percent(f.exact, 6), left(interval, 14), " ", percent(f.forced, 6), percent(f.first, 6),
-        percent(f.hit, 6), right(significant(100 * f.chance, 2), 7), "%  ", left(by_depth, 22), " ",
+        percent(f.hit, 6), right(significant(100 * f.chance, 2), 7), "%  ", right(figure(f.margin), 6), " ",
+        left("(" + figure(f.margin_5) + ")", 8), " ", right(fixed(f.weight, 3), 6), "  ", left(by_depth, 22), " ",
         right(fixed(f.slots_per_second, 0), 8), " ", right(mebibytes(f.memory_bytes), 11), "\n");
   fflush(stdout);
 }
@@ -241,6 +293,9 @@ Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& 
   line["teacher_forced"] = f.forced;
   line["first_right"] = f.first;
   line["hit"] = f.hit;
+  line["margin"] = f.margin;
+  line["margin_5"] = f.margin_5;
+  line["needle_weight"] = f.weight;
   line["exact_by_depth"] = std::vector<double>(std::begin(f.by_depth), std::end(f.by_depth));
   line["slots_per_second"] = f.slots_per_second;
   line["memory_bytes"] = f.memory_bytes;
@@ -277,14 +332,13 @@ std::string words(const TaskRow& row, int64_t first, int64_t last, const Tokeniz
   return words({row.tokens.begin() + first, row.tokens.begin() + last}, tokenizer);
 }
 
-void print_fetched(const TaskRow& row, const Pass& pass, int64_t S, const Tokenizer& tokenizer) {
-  for (size_t g = 0; g < pass.fetched.size(); g++) {
-    print("fetched for it", pass.fetched.size() > 1 ? str(" by group ", g) : "", ", with weight:\n");
-    const PickTable& table = pass.fetched[g].table;
-    const int64_t first = table.serving(0, row.questions[0].first_slot / S);
-    for (int64_t i = first; i < first + table.K; i++)
-      if (const int32_t pick = pass.fetched[g].pick[i]; pick >= 0)
-        print("  chunk ", right(pick, 5), "  ", fixed(pass.fetched[g].w[i], 3), "  ",
+void print_fetched(const TaskRow& row, const Reading& reading, int64_t S, const Tokenizer& tokenizer) {
+  for (size_t g = 0; g < reading.fetched.size(); g++) {
+    const FetchedFor& fetched = reading.fetched[g];
+    print("fetched for it", reading.fetched.size() > 1 ? str(" by group ", g) : "", ", with weight:\n");
+    for (size_t k = 0; k < fetched.pick.size(); k++)
+      if (const int32_t pick = fetched.pick[k]; pick >= 0)
+        print("  chunk ", right(pick, 5), "  ", fixed(fetched.w[k], 3), "  ",
               words(row, pick * S, (pick + 1) * S, tokenizer), "\n");
   }
 }
@@ -300,13 +354,13 @@ void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
         ". The question ends chunk ", question.chunk, ", the answer is in chunk ", answer_slot / S, ":\n  ...",
         words(row, question.chunk * S, answer_slot, tokenizer), "|",
         words(row, answer_slot, answer_slot + 1, tokenizer), "\n");
-  Pass pass;
+  Reading reading;
   for (int64_t i = 0; i < std::ssize(question.answer); i++) {
-    pass = read({row}, 0);
-    row.tokens[answer_slot + i + 1] = pass.answers[0][i];
+    reading = read({row}, 0)[0];
+    row.tokens[answer_slot + i + 1] = reading.answer[i];
   }
-  print_fetched(row, pass, S, tokenizer);
-  const std::string answer = words(pass.answers[0], tokenizer), expected = words(question.answer, tokenizer);
+  print_fetched(row, reading, S, tokenizer);
+  const std::string answer = words(reading.answer, tokenizer), expected = words(question.answer, tokenizer);
   print("answer: ", answer, " (", answer == expected ? "right" : "expected " + expected, ")\n");
 }
 
@@ -321,13 +375,14 @@ void show_trials(const Trials& trials, const Reader& read) {
 template <class Device, class Body>
 void with_model(Device& device, const Trials& trials, int64_t B, int64_t length, Body body) {
   DRT model(device, trials.config(), Use::inference);
-  load_model(trials.saved, model, B, length);
+  const auto reader = open_reader(trials.saved, model, B, trials.chunks(length), trials.options.batch_slots);
   const auto read = [&](const std::vector<TaskRow>& rows, int64_t first_row) {
     Selection selection = trials.selection;
     selection.first_row = first_row;
-    return read_rows(model, rows, selection, trials.saved.tokenizer.landmark);
+    return read_rows(model, *reader, rows, selection, trials.saved.tokenizer.landmark);
   };
-  body(read, model.model_memory().total_bytes() + model.activation_memory().total_bytes());
+  body(read, model.model_memory().total_bytes() + model.activation_memory().total_bytes() +
+                 reader->state().arena.total_bytes());
 }
 
 template <class Device>

@@ -11,44 +11,60 @@
 namespace gca {
 
 struct Evaluation {
-  static constexpr int places = 8;
   int64_t rows = 0, targets = 0;
-  double sum = 0;                                           // of cross entropies, nats
-  double bytes = 0;                                         // that the targets stand for
-  double place_sum[places] = {}, place_count[places] = {};  // by eighths of the row
-  uint32_t hash = 0;                                        // CRC-32C of all losses, in order
+  double sum = 0;    // of cross entropies, nats
+  double bytes = 0;  // that the targets stand for
+  // By place in the row: the first chunk, then stretches that each end twice as far.
+  std::vector<double> place_sum, place_count;
+  uint32_t hash = 0;  // CRC-32C of all losses, row by row
   double loss() const { return targets ? sum / static_cast<double>(targets) : 0; }
+
+  // Slots first .. of stretch i are S * 2^(i-1) .., of stretch 0: 0 ..
+  static int64_t first_slot(int64_t S, size_t stretch) { return stretch ? S << (stretch - 1) : 0; }
+  static size_t stretch_of(int64_t S, int64_t slot) {
+    size_t stretch = 0;
+    while (slot >= S << stretch) stretch++;
+    return stretch;
+  }
 };
 
-// Cross entropy over up to max_rows rows, evenly spread over the data, B rows of T slots at once, without noise. stop()
-// ends it early.
-template <class Device, class Stop>
-Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T,
-                    const Selection& selection, Stop stop, const Tokenizer* tokenizer = nullptr) {
-  const int64_t count = std::min(rows.count(), max_rows);
+// Cross entropy over up to max_rows rows of T slots, evenly spread over the data, B at once. read(tokens, targets,
+// first_row, after) runs B rows, (B,T), through the model without noise and calls after(first, count) whenever it holds
+// what comes out of slots first .. first + count - 1 of each. Slots before score_from are not scored. stop() ends it
+// early.
+template <class Device, class Read, class Stop>
+Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T, int64_t score_from,
+                    Read read, Stop stop, const Tokenizer* tokenizer = nullptr) {
+  using stat = typename DRT<Device>::stat;
+  const int64_t count = std::min(rows.count(), max_rows), S = model.config.chunk;
   std::vector<int32_t> tokens(B * T), targets(tokens.size());
-  std::vector<typename DRT<Device>::stat> losses(tokens.size());
+  std::vector<stat> losses(tokens.size()), piece;
   Evaluation result;
   for (int64_t first = 0; first < count && !stop(); first += B) {
     const int64_t here = std::min(B, count - first);
-    for (int64_t r = 0; r < here; r++)
-      rows.fill_window((first + r) * rows.count() / count, &tokens[r * T], &targets[r * T]);
-    model.upload(tokens.data(), targets.data(), nullptr, here * T);
-    typename DRT<Device>::Input in{here, T, selection};
-    in.selection.first_row = first;
-    model.forward(in);
-    model.head(0, false);
-    model.device.download(losses.data(), model.loss, here * T * static_cast<int64_t>(sizeof(losses[0])));
+    for (int64_t r = 0; r < B; r++)  // the last rows again where there are no more
+      rows.fill_window((first + std::min(r, here - 1)) * rows.count() / count, &tokens[r * T], &targets[r * T]);
+    read(tokens.data(), targets.data(), first, [&](int64_t first_slot, int64_t slots) {
+      if (first_slot + slots <= score_from) return;
+      model.head(0, false);
+      piece.resize(B * slots);
+      model.device.download(piece.data(), model.loss, B * slots * static_cast<int64_t>(sizeof(stat)));
+      for (int64_t r = 0; r < B; r++) std::copy_n(&piece[r * slots], slots, losses.begin() + (r * T + first_slot));
+    });
     for (int64_t i = 0; i < here * T; i++) {
       const size_t at = i;
-      if (targets[at] < 0) continue;
-      const int64_t place = i % T * Evaluation::places / T;
+      if (targets[at] < 0 || i % T < score_from) continue;
+      const size_t stretch = Evaluation::stretch_of(S, i % T);
       const double loss = static_cast<double>(losses[at]);
       result.hash = crc32c(&losses[at], sizeof losses[at], result.hash);
       result.sum += loss;
       result.targets++;
-      result.place_sum[place] += loss;
-      result.place_count[place]++;
+      if (result.place_sum.size() <= stretch) {
+        result.place_sum.resize(stretch + 1);
+        result.place_count.resize(stretch + 1);
+      }
+      result.place_sum[stretch] += loss;
+      result.place_count[stretch]++;
       if (tokenizer) result.bytes += static_cast<double>(tokenizer->bytes_of(targets[at]).size());
     }
     result.rows += here;

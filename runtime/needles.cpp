@@ -324,6 +324,24 @@ void Score::add(const std::vector<int32_t>& given, const std::vector<int32_t>& a
   depth_exact[depth] += right;
 }
 
+double Score::margin() const {
+  double sum = 0, count = 0;
+  for (const double x : margins)
+    if (!std::isnan(x)) {
+      sum += x;
+      count++;
+    }
+  return sum / count;
+}
+
+double Score::margin_quantile(double q) const {
+  std::vector<double> known;
+  std::copy_if(margins.begin(), margins.end(), std::back_inserter(known), [](double x) { return !std::isnan(x); });
+  if (known.empty()) return NAN;
+  std::sort(known.begin(), known.end());
+  return known[static_cast<size_t>(q * static_cast<double>(known.size() - 1))];
+}
+
 std::pair<double, double> Score::interval(int64_t right, int64_t of) {
   const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n,
                middle = p + z * z / (2 * n), half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));

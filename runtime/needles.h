@@ -161,10 +161,15 @@ struct Score {
   int64_t trials = 0, exact = 0, first = 0, hits = 0, tokens = 0, tokens_right = 0;
   static constexpr int depths = 4;  // quarters of the places that needles may have, the oldest first
   int64_t depth_trials[depths] = {}, depth_exact[depths] = {};
+  std::vector<double> margins;  // of the needles, a trial; not a number where the row is too short for one
+  double weight = 0;            // sum of the needles'
   double seconds = 0;
 
   // One more trial: the tokens given and those expected, whether its chunks were fetched, and its quarter.
   void add(const std::vector<int32_t>& given, const std::vector<int32_t>& answer, bool hit, int64_t depth);
+  // Mean and quantile of the margins that are numbers; not a number where there is none.
+  double margin() const;
+  double margin_quantile(double q) const;
   // 95% Wilson interval of a share.
   static std::pair<double, double> interval(int64_t right, int64_t of);
 };

@@ -820,7 +820,7 @@ TEST_CASE("GPU: a row read by segments is the row read whole") {
       net.forward({1, c.slots(), {}});
       bench.result("whole", net.final_n, c.slots() * D);
       typename DRT<Device>::StreamState stream;
-      net.open(stream, c.C);
+      net.open(stream, 1, c.C);
       int64_t done = 0;
       for (const int64_t count : {3 * S, int64_t{1}, S - 2, int64_t{1}, (c.C - 4) * S}) {
         net.upload(tokens.data() + done, nullptr, nullptr, count);

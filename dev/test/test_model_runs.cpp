@@ -21,9 +21,9 @@ TEST_CASE("stream: a row read in segments has the same bits as in one pass") {
       Model<Cpu<double>> whole(c, 1, T, Use::inference), segments(c, 1, 3 * S, Use::inference);
       auto& net = segments.net;
       typename DRT<Cpu<double>>::StreamState stream;
-      net.open(stream, C);
+      net.open(stream, 1, C);
       typename DRT<Cpu<double>>::StreamState other;
-      net.open(other, 2);
+      net.open(other, 1, 2);
       for (const Selection& selection : {Selection{}, with_noise()}) {
         forward(whole.net, batch, selection);
         const std::vector<std::vector<int64_t>> cuts = {{3 * S, 3 * S, 3 * S},
@@ -74,7 +74,7 @@ TEST_CASE("stream: segments that end inside a chunk they did not begin, and a fu
   const Batch batch(c, 1, 3);
   Model<Cpu<double>> model(c, 1, 2 * c.chunk, Use::inference);
   typename DRT<Cpu<double>>::StreamState stream;
-  model.net.open(stream, 2);
+  model.net.open(stream, 1, 2);
   model.net.upload(batch.tokens.data(), nullptr, nullptr, 2 * c.chunk);
   CHECK_THROWS_AS(model.net.forward({1, c.chunk + 1, {}, &stream}), Error);
   model.net.rewind(stream);
@@ -226,7 +226,7 @@ TEST_CASE("a step may fetch fewer chunks and look back less than its run's setti
   CHECK_THROWS(gradients(varying.net));
   Model<Cpu<double>> reader(most, 1, most.chunk, Use::inference);
   DRT<Cpu<double>>::StreamState stream;
-  reader.net.open(stream, C);
+  reader.net.open(stream, 1, C);
   reader.net.upload(batch.tokens.data(), nullptr, nullptr, most.chunk);
   reader.net.forward({1, most.chunk, {}, &stream});
   reader.net.reach = less.reach;
