@@ -84,6 +84,34 @@ struct DRT {
     StreamState* stream = nullptr;
   };
 
+  // Where a pass finds what lies before its slots and leaves what comes from them: the model's own buffers (whole rows,
+  // nothing before them), or a stream's. begin() decides; nothing after it asks which.
+  struct Place {
+    int64_t first_slot;       // number of the first slot in its row
+    int64_t capacity;         // M, chunks of memory a row
+    std::vector<act*> rings;  // (B,W,2D) a layer, or null: nothing before, nothing to leave
+    const act* landmarks;     // landmark m of row b at b * landmark_row_stride + m * landmark_stride, (D)
+    int64_t landmark_stride, landmark_row_stride;
+    act *kept_kv, *kept_landmarks;  // (B,M,S,2D), (B,M,D) where a pass copies what it makes of both, or null: they stay
+    act* unfinished_chunk;          // (B,S,D), or null: all chunks are whole
+    StreamState* last_picks;        // whose pick and w serve the first slots, and get the last ones; or null: no pick
+    // What the groups' layers read: chunk m of row b at kv + (b * kv_chunks + m) chunks, and a group's picks among
+    // them.
+    const act* kv;  // (..,S,2D)
+    int64_t kv_chunks;
+    struct Picks {
+      const int32_t* pick;  // (B,C+1,K)
+      const stat* w;        // (B,C+1,K)
+    };
+    std::vector<Picks> picks;  // a group
+  };
+  // One forward pass as far as it has come.
+  struct Pass {
+    Input in;
+    Place place;
+    const act* x;  // (B,T,D) what enters the next part
+  };
+
   Device& device;
   const Config config;
   const TensorTable table;
@@ -130,6 +158,13 @@ struct DRT {
 
   // The whole body: from the uploaded tokens to final_n = Norm(x), (B*T,D).
   void forward(const Input& in);
+  // The same in parts, for a reader that has something to do between them: begin(); the lower layers, the encoder and
+  // the first group's retrieval; then each group's layers and the next one's retrieval, after the last the final norm.
+  // Two passes of one stream may be under way, each part in the order of the passes. A part uses the buffers of the
+  // layer at work: where another pass comes in between, x and what place.picks names must be kept elsewhere.
+  Pass begin(const Input& in);
+  void lower_part(Pass& pass);
+  void group_part(Pass& pass, size_t g);
 
   // Logits of rows first .. first + count - 1 into the piece `logits`, rows padded_vocab apart: logits = E Norm(x).
   void piece_of_logits(int64_t first, int64_t count);
@@ -155,8 +190,9 @@ struct DRT {
   void weights_changed();
 
   // A stream of B rows that holds up to `chunks` chunks of each. plan() lays out its memory, open() allocates it too.
-  void open(StreamState& stream, int64_t B, int64_t chunks);
-  void plan(StreamState& stream, int64_t B, int64_t chunks);
+  // with_kv: CK | CV as well; without, who reads keeps those that each pass leaves in `kv`, and gives place.kv.
+  void open(StreamState& stream, int64_t B, int64_t chunks, bool with_kv = true);
+  void plan(StreamState& stream, int64_t B, int64_t chunks, bool with_kv = true);
   // Begins new rows: the chunk before them has picked nothing.
   void rewind(StreamState& stream);
   void close(StreamState& stream) { stream.arena.release(device); }
@@ -166,21 +202,7 @@ struct DRT {
   Arena model_, activations_;
   int64_t max_rows_ = 0, logits_rows_ = 0;
   bool has_weights_ = false;
-  Input input_{};
-  // Where a pass finds what lies before its slots and leaves what comes from them: the model's own buffers (whole rows,
-  // nothing before them), or a stream's. begin_pass() decides; nothing after it asks which.
-  struct Place {
-    int64_t first_slot;       // number of the first slot in its row
-    int64_t capacity;         // M, chunks of memory a row
-    std::vector<act*> rings;  // (B,W,2D) a layer, or null: nothing before, nothing to leave
-    const act* kv;            // (B,M,S,2D)
-    const act* landmarks;     // landmark m of row b at b * landmark_row_stride + m * landmark_stride, (D)
-    int64_t landmark_stride, landmark_row_stride;
-    act *kept_kv, *kept_landmarks;  // (B,M,S,2D), (B,M,D) where a pass copies what it makes of both, or null: they stay
-    act* unfinished_chunk;          // (B,S,D), or null: all chunks are whole
-    StreamState* last_picks;        // whose pick and w serve the first slots, and get the last ones; or null: no pick
-  };
-  Place place_{};
+  Pass pass_{};  // the one at work
   // Gradients, each dead after its layer but dx; rows: the larger of B*T and B*C*S.
   act *dx_ = nullptr, *dn_ = nullptr;         // (rows,D)
   act* dattended_ = nullptr;                  // (rows,D)
@@ -212,10 +234,10 @@ struct DRT {
 
   // Landmarks among the slots of this pass, in each row: the chunks that they complete.
   int64_t completed_chunks() const {
-    return (place_.first_slot + input_.T) / config.chunk - place_.first_slot / config.chunk;
+    return (pass_.place.first_slot + pass_.in.T) / config.chunk - pass_.place.first_slot / config.chunk;
   }
-  void begin_pass(const Input& in);
 
+  void finish(const act* x);
   void encode(const act* x);
   void keep(int64_t first_chunk, int64_t done);
 
@@ -364,58 +386,87 @@ void DRT<Device>::upload(const int32_t* tokens, const int32_t* targets, const fl
   if (has_weights_) device.upload(slot_weight, loss_weights, count * 4);
 }
 template <class Device>
-void DRT<Device>::begin_pass(const Input& in) {
+typename DRT<Device>::Pass DRT<Device>::begin(const Input& in) {
   const int64_t D = config.width, S = config.chunk;
   GCA_CHECK(in.B * in.T <= max_rows_, "planned for ", max_rows_, " slots, found ", in.B * in.T);
   GCA_CHECK(reach.topk >= 1 && reach.topk <= config.reach.topk && reach.window >= 0, "K is 1 to ", config.reach.topk,
             ", found ", reach.topk);
   GCA_CHECK(!in.stream || in.stream->reach == reach, "a stream is read with the K and W that it was opened with");
   GCA_CHECK(in.stream ? in.B == in.stream->B : in.T % S == 0, "rows are whole chunks, or a stream's, read in segments");
-  input_ = in;
+  Pass pass{in, {}, nullptr};
   if (StreamState* stream = in.stream) {
-    place_ = {.first_slot = stream->slots,
-              .capacity = stream->capacity,
-              .rings = stream->rings,
-              .kv = stream->kv,
-              .landmarks = stream->landmarks,
-              .landmark_stride = D,
-              .landmark_row_stride = stream->capacity * D,
-              .kept_kv = stream->kv,
-              .kept_landmarks = stream->landmarks,
-              .unfinished_chunk = stream->unfinished_chunk,
-              .last_picks = stream};
-    GCA_CHECK(place_.first_slot % S + in.T <= S || (place_.first_slot % S == 0 && in.T % S == 0),
+    pass.place = {.first_slot = stream->slots,
+                  .capacity = stream->capacity,
+                  .rings = stream->rings,
+                  .landmarks = stream->landmarks,
+                  .landmark_stride = D,
+                  .landmark_row_stride = stream->capacity * D,
+                  .kept_kv = stream->kv,
+                  .kept_landmarks = stream->landmarks,
+                  .unfinished_chunk = stream->unfinished_chunk,
+                  .last_picks = stream,
+                  .kv = stream->kv,
+                  .kv_chunks = stream->capacity,
+                  .picks = {}};
+    GCA_CHECK(stream->slots % S + in.T <= S || (stream->slots % S == 0 && in.T % S == 0),
               "a segment is whole chunks, or slots of one chunk");
+    GCA_CHECK(groups.empty() || (stream->slots + in.T) / S <= stream->capacity, "the stream holds ", stream->capacity,
+              " chunks");
+    stream->slots += in.T;
   } else {
-    place_ = {.first_slot = 0,
-              .capacity = in.T / S,
-              .rings = std::vector<act*>(config.lower + config.upper()),
-              .kv = kv,
-              .landmarks = groups.empty() ? nullptr : enc_out + (S - 1) * D,
-              .landmark_stride = S * D,
-              .landmark_row_stride = in.T * D,
-              .kept_kv = nullptr,
-              .kept_landmarks = nullptr,
-              .unfinished_chunk = nullptr,
-              .last_picks = nullptr};
+    pass.place = {.first_slot = 0,
+                  .capacity = in.T / S,
+                  .rings = std::vector<act*>(config.lower + config.upper()),
+                  .landmarks = groups.empty() ? nullptr : enc_out + (S - 1) * D,
+                  .landmark_stride = S * D,
+                  .landmark_row_stride = in.T * D,
+                  .kept_kv = nullptr,
+                  .kept_landmarks = nullptr,
+                  .unfinished_chunk = nullptr,
+                  .last_picks = nullptr,
+                  .kv = kv,
+                  .kv_chunks = in.T / S,
+                  .picks = {}};
   }
+  for (const Group& group : groups) pass.place.picks.push_back({group.pick, group.w});
+  return pass;
 }
 template <class Device>
 void DRT<Device>::forward(const Input& in) {
-  const int64_t D = config.width, R = in.B * in.T;
-  begin_pass(in);
-  auto ring = place_.rings.begin();
-  device.embedding_forward(embedded, token, weights + table.embedding, R, D);
+  Pass pass = begin(in);
+  lower_part(pass);
+  for (size_t g = 0; g < groups.size(); g++) group_part(pass, g);
+}
+template <class Device>
+void DRT<Device>::lower_part(Pass& pass) {
+  pass_ = pass;
+  const int64_t R = pass.in.B * pass.in.T;
+  auto ring = pass.place.rings.begin();
+  device.embedding_forward(embedded, token, weights + table.embedding, R, config.width);
   const act* x = embedded;
   for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, *ring++, nullptr);
-  if (!groups.empty()) encode(x);  // before anybody retrieves
-  for (Group& group : groups) {
-    retrieve(group, x);
-    for (Layer& layer : group.layers) x = layer_forward(layer, Kind::upper, x, R, *ring++, &group);
-  }
+  if (groups.empty()) return finish(x);
+  encode(x);  // before anybody retrieves
+  retrieve(groups[0], x);
+  pass.x = x;
+}
+template <class Device>
+void DRT<Device>::group_part(Pass& pass, size_t g) {
+  pass_ = pass;
+  auto ring = pass.place.rings.begin() + config.lower;
+  for (size_t before = 0; before < g; before++) ring += config.groups[before];
+  const act* x = pass.x;
+  for (Layer& layer : groups[g].layers)
+    x = layer_forward(layer, Kind::upper, x, pass.in.B * pass.in.T, *ring++, &groups[g]);
+  if (g + 1 == groups.size()) return finish(x);
+  retrieve(groups[g + 1], x);
+  pass.x = x;
+}
+template <class Device>
+void DRT<Device>::finish(const act* x) {
   top = x;
-  device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, R, D, D, config.eps);
-  if (in.stream) in.stream->slots += in.T;
+  device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, pass_.in.B * pass_.in.T, config.width,
+                         config.width, config.eps);
 }
 template <class Device>
 void DRT<Device>::piece_of_logits(int64_t first, int64_t count) {
@@ -425,7 +476,7 @@ void DRT<Device>::piece_of_logits(int64_t first, int64_t count) {
 }
 template <class Device>
 void DRT<Device>::head(double scale, bool with_gradient) {
-  const int64_t D = config.width, V = table.padded_vocab, R = input_.B * input_.T;
+  const int64_t D = config.width, V = table.padded_vocab, R = pass_.in.B * pass_.in.T;
   const float* slot_weights = has_weights_ ? slot_weight : nullptr;
   for (int64_t first = 0; first < R; first += logits_rows_) {
     const int64_t rows = std::min(logits_rows_, R - first);
@@ -443,7 +494,7 @@ void DRT<Device>::head(double scale, bool with_gradient) {
 template <class Device>
 void DRT<Device>::backward() {
   const Config& c = config;
-  const int64_t B = input_.B, D = c.width, S = c.chunk, R = B * input_.T, C = input_.T / S;
+  const int64_t B = pass_.in.B, D = c.width, S = c.chunk, R = B * pass_.in.T, C = pass_.in.T / S;
   int64_t end = table.size;
   auto ready = [&](int64_t begin) {
     grads_ready(begin, end);
@@ -560,13 +611,13 @@ void DRT<Device>::weights_changed() {
   if constexpr (!Device::weights_are_masters) device.cast_weights(weights, masters, table.size);
 }
 template <class Device>
-void DRT<Device>::open(StreamState& stream, int64_t B, int64_t chunks) {
-  plan(stream, B, chunks);
+void DRT<Device>::open(StreamState& stream, int64_t B, int64_t chunks, bool with_kv) {
+  plan(stream, B, chunks, with_kv);
   stream.arena.commit(device);
   rewind(stream);
 }
 template <class Device>
-void DRT<Device>::plan(StreamState& stream, int64_t B, int64_t chunks) {
+void DRT<Device>::plan(StreamState& stream, int64_t B, int64_t chunks, bool with_kv) {
   const int64_t D = config.width;
   stream.B = B;
   stream.reach = reach;
@@ -580,7 +631,7 @@ void DRT<Device>::plan(StreamState& stream, int64_t B, int64_t chunks) {
     stream.arena.want(stream.w[g], "weights", B * reach.topk);
   }
   if (!config.groups.empty()) {
-    stream.arena.want(stream.kv, "chunk memory", B * chunks * config.chunk * 2 * D);
+    if (with_kv) stream.arena.want(stream.kv, "chunk memory", B * chunks * config.chunk * 2 * D);
     stream.arena.want(stream.landmarks, "landmarks", B * chunks * D);
     stream.arena.want(stream.unfinished_chunk, "unfinished chunk", B * config.chunk * D);
   }
@@ -593,8 +644,12 @@ void DRT<Device>::rewind(StreamState& stream) {
 }
 template <class Device>
 SlidingShape DRT<Device>::sliding_shape() const {
-  return {input_.B,     input_.T,         static_cast<int>(config.heads), static_cast<int>(config.head_size()),
-          reach.window, place_.first_slot};
+  return {pass_.in.B,
+          pass_.in.T,
+          static_cast<int>(config.heads),
+          static_cast<int>(config.head_size()),
+          reach.window,
+          pass_.place.first_slot};
 }
 template <class Device>
 ChunkShape DRT<Device>::chunk_shape(int64_t rows) const {
@@ -603,25 +658,25 @@ ChunkShape DRT<Device>::chunk_shape(int64_t rows) const {
 }
 template <class Device>
 GcaShape DRT<Device>::gca_shape() const {
-  return {input_.B,
-          input_.T,
+  return {pass_.in.B,
+          pass_.in.T,
           static_cast<int>(config.heads),
           static_cast<int>(config.head_size()),
           static_cast<int>(config.chunk),
           static_cast<int>(reach.topk),
-          place_.capacity,
-          place_.first_slot,
+          pass_.place.kv_chunks,
+          pass_.place.first_slot,
           config.null_slot};
 }
 template <class Device>
 RetrievalShape DRT<Device>::retrieval_shape() const {
-  return {input_.B,
+  return {pass_.in.B,
           completed_chunks(),
           static_cast<int>(config.width),
           static_cast<int>(reach.topk),
-          place_.first_slot / config.chunk,
-          place_.landmark_stride,
-          place_.landmark_row_stride};
+          pass_.place.first_slot / config.chunk,
+          pass_.place.landmark_stride,
+          pass_.place.landmark_row_stride};
 }
 // One layer of any kind over x (rows,D); returns its output, (rows,D). ring (W,2D): the window's slots before these, or
 // null. What it computes is said at Layer.
@@ -649,7 +704,8 @@ void DRT<Device>::layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, 
   if (kind == Kind::upper) {
     device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps);
     device.matmul_forward(l.q, l.gca_n, weights + l.tensors.gca_q, nullptr, rows, D, D);
-    device.gca_forward(l.fetched, l.gca_lse, l.q, place_.kv, group->pick, group->w, gca_shape());
+    const auto& picks = pass_.place.picks[group - groups.data()];
+    device.gca_forward(l.fetched, l.gca_lse, l.q, pass_.place.kv, picks.pick, picks.w, gca_shape());
     device.matmul_forward(l.mlp_in, l.fetched, weights + l.tensors.gca_o, l.a, rows, D, D);
   }
   device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps);
@@ -717,16 +773,15 @@ void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int
 // x (B,T,D): lower layers' output.
 template <class Device>
 void DRT<Device>::encode(const act* x) {
-  const int64_t D = config.width, S = config.chunk, first_slot = place_.first_slot, first_chunk = first_slot / S,
-                done = completed_chunks(), N = input_.B * done, rows = N * S;
+  const int64_t D = config.width, S = config.chunk, first_slot = pass_.place.first_slot, first_chunk = first_slot / S,
+                done = completed_chunks(), N = pass_.in.B * done, rows = N * S;
   const act* chunks = x;  // (N,S,D)
-  if (first_slot % S || input_.T % S) {
-    for (int64_t b = 0; b < input_.B; b++)
-      device.copy(place_.unfinished_chunk + (b * S + first_slot % S) * D, x + b * input_.T * D, input_.T * D);
-    chunks = place_.unfinished_chunk;
+  if (first_slot % S || pass_.in.T % S) {
+    for (int64_t b = 0; b < pass_.in.B; b++)
+      device.copy(pass_.place.unfinished_chunk + (b * S + first_slot % S) * D, x + b * pass_.in.T * D, pass_.in.T * D);
+    chunks = pass_.place.unfinished_chunk;
   }
   if (!N) return;
-  GCA_CHECK(first_chunk + done <= place_.capacity, "the stream holds ", place_.capacity, " chunks");
   device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
   const act* h = enc_in;
   for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, nullptr, nullptr);
@@ -739,35 +794,35 @@ void DRT<Device>::encode(const act* x) {
 template <class Device>
 void DRT<Device>::keep(int64_t first_chunk, int64_t done) {
   const int64_t D = config.width, S = config.chunk, chunk = S * 2 * D;
-  for (int64_t b = 0; b < input_.B; b++) {
-    const int64_t to = b * place_.capacity + first_chunk;
-    if (place_.kept_kv) device.copy(place_.kept_kv + to * chunk, kv + b * done * chunk, done * chunk);
-    if (place_.kept_landmarks)
-      device.copy_rows(place_.kept_landmarks + to * D, D, enc_out + (b * done * S + S - 1) * D, S * D, done, D);
+  for (int64_t b = 0; b < pass_.in.B; b++) {
+    const int64_t to = b * pass_.place.capacity + first_chunk;
+    if (pass_.place.kept_kv) device.copy(pass_.place.kept_kv + to * chunk, kv + b * done * chunk, done * chunk);
+    if (pass_.place.kept_landmarks)
+      device.copy_rows(pass_.place.kept_landmarks + to * D, D, enc_out + (b * done * S + S - 1) * D, S * D, done, D);
   }
 }
 // The picks of the chunks that these slots complete, from x (B,T,D) at their landmarks as it enters the group.
 template <class Device>
 void DRT<Device>::retrieve(Group& group, const act* x) {
-  const int64_t D = config.width, S = config.chunk, B = input_.B, K = reach.topk, done = completed_chunks(),
+  const int64_t D = config.width, S = config.chunk, B = pass_.in.B, K = reach.topk, done = completed_chunks(),
                 g = &group - groups.data();
   const PickTable picks = gca_shape().table();
   // What the chunk before these slots picked serves the first of them.
-  if (const StreamState* last = place_.last_picks)
+  if (const StreamState* last = pass_.place.last_picks)
     for (int64_t b = 0; b < B; b++) {
       device.copy(group.pick + picks.serving(b, 0), last->pick[g] + b * K, K);
       device.copy(group.w + picks.serving(b, 0), last->w[g] + b * K, K);
     }
   else device.no_pick(group.pick, group.w, B, picks.C, static_cast<int>(K));
   if (!done) return;
-  const int64_t apart = std::min(S, input_.T);  // slots from a landmark to the next, of this row or another
+  const int64_t apart = std::min(S, pass_.in.T);  // slots from a landmark to the next, of this row or another
   device.rmsnorm_forward(group.r, group.r_rstd, x + (apart - 1) * D, weights + group.lmk_norm, B * done, D, apart * D,
                          config.eps);
-  Selection selection = input_.selection;
+  Selection selection = pass_.in.selection;
   selection.group = static_cast<int>(g);
   if (selection.given_noise) selection.given_noise += selection.group * B * done * done;
-  device.chunk_retrieval_forward(group.pick, group.w, group.r, place_.landmarks, retrieval_shape(), selection);
-  if (StreamState* last = place_.last_picks)
+  device.chunk_retrieval_forward(group.pick, group.w, group.r, pass_.place.landmarks, retrieval_shape(), selection);
+  if (StreamState* last = pass_.place.last_picks)
     for (int64_t b = 0; b < B; b++) {
       device.copy(last->pick[g] + b * K, group.pick + picks.picked_by(b, done - 1), K);
       device.copy(last->w[g] + b * K, group.w + picks.picked_by(b, done - 1), K);
