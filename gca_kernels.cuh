@@ -18,6 +18,8 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "ops.h"
 
@@ -57,6 +59,18 @@ class GpuDevice : public GpuLayout {
     copy_bytes(to, from, count * static_cast<int64_t>(sizeof(T)));
   }
   void copy_bytes(void* to, const void* from, int64_t n_bytes);
+  // ---- a side stream: copies that go on beside the stream of ops ----
+  // Memory of the host that copies reach at full speed; as much as is asked for is taken at once. An Error where it is
+  // not to be had.
+  void* allocate_host(int64_t n_bytes);
+  void release_host(void* memory, int64_t n_bytes);
+  void side_waits();        // what is put on the side stream from here on waits for all ops so far
+  void wait_for_side();     // ops from here on wait for all copies so far
+  void side_synchronize();  // waits for all copies so far
+  void side_download(void* host, const void* device, int64_t n_bytes);
+  // Pieces of n_bytes each, to and from such host memory or the device's.
+  void side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes);
+
   // The step's figures for the host, without a wait until they are read: the GPU runs ahead meanwhile.
   class Snapshot {
    public:
@@ -113,7 +127,8 @@ class GpuDevice : public GpuLayout {
   struct Products;  // cuBLASLt's handle, and the algorithm chosen for each shape (kernels/matmul.cu)
   static std::shared_ptr<Products> make_products();
   int ordinal_, processors_ = 0;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, side_ = nullptr;
+  cudaEvent_t passed_ = nullptr;  // what one stream waits for in the other
   void* scratch_ = nullptr;
   std::shared_ptr<Products> products_;
 

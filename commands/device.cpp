@@ -16,40 +16,41 @@ void load_weights_of(const SavedRun& saved, DRT<Device>& model) {
 }
 
 template <class Device>
-std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, int64_t B, int64_t chunks,
-                                               int64_t batch_slots) {
-  using Reader = RowReader<Device>;
-  const int64_t S = model.config.chunk, room = model.device.free_bytes(), own = model.model_memory().total_bytes();
-  const auto needed = [&](int64_t c) { return own + Reader::memory_bytes(model, B, c, batch_slots); };
-  if (const int64_t n_bytes = needed(chunks); n_bytes > room) {
-    int64_t fits = 0;  // by bisection: fits chunks do, too_many do not
-    for (int64_t too_many = chunks; too_many - fits > 1;) {
-      const int64_t middle = fits + (too_many - fits) / 2;
-      (needed(middle) > room ? too_many : fits) = middle;
-    }
-    throw Error(str(B, " rows of ", chunks * S, " slots (", chunks, " chunks) need ", mebibytes(n_bytes), ", ",
-                    mebibytes(room), " are free; ",
-                    fits ? str(fits * S, " slots (", fits, " chunks) fit") : "fewer --batch-slots need less",
-                    B > 1 ? ", and so may fewer rows at once" : "",
-                    sizeof(typename Device::act) > 2 ? "; --precision bf16 on a GPU needs half" : ""));
+void fit_memory(DRT<Device>& model, ReaderPlan& plan, const std::string& memory) {
+  const int64_t S = model.config.chunk, own = model.model_memory().total_bytes(), room = model.device.free_bytes(),
+                host_room = CpuDevice::free_bytes();
+  using Bytes = typename RowReader<Device>::Bytes;
+  const auto fits = [&](int64_t chunks, bool on_host) {
+    ReaderPlan tried = plan;
+    tried.chunks = chunks;
+    tried.on_host = on_host;
+    const Bytes bytes = RowReader<Device>::memory_bytes(model, tried);
+    return own + bytes.device <= room && bytes.host <= host_room;
+  };
+  plan.on_host = memory == "host" || (memory == "auto" && !fits(plan.chunks, false) && fits(plan.chunks, true));
+  if (fits(plan.chunks, plan.on_host)) return;
+  const Bytes bytes = RowReader<Device>::memory_bytes(model, plan);
+  int64_t longest = 0;  // by bisection: as many chunks fit, too_many do not
+  for (int64_t too_many = plan.chunks; too_many - longest > 1;) {
+    const int64_t middle = longest + (too_many - longest) / 2;
+    (fits(middle, plan.on_host) ? longest : too_many) = middle;
   }
-  model.allocate();
-  load_weights_of(saved, model);
-  return std::make_unique<Reader>(model, B, chunks, batch_slots);
+  throw Error(str(
+      plan.B, " rows of ", plan.chunks * S, " slots (", plan.chunks, " chunks) need ", mebibytes(own + bytes.device),
+      " of the device's memory, ", mebibytes(room), " are free",
+      plan.on_host ? str(", and ", mebibytes(bytes.host), " of the host's, ", mebibytes(host_room), " are free") : "",
+      "; ", longest ? str(longest * S, " slots fit") : "fewer --batch-slots need less",
+      plan.B > 1 ? ", or fewer rows at once" : "", !plan.on_host && fits(plan.chunks, true) ? ", or --memory host" : "",
+      sizeof(typename Device::act) > 2 ? ", and --precision bf16 on a GPU needs half" : ""));
 }
 
 template <class Device>
-std::vector<FetchedChunks> fetched_chunks(const DRT<Device>& model, int64_t B, int64_t C) {
-  std::vector<FetchedChunks> fetched;
-  for (const auto& group : model.groups) {
-    const PickTable table{C, model.reach.topk};
-    std::vector<int32_t> pick(table.size(B));
-    std::vector<typename DRT<Device>::stat> w(pick.size());
-    model.device.download(pick.data(), group.pick, static_cast<int64_t>(pick.size() * sizeof(pick[0])));
-    model.device.download(w.data(), group.w, static_cast<int64_t>(w.size() * sizeof(w[0])));
-    fetched.push_back({table, std::move(pick), {w.begin(), w.end()}});
-  }
-  return fetched;
+std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, ReaderPlan plan,
+                                               const std::string& memory) {
+  fit_memory(model, plan, memory);
+  model.allocate();
+  load_weights_of(saved, model);
+  return std::make_unique<RowReader<Device>>(model, plan);
 }
 
 template <class Device>
@@ -89,9 +90,8 @@ std::vector<std::vector<float>> logits_of_slots(DRT<Device>& model, int64_t firs
 
 #define GCA_INSTANTIATE(Device)                                                                                       \
   template void load_weights_of(const SavedRun&, DRT<Device>&);                                                       \
-  template std::unique_ptr<RowReader<Device>> open_reader(const SavedRun&, DRT<Device>&, int64_t B, int64_t chunks,   \
-                                                          int64_t batch_slots);                                       \
-  template std::vector<FetchedChunks> fetched_chunks(const DRT<Device>&, int64_t B, int64_t C);                       \
+  template std::unique_ptr<RowReader<Device>> open_reader(const SavedRun&, DRT<Device>&, ReaderPlan,                  \
+                                                          const std::string&);                                        \
   template std::vector<double> retrieval_scores(const DRT<Device>&, const typename DRT<Device>::StreamState&,         \
                                                 size_t g, int64_t b, int64_t c, int64_t first_chunk, int64_t chunks); \
   template std::vector<std::vector<float>> logits_of_slots(DRT<Device>&, int64_t first, int64_t count)

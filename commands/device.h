@@ -7,12 +7,11 @@
 #include <vector>
 
 #include "runtime/models.h"
+#include "runtime/stream.h"
 
 namespace gca {
 
 struct SavedRun;
-template <class Device>
-class RowReader;
 
 // Calls body(device) with the backend that --device and --precision name.
 template <class Body>
@@ -40,29 +39,11 @@ int with_device(const std::string& device, const std::string& precision, int64_t
 // The run's weights into a model that is allocated.
 template <class Device>
 void load_weights_of(const SavedRun& saved, DRT<Device>& model);
-// The same, and a reader of B rows of up to `chunks` chunks; where there is no room for it, an Error that says what is.
+// The same, and a reader of that plan. memory: gpu, host, or auto, which is the GPU where it fits. Where there is no
+// room for it, an Error that says for what there is.
 template <class Device>
-std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, int64_t B, int64_t chunks,
-                                               int64_t batch_slots);
-
-// What a group fetched for one chunk: picks (-1: none) and their weights, (K).
-struct FetchedFor {
-  std::vector<int32_t> pick;
-  std::vector<double> w;
-};
-// What a group fetched for B rows of C chunks in the last forward pass: picks (-1: none) and their weights, by table.
-struct FetchedChunks {
-  PickTable table;
-  std::vector<int32_t> pick;
-  std::vector<double> w;
-  FetchedFor serving(int64_t b, int64_t c) const {
-    const int64_t first = table.serving(b, c);
-    return {{pick.begin() + first, pick.begin() + first + table.K}, {w.begin() + first, w.begin() + first + table.K}};
-  }
-};
-// One of each group.
-template <class Device>
-std::vector<FetchedChunks> fetched_chunks(const DRT<Device>& model, int64_t B, int64_t C);
+std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, ReaderPlan plan,
+                                               const std::string& memory);
 
 // Scores r_c . L_m / sqrt(D) of all chunks m that chunk c of row b may fetch, summed in double. c is among the last
 // pass's chunks first_chunk .. first_chunk + chunks - 1, of which the stream has gone no further.

@@ -17,8 +17,8 @@ struct Options {
   ModelSource source;
   Ablation ablation;
   std::string data;
-  int64_t chunks = 0, max_rows = int64_t{1} << 40, batch = 4, seed = 1, score_last = 0,
-          batch_slots = default_segment_slots;
+  int64_t chunks = 0, max_rows = int64_t{1} << 40, batch = 4, seed = 1, score_last = 0;
+  Reading reading;
   bool no_cross = false;
 };
 
@@ -30,8 +30,7 @@ Flags eval_flags(Options& options) {
   flags.add("chunks", options.chunks, 0, int64_t{1} << 34, "C, chunks a row, as many as you like; 0: as in training");
   flags.add("rows", options.max_rows, 1, int64_t{1} << 40, "rows at most, spread over the data");
   flags.add("batch", options.batch, 1, 1 << 20, "rows at once");
-  flags.add("batch-slots", options.batch_slots, 1, int64_t{1} << 30,
-            "slots at once, of all these rows together; longer rows are read in segments");
+  options.reading.add_to(flags);
   flags.add("score-last", options.score_last, 0, int64_t{1} << 34, "chunks at the row's end that are scored; 0: all");
   flags.add_switch("no-cross", options.no_cross, "a row is one document's");
   options.ablation.add_to(flags);
@@ -72,7 +71,8 @@ int eval_command(const std::vector<std::string>& arguments) {
     if (!note.empty()) print(note, "\n");
   return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
     DRT model(device, saved.settings.config, Use::inference);
-    const auto reader = open_reader(saved, model, B, C, options.batch_slots);
+    const auto reader = open_reader(saved, model, {.B = B, .chunks = C, .segment_slots = options.reading.batch_slots},
+                                    options.reading.memory);
     const auto began = std::chrono::steady_clock::now();
     const auto read = [&](const int32_t* tokens, const int32_t* targets, int64_t first_row, const auto& after) {
       Selection of_rows = selection;

@@ -15,6 +15,7 @@ namespace {
 
 struct Options {
   ModelSource source;
+  Reading reading;
   std::string prompt, context;
   std::vector<int64_t> prompt_ids;
   int64_t count = 200, seed = 1;
@@ -24,6 +25,7 @@ struct Options {
 Flags generate_flags(Options& options) {
   Flags flags("generate", "Continues a prompt. Temperature 0 is greedy: exact and repeatable.");
   options.source.add_to(flags);
+  options.reading.add_to(flags);
   flags.add("prompt", options.prompt, "TEXT", "what to continue");
   flags.add("prompt-ids", options.prompt_ids, 0, INT32_MAX,
             "the prompt as token ids, special ones too, instead of --prompt");
@@ -67,14 +69,12 @@ template <class Device>
 void continue_text(Device& device, const Options& options, const SavedRun& saved, const std::vector<int32_t>& ids) {
   const Tokenizer& tokenizer = saved.tokenizer;
   DRT model(device, saved.settings.config, Use::inference);
-  const int64_t longest = std::ssize(ids) + options.count, room = device.free_bytes(),
-                n_bytes = model.model_memory().total_bytes() + TokenReader<Device>::memory_bytes(model, longest);
-  if (n_bytes > room)
-    throw Error(str(ids.size(), " tokens and ", options.count, " more need ", mebibytes(n_bytes), ", ", mebibytes(room),
-                    " are free; use a shorter --context or a smaller --count"));
-  model.allocate();
-  load_weights_of(saved, model);
-  TokenReader reader(model, tokenizer.landmark, longest);
+  const int64_t longest = std::ssize(ids) + options.count;
+  const auto rows = open_reader(
+      saved, model, {.chunks = ceil_div(longest, model.config.chunk - 1), .segment_slots = options.reading.batch_slots},
+      options.reading.memory);
+  rows->rewind();
+  TokenReader reader(model, *rows, tokenizer.landmark);
   print_bytes(options.prompt);
   reader.read(ids);
   for (int64_t i = 0; i < options.count; i++) {

@@ -52,12 +52,14 @@ void print_fetched(const ChunkedText& text, int64_t first, const std::vector<Fet
 
 int inspect_command(const std::vector<std::string>& arguments) {
   ModelSource source;
+  Reading reading;
   std::string path;
   int64_t width = 60;
   Flags flags(
       "inspect",
       "For each chunk of a text: what it says, which chunks it fetches for the next one, and with what weight.");
   source.add_to(flags);
+  reading.add_to(flags);
   flags.add("text", path, "FILE", "the text; its last tokens that fill no chunk are left out");
   flags.add("columns", width, 10, 10000, "characters of each chunk to print");
   if (wants_help(arguments, flags)) return 0;
@@ -73,11 +75,11 @@ int inspect_command(const std::vector<std::string>& arguments) {
   const int64_t T = std::ssize(text.slots);
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
-    const auto reader = open_reader(saved, model, 1, text.chunks, default_segment_slots);
+    const auto reader =
+        open_reader(saved, model, {.chunks = text.chunks, .segment_slots = reading.batch_slots}, reading.memory);
     reader->rewind();
-    reader->read(text.slots.data(), nullptr, T, T, {}, [&](int64_t first, int64_t count) {
-      print_fetched(text, first / config.chunk, fetched_chunks(model, 1, count / config.chunk));
-    });
+    reader->read(text.slots.data(), nullptr, T, T, {},
+                 [&](int64_t first, int64_t) { print_fetched(text, first / config.chunk, reader->fetched()); });
     return 0;
   });
 }

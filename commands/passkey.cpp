@@ -25,7 +25,8 @@ struct Options {
   TaskSettings task;
   Ablation ablation;
   std::vector<int64_t> lengths = {4096}, trials = {100};
-  int64_t others = 4, chains = 2, show = 0, seed = 1, batch_slots = default_segment_slots;
+  int64_t others = 4, chains = 2, show = 0, seed = 1;
+  Reading reading;
   bool far_only = false;
   std::string out;
 };
@@ -45,8 +46,7 @@ Flags passkey_flags(Options& options) {
   flags.add_switch("far-only", options.far_only, "leave out the trials whose needle the stacked windows may reach");
   flags.add("show", options.show, 0, 1 << 20, "trials of the first length to print in words");
   flags.add("out", options.out, "FILE", "append the figures to it, a line of JSON a row of the table");
-  flags.add("batch-slots", options.batch_slots, 1, int64_t{1} << 30,
-            "slots at once: several rows, or a segment of a longer one");
+  options.reading.add_to(flags);
   flags.add("seed", options.seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
   return flags;
 }
@@ -111,14 +111,14 @@ void check_trials(const Trials& trials) {
 
 // What reading a row came to. Greedy and right so far, the model reads what stands in the row already: the row's own
 // answer gives free-running figures too.
-struct Reading {
+struct Answer {
   std::vector<FetchedFor> fetched;  // a group: for the answer's chunk
   std::vector<int32_t> answer;      // the likeliest tokens at its slots
   double margin = NAN;              // of the needle, see needle_margin()
 };
 
 // Reads rows of equal length, numbers first_row and up.
-using Reader = std::function<std::vector<Reading>(const std::vector<TaskRow>& rows, int64_t first_row)>;
+using Reader = std::function<std::vector<Answer>(const std::vector<TaskRow>& rows, int64_t first_row)>;
 
 // The score of the needle less that of the K-th best chunk that holds none: what must be above 0 for a hit, whatever
 // else the row holds. Of several needles the least, of several groups the best. scores: a group's, of all that chunk
@@ -141,30 +141,32 @@ double needle_margin(const TaskRow& row, const std::vector<std::vector<double>>&
 }
 
 template <class Device>
-std::vector<Reading> read_rows(DRT<Device>& model, RowReader<Device>& reader, const std::vector<TaskRow>& rows,
-                               const Selection& selection, int32_t landmark) {
+std::vector<Answer> read_rows(DRT<Device>& model, RowReader<Device>& reader, const std::vector<TaskRow>& rows,
+                              const Selection& selection, int32_t landmark) {
   const int64_t B = reader.state().B, T = std::ssize(rows[0].tokens), S = model.config.chunk;
   std::vector<int32_t> tokens;
   for (int64_t b = 0; b < B; b++) {  // the last row again where there are fewer
     const TaskRow& row = rows[std::min(b, std::ssize(rows) - 1)];
     tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
   }
-  std::vector<Reading> readings(rows.size());
+  std::vector<Answer> readings(rows.size());
   reader.rewind();
-  reader.read(tokens.data(), nullptr, T, T, selection, [&](int64_t first, int64_t count) {
-    const auto in_segment = [&](int64_t slot) { return slot >= first && slot < first + count; };
+  std::vector<std::vector<std::vector<double>>> scores(rows.size());  // a row, a group
+  const auto picked = [&](size_t g, int64_t first, int64_t count) {
+    for (int64_t b = 0; b < std::ssize(rows); b++)
+      if (const int64_t c = rows[b].questions[0].first_slot / S - 1;
+          c >= first / S && c < (first + count) / S && selection.picking == Picking::learned)
+        scores[b].push_back(retrieval_scores(model, reader.state(), g, b, c, first / S, count / S));
+  };
+  reader.read(tokens.data(), nullptr, T, T, selection, picked, [&](int64_t first, int64_t count) {
+    const std::vector<FetchedChunks> fetched = reader.fetched();
     for (int64_t b = 0; b < std::ssize(rows); b++) {
       const Question& question = rows[b].questions[0];
       const int64_t answer_chunk = question.first_slot / S;
-      if (in_segment(answer_chunk * S - 1) && selection.picking == Picking::learned) {
-        std::vector<std::vector<double>> scores;
-        for (size_t g = 0; g < model.groups.size(); g++)
-          scores.push_back(retrieval_scores(model, reader.state(), g, b, answer_chunk - 1, first / S, count / S));
-        readings[b].margin = needle_margin(rows[b], scores, model.reach.topk);
-      }
-      if (!in_segment(question.first_slot)) continue;
-      for (const FetchedChunks& fetched : fetched_chunks(model, B, count / S))
-        readings[b].fetched.push_back(fetched.serving(b, answer_chunk - first / S));
+      if (question.first_slot < first || question.first_slot >= first + count) continue;
+      if (!scores[b].empty()) readings[b].margin = needle_margin(rows[b], scores[b], model.reach.topk);
+      for (const FetchedChunks& of_group : fetched)
+        readings[b].fetched.push_back(of_group.serving(b, answer_chunk - first / S));
       for (std::vector<float>& logits :
            logits_of_slots(model, b * count + question.first_slot - first, std::ssize(question.answer))) {
         logits[landmark] = -INFINITY;  // put in by the reader of a text, never an answer
@@ -176,7 +178,7 @@ std::vector<Reading> read_rows(DRT<Device>& model, RowReader<Device>& reader, co
 }
 
 // ---- trials of one length, scored ---------------------------------------------------------------------------------
-void score_batch(const std::vector<TaskRow>& rows, const std::vector<Reading>& readings, const Place& place,
+void score_batch(const std::vector<TaskRow>& rows, const std::vector<Answer>& readings, const Place& place,
                  Score& score) {
   for (int64_t b = 0; b < std::ssize(rows); b++) {
     const Question& question = rows[b].questions[0];
@@ -202,7 +204,7 @@ void score_batch(const std::vector<TaskRow>& rows, const std::vector<Reading>& r
 
 Score score_trials(const Trials& trials, const Place& place, int64_t count, const Reader& read) {
   const Config& config = trials.config();
-  const int64_t B = std::max<int64_t>(1, trials.options.batch_slots / (place.C * config.chunk));
+  const int64_t B = std::max<int64_t>(1, trials.options.reading.batch_slots / (place.C * config.chunk));
   Score score;
   for (int64_t first = 0; first < count; first += B) {
     std::vector<TaskRow> rows;
@@ -332,7 +334,7 @@ std::string words(const TaskRow& row, int64_t first, int64_t last, const Tokeniz
   return words({row.tokens.begin() + first, row.tokens.begin() + last}, tokenizer);
 }
 
-void print_fetched(const TaskRow& row, const Reading& reading, int64_t S, const Tokenizer& tokenizer) {
+void print_fetched(const TaskRow& row, const Answer& reading, int64_t S, const Tokenizer& tokenizer) {
   for (size_t g = 0; g < reading.fetched.size(); g++) {
     const FetchedFor& fetched = reading.fetched[g];
     print("fetched for it", reading.fetched.size() > 1 ? str(" by group ", g) : "", ", with weight:\n");
@@ -354,7 +356,7 @@ void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
         ". The question ends chunk ", question.chunk, ", the answer is in chunk ", answer_slot / S, ":\n  ...",
         words(row, question.chunk * S, answer_slot, tokenizer), "|",
         words(row, answer_slot, answer_slot + 1, tokenizer), "\n");
-  Reading reading;
+  Answer reading;
   for (int64_t i = 0; i < std::ssize(question.answer); i++) {
     reading = read({row}, 0)[0];
     row.tokens[answer_slot + i + 1] = reading.answer[i];
@@ -375,7 +377,10 @@ void show_trials(const Trials& trials, const Reader& read) {
 template <class Device, class Body>
 void with_model(Device& device, const Trials& trials, int64_t B, int64_t length, Body body) {
   DRT model(device, trials.config(), Use::inference);
-  const auto reader = open_reader(trials.saved, model, B, trials.chunks(length), trials.options.batch_slots);
+  const auto reader =
+      open_reader(trials.saved, model,
+                  {.B = B, .chunks = trials.chunks(length), .segment_slots = trials.options.reading.batch_slots},
+                  trials.options.reading.memory);
   const auto read = [&](const std::vector<TaskRow>& rows, int64_t first_row) {
     Selection selection = trials.selection;
     selection.first_row = first_row;
@@ -390,7 +395,7 @@ void run_trials(Device& device, const Trials& trials) {
   const Options& options = trials.options;
   for (size_t l = 0; l < options.lengths.size(); l++) {
     const int64_t length = options.lengths[l], count = options.trials[std::min(l, options.trials.size() - 1)],
-                  B = std::min(count, std::max<int64_t>(1, options.batch_slots / length));
+                  B = std::min(count, std::max<int64_t>(1, options.reading.batch_slots / length));
     with_model(device, trials, B, length, [&](const Reader& read, int64_t memory_bytes) {
       try_length(trials, length, count, memory_bytes, read);
     });

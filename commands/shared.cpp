@@ -41,6 +41,13 @@ void ModelSource::add_to(Flags& flags) {
   flags.add("threads", threads, 0, 4096, "CPU threads; 0: one a processor");
 }
 
+void Reading::add_to(Flags& flags) {
+  flags.add("batch-slots", batch_slots, 1, int64_t{1} << 30,
+            "slots at once: several rows, or a segment of a longer one");
+  flags.add_choice("memory", memory, "auto|gpu|host",
+                   "where the memory of chunks lies; auto: the GPU, where it fits (on a CPU both are the same memory)");
+}
+
 void Ablation::add_to(Flags& flags) {
   flags.add_switch("no-retrieval", no_retrieval, "GCA gives zero");
   flags.add_switch("random-retrieval", random_retrieval, "K uniform past chunks, weights by their scores");

@@ -26,6 +26,13 @@ struct ModelSource {
   void add_to(Flags& flags);
 };
 
+// How rows are read: slots at once, and where the memory of chunks lies.
+struct Reading {
+  int64_t batch_slots = 16384;  // enough to fill a GPU
+  std::string memory = "auto";
+  void add_to(Flags& flags);
+};
+
 // What the retriever is replaced by.
 struct Ablation {
   bool no_retrieval = false, random_retrieval = false;

@@ -27,7 +27,7 @@ void* CpuDevice::allocate(int64_t n_bytes) {
 
 void CpuDevice::release(void* memory) { free(memory); }
 
-int64_t CpuDevice::free_bytes() const {
+int64_t CpuDevice::free_bytes() {
   int64_t kibibytes = int64_t{1} << 40;
   if (FILE* file = fopen("/proc/meminfo", "r")) {
     for (char line[128]; fgets(line, sizeof line, file);) sscanf(line, "MemAvailable: %" SCNd64, &kibibytes);

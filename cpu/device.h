@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "base/threads.h"
 #include "ops.h"
@@ -21,7 +23,7 @@ class CpuDevice {
   // ---- memory -----------------------------------------------------------------------------------------------------
   void* allocate(int64_t n_bytes);
   void release(void* memory);
-  int64_t free_bytes() const;  // what this machine could still give, by Linux's estimate; elsewhere plenty
+  static int64_t free_bytes();  // what this machine could still give, by Linux's estimate; elsewhere plenty
   void zero_bytes(void* memory, int64_t n_bytes) { memset(memory, 0, n_bytes); }
   template <class T>
   void zero(T* data, int64_t count) {  // data (count)
@@ -32,6 +34,19 @@ class CpuDevice {
   template <class T>
   void copy(T* to, const T* from, int64_t count) {  // inside the device. to, from (count)
     memcpy(to, from, count * sizeof(T));
+  }
+
+  void copy_bytes(void* to, const void* from, int64_t n_bytes) { memcpy(to, from, static_cast<size_t>(n_bytes)); }
+
+  // ---- a side stream: copies that go on beside the device's other work, where there is one ------------------------
+  void* allocate_host(int64_t n_bytes) { return allocate(n_bytes); }
+  void release_host(void* memory, int64_t) { release(memory); }
+  void side_waits() {}
+  void wait_for_side() {}
+  void side_synchronize() {}
+  void side_download(void* host, const void* device, int64_t n_bytes) { copy_bytes(host, device, n_bytes); }
+  void side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes) {
+    for (const auto& [to, from] : to_from) copy_bytes(to, from, n_bytes);
   }
 
   // The step's figures for the host, without a wait until they are read: a GPU runs ahead meanwhile.

@@ -1,6 +1,9 @@
 // The GPU itself: finding it, its memory, copies, errors in words; and the table of rotary angles.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
+#include <thread>
 #include <vector>
 
 #include "gca_kernels.cuh"
@@ -69,6 +72,8 @@ GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
   processors_ = card.multiProcessorCount;
   try {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    check(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "making a stream");
+    check(cudaEventCreateWithFlags(&passed_, cudaEventDisableTiming), "making an event");
     scratch_ = allocate(scratch_bytes);
     rotation_ = static_cast<float*>(allocate(most_angles * static_cast<int64_t>(sizeof(float))));
     check(cudaMallocHost(reinterpret_cast<void**>(&staging_), staging_pieces * staging_bytes), "pinning memory");
@@ -90,6 +95,8 @@ void GpuDevice::close() noexcept {
   for (cudaEvent_t event : uploaded_)
     if (event) cudaEventDestroy(event);
   if (staging_) cudaFreeHost(staging_);
+  if (passed_) cudaEventDestroy(passed_);
+  if (side_) cudaStreamDestroy(side_);
   if (stream_) cudaStreamDestroy(stream_);
 }
 
@@ -127,6 +134,7 @@ void* GpuDevice::allocate(int64_t n_bytes) {
 void GpuDevice::release(void* memory) {
   if (!memory) return;
   cudaStreamSynchronize(stream_);  // work that still uses it
+  cudaStreamSynchronize(side_);
   cudaFree(memory);
 }
 void GpuDevice::zero_bytes(void* memory, int64_t n_bytes) {
@@ -154,6 +162,58 @@ void GpuDevice::copy_bytes(void* to, const void* from, int64_t n_bytes) {
   if (to != from)
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToDevice, stream_),
           "copying inside the GPU");
+}
+
+// ---- the side stream ----------------------------------------------------------------------------------------------
+// Large pages where the system gives them, each touched by one of several threads: pinning is then a walk over a few
+// thousand pages that are there, instead of a quarter of a million a GiB that are not.
+void* GpuDevice::allocate_host(int64_t n_bytes) {
+  constexpr size_t page_bytes = 2 << 20;
+  constexpr int threads = 4;
+  const size_t size = round_up(n_bytes, static_cast<int64_t>(page_bytes));
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED)
+    throw Error(
+        str("out of host memory: ", fixed(mebibytes(size), 1), " MiB asked for; use --memory gpu or a shorter row"));
+  madvise(memory, size, MADV_HUGEPAGE);  // as well without
+  std::vector<std::thread> touching;
+  for (int t = 0; t < threads; t++)
+    touching.emplace_back([=] {
+      for (size_t at = size / threads * static_cast<size_t>(t); at < size / threads * static_cast<size_t>(t + 1);
+           at += 4096)
+        static_cast<volatile char*>(memory)[at] = 0;
+    });
+  for (std::thread& thread : touching) thread.join();
+  if (cudaSetDevice(ordinal_) != cudaSuccess ||
+      cudaHostRegister(memory, size, cudaHostRegisterPortable) != cudaSuccess) {
+    cudaGetLastError();
+    munmap(memory, size);
+    throw Error(str("the system pins no ", fixed(mebibytes(size), 1),
+                    " MiB more of host memory (ulimit -l, or memory that is free): use --memory gpu or a shorter row"));
+  }
+  return memory;
+}
+void GpuDevice::release_host(void* memory, int64_t n_bytes) {
+  cudaStreamSynchronize(side_);  // copies that still use it
+  cudaHostUnregister(memory);
+  munmap(memory, static_cast<size_t>(round_up(n_bytes, int64_t{2} << 20)));
+}
+void GpuDevice::side_waits() {
+  check(cudaEventRecord(passed_, stream_), "copying beside other work");
+  check(cudaStreamWaitEvent(side_, passed_), "copying beside other work");
+}
+void GpuDevice::wait_for_side() {
+  check(cudaEventRecord(passed_, side_), "copying beside other work");
+  check(cudaStreamWaitEvent(stream_, passed_), "copying beside other work");
+}
+void GpuDevice::side_synchronize() { check(cudaStreamSynchronize(side_), "waiting for copies"); }
+void GpuDevice::side_download(void* host, const void* device, int64_t n_bytes) {
+  check(cudaMemcpyAsync(host, device, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToHost, side_),
+        "copying from the GPU");
+}
+void GpuDevice::side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes) {
+  for (const auto& [to, from] : to_from)
+    check(cudaMemcpyAsync(to, from, static_cast<size_t>(n_bytes), cudaMemcpyDefault, side_), "copying a chunk");
 }
 
 GpuDevice::Snapshot::~Snapshot() {

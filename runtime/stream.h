@@ -2,92 +2,286 @@
 // (DRT::StreamState), so a text of any length needs the activations of one segment only.
 #pragma once
 #include <algorithm>
+#include <array>
+#include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "model.h"
+#include "runtime/chunk_memory.h"
 
 namespace gca {
 
-// Rows of slots, all alike, read from their beginning.
+// How rows are read.
+struct ReaderPlan {
+  int64_t B = 1, chunks = 1;  // rows at once, all alike; chunks of each at most
+  int64_t segment_slots = 1;  // slots at once, of all rows together (a chunk of each row at least)
+  bool on_host = false;       // the memory of chunks lies in host memory
+  int64_t places = 0;         // on_host: chunks that the device's memory holds; 0: twice what rounds need
+
+  int64_t segment_chunks(const Config& c) const {
+    return std::clamp<int64_t>(segment_slots / B / c.chunk, 1, std::max<int64_t>(chunks, 1));
+  }
+  // Chunks that a segment makes and asks for, at most.
+  int64_t of_round(const Config& c) const {
+    const int64_t n = segment_chunks(c);
+    return B * (n + std::ssize(c.groups) * c.reach.topk * (n + 1));
+  }
+  int64_t places_for(const Config& c) const {
+    return std::min(places ? places : 2 * ChunkRounds::fewest_places(of_round(c)),
+                    std::max(B * chunks, ChunkRounds::fewest_places(of_round(c))));
+  }
+};
+
+// What a group fetched for one chunk: picks (-1: none) and their weights, (K).
+struct FetchedFor {
+  std::vector<int32_t> pick;
+  std::vector<double> w;
+};
+// What a group fetched for B rows of C chunks: picks (-1: none) and their weights, by table.
+struct FetchedChunks {
+  PickTable table;
+  std::vector<int32_t> pick;
+  std::vector<double> w;
+  FetchedFor serving(int64_t b, int64_t c) const {
+    const int64_t first = table.serving(b, c);
+    return {{pick.begin() + first, pick.begin() + first + table.K}, {w.begin() + first, w.begin() + first + table.K}};
+  }
+};
+
+// Rows of slots, all alike, read from their beginning. With the memory of chunks on the host, what a segment's groups
+// fetch is copied while the segments before and after it are computed: in round t the lower part of segment t, then
+// what group g does for segment t - 1 - g.
 template <class Device>
 class RowReader {
  public:
-  // model: for inference, allocated; its activations become this reader's. Holds up to `chunks` chunks of each of B
-  // rows, and reads segments of up to segment_slots slots of all rows together (a chunk of each row at least).
-  RowReader(DRT<Device>& model, int64_t B, int64_t chunks, int64_t segment_slots)
-      : model_(model), segment_(segment_of(model.config.chunk, B, chunks, segment_slots)) {
-    model_.plan(B, segment_);
+  using Net = DRT<Device>;
+  using act = typename Net::act;
+  using stat = typename Net::stat;
+
+  // model: for inference, allocated; its activations become this reader's.
+  RowReader(Net& model, const ReaderPlan& plan)
+      : model_(model), segment_(plan.segment_chunks(model.config) * model.config.chunk) {
+    model_.plan(plan.B, segment_);
     model_.commit_activations();
-    model_.open(stream_, B, chunks);
+    const bool on_host = plan.on_host && !model_.groups.empty();
+    model_.open(stream_, plan.B, plan.chunks, !on_host);
+    if (!on_host) return;
+    held_.plan(model_, plan);
+    held_.arena.commit(model_.device);
+    memory_ = std::make_unique<ChunkMemory<Device>>(model_.device, plan.B * plan.chunks, chunk_bytes(model_.config),
+                                                    held_.places, plan.places_for(model_.config));
   }
-  ~RowReader() { model_.close(stream_); }
+  ~RowReader() {
+    memory_.reset();
+    held_.arena.release(model_.device);
+    model_.close(stream_);
+  }
   RowReader(const RowReader&) = delete;
   RowReader& operator=(const RowReader&) = delete;
 
-  // What one takes beside the model's own buffers, before anything is allocated.
-  static int64_t memory_bytes(DRT<Device>& model, int64_t B, int64_t chunks, int64_t segment_slots) {
-    model.plan(B, segment_of(model.config.chunk, B, chunks, segment_slots));
-    typename DRT<Device>::StreamState stream;
-    model.plan(stream, B, chunks);
-    return model.activation_memory().total_bytes() + stream.arena.total_bytes();
+  // What one takes beside the model's own buffers, of the device's memory and of the host's, before anything is
+  // allocated.
+  struct Bytes {
+    int64_t device, host;
+  };
+  static Bytes memory_bytes(Net& model, const ReaderPlan& plan) {
+    model.plan(plan.B, plan.segment_chunks(model.config) * model.config.chunk);
+    const bool on_host = plan.on_host && !model.groups.empty();
+    typename Net::StreamState stream;
+    model.plan(stream, plan.B, plan.chunks, !on_host);
+    Held held;
+    if (on_host) held.plan(model, plan);
+    return {model.activation_memory().total_bytes() + stream.arena.total_bytes() + held.arena.total_bytes(),
+            on_host ? plan.B * plan.chunks * chunk_bytes(model.config) : 0};
   }
 
   // To the beginning of new rows.
-  void rewind() { model_.rewind(stream_); }
+  void rewind() {
+    model_.rewind(stream_);
+    if (memory_) memory_->clear();
+  }
   int64_t slots() const { return stream_.slots; }
-  const typename DRT<Device>::StreamState& state() const { return stream_; }
+  const typename Net::StreamState& state() const { return stream_; }
+  // Where the memory of chunks lies on the host; or null.
+  ChunkMemory<Device>* host_memory() { return memory_.get(); }
 
   // The next `count` slots of each row, whole chunks from a chunk's beginning, or slots of one chunk: row b's at slots
-  // + b * stride, and so their targets where there are some. After each segment, after(first, T): the model holds what
-  // comes out of slots first .. first + T - 1 of each row (final_n, (B,T,D); the groups' tables).
+  // + b * stride, and so their targets where there are some. For each segment: picked(g, first, T) when group g has
+  // picked for it (its r and pick table, and the landmarks up to there, are in the model and the stream); after(first,
+  // T) when the model holds what comes out of slots first .. first + T - 1 of each row (final_n, (B,T,D)).
+  template <class Picked, class After>
+  void read(const int32_t* slots, const int32_t* targets, int64_t stride, int64_t count, const Selection& selection,
+            Picked picked, After after) {
+    const int64_t segments = ceil_div(count, segment_), G = std::ssize(model_.groups), lag = memory_ ? 1 : 0;
+    std::vector<Segment> at_work(segments);  // those that are begun and not done
+    for (int64_t t = 0; t < segments + G * lag; t++) {
+      if (memory_) memory_->next_round();
+      if (t < segments) {
+        Segment& segment = at_work[t];
+        segment.T = std::min(segment_, count - t * segment_);
+        segment.from = t * segment_;
+        segment.number = t;
+        begin(segment, slots, stride, selection);
+        if (G) picked(size_t{0}, segment.first(), segment.T);
+        if (G && memory_) hold(segment, 0);
+        if (!G) give(segment, targets, stride, after);
+      }
+      if (memory_) memory_->arrive();
+      for (int64_t g = 0; g < G; g++) {
+        const int64_t number = t - (1 + g) * lag;
+        if (number < 0 || number >= segments) continue;
+        Segment& segment = at_work[number];
+        if (memory_) take(segment, g);
+        model_.group_part(segment.pass, g);
+        if (g + 1 < G) picked(static_cast<size_t>(g + 1), segment.first(), segment.T);
+        if (g + 1 < G && memory_) hold(segment, g + 1);
+        if (g + 1 == G) give(segment, targets, stride, after);
+      }
+      if (memory_)
+        for (int64_t g = 0; g < G; g++)
+          if (const int64_t number = t - g; number >= 0 && number < segments) fetch(at_work[number], g);
+    }
+  }
   template <class After>
   void read(const int32_t* slots, const int32_t* targets, int64_t stride, int64_t count, const Selection& selection,
             After after) {
-    const int64_t B = stream_.B;
-    std::vector<int32_t> piece, piece_targets;
-    for (int64_t at = 0; at < count; at += segment_) {
-      const int64_t T = std::min(segment_, count - at), first = stream_.slots;
-      piece.clear();
-      piece_targets.clear();
-      for (int64_t b = 0; b < B; b++) {
-        const int64_t from = b * stride + at;
-        piece.insert(piece.end(), slots + from, slots + from + T);
-        if (targets) piece_targets.insert(piece_targets.end(), targets + from, targets + from + T);
-      }
-      model_.upload(piece.data(), targets ? piece_targets.data() : nullptr, nullptr, B * T);
-      model_.forward({B, T, selection, &stream_});
-      after(first, T);
+    read(
+        slots, targets, stride, count, selection, [](size_t, int64_t, int64_t) {}, after);
+  }
+
+  // In after(): what each group fetched for the segment.
+  std::vector<FetchedChunks> fetched() const {
+    std::vector<FetchedChunks> all;
+    for (size_t g = 0; g < model_.groups.size(); g++) {
+      const PickTable table = given_->table(model_);
+      std::vector<int32_t> pick(table.size(stream_.B));
+      std::vector<stat> w(pick.size());
+      const auto& tables = given_->pass.place.picks[g];
+      if (memory_) std::copy_n(held_.pick[g][given_->number % 2], pick.size(), pick.begin());
+      else model_.device.download(pick.data(), tables.pick, static_cast<int64_t>(pick.size() * sizeof(int32_t)));
+      model_.device.download(w.data(), tables.w, static_cast<int64_t>(w.size() * sizeof(stat)));
+      all.push_back({table, std::move(pick), {w.begin(), w.end()}});
     }
+    return all;
   }
 
  private:
-  // Slots of a row at once: whole chunks.
-  static int64_t segment_of(int64_t S, int64_t B, int64_t chunks, int64_t segment_slots) {
-    return std::clamp<int64_t>(segment_slots / B / S, 1, std::max<int64_t>(chunks, 1)) * S;
+  // A segment on its way: slots from .. from + T - 1 of those that read() got.
+  struct Segment {
+    int64_t number, from, T;
+    typename Net::Pass pass;
+    int64_t first() const { return pass.place.first_slot; }
+    PickTable table(const Net& model) const {
+      const int64_t S = model.config.chunk;
+      return {(first() + T - 1) / S - first() / S + 1, model.reach.topk};
+    }
+  };
+  // What is kept of two segments between their parts, a group: by the number of the segment, even or odd.
+  struct Held {
+    Arena arena;
+    char* places = nullptr;                      // of ChunkMemory
+    std::vector<std::array<act*, 2>> x;          // (B,T,D)
+    std::vector<std::array<int32_t*, 2>> place;  // (B,C+1,K) where the picks lie
+    std::vector<std::array<stat*, 2>> w;         // (B,C+1,K)
+    std::vector<std::array<int32_t*, 2>> pick;   // (B,C+1,K) in host memory
+    std::vector<int32_t> pick_memory, place_of_pick;
+
+    void plan(const Net& model, const ReaderPlan& plan) {
+      const Config& c = model.config;
+      const int64_t C = plan.segment_chunks(c), table = PickTable{C, c.reach.topk}.size(plan.B);
+      const size_t G = c.groups.size();
+      arena.want(places, "chunks in fast memory", plan.places_for(c) * chunk_bytes(c));
+      x.resize(G);
+      place.resize(G);
+      w.resize(G);
+      pick.resize(G);
+      pick_memory.resize(static_cast<size_t>(table) * 2 * G);
+      for (size_t g = 0; g < G; g++)
+        for (size_t i = 0; i < 2; i++) {
+          arena.want(x[g][i], "x between parts", plan.B * C * c.chunk * c.width);
+          arena.want(place[g][i], "places of picks", table);
+          arena.want(w[g][i], "weights of picks", table);
+          pick[g][i] = pick_memory.data() + static_cast<size_t>(table) * (2 * g + i);
+        }
+    }
+  };
+  static int64_t chunk_bytes(const Config& c) { return c.chunk * 2 * c.width * static_cast<int64_t>(sizeof(act)); }
+
+  // The lower part of the next segment; with the memory on the host, the chunks that it makes go there.
+  void begin(Segment& segment, const int32_t* slots, int64_t stride, const Selection& selection) {
+    const int64_t B = stream_.B, S = model_.config.chunk;
+    std::vector<int32_t> piece;
+    for (int64_t b = 0; b < B; b++) {
+      const int32_t* from = slots + b * stride + segment.from;
+      piece.insert(piece.end(), from, from + segment.T);
+    }
+    model_.upload(piece.data(), nullptr, nullptr, B * segment.T);
+    segment.pass = model_.begin({B, segment.T, selection, &stream_});
+    model_.lower_part(segment.pass);
+    if (!memory_) return;
+    const int64_t first_chunk = segment.first() / S, done = (segment.first() + segment.T) / S - first_chunk;
+    for (int64_t b = 0; b < B; b++)
+      memory_->append(model_.kv + b * done * S * 2 * model_.config.width, b * stream_.capacity + first_chunk, done);
+    for (int64_t b = 0; b < B; b++) memory_->store(b * stream_.capacity + first_chunk, done);
+  }
+  // What group g will read of a segment is put where the next one's parts leave it alone.
+  void hold(Segment& segment, size_t g) {
+    const size_t i = segment.number % 2;
+    const int64_t table = segment.table(model_).size(stream_.B);
+    auto& picks = segment.pass.place.picks[g];
+    model_.device.copy(held_.x[g][i], segment.pass.x, stream_.B * segment.T * model_.config.width);
+    model_.device.copy(held_.w[g][i], picks.w, table);
+    model_.device.side_waits();
+    model_.device.side_download(held_.pick[g][i], picks.pick, table * 4);
+    segment.pass.x = held_.x[g][i];
+    picks = {held_.place[g][i], held_.w[g][i]};
+  }
+  // Its picks are known: the chunks that are not there are copied.
+  void fetch(Segment& segment, size_t g) {
+    const size_t i = segment.number % 2;
+    const int64_t of_row = segment.table(model_).size(1), B = stream_.B;
+    model_.device.side_synchronize();
+    std::vector<int32_t> places(B * of_row);
+    for (int64_t b = 0; b < B; b++)
+      memory_->fetch(&places[b * of_row], held_.pick[g][i] + b * of_row, of_row, b * stream_.capacity);
+    model_.device.upload(held_.place[g][i], places.data(), B * of_row * 4);
+  }
+  void take(Segment& segment, size_t) {
+    segment.pass.place.kv = reinterpret_cast<const act*>(held_.places);
+    segment.pass.place.kv_chunks = 0;  // all rows' chunks lie among the same places
+  }
+  template <class After>
+  void give(const Segment& segment, const int32_t* targets, int64_t stride, After after) {
+    if (targets) {
+      std::vector<int32_t> piece;
+      for (int64_t b = 0; b < stream_.B; b++) {
+        const int32_t* from = targets + b * stride + segment.from;
+        piece.insert(piece.end(), from, from + segment.T);
+      }
+      model_.device.upload(model_.target, piece.data(), std::ssize(piece) * 4);
+    }
+    given_ = &segment;
+    after(segment.first(), segment.T);
+    given_ = nullptr;
   }
 
-  DRT<Device>& model_;
-  int64_t segment_;
-  typename DRT<Device>::StreamState stream_;
+  Net& model_;
+  int64_t segment_;  // slots of a row at once: whole chunks
+  typename Net::StreamState stream_;
+  Held held_;
+  std::unique_ptr<ChunkMemory<Device>> memory_;
+  const Segment* given_ = nullptr;  // the one that after() is called for
 };
-
-// Slots that are read at once where nobody says otherwise: enough to fill a GPU.
-inline constexpr int64_t default_segment_slots = 16384;
 
 // One row of real tokens; the landmarks are put in.
 template <class Device>
 class TokenReader {
  public:
-  // Up to max_tokens real tokens; the rest as for RowReader.
-  TokenReader(DRT<Device>& model, int32_t landmark, int64_t max_tokens, int64_t segment_slots = default_segment_slots)
-      : model_(model),
-        landmark_(landmark),
-        S_(model.config.chunk),
-        rows_(model, 1, chunks_of(model, max_tokens), segment_slots) {}
-  static int64_t memory_bytes(DRT<Device>& model, int64_t max_tokens, int64_t segment_slots = default_segment_slots) {
-    return RowReader<Device>::memory_bytes(model, 1, chunks_of(model, max_tokens), segment_slots);
-  }
+  // rows: a reader of one row, at its beginning.
+  TokenReader(DRT<Device>& model, RowReader<Device>& rows, int32_t landmark)
+      : model_(model), rows_(rows), landmark_(landmark), S_(model.config.chunk) {}
 
   // Reads real tokens. A chunk's landmark is put in at the latest before the first token that comes after it.
   void read(std::span<const int32_t> tokens) {
@@ -127,14 +321,10 @@ class TokenReader {
   int64_t slots() const { return rows_.slots(); }
 
  private:
-  static int64_t chunks_of(const DRT<Device>& model, int64_t max_tokens) {
-    return ceil_div(std::max<int64_t>(max_tokens, 1), model.config.chunk - 1);
-  }
-
   DRT<Device>& model_;
+  RowReader<Device>& rows_;
   int32_t landmark_;
   int64_t S_;
-  RowReader<Device> rows_;
 };
 
 // The next token. temperature 0: the largest logit, the lowest id among equals. Otherwise a draw from the smallest set
