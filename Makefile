@@ -105,11 +105,15 @@ deps:
 # Where a GPU answers, the program of tests has the GPU's too.
 HERE = $(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),gpu,cpu)
 TEST_PROGRAM = $(if $(findstring gpu,$(HERE)),$(GPU),$(CPU))/test_gca
-test: $(CPU)/train_gca $(if $(findstring gpu,$(HERE)),train_gca) $(TEST_PROGRAM)
-	@mkdir -p build/oracle
-	@for python in python3 /usr/bin/python3; do $$python -c 'import numpy' 2>/dev/null && exec $$python dev/make_oracle.py --test-set build/oracle; done; \
-	  echo "no python3 with numpy: no oracle files are made (make deps installs it)"
+test: $(CPU)/train_gca $(if $(findstring gpu,$(HERE)),train_gca) $(TEST_PROGRAM) build/oracle/made
 	TRAIN_GCA=$(CPU)/train_gca $(TEST_PROGRAM)
+
+# Made once, and anew when the maker has changed: it takes seconds.
+build/oracle/made: dev/make_oracle.py
+	@mkdir -p $(@D) && rm -f $@ $(@D)/*.safetensors
+	@for python in python3 /usr/bin/python3; do \
+	  $$python -c 'import numpy' 2>/dev/null && { $$python $< --test-set $(@D) && touch $@; exit; }; done; \
+	  echo "no python3 with numpy: no oracle files are made (make deps installs it)"
 
 # What takes too long for every day.
 test-long: test
