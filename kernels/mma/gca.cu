@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
   MemoryRing<d> ring(q_tile + tile_bytes, memory_of(kv, s, at.b, 0, at.h), D, picks);
   wait_for_copies<stages - 1>();
   __syncthreads();
-  Operand query[blocks][d / 16];
+  Operand query[d / 16][blocks];
   load_lefts<d>(query, q_tile, my.warp_row);
   Sum o[blocks][d / 8];
   clear(o);
@@ -436,7 +436,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
     commit_copies();
   };
 
-  [[maybe_unused]] Operand keys[blocks][d / 16];
+  [[maybe_unused]] Operand keys[d / 16][blocks];
   Sum dk[blocks][d / 8], dv[blocks][d / 8];
   clear(dk);
   clear(dv);

@@ -189,51 +189,47 @@ struct WarpRows {
   __device__ int row(int i, int half) const { return warp_row + 16 * i + 8 * half + lane_row; }
   __device__ int end() const { return warp_row + 16 * blocks; }
 };
-// A warp's rows of a tile as left factors, to be kept: left[i][k] are rows row + 16 i.., columns 16 k..
+// A warp's rows of a tile as left factors, to be kept: left[k][i] are columns 16 k.., rows row + 16 i..
 template <int width, int blocks>
-__device__ inline void load_lefts(Operand (&left)[blocks][width / 16], uint32_t tile, int row) {
+__device__ inline void load_lefts(Operand (&left)[width / 16][blocks], uint32_t tile, int row) {
 #pragma unroll
   for (int i = 0; i < blocks; i++)
 #pragma unroll
-    for (int k = 0; k < width / 16; k++) load_left<width>(left[i][k], tile, row + 16 * i, 16 * k);
+    for (int k = 0; k < width / 16; k++) load_left<width>(left[k][i], tile, row + 16 * i, 16 * k);
 }
-// sum += a b^T. a: kept (load_lefts); b: the tile's rows row.., as many as the product has columns
+// sum += a b^T over 16 of the columns that are summed over, from `column` on. a: one left factor a block; b: the tile's
+// rows row.., as many as the product has columns
 template <int width, int blocks, int columns>
-__device__ inline void multiply_rows(Sum (&sum)[blocks][columns], const Operand (&a)[blocks][width / 16], uint32_t b,
-                                     int row) {
+__device__ inline void multiply_rows(Sum (&sum)[blocks][columns], const Operand (&a)[blocks], uint32_t b, int row,
+                                     int column) {
   static_assert(columns % 2 == 0, "a right factor is of two sums");
 #pragma unroll
-  for (int k = 0; k < width / 16; k++)
+  for (int j = 0; j < columns; j += 2) {
+    Operand right;
+    load_right_rows<width>(right, b, row + 8 * j, column);
 #pragma unroll
-    for (int j = 0; j < columns; j += 2) {
-      Operand right;
-      load_right_rows<width>(right, b, row + 8 * j, 16 * k);
-#pragma unroll
-      for (int i = 0; i < blocks; i++) {
-        mma(sum[i][j], a[i][k], right[0], right[1]);
-        mma(sum[i][j + 1], a[i][k], right[2], right[3]);
-      }
+    for (int i = 0; i < blocks; i++) {
+      mma(sum[i][j], a[i], right[0], right[1]);
+      mma(sum[i][j + 1], a[i], right[2], right[3]);
     }
+  }
 }
-// The same with a in a tile too, read as it is needed: its rows a_row..
+// Over all columns, a being kept (load_lefts) ...
+template <int width, int blocks, int columns>
+__device__ inline void multiply_rows(Sum (&sum)[blocks][columns], const Operand (&a)[width / 16][blocks], uint32_t b,
+                                     int row) {
+#pragma unroll
+  for (int k = 0; k < width / 16; k++) multiply_rows<width>(sum, a[k], b, row, 16 * k);
+}
+// ... or in a tile too, its rows a_row.., read as they are needed.
 template <int width, int blocks, int columns>
 __device__ inline void multiply_rows(Sum (&sum)[blocks][columns], uint32_t a, int a_row, uint32_t b, int row) {
-  static_assert(columns % 2 == 0, "a right factor is of two sums");
 #pragma unroll
   for (int k = 0; k < width / 16; k++) {
     Operand left[blocks];
 #pragma unroll
     for (int i = 0; i < blocks; i++) load_left<width>(left[i], a, a_row + 16 * i, 16 * k);
-#pragma unroll
-    for (int j = 0; j < columns; j += 2) {
-      Operand right;
-      load_right_rows<width>(right, b, row + 8 * j, 16 * k);
-#pragma unroll
-      for (int i = 0; i < blocks; i++) {
-        mma(sum[i][j], left[i], right[0], right[1]);
-        mma(sum[i][j + 1], left[i], right[2], right[3]);
-      }
-    }
+    multiply_rows<width>(sum, left, b, row, 16 * k);
   }
 }
 // sum += a b over 16 of the rows that are summed over. a: one left factor a block; b: the tile's rows row.., all its

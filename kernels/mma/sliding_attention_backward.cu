@@ -92,9 +92,9 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
   wait_for_copies<stages - 1>();
   __syncthreads();
 
-  Operand q[blocks][d / 16], dout[blocks][d / 16];
-  load_lefts<d, blocks>(q, q_tile, my.warp_row);
-  load_lefts<d, blocks>(dout, dout_tile, my.warp_row);
+  Operand q[d / 16][blocks], dout[d / 16][blocks];
+  load_lefts<d>(q, q_tile, my.warp_row);
+  load_lefts<d>(dout, dout_tile, my.warp_row);
   float lse[blocks][2], delta[blocks][2];
 #pragma unroll
   for (int i = 0; i < blocks; i++) {
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
       load_left<d>(o, out_tile, my.warp_row + 16 * i, 16 * k);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        const float2 left = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(dout[i][k][e])),
+        const float2 left = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(dout[k][i][e])),
                      right = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(o[e]));
         delta[i][e % 2] = fmaf(left.x, right.x, fmaf(left.y, right.y, delta[i][e % 2]));
       }
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(window_threads, key_plan(d).residents)
   for (int tile = 0; tile < stages - 1; tile++) copy(tile);
 
   const float scale = attention_scale(d) * log2_e, slope = log2_e * w.slope(at.h);
-  Operand k[blocks][d / 16], v[blocks][d / 16];
+  Operand k[d / 16][blocks], v[d / 16][blocks];
   Sum dk[blocks][d / 8], dv[blocks][d / 8];
   clear(dk);
   clear(dv);
@@ -216,8 +216,8 @@ __global__ void __launch_bounds__(window_threads, key_plan(d).residents)
     __syncthreads();
     copy(tile + stages - 1);
     if (plan.operands_kept && tile == 0) {
-      load_lefts<d, blocks>(k, k_tile, my.warp_row);
-      load_lefts<d, blocks>(v, v_tile, my.warp_row);
+      load_lefts<d>(k, k_tile, my.warp_row);
+      load_lefts<d>(v, v_tile, my.warp_row);
     }
     const uint32_t q_tile = ring + tile % stages * 2 * tile_bytes, dout_tile = q_tile + tile_bytes;
     const float4* statistics = reinterpret_cast<const float4*>(

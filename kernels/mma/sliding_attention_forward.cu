@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
   const float scale = attention_scale(d) * log2_e, slope = log2_e * w.slope(at.h);
   const bool mine = my.warp_row < end_row && my.end() > begin_row;
   bool first = true;
-  Operand q[blocks][d / 16];
+  Operand q[d / 16][blocks];
   Sum o[blocks][d / 8];
   float top[blocks][2], sum[blocks][2];
   clear(o);
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
     __syncthreads();
     copy(tile + stages - 1);
     if (!mine) continue;
-    if (plan.operands_kept && tile == 0) load_lefts<d, blocks>(q, q_tile, my.warp_row);
+    if (plan.operands_kept && tile == 0) load_lefts<d>(q, q_tile, my.warp_row);
     const uint32_t k_tile = ring + tile % stages * 2 * tile_bytes, v_tile = k_tile + tile_bytes;
     const int tile_key = first_key + (tiles - 1 - tile) * tile_size;
 #pragma unroll 1
