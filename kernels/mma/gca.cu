@@ -151,11 +151,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
         p[i][7][2 * half + 1] += last_key;
         float top, sum;
         exponentials(p[i], half, scale2, top, sum);  // of this one chunk's keys
-        const float factor = __fdividef(weight, sum);
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-          for (int e = 2 * half; e < 2 * half + 2; e++) p[i][j][e] *= factor;
+        scale_row(p[i], half, __fdividef(weight, sum));
         row_lse[i][half] = (top + fast_log2(sum)) * ln_2;
       }
     if (lse && lane_id() % 4 == 0)

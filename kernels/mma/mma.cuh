@@ -177,6 +177,12 @@ __device__ inline void scale_sums(Sum (&sum)[blocks][columns], float factor) {
 #pragma unroll
       for (int e = 0; e < 4; e++) sum[i][j][e] *= factor;
 }
+// One row of a block's sums: that of `half`.
+template <int columns>
+__device__ inline void scale_row(Sum (&sum)[columns], int half, float factor) {
+#pragma unroll
+  for (int c = 0; c < 2 * columns; c++) sum[c / 2][2 * half + c % 2] *= factor;
+}
 // Where a lane's numbers of its warp's sums lie: rows of the block, and the first of two columns in each 8. Half 0 of a
 // Sum is [0], [1], half 1 is [2], [3]; a row lies in a quad of lanes.
 template <int blocks>
@@ -254,6 +260,17 @@ template <int blocks, int columns>
 __device__ inline void as_lefts(Operand (&left)[blocks], const Sum (&p)[blocks][columns], int k) {
 #pragma unroll
   for (int i = 0; i < blocks; i++) as_left(left[i], p[i][2 * k], p[i][2 * k + 1]);
+}
+// sum += p b, p being the warp's own sums, rounded: over as many of b's rows, from `row` on, as p has columns.
+template <int width, int blocks, int columns>
+__device__ inline void multiply_columns(Sum (&sum)[blocks][width / 8], const Sum (&p)[blocks][columns], uint32_t b,
+                                        int row) {
+#pragma unroll
+  for (int k = 0; k < columns / 2; k++) {
+    Operand left[blocks];
+    as_lefts(left, p, k);
+    multiply_columns<width>(sum, left, b, row + 16 * k);
+  }
 }
 
 // ---- softmax of rows that are whole in a warp's sums, logits in units of log2 -------------------------------------

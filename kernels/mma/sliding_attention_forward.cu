@@ -128,8 +128,7 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
                         shrink = first ? 1.0f : fast_exp2(-more);
             top[i][half] += more;
             sum[i][half] *= shrink;
-#pragma unroll
-            for (int c = 0; c < d / 4; c++) o[i][c / 2][2 * half + c % 2] *= shrink;
+            scale_row(o[i], half, shrink);
 #pragma unroll
             for (int c = 0; c < step / 4; c++) p[i][c / 2][2 * half + c % 2] -= more;
           }
@@ -158,10 +157,9 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
   for (int i = 0; i < blocks; i++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const float total = warp_sum<4>(sum[i][half]), share = __fdividef(1.0f, total);
+      const float total = warp_sum<4>(sum[i][half]);
       const int row = my.row(i, half);
-#pragma unroll
-      for (int c = 0; c < d / 4; c++) o[i][c / 2][2 * half + c % 2] *= share;
+      scale_row(o[i], half, __fdividef(1.0f, total));
       if (my.lane_column == 0 && row >= begin_row && row < end_row)
         lse[(at.b * w.H + at.h) * w.T + at.base + row - w.first_slot] = fmaf(top[i][half], ln_2, logf(total));
     }
