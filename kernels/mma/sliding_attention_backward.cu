@@ -68,10 +68,8 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
   const WarpRows<blocks> my;
   const int64_t D = w.D(), first_element = ((at.b * w.T + at.base) * w.H + at.h) * d,
                 padded = WindowGradient::padded(w.T);
-  const int W = static_cast<int>(min(w.W, int64_t{1} << 30)),
-            end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
-  const int first_key = static_cast<int>(max(at.base - w.W, int64_t{0}) / tile_size * tile_size - at.base);
-  const int tiles = (end_row - first_key + tile_size - 1) / tile_size;
+  const int W = at.W, end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
+  const int first_key = at.first_key(w, 0), tiles = (end_row - first_key + tile_size - 1) / tile_size;
   const bf16* const q_from = w.qkv + (at.b * w.T + at.base) * 3 * D + static_cast<int64_t>(at.h) * d;
   auto copy = [&](int tile) {
     if (tile < tiles) {
@@ -138,17 +136,7 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
       clear(ds);
       multiply_rows<d>(p, q, k_tile, j);
       multiply_rows<d>(ds, dout, v_tile, j);
-#pragma unroll
-      for (int i = 0; i < blocks; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const float from = fmaf(slope, static_cast<float>(key + my.lane_column - my.row(i, half)), -lse[i][half]);
-#pragma unroll
-          for (int c = 0; c < step / 4; c++) {
-            float& x = p[i][c / 2][2 * half + c % 2];
-            x = fmaf(x, scale, fmaf(slope, static_cast<float>(c / 2 * 8 + c % 2), from));
-          }
-        }
+      add_alibi<0>(p, my, key, scale, slope, lse);
       if (key + step - 1 > my.warp_row || key < my.end() - 1 - W) hide<false>(p, my, key, W);
 #pragma unroll
       for (int i = 0; i < blocks; i++)
@@ -184,8 +172,7 @@ __global__ void __launch_bounds__(window_threads, key_plan(d).residents)
   const WindowPiece at(w, rows);
   const WarpRows<blocks> my;
   const int64_t D = w.D(), column = static_cast<int64_t>(at.h) * d, padded = WindowGradient::padded(w.T);
-  const int W = static_cast<int>(min(w.W, int64_t{1} << 30)),
-            end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
+  const int W = at.W, end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
   const int queries = static_cast<int>(min(w.T - at.base, rows + w.W)), tiles = (queries + tile_size - 1) / tile_size;
   const bf16* const q_from = w.qkv + (at.b * w.T + at.base) * 3 * D + column;
   const bf16* const dout_from = g.dout + (at.b * w.T + at.base) * D + column;
