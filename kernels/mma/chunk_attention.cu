@@ -184,15 +184,9 @@ __global__ void __launch_bounds__(chunk_threads, backward_plan(d).residents)
       float& y = ds[0][c / 2][2 * half + c % 2];
       y = p[0][c / 2][2 * half + c % 2] * (y - delta);
     }
-    const int row = my.row(0, half);
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-      *reinterpret_cast<uint32_t*>(memory + (p_tile - q_tile) + piece_at<64>(row, j) + my.lane_column * 2) =
-          pack_pair(p[0][j][2 * half], p[0][j][2 * half + 1]);
-      *reinterpret_cast<uint32_t*>(memory + (ds_tile - q_tile) + piece_at<64>(row, j) + my.lane_column * 2) =
-          pack_pair(ds[0][j][2 * half], ds[0][j][2 * half + 1]);
-    }
   }
+  put_sums<tile_size>(memory + (p_tile - q_tile), my.warp_row, p);
+  put_sums<tile_size>(memory + (ds_tile - q_tile), my.warp_row, ds);
   multiply_columns<d>(dq, ds, k_tile, 0);
   __syncthreads();  // p and ds are there, and nobody reads v any more: gradients leave through its rows
   // sum over queries of x[query][key] y[query][column], for the warp's keys

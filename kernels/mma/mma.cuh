@@ -303,23 +303,28 @@ __device__ inline float softmax_again(Sum (&p)[columns], const Sum (&dp)[columns
   return warp_sum<4>(delta);
 }
 
-// A warp's sums, rounded, as rows row.. of a tile, and from there to global memory in pieces of 16 bytes: rows `stride`
-// apart, `to` being where the tile's row 0 goes; only rows from `begin` to before `end`. No other warp may use these
-// rows of the tile meanwhile.
+// A warp's sums, rounded, as rows row.. of the tile at `tile`.
 template <int width, int blocks>
-__device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row, const Sum (&sum)[blocks][width / 8],
-                                  int end, int begin = 0) {
-  char* bytes = reinterpret_cast<char*>(tile);
+__device__ inline void put_sums(char* tile, int row, const Sum (&sum)[blocks][width / 8]) {
   const int lane = lane_id();
-  __syncwarp();
 #pragma unroll
   for (int i = 0; i < blocks; i++)
 #pragma unroll
     for (int j = 0; j < width / 8; j++)
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        *reinterpret_cast<uint32_t*>(bytes + piece_at<width>(row + 16 * i + 8 * half + lane / 4, j) + lane % 4 * 4) =
+        *reinterpret_cast<uint32_t*>(tile + piece_at<width>(row + 16 * i + 8 * half + lane / 4, j) + lane % 4 * 4) =
             pack_pair(sum[i][j][2 * half], sum[i][j][2 * half + 1]);
+}
+// The same, and from there to global memory in pieces of 16 bytes: rows `stride` apart, `to` being where the tile's row
+// 0 goes; only rows from `begin` to before `end`. No other warp may use these rows of the tile meanwhile.
+template <int width, int blocks>
+__device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row, const Sum (&sum)[blocks][width / 8],
+                                  int end, int begin = 0) {
+  char* bytes = reinterpret_cast<char*>(tile);
+  const int lane = lane_id();
+  __syncwarp();
+  put_sums<width>(bytes, row, sum);
   __syncwarp();
   constexpr int pieces = width / 8, at_once = 32 / pieces;
 #pragma unroll
