@@ -81,8 +81,8 @@ __device__ inline void copy_from_ring(uint32_t tile, const SlidingRows<bf16>& w,
   }
 }
 
-// p = scale * p + slope * (key - query) - top[query], `key` being the first column's place; the distance is made of that
-// to column `middle` of the step and the rest, a constant.
+// p = scale * p + slope * (key - query) - top[query], `key` being the first column's place; the distance is made of
+// that to column `middle` of the step and the rest, a constant.
 template <int middle, int blocks, int columns>
 __device__ inline void add_alibi(Sum (&p)[blocks][columns], const WarpRows<blocks>& my, int key, float scale,
                                  float slope, const float (&top)[blocks][2]) {

@@ -144,12 +144,7 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
         for (int c = 0; c < step / 8; c++)
 #pragma unroll
           for (int e = 0; e < 4; e++) ds[i][c][e] = fast_exp2(p[i][c][e]) * (ds[i][c][e] - delta[i][e / 2]);
-#pragma unroll
-      for (int k = 0; k < step / 16; k++) {
-        Operand left[blocks];
-        as_lefts(left, ds, k);
-        multiply_columns<d>(dq, left, k_tile, j + 16 * k);
-      }
+      multiply_columns<d>(dq, ds, k_tile, j);
     }
   }
   scale_sums(dq, attention_scale(d));

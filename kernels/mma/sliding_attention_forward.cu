@@ -128,12 +128,7 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
             x = fast_exp2(x);
             sum[i][half] += x;
           }
-#pragma unroll
-      for (int k = 0; k < step / 16; k++) {
-        Operand left[blocks];
-        as_lefts(left, p, k);
-        multiply_columns<d>(o, left, v_tile, j + 16 * k);
-      }
+      multiply_columns<d>(o, p, v_tile, j);
     }
   }
   if (!mine) return;
