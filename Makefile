@@ -42,7 +42,7 @@ ROOMS = $(patsubst %.cpp,$(CPU)/%.o,$(wildcard base/*.cpp tokenizer/*.cpp *.cpp 
 COMMANDS = $(patsubst %.cpp,%.o,$(wildcard commands/*.cpp))
 TESTS = $(patsubst %.cpp,$(CPU)/%.o,$(filter-out dev/test/test_gpu%,$(wildcard dev/test/*.cpp)))
 $(CPU)/train_gca: $(CPU)/train_gca.o $(COMMANDS:%=$(CPU)/%) $(ROOMS)
-$(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(COMMANDS:%=$(CPU)/%) $(ROOMS)
+$(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(COMMANDS:%=$(CPU)/%) $(ROOMS) | $(CPU)/train_gca # which it runs
 $(CPU)/bench: $(CPU)/dev/bench.o $(ROOMS)
 $(CPU)/train_gca $(CPU)/test_gca $(CPU)/bench:
 	$(CXX) $(LDFLAGS) -pthread $^ -o $@
@@ -75,7 +75,7 @@ GPU_TESTS = $(patsubst %.cpp,$(GPU)/%.o,$(wildcard dev/test/test_gpu*.cpp))
 GPU_LIBS = -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcudart -lcublasLt
 
 train_gca: $(GPU)/train_gca.o $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
-$(GPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(GPU_TESTS) $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
+$(GPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(GPU_TESTS) $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS) | $(CPU)/train_gca
 $(GPU)/bench: $(GPU)/dev/bench.o $(ROOMS) $(KERNELS)
 train_gca $(GPU)/test_gca $(GPU)/bench:
 	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@

@@ -36,7 +36,8 @@ struct ChunkShape {
 };
 
 // What chunk c may fetch for chunk c+1: the chunks m <= c - e, that is 0 .. candidates(c) - 1. e is 1, all that lie
-// before c: here alone, for learned and random picks, CPU and GPU, training, streams and the tasks' own arithmetic.
+// before c: here for learned and random picks, CPU and GPU, training, streams and the tasks' own arithmetic; the models
+// that these are checked against (dev/by_hand.h, dev/make_oracle.py, dev/drt_torch.py) say it once more each.
 GCA_HD inline int64_t candidates(int64_t c) {
   constexpr int64_t e = 1;
   return c < e ? 0 : c - e + 1;

@@ -374,8 +374,8 @@ TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision
     CHECK(std::fabs(within / n - 0.682689) < 5 * std::sqrt(0.682689 * 0.317311 / n));
   }
   // Tensors, seeds and neighbours draw different numbers.
-  const Tensor &q = tensor_of(exact.net, "model.lower_layers.0.self_attn.q_proj.weight"),
-               &k = tensor_of(exact.net, "model.lower_layers.0.self_attn.k_proj.weight");
+  const Tensor q = tensor_of(exact.net, "model.lower_layers.0.self_attn.q_proj.weight"),
+               k = tensor_of(exact.net, "model.lower_layers.0.self_attn.k_proj.weight");
   CHECK(!same_bits(copied(exact.net.masters + q.offset, q.size()), copied(exact.net.masters + k.offset, k.size())));
   const Vec before = copied(exact.net.masters, table.size);
   double product = 0, next = 0;

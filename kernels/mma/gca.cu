@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
 }
 
 // With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), and
-// dQ = sum_k dS K / sqrt(d)
+// dQ = sum_k dS K / sqrt(d). From delta kernels/gca.cu makes dw, the gradient of the pick's weight, for both paths.
 template <int d>
 __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
     gca_backward_query_mma_kernel(bf16* dq,             // (B,T,D)

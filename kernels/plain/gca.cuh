@@ -116,7 +116,7 @@ void gca_forward_plain(cudaStream_t stream, Act* out, float* lse, const Act* q, 
 }
 
 // With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), and
-// dQ = sum_k dS K / sqrt(d)
+// dQ = sum_k dS K / sqrt(d). From delta kernels/gca.cu makes dw, the gradient of the pick's weight, for both paths.
 template <class Act, int key_tiles, int fragments>
 __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
     gca_backward_query_plain_kernel(Act* dq,              // (B,T,D)
