@@ -123,7 +123,8 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   print("width ", right(config.width, 4), ", ", fixed(static_cast<double>(model.table.parameters()) * 1e-6, 1),
         "M parameters, B=", B, " T=", T, ": ", right(fixed(seconds * 1e3, 1), 7), " ms a step (",
         fixed(times.front() * 1e3, 1), " to ", fixed(times.back() * 1e3, 1), "), ", right(fixed(slots / seconds, 0), 7),
-        " slots/s, ", right(fixed(100 * 3 * forward_flops_per_slot(config, config.reach) * slots / seconds / peak, 0), 3),
+        " slots/s, ",
+        right(fixed(100 * 3 * forward_flops_per_slot(config, config.reach) * slots / seconds / peak, 0), 3),
         "% of the peak, ",
         fixed(static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) /
                   (1 << 30),
