@@ -113,6 +113,35 @@ bool many_queries(const RetrievalShape& s, const Selection& selection, int64_t p
          select_bytes<true, false>(s.K) <= most_bytes;
 }
 
+// The thread of query q puts what waits in among the best, and says what is worth waiting from now on. past: chunks
+// that the query may see
+template <bool many, bool drawn>
+__device__ inline void take_waiting(const SelectMemory<many, drawn>& at, int q, int past, int K, float root) {
+  const int waiting = min(at.count(q), select_plan(many).places);
+  for (int i = 0; i < waiting; i++) {
+    const Waiting one = at.waiting(i, q);
+    if (one.chunk >= past) continue;
+    const float score = one.sum / root;
+    const uint64_t rank = rank_of(drawn ? at.value(i, q) : score, one.chunk);
+    int k = K;
+    for (; k > 0 && rank > at.rank(k - 1, q); k--) {
+      if (k == K) continue;
+      at.rank(k, q) = at.rank(k - 1, q);
+      at.score(k, q) = at.score(k - 1, q);
+    }
+    if (k == K) continue;
+    at.rank(k, q) = rank;
+    at.score(k, q) = score;
+  }
+  const uint64_t last = at.rank(K - 1, q);
+  if (waiting > 0 && last) {
+    // A smaller sum gives a smaller score, or the same one by rounding: the bound keeps well below.
+    const float least = value_of(last), of_sum = least * root;
+    at.bound(q) = drawn ? least : of_sum - fabsf(of_sum) * 0x1p-20f - 0x1p-120f;
+  }
+  at.count(q) = 0;
+}
+
 // Block: `queries` queries of a row against one split of the landmarks. drawn: values_are_drawn()
 template <bool many, bool drawn>
 __global__ void __launch_bounds__(select_plan(many).threads(), select_plan(many).residents)
@@ -242,32 +271,7 @@ __global__ void __launch_bounds__(select_plan(many).threads(), select_plan(many)
             }
         }
       again = __syncthreads_or(waits != 0);
-      if (thread < Q) {
-        const int waiting = min(at.count(thread), plan.places);
-        const int past = thread < queries ? seen_by(first_chunk + thread) : 0;
-        for (int i = 0; i < waiting; i++) {
-          const Waiting one = at.waiting(i, thread);
-          if (one.chunk >= past) continue;
-          const float score = one.sum / root;
-          const uint64_t rank = rank_of(drawn ? at.value(i, thread) : score, one.chunk);
-          int k = s.K;
-          for (; k > 0 && rank > at.rank(k - 1, thread); k--) {
-            if (k == s.K) continue;
-            at.rank(k, thread) = at.rank(k - 1, thread);
-            at.score(k, thread) = at.score(k - 1, thread);
-          }
-          if (k == s.K) continue;
-          at.rank(k, thread) = rank;
-          at.score(k, thread) = score;
-        }
-        const uint64_t last = at.rank(s.K - 1, thread);
-        if (waiting > 0 && last) {
-          // A smaller sum gives a smaller score, or the same one by rounding: the bound keeps well below.
-          const float least = value_of(last), of_sum = least * root;
-          at.bound(thread) = drawn ? least : of_sum - fabsf(of_sum) * 0x1p-20f - 0x1p-120f;
-        }
-        at.count(thread) = 0;
-      }
+      if (thread < Q) take_waiting(at, thread, thread < queries ? seen_by(first_chunk + thread) : 0, s.K, root);
       if (again) __syncthreads();
     } while (again);
   }
