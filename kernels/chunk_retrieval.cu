@@ -40,16 +40,16 @@ __global__ void __launch_bounds__(32 * merge_warps) chunk_retrieval_merge_kernel
   __syncthreads();
   if (warp > 0) return;
   for (int other = 1; other < merge_warps; other++) best.offer(found[other][lane], found_score[other][lane], s.K);
-  write_row(to.pick + out, to.w + out, chunk_of(best.rank), best.score, s.K);
+  write_row(to.pick + out, to.w + out, chunk_of(best.rank), best.score, s.K, to.equal_weights);
 }
 
-// A warp a query: weights for the picks that stand in the table.
+// A warp a query: weights for the picks that stand in the table, or for the newest.
 template <class Act>
 __global__ void chunk_retrieval_given_kernel(int32_t* pick,        // (B,C+1,K)
                                              float* w,             // (B,C+1,K)
                                              const Act* r,         // (B,C,D)
                                              const Act* landmark,  // see RetrievalShape
-                                             RetrievalShape s) {
+                                             RetrievalShape s, Selection selection) {
   const int64_t query = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32, b = query / s.C,
                 out = (query + b + 1) * s.K;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -57,9 +57,10 @@ __global__ void chunk_retrieval_given_kernel(int32_t* pick,        // (B,C+1,K)
   int32_t mine = -1;
   float mine_score = 0;
   for (int k = 0; k < s.K; k++) {
-    int32_t chunk = pick[out + k];
+    const int64_t fetching = s.first_chunk + query % s.C;
+    int32_t chunk = selection.picking == Picking::newest ? newest_pick(selection, fetching, k) : pick[out + k];
     if (chunk < 0) continue;
-    const bool past = chunk < candidates(s.first_chunk + query % s.C);
+    const bool past = chunk < candidates(fetching);
     if (!past) chunk = 0;
     float sum = 0;
     for (int64_t j = lane; j < s.D; j += 32)
@@ -70,7 +71,7 @@ __global__ void chunk_retrieval_given_kernel(int32_t* pick,        // (B,C+1,K)
       mine_score = past ? sum : NAN;
     }
   }
-  write_row(pick + out, w + out, mine, mine_score, s.K);
+  write_row(pick + out, w + out, mine, mine_score, s.K, selection.equal_weights);
 }
 
 // A block a query: dscore_k = w_k (dw_k - sum w dw) / sqrt(D), in place of dw, and dr = sum_k dscore_k L_pick.
@@ -147,9 +148,9 @@ void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, co
   GCA_CHECK(s.K >= 1 && s.K <= max_topk, "1 to ", max_topk, " chunks are picked, found ", s.K);
   const int64_t queries = s.B * s.C;
   if (queries == 0) return;
-  if (selection.picking == Picking::given) {
+  if (selection.picking == Picking::given || selection.picking == Picking::newest) {
     launch("weights of given picks", stream_, chunk_retrieval_given_kernel<Act>, ceil_div(queries, 8), 256, 0, pick, w,
-           r, landmark, s);
+           r, landmark, s, selection);
     return;
   }
   bool mma = false;
@@ -159,7 +160,7 @@ void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, co
                 room = std::max<int64_t>(1, scratch_bytes / (per_split * (rank_bytes + score_bytes))),
                 splits = std::min(room, mma ? chunk_retrieval_splits_mma(s, selection, processors_)
                                             : chunk_retrieval_splits_plain(s, processors_));
-  Selected to{pick, w, {}, static_cast<int>(splits)};
+  Selected to{pick, w, {}, static_cast<int>(splits), selection.equal_weights};
   if (splits > 1)
     to.shortlist = {scratch<uint64_t>(splits * per_split),
                     scratch<float>(splits * per_split, splits * per_split * rank_bytes)};

@@ -55,9 +55,10 @@ struct Best {
 };
 
 // Lane k writes pick k and its weight: softmax over the raw scores of what was picked. No finite score: every weight is
-// 0. A score that is not a number makes every weight so.
-__device__ inline void write_row(int32_t* pick, float* w, int32_t chunk, float score, int K) {
+// 0. A score that is not a number makes every weight so. equal: all others count as the same.
+__device__ inline void write_row(int32_t* pick, float* w, int32_t chunk, float score, int K, bool equal) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (equal && score == score) score = 0;
   const bool picked = lane < K && chunk >= 0, broken = __any_sync(0xffffffffu, picked && !(score == score));
   const float top = warp_max(picked ? score : -INFINITY);
   const float e = !picked || (top == -INFINITY && !broken) ? 0 : expf(score - top), sum = warp_sum(e);
@@ -78,11 +79,12 @@ struct Selected {
   float* w;       // (B,C+1,K)
   Shortlist shortlist;
   int splits;
+  bool equal_weights;
   // A warp writes what it found for query c of row b, the best first, one a lane.
   __device__ void write(const RetrievalShape& s, int64_t b, int64_t c, int split, uint64_t rank, float score) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int64_t out = s.table().picked_by(b, c), candidate = ((b * s.C + c) * splits + split) * s.K + lane;
-    if (splits == 1) write_row(pick + out, w + out, chunk_of(rank), score, s.K);
+    if (splits == 1) write_row(pick + out, w + out, chunk_of(rank), score, s.K, equal_weights);
     else if (lane < s.K) {
       shortlist.rank[candidate] = rank;
       shortlist.score[candidate] = score;

@@ -325,7 +325,7 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
                            {3, 113, 192, 8, 0},
                            {1, 7, 768, 32, 0},
                            {2, 20, 40, 1, 70}})
-    for (int kind = 0; kind < 6; kind++) {
+    for (int kind = 0; kind < 10; kind++) {
       if (kind == 2 && size.first_chunk) continue;  // given noise is of whole rows
       compare(str("retrieval of ", size.C, " chunks after ", size.first_chunk, ", kind ", kind),
               [&](auto& bench, bool in_bf16) {
@@ -346,7 +346,10 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
                 for (size_t i = 0; i < noise.size(); i++)
                   noise[i] = gumbel(philox(5, Draw::sample, static_cast<uint32_t>(i)).word[0]);
                 if (kind == 2) selection.given_noise = bench.template put<float>(noise);
-                if (kind == 3) selection.picking = Picking::uniform;
+                if (kind == 3 || kind == 6) selection.picking = Picking::uniform;
+                if (kind == 7 || kind == 8) selection.picking = Picking::newest;
+                if (kind == 8) selection.newest_distance = 3;
+                selection.equal_weights = kind == 6 || kind == 8 || kind == 9;
                 if (kind == 4) selection.picking = Picking::none;
                 if (kind == 5) {
                   selection.picking = Picking::given;
