@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(select_plan(many).threads(), select_plan(many)
     }
 
     // Which of this lane's sums, in order of i, half, j, e, wait for a look: none before the first one.
-    uint64_t waits = ~uint64_t{0};
+    uint64_t waits = ~uint64_t{0} >> (64 - blocks * columns * 4);
     const int m_lane = m0 + warp_column + lane % 4 * 2;
     // What ranks each where it is drawn, in the same order.
     float value[drawn ? 4 * blocks * columns : 1];
