@@ -304,7 +304,8 @@ void Cpu<real, bf16>::no_pick(int32_t* pick, stat* w, int64_t B, int64_t C, int 
     }
 }
 // score[c,m] = r_c . L_m / sqrt(D), m < candidates(c);  pick = K largest of score + noise, the lower chunk first among
-// equals; w = softmax over the raw scores of the picks. pick, w (B,C+1,K): rows 1..C are written; r (B,C,D)
+// equals; w = softmax over the raw scores of the picks, or equal ones. pick, w (B,C+1,K): rows 1..C are written; r
+// (B,C,D)
 template <class real, bool bf16>
 void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act* r, const act* landmark,
                                               const RetrievalShape& s, const Selection& selection) {
@@ -314,8 +315,9 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
     real* weights = w + s.table().picked_by(b, c);
     real raw[max_topk], key[max_topk];
     const real *query = r + task * s.D, *landmarks = landmark + b * s.row_stride;
-    if (selection.picking == Picking::given) {
+    if (selection.picking == Picking::given || selection.picking == Picking::newest) {
       for (int k = 0; k < s.K; k++) {
+        if (selection.picking == Picking::newest) picks[k] = newest_pick(selection, chunk, k);
         if (picks[k] >= past)
           throw Error(str("given picks: chunk ", chunk, " fetches chunk ", picks[k], ", which is not in its past"));
         if (picks[k] >= 0) score_row(raw + k, query, landmarks + picks[k] * s.stride, 1, s);
@@ -347,8 +349,11 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
       std::fill(picks + found, picks + s.K, -1);
     }
     real top = -std::numeric_limits<real>::infinity(), sum = 0;
-    for (int k = 0; k < s.K; k++)
-      if (picks[k] >= 0 && !(raw[k] <= top)) top = raw[k];
+    for (int k = 0; k < s.K; k++) {
+      if (picks[k] < 0) continue;
+      if (selection.equal_weights && raw[k] == raw[k]) raw[k] = 0;
+      if (!(raw[k] <= top)) top = raw[k];
+    }
     // No finite score: every weight is 0. A score that is not a number makes every weight so: the step will be
     // skipped.
     for (int k = 0; k < s.K; k++)

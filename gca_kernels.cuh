@@ -1,11 +1,12 @@
 // Backend Gpu: the ops of Cpu (gca_cpu.h) on an NVIDIA GPU: same names, same arguments, same meaning. Declared here
-// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer, the attentions' kernels in
-// kernels/plain/ and kernels/mma/. A gradient dx has the shape of x.
+// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer, the kernels of attentions
+// and retrieval in kernels/plain/ and kernels/mma/. A gradient dx has the shape of x.
 //
 // Gpu<float> computes in float throughout. Gpu<__nv_bfloat16> keeps activations and working weights in bf16 and
 // computes in float: masters, gradients of weights, statistics and sums are float in both. Attention in bf16 takes
-// tensor cores where the shape is theirs (heads of 32, 64 or 128 columns, fetched chunks of 64 slots), plain kernels
-// elsewhere, and everywhere with GCA_PLAIN_ATTENTION=1 in the environment.
+// tensor cores where the shape is theirs (heads of 32, 64 or 128 columns, fetched chunks of 64 slots), and so does
+// retrieval (a width that is a multiple of 8), plain kernels elsewhere, and everywhere with GCA_PLAIN_ATTENTION=1 in
+// the environment.
 //
 // Every op is put on one stream and returns at once: nothing in it waits for the GPU or allocates. The same bits on
 // every run. Written (=): everything, but these, which are added to (+=): gradients of weights (dgain, dW, dE), dw of

@@ -65,8 +65,9 @@ struct RetrievalShape {
   GCA_HD PickTable table() const { return {C, K}; }
 };
 
-// uniform, none: ablations; given: the table's picks stand, weights are made
-enum class Picking { learned, uniform, none, given };
+// uniform, none: ablations; given: the table's picks stand, weights are made; newest: the last chunks that
+// newest_distance allows, the newest first
+enum class Picking { learned, uniform, none, given, newest };
 
 struct Selection {
   Picking picking = Picking::learned;
@@ -75,7 +76,14 @@ struct Selection {
   uint64_t seed = 0;                   // noise of (seed, step, group, first_row + b, fetching chunk, fetched chunk)
   int64_t step = 0, first_row = 0;  // first_row: number of row 0 in the whole batch, micro-batches and ranks together
   int group = 0;
+  int64_t newest_distance = 1;  // newest: chunk c fetches chunks m <= c - newest_distance
+  bool equal_weights = false;   // each pick weighs 1 / their number, whatever its score (forward only)
 };
+// newest: pick k of chunk c, or -1.
+GCA_HD inline int32_t newest_pick(const Selection& s, int64_t c, int64_t k) {
+  const int64_t past = candidates(c), near = c - s.newest_distance + 1, m = (near < past ? near : past) - 1 - k;
+  return static_cast<int32_t>(m < 0 ? -1 : m);
+}
 // Four draws at once: word i belongs to fetched chunk 4*quad + i. The same bits on CPU and GPU.
 GCA_HD inline Philox selection_draw(const Selection& s, int64_t b, int64_t chunk, int64_t quad) {
   return philox(s.seed, s.picking == Picking::uniform ? Draw::uniform_pick : Draw::gumbel, static_cast<uint32_t>(quad),

@@ -146,8 +146,9 @@ void print_head() {
 // ---- one op of the GPU --------------------------------------------------------------------------------------------
 // Sizes of the op, as the flags name them.
 struct OpShape {
-  int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304, layers = 1;
+  int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304, layers = 1, first_chunk = 0;
 };
+constexpr int64_t long_row = 262144;  // chunks of 64 slots: 16M slots
 const char* const op_names[] = {"gca_forward",
                                 "gca_backward_query",
                                 "gca_backward_memory",
@@ -156,6 +157,8 @@ const char* const op_names[] = {"gca_forward",
                                 "chunk_attention_forward",
                                 "chunk_attention_backward",
                                 "chunk_retrieval_forward",
+                                "retrieval_long",
+                                "retrieval_long_1",
                                 "rmsnorm_forward",
                                 "rmsnorm_backward",
                                 "swiglu_forward",
@@ -200,7 +203,9 @@ struct Op {
   void prepare(const std::string& name) {
     if (name.starts_with("gca_")) prepare_gca(name);
     else if (name.starts_with("sliding_attention") || name.starts_with("chunk_attention")) prepare_attention(name);
-    else if (name == "chunk_retrieval_forward") prepare_retrieval();
+    else if (name == "chunk_retrieval_forward") prepare_retrieval(B, C, s.first_chunk);
+    else if (name == "retrieval_long") prepare_retrieval(1, 256, long_row - 256);
+    else if (name == "retrieval_long_1") prepare_retrieval(1, 1, long_row - 1);
     else if (name.starts_with("rmsnorm")) prepare_rmsnorm(name == "rmsnorm_forward");
     else if (name.starts_with("swiglu")) prepare_swiglu(name == "swiglu_forward");
     else if (name == "matmul_forward") prepare_matmul();
@@ -281,17 +286,22 @@ struct Op {
     }
   }
 
-  void prepare_retrieval() {
-    const RetrievalShape shape{B, C, static_cast<int>(D), k, 0, D, C * D};
-    const act *r = input(B * C * D, 1), *landmark = input(B * C * D, 2);
-    int32_t* pick = bench.template make<int32_t>(B * (C + 1) * K);
-    stat* w = bench.template make<stat>(B * (C + 1) * K);
+  // B rows of C queries, after first_chunk others. Few over many landmarks are bound by reading those.
+  void prepare_retrieval(int64_t B, int64_t C, int64_t first_chunk) {
+    const int64_t M = first_chunk + C, table = B * (C + 1) * K;
+    const RetrievalShape shape{B, C, static_cast<int>(D), k, first_chunk, D, M * D};
+    const act *r = input(B * C * D, 1), *landmark = input(B * M * D, 2);
+    int32_t* pick = bench.template make<int32_t>(table);
+    stat* w = bench.template make<stat>(table);
     device.no_pick(pick, w, B, C, k);
-    work = static_cast<double>(B * C * C * D);
+    double scores = 0;
+    for (int64_t c = 0; c < C; c++) scores += static_cast<double>(B * candidates(first_chunk + c));
+    work = scores * static_cast<double>(2 * D);
+    if (C <= 64 && first_chunk > C) bytes = static_cast<double>(B * M * D) * sizeof(act);
     call = [=, this] { device.chunk_retrieval_forward(pick, w, r, landmark, shape, {}); };
     results = [=, this] {
-      bench.result("pick", pick, B * (C + 1) * K);
-      bench.result("w", w, B * (C + 1) * K);
+      bench.result("pick", pick, table);
+      bench.result("w", w, table);
     };
   }
 
@@ -422,7 +432,7 @@ void bench_ops(const std::vector<std::string>& names, const OpShape& shape, bool
   print(gpu.description(), "\n");
   const double peak = gpu.peak_flops(), copied = copy_rate(gpu);
   for (const std::string& name : names) {
-    if (check) check_op(gpu, name, shape);
+    if (check && !name.starts_with("retrieval_long")) check_op(gpu, name, shape);
     time_op(gpu, name, shape, peak, copied);
   }
 }
@@ -458,9 +468,10 @@ Flags bench_flags(Settings& settings) {
   flags.add("W", s.W, 0, INT32_MAX, "window");
   flags.add("F", s.F, 1, 1 << 20, "feed-forward width; of matmul_forward, columns out");
   flags.add("V", s.V, 2, 1 << 24, "vocabulary");
+  flags.add("first-chunk", s.first_chunk, 0, 1 << 24, "chunks before them: of chunk_retrieval_forward");
   flags.add("layers", s.layers, 1, 1024, "that fetch: of gca_backward_memory, which serves all at once");
   flags.add_choice("dtype", settings.dtype, "float|bf16", "of activations and products");
-  flags.add_on_off("check", settings.check, "compare with the CPU too (slow for large shapes)");
+  flags.add_on_off("check", settings.check, "compare with the CPU too (slow for large shapes; not of retrieval_long)");
   return flags;
 }
 // Flags speak for train_gca's commands; this is a program of its own.
