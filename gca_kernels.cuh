@@ -217,6 +217,11 @@ class Gpu : public GpuDevice {
   void cross_entropy(float* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows,
                      int64_t V, int64_t stride);
 
+  // ---- the next token of each row ----
+  // What the CPU chooses from the same logits, but that a draw within about a millionth of an edge between two tokens
+  // may fall to either side. token (rows), logits (rows,V), their rows stride apart
+  void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);
+
   // ---- optimiser ----
   // masters, m, v, gradient: flat buffers; weights: the working copy (the masters themselves, or rounded from them), as
   // long; segments (n_segments): a host array of what they hold
