@@ -564,6 +564,7 @@ void Cpu<real, bf16>::add_loss(StepState* state, const stat* loss, const float* 
 template <class real, bool bf16>
 void Cpu<real, bf16>::choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride,
                                    const Choice& c) {
+  GCA_CHECK(c.temperature <= 0 || c.index, "a draw needs the number of each row's token");
   pool_.run(rows, [=](int64_t r, int) {
     const std::vector<float> row(logits + r * stride, logits + r * stride + V);
     token[r] = gca::choose_token(row, c.temperature, c.top_p, c.temperature > 0 ? uniform_open(choice_draw(c, r)) : 0,

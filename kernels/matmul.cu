@@ -136,6 +136,11 @@ struct GpuDevice::Products {
                 m, " x ", k, ") by (", k, " x ", n, ")");
       int best = 0;
       if (by_time && count > 1) {
+        cudaStreamCaptureStatus status{};
+        check(cudaStreamIsCapturing(stream, &status), doing);
+        GCA_CHECK(status == cudaStreamCaptureStatusNone, doing.what, " (", m, " x ", k, ") by (", k, " x ", n,
+                  "): its algorithm is not chosen yet, and measuring is not possible while work is captured: run the "
+                  "same ops once before begin_capture()");
         // A result that is also added to is left alone: its product goes elsewhere meanwhile; cuBLASLt's first where
         // there is no room.
         Out* elsewhere = nullptr;
