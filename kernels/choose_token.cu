@@ -343,7 +343,7 @@ void Gpu<Act>::choose_token(int32_t* token, const Act* logits, int64_t rows, int
   GCA_CHECK(V <= 1 << 22, "a vocabulary of ", V, ": sums of so many masses need more than 64 bits");
   GCA_CHECK(c.temperature <= 0 || c.index, "a draw needs the number of each row's token");
   // So hot or cold that all, or only equals of the largest, are as likely: the same on its way there.
-  const double rate = std::clamp(1.4426950408889634 / std::max(c.temperature, 1e-30), 1e-20, 1e20);
+  const double rate = 1.4426950408889634 / std::clamp(c.temperature, 1e-30, 1e30);
   const float rounded = static_cast<float>(rate), rest = static_cast<float>(rate - static_cast<double>(rounded));
   with_width<Act>({stride}, [&](auto N) {
     const auto kernel = c.temperature > 0 ? choose_token_kernel<Act, N, true> : choose_token_kernel<Act, N, false>;
