@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/backend.h"
+#include "cpu/choose_token.h"
 #include "cpu/matmul.h"
 
 namespace gca {
@@ -561,6 +562,19 @@ void Cpu<real, bf16>::add_loss(StepState* state, const stat* loss, const float* 
     state->loss += scale * static_cast<double>(loss[r]) * (weight ? static_cast<double>(weight[r]) : 1.0);
     state->plain_loss += scale * static_cast<double>(loss[r]);
   }
+}
+
+// ---- the next token of each row (cpu/choose_token.h) --------------------------------------------------------------
+// token (rows), logits (rows,V) rows stride apart, taken as floats: what a text is continued with is the same in double
+template <class real, bool bf16>
+void Cpu<real, bf16>::choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride,
+                                   const Choice& c) {
+  GCA_CHECK(c.temperature <= 0 || c.index, "a draw needs the number of each row's token");
+  pool_.run(rows, [=](int64_t r, int) {
+    const std::vector<float> row(logits + r * stride, logits + r * stride + V);
+    token[r] = gca::choose_token(row, c.temperature, c.top_p, c.temperature > 0 ? uniform_open(choice_draw(c, r)) : 0,
+                                 c.excluded);
+  });
 }
 
 // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------

@@ -149,6 +149,23 @@ struct FetchingLayer {
   const int32_t *start, *fetches;  // (B,M+1), (B,C*K)
 };
 
+// How the next token is chosen from logits: temperature 0: the largest; otherwise by a draw from the smallest set of
+// tokens whose probability reaches top_p. What changes from token to token lies in the device's memory.
+struct Choice {
+  double temperature = 0, top_p = 1;
+  uint64_t seed = 0;                  // the draw of (seed, index, sequence)
+  const int64_t* index = nullptr;     // (rows), of a draw: the number of the token in its sequence
+  const int32_t* sequence = nullptr;  // (rows) or null: 0 each; rows of one index and sequence draw the same number
+  int32_t excluded = -1;              // a token that is never chosen; -1: none
+};
+// The random word of row r; its upper 23 bits are uniform_open's.
+GCA_HD inline uint32_t choice_draw(const Choice& c, int64_t r) {
+  const uint64_t index = static_cast<uint64_t>(c.index[r]);
+  return philox(c.seed, Draw::sample, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
+                c.sequence ? static_cast<uint32_t>(c.sequence[r]) : 0)
+      .word[0];
+}
+
 struct AdamW {
   double lr, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0, clip = 1;  // clip 0: none
 };

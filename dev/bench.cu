@@ -164,7 +164,9 @@ const char* const op_names[] = {"gca_forward",
                                 "swiglu_forward",
                                 "swiglu_backward",
                                 "matmul_forward",
-                                "cross_entropy"};
+                                "cross_entropy",
+                                "skinny_matmul",
+                                "choose_token"};
 
 #ifdef GCA_CUDA
 using test::Bench;
@@ -426,12 +428,87 @@ void time_op(Gpu<Act>& gpu, const std::string& name, const OpShape& shape, doubl
         by_memory ? "copy" : "large product", " reaches, results ", hex(bench.hash, 8), "\n");
 }
 
+// ---- ops of decoding: a few microseconds each, so many calls a timing, in a graph, as a token's are ----
+// Microseconds of one of call(0) .. call(count - 1), which follow each other.
+template <class Act, class Call>
+double microseconds_in_graph(Gpu<Act>& gpu, int64_t count, Call call) {
+  call(0);
+  const GpuDevice::Graph graph = gpu.capture([&] {
+    for (int64_t i = 0; i < count; i++) call(i);
+  });
+  return 1e3 * median_ms(gpu, [&] { gpu.replay(graph); }) / static_cast<double>(count);
+}
+
+// The products of a token of the 146M preset, for 1 and 16 rows. Each call has weights of its own, until all together
+// are five times the second cache: from token to token nothing of them is left there.
+template <class Act>
+void time_skinny_matmul(Gpu<Act>& gpu, double copied) {
+  struct Shape {
+    int64_t in, out;
+  };
+  for (const auto& [in, out] : {Shape{768, 2304}, {768, 768}, {768, 4096}, {2048, 768}, {768, 50304}}) {
+    const int64_t size = in * out, count = ceil_div(int64_t{256} << 20, size * static_cast<int64_t>(sizeof(Act)));
+    Act* W = random_numbers<Act>(gpu, count * size);
+    for (const int64_t rows : {1, 16}) {
+      Bench<Gpu<Act>> bench(gpu);
+      bench.keep = false;
+      const Act* x = bench.template put<Act>(randoms(true, rows * in, 1));
+      Act* y = bench.template make<Act>(rows * out);
+      const double us = microseconds_in_graph(
+          gpu, count, [&](int64_t i) { gpu.matmul_forward(y, x, W + i * size, nullptr, rows, in, out); });
+      gpu.matmul_forward(y, x, W, nullptr, rows, in, out);
+      bench.result("y", y, rows * out);
+      const double rate = static_cast<double>(size + rows * (in + out)) * sizeof(Act) / us * 1e6;
+      print("skinny_matmul, ", right(rows, 2), " x ", right(in, 4), " -> ", right(out, 5), ": ", right(fixed(us, 2), 6),
+            " us, ", right(fixed(rate * 1e-9, 0), 4), " GB/s, ", right(fixed(100 * rate / copied, 0), 3),
+            "% of what a copy reaches, results ", hex(bench.hash, 8), "\n");
+    }
+    gpu.release(W);
+  }
+}
+
+// Of logits as a language has them: few large ones. They come from the second cache, where a product has just put them.
+template <class Act>
+void time_choose_token(Gpu<Act>& gpu, int64_t V) {
+  const int64_t stride = round_up(V, GpuDevice::vocab_multiple), most_rows = 16;
+  Vec logits = randoms(true, most_rows * stride, 1, 0.5, 8);
+  for (size_t i = 0; i < logits.size(); i++)
+    logits[i] -= 1.3 * std::log(static_cast<double>(static_cast<int64_t>(i) * 7919 % stride + 1));
+  Bench<Gpu<Act>> bench(gpu);
+  bench.keep = false;
+  const Act* x = bench.template put<Act>(logits);
+  int32_t* token = bench.template make<int32_t>(most_rows);
+  int64_t* index = static_cast<int64_t*>(gpu.allocate(most_rows * 8));
+  std::vector<int64_t> numbers(most_rows);
+  for (size_t r = 0; r < numbers.size(); r++) numbers[r] = static_cast<int64_t>(r);
+  gpu.upload(index, numbers.data(), most_rows * 8);
+  for (const double temperature : {0.0, 1.0})
+    for (const int64_t rows : {int64_t{1}, most_rows}) {
+      const Choice choice{.temperature = temperature, .top_p = 0.95, .seed = 1, .index = index};
+      const double us =
+          microseconds_in_graph(gpu, 20, [&](int64_t) { gpu.choose_token(token, x, rows, V, stride, choice); });
+      bench.hash = 0;
+      bench.result("token", token, rows);
+      print("choose_token, ", right(rows, 2), " x ", V, temperature > 0 ? ", drawn from 95%" : ", the largest", ": ",
+            fixed(us, 2), " us, results ", hex(bench.hash, 8), "\n");
+    }
+  gpu.release(index);
+}
+
 template <class Act>
 void bench_ops(const std::vector<std::string>& names, const OpShape& shape, bool check) {
   Gpu<Act> gpu;
   print(gpu.description(), "\n");
   const double peak = gpu.peak_flops(), copied = copy_rate(gpu);
   for (const std::string& name : names) {
+    if (name == "skinny_matmul") {
+      time_skinny_matmul(gpu, copied);
+      continue;
+    }
+    if (name == "choose_token") {
+      time_choose_token(gpu, shape.V);
+      continue;
+    }
     if (check && !name.starts_with("retrieval_long")) check_op(gpu, name, shape);
     time_op(gpu, name, shape, peak, copied);
   }
@@ -456,7 +533,9 @@ Flags bench_flags(Settings& settings) {
   Flags flags(
       "bench",
       "Without flags: this backend's peak, the products of a training step, and the step. With --op, built with "
-      "nvcc:\n  one op of the GPU's, against Cpu<double>, and its time. Ops: " +
+      "nvcc:\n  one op of the GPU's, against Cpu<double>, and its time (of skinny_matmul, whose shapes are a token's, "
+      "and of\n  "
+      "choose_token: times alone). Ops: " +
           comma_list_of_ops());
   flags.add("op", settings.op, "NAME|all", "what to time; the flags below are its");
   flags.add("B", s.B, 1, 1 << 20, "rows");

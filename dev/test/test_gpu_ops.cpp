@@ -130,7 +130,17 @@ TEST_CASE("GPU: products") {
   struct Size {
     int64_t rows, in, out;
   };
-  for (const Size& size : {Size{1, 1, 1}, {7, 113, 3}, {203, 64, 128}, {113, 7, 203}, {64, 256, 8}})
+  for (const Size& size : {Size{1, 1, 1},
+                           {7, 113, 3},
+                           {203, 64, 128},
+                           {113, 7, 203},
+                           {64, 256, 8},
+                           {1, 768, 96},
+                           {5, 2048, 24},
+                           {16, 776, 113},
+                           {3, 264, 2120},
+                           {13, 4096, 40},
+                           {2, 4104, 16}})
     for (const bool more : {false, true})
       compare(str("product of ", size.rows, " x ", size.in, " x ", size.out), [&](auto& bench, bool in_bf16) {
         BENCH_TYPES(bench);
