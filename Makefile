@@ -42,7 +42,7 @@ ROOMS = $(patsubst %.cpp,$(CPU)/%.o,$(wildcard base/*.cpp tokenizer/*.cpp *.cpp 
 COMMANDS = $(patsubst %.cpp,%.o,$(wildcard commands/*.cpp))
 TESTS = $(patsubst %.cpp,$(CPU)/%.o,$(filter-out dev/test/test_gpu%,$(wildcard dev/test/*.cpp)))
 $(CPU)/train_gca: $(CPU)/train_gca.o $(COMMANDS:%=$(CPU)/%) $(ROOMS)
-$(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(COMMANDS:%=$(CPU)/%) $(ROOMS)
+$(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(COMMANDS:%=$(CPU)/%) $(ROOMS) | $(CPU)/train_gca # which it runs
 $(CPU)/bench: $(CPU)/dev/bench.o $(ROOMS)
 $(CPU)/train_gca $(CPU)/test_gca $(CPU)/bench:
 	$(CXX) $(LDFLAGS) -pthread $^ -o $@
@@ -75,7 +75,7 @@ GPU_TESTS = $(patsubst %.cpp,$(GPU)/%.o,$(wildcard dev/test/test_gpu*.cpp))
 GPU_LIBS = -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcudart -lcublasLt
 
 train_gca: $(GPU)/train_gca.o $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
-$(GPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(GPU_TESTS) $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
+$(GPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(GPU_TESTS) $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS) | $(CPU)/train_gca
 $(GPU)/bench: $(GPU)/dev/bench.o $(ROOMS) $(KERNELS)
 train_gca $(GPU)/test_gca $(GPU)/bench:
 	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
@@ -105,11 +105,15 @@ deps:
 # Where a GPU answers, the program of tests has the GPU's too.
 HERE = $(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),gpu,cpu)
 TEST_PROGRAM = $(if $(findstring gpu,$(HERE)),$(GPU),$(CPU))/test_gca
-test: $(CPU)/train_gca $(if $(findstring gpu,$(HERE)),train_gca) $(TEST_PROGRAM)
-	@mkdir -p build/oracle
-	@for python in python3 /usr/bin/python3; do $$python -c 'import numpy' 2>/dev/null && exec $$python dev/make_oracle.py --test-set build/oracle; done; \
-	  echo "no python3 with numpy: no oracle files are made (make deps installs it)"
+test: $(CPU)/train_gca $(if $(findstring gpu,$(HERE)),train_gca) $(TEST_PROGRAM) build/oracle/made
 	TRAIN_GCA=$(CPU)/train_gca $(TEST_PROGRAM)
+
+# Made once, and anew when the maker has changed: it takes seconds.
+build/oracle/made: dev/make_oracle.py
+	@mkdir -p $(@D) && rm -f $@ $(@D)/*.safetensors
+	@for python in python3 /usr/bin/python3; do \
+	  $$python -c 'import numpy' 2>/dev/null && { $$python $< --test-set $(@D) && touch $@; exit; }; done; \
+	  echo "no python3 with numpy: no oracle files are made (make deps installs it)"
 
 # What takes too long for every day.
 test-long: test

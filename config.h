@@ -12,7 +12,8 @@
 namespace gca {
 
 // ---- sizes --------------------------------------------------------------------------------------------------------
-// How far a slot reaches: no tensor's shape depends on it, so a step may set it (DRT::reach) where a run wants that.
+// How far a slot reaches: no tensor's shape depends on it, so a step may set it (DRT::reach) where a run wants that,
+// and what evaluates in between goes by it too.
 struct Reach {
   int64_t topk = 8, window = 512;  // K, chunks that a chunk fetches; W, slots back that a slot attends to
   bool operator==(const Reach&) const = default;
@@ -128,6 +129,7 @@ struct TensorTable {
       add("model.chunk_v_proj", D, D, true);
     }
     for (size_t g = 0; g < c.groups.size(); g++) {
+      // What a group adds beside its layers stands here, before them: with lmk_norm's its gradient is told to be final.
       lmk_norms.push_back(add(str("model.lmk_norms.", g), D, 0));
       upper.emplace_back();
       for (int64_t i = 0; i < c.groups[g]; i++)
@@ -177,14 +179,14 @@ struct TensorTable {
 
 // Floating-point operations a slot needs, forward only, a multiplication and an addition counted each; training costs
 // three times as much. Attention over the slots that are seen, GCA over K chunks, no masked work.
-inline double forward_flops_per_slot(const Config& c) {
+inline double forward_flops_per_slot(const Config& c, const Reach& reach) {
   const double D = static_cast<double>(c.width), F = static_cast<double>(c.ffn), V = static_cast<double>(c.vocab),
                S = static_cast<double>(c.chunk);
-  const double layer = 8 * D * D + 6 * D * F, window = 4 * D * static_cast<double>(c.reach.window + 1);
+  const double layer = 8 * D * D + 6 * D * F, window = 4 * D * static_cast<double>(reach.window + 1);
   double sum = static_cast<double>(c.lower + c.upper()) * (layer + window) + 2 * V * D;
   if (!c.groups.empty())
     sum += static_cast<double>(c.encoder) * (layer + 4 * D * S) + 4 * D * D +
-           static_cast<double>(c.upper()) * (4 * D * D + 4 * D * S * static_cast<double>(c.reach.topk));
+           static_cast<double>(c.upper()) * (4 * D * D + 4 * D * S * static_cast<double>(reach.topk));
   return sum;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/backend.h"
+#include "cpu/choose_token.h"
 #include "cpu/matmul.h"
 
 namespace gca {
@@ -304,7 +305,8 @@ void Cpu<real, bf16>::no_pick(int32_t* pick, stat* w, int64_t B, int64_t C, int 
     }
 }
 // score[c,m] = r_c . L_m / sqrt(D), m < candidates(c);  pick = K largest of score + noise, the lower chunk first among
-// equals; w = softmax over the raw scores of the picks. pick, w (B,C+1,K): rows 1..C are written; r (B,C,D)
+// equals; w = softmax over the raw scores of the picks, or equal ones. pick, w (B,C+1,K): rows 1..C are written; r
+// (B,C,D)
 template <class real, bool bf16>
 void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act* r, const act* landmark,
                                               const RetrievalShape& s, const Selection& selection) {
@@ -314,8 +316,9 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
     real* weights = w + s.table().picked_by(b, c);
     real raw[max_topk], key[max_topk];
     const real *query = r + task * s.D, *landmarks = landmark + b * s.row_stride;
-    if (selection.picking == Picking::given) {
+    if (selection.picking == Picking::given || selection.picking == Picking::newest) {
       for (int k = 0; k < s.K; k++) {
+        if (selection.picking == Picking::newest) picks[k] = newest_pick(selection, chunk, k);
         if (picks[k] >= past)
           throw Error(str("given picks: chunk ", chunk, " fetches chunk ", picks[k], ", which is not in its past"));
         if (picks[k] >= 0) score_row(raw + k, query, landmarks + picks[k] * s.stride, 1, s);
@@ -347,8 +350,11 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
       std::fill(picks + found, picks + s.K, -1);
     }
     real top = -std::numeric_limits<real>::infinity(), sum = 0;
-    for (int k = 0; k < s.K; k++)
-      if (picks[k] >= 0 && !(raw[k] <= top)) top = raw[k];
+    for (int k = 0; k < s.K; k++) {
+      if (picks[k] < 0) continue;
+      if (selection.equal_weights && raw[k] == raw[k]) raw[k] = 0;
+      if (!(raw[k] <= top)) top = raw[k];
+    }
     // No finite score: every weight is 0. A score that is not a number makes every weight so: the step will be
     // skipped.
     for (int k = 0; k < s.K; k++)
@@ -556,6 +562,19 @@ void Cpu<real, bf16>::add_loss(StepState* state, const stat* loss, const float* 
     state->loss += scale * static_cast<double>(loss[r]) * (weight ? static_cast<double>(weight[r]) : 1.0);
     state->plain_loss += scale * static_cast<double>(loss[r]);
   }
+}
+
+// ---- the next token of each row (cpu/choose_token.h) --------------------------------------------------------------
+// token (rows), logits (rows,V) rows stride apart, taken as floats: what a text is continued with is the same in double
+template <class real, bool bf16>
+void Cpu<real, bf16>::choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride,
+                                   const Choice& c) {
+  GCA_CHECK(c.temperature <= 0 || c.index, "a draw needs the number of each row's token");
+  pool_.run(rows, [=](int64_t r, int) {
+    const std::vector<float> row(logits + r * stride, logits + r * stride + V);
+    token[r] = gca::choose_token(row, c.temperature, c.top_p, c.temperature > 0 ? uniform_open(choice_draw(c, r)) : 0,
+                                 c.excluded);
+  });
 }
 
 // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------

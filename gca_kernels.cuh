@@ -1,11 +1,12 @@
 // Backend Gpu: the ops of Cpu (gca_cpu.h) on an NVIDIA GPU: same names, same arguments, same meaning. Declared here
-// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer, the attentions' kernels in
-// kernels/plain/ and kernels/mma/. A gradient dx has the shape of x.
+// with shapes, for any C++ compiler; implemented in kernels/*.cu, one file a layer, the kernels of attentions
+// and retrieval in kernels/plain/ and kernels/mma/. A gradient dx has the shape of x.
 //
 // Gpu<float> computes in float throughout. Gpu<__nv_bfloat16> keeps activations and working weights in bf16 and
 // computes in float: masters, gradients of weights, statistics and sums are float in both. Attention in bf16 takes
-// tensor cores where the shape is theirs (heads of 32, 64 or 128 columns, fetched chunks of 64 slots), plain kernels
-// elsewhere, and everywhere with GCA_PLAIN_ATTENTION=1 in the environment.
+// tensor cores where the shape is theirs (heads of 32, 64 or 128 columns, fetched chunks of 64 slots), and so does
+// retrieval (a width that is a multiple of 8), plain kernels elsewhere, and everywhere with GCA_PLAIN_ATTENTION=1 in
+// the environment.
 //
 // Every op is put on one stream and returns at once: nothing in it waits for the GPU or allocates. The same bits on
 // every run. Written (=): everything, but these, which are added to (+=): gradients of weights (dgain, dW, dE), dw of
@@ -88,6 +89,44 @@ class GpuDevice : public GpuLayout {
   void take(Snapshot& snapshot, const StepState* state);
   StepState read(const Snapshot& snapshot);
 
+  // ---- work that is put together once and done again and again ----
+  // Between begin_capture() and end_capture() ops are not done but noted down, with their arguments; replay() puts all
+  // of them on the stream at once, which costs the host a few microseconds in all, not a few an op. What they read and
+  // write stays where it is, and what changes from replay to replay lies in the GPU's memory. Run the same ops once
+  // before: what is set up at a first call (kernels loaded, algorithms measured, rotary angles) cannot be captured.
+  // Copies to and from the host, waiting and allocating are errors meanwhile.
+  class Graph {
+   public:
+    Graph() = default;
+    Graph(Graph&& other) noexcept : work_(std::exchange(other.work_, nullptr)) {}
+    Graph& operator=(Graph&& other) noexcept {
+      std::swap(work_, other.work_);
+      return *this;
+    }
+    ~Graph();
+    explicit operator bool() const { return work_; }
+
+   private:
+    friend class GpuDevice;
+    cudaGraphExec_t work_ = nullptr;
+  };
+  static constexpr bool captures = true;
+  void begin_capture();
+  Graph end_capture();
+  void abandon_capture() noexcept;  // nothing where there is none
+  void replay(const Graph& graph);
+  template <class Body>
+  Graph capture(Body&& body) {  // what body() puts on the stream
+    begin_capture();
+    try {
+      body();
+      return end_capture();
+    } catch (...) {
+      abandon_capture();
+      throw;
+    }
+  }
+
   // ---- algorithms of the products ----
   // From now on each new shape's algorithm is the fastest, timed when the shape first comes, or the known one: text of
   // products(), from an earlier run, or empty. Returns why that text is not used (another card, driver or library;
@@ -140,6 +179,9 @@ class GpuDevice : public GpuLayout {
   cudaEvent_t uploaded_[staging_pieces] = {};
   int next_piece_ = 0;
 
+  bool capturing_ = false;
+  void not_while_capturing(const char* what) const;
+
   float* rotation_ = nullptr;  // (S,d) of below
   int rotation_S_ = 0, rotation_d_ = 0;
   void close() noexcept;  // gives everything back
@@ -178,6 +220,7 @@ class Gpu : public GpuDevice {
 
   // ---- matrix products: y = x W^T (+ residual) ----
   // y (rows,out), x (rows,in), W (out,in), residual (rows,out) or null, not y
+  // Up to 16 rows in bf16 (of whole 16 bytes) are bound by reading W, once, and have the same bits alone and together.
   void matmul_forward(act* y, const act* x, const weight* W, const act* residual, int64_t rows, int64_t in,
                       int64_t out);
   // dx (+)= dy W
@@ -231,6 +274,11 @@ class Gpu : public GpuDevice {
   // loss, target (rows), weight (rows) or null: 1, logits (rows,V), their rows stride apart
   void cross_entropy(float* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows,
                      int64_t V, int64_t stride);
+
+  // ---- the next token of each row ----
+  // What the CPU chooses from the same logits, but that a draw within about a millionth of an edge between two tokens
+  // may fall to either side. token (rows), logits (rows,V), their rows stride apart
+  void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);
 
   // ---- optimiser ----
   // masters, m, v, gradient: flat buffers; weights: the working copy (the masters themselves, or rounded from them), as

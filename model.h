@@ -389,8 +389,10 @@ template <class Device>
 typename DRT<Device>::Pass DRT<Device>::begin(const Input& in) {
   const int64_t D = config.width, S = config.chunk;
   GCA_CHECK(in.B * in.T <= max_rows_, "planned for ", max_rows_, " slots, found ", in.B * in.T);
-  GCA_CHECK(reach.topk >= 1 && reach.topk <= config.reach.topk && reach.window >= 0, "K is 1 to ", config.reach.topk,
-            ", found ", reach.topk);
+  GCA_CHECK(
+      reach.topk >= 1 && reach.topk <= config.reach.topk && reach.window >= 0 && reach.window <= config.reach.window,
+      "K is 1 to ", config.reach.topk, " and W 0 to ", config.reach.window, ", found ", reach.topk, " and ",
+      reach.window);
   GCA_CHECK(!in.stream || in.stream->reach == reach, "a stream is read with the K and W that it was opened with");
   GCA_CHECK(in.stream ? in.B == in.stream->B : in.T % S == 0, "rows are whole chunks, or a stream's, read in segments");
   Pass pass{in, {}, nullptr};

@@ -36,7 +36,8 @@ struct ChunkShape {
 };
 
 // What chunk c may fetch for chunk c+1: the chunks m <= c - e, that is 0 .. candidates(c) - 1. e is 1, all that lie
-// before c: here alone, for learned and random picks, CPU and GPU, training, streams and the tasks' own arithmetic.
+// before c: here for learned and random picks, CPU and GPU, training, streams and the tasks' own arithmetic; the models
+// that these are checked against (dev/by_hand.h, dev/make_oracle.py, dev/drt_torch.py) say it once more each.
 GCA_HD inline int64_t candidates(int64_t c) {
   constexpr int64_t e = 1;
   return c < e ? 0 : c - e + 1;
@@ -64,8 +65,9 @@ struct RetrievalShape {
   GCA_HD PickTable table() const { return {C, K}; }
 };
 
-// uniform, none: ablations; given: the table's picks stand, weights are made
-enum class Picking { learned, uniform, none, given };
+// uniform, none: ablations; given: the table's picks stand, weights are made; newest: the last chunks that
+// newest_distance allows, the newest first
+enum class Picking { learned, uniform, none, given, newest };
 
 struct Selection {
   Picking picking = Picking::learned;
@@ -74,7 +76,14 @@ struct Selection {
   uint64_t seed = 0;                   // noise of (seed, step, group, first_row + b, fetching chunk, fetched chunk)
   int64_t step = 0, first_row = 0;  // first_row: number of row 0 in the whole batch, micro-batches and ranks together
   int group = 0;
+  int64_t newest_distance = 1;  // newest: chunk c fetches chunks m <= c - newest_distance
+  bool equal_weights = false;   // each pick weighs 1 / their number, whatever its score (forward only)
 };
+// newest: pick k of chunk c, or -1.
+GCA_HD inline int32_t newest_pick(const Selection& s, int64_t c, int64_t k) {
+  const int64_t past = candidates(c), near = c - s.newest_distance + 1, m = (near < past ? near : past) - 1 - k;
+  return static_cast<int32_t>(m < 0 ? -1 : m);
+}
 // Four draws at once: word i belongs to fetched chunk 4*quad + i. The same bits on CPU and GPU.
 GCA_HD inline Philox selection_draw(const Selection& s, int64_t b, int64_t chunk, int64_t quad) {
   return philox(s.seed, s.picking == Picking::uniform ? Draw::uniform_pick : Draw::gumbel, static_cast<uint32_t>(quad),
@@ -139,6 +148,23 @@ struct FetchingLayer {
   const stat* w;                   // (B,C+1,K)
   const int32_t *start, *fetches;  // (B,M+1), (B,C*K)
 };
+
+// How the next token is chosen from logits: temperature 0: the largest; otherwise by a draw from the smallest set of
+// tokens whose probability reaches top_p. What changes from token to token lies in the device's memory.
+struct Choice {
+  double temperature = 0, top_p = 1;
+  uint64_t seed = 0;                  // the draw of (seed, index, sequence)
+  const int64_t* index = nullptr;     // (rows), of a draw: the number of the token in its sequence
+  const int32_t* sequence = nullptr;  // (rows) or null: 0 each; rows of one index and sequence draw the same number
+  int32_t excluded = -1;              // a token that is never chosen; -1: none
+};
+// The random word of row r; its upper 23 bits are uniform_open's.
+GCA_HD inline uint32_t choice_draw(const Choice& c, int64_t r) {
+  const uint64_t index = static_cast<uint64_t>(c.index[r]);
+  return philox(c.seed, Draw::sample, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
+                c.sequence ? static_cast<uint32_t>(c.sequence[r]) : 0)
+      .word[0];
+}
 
 struct AdamW {
   double lr, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0, clip = 1;  // clip 0: none

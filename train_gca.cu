@@ -182,7 +182,7 @@ class Trainer {
     log_.schedule(rows_->rows(s_.batch), micro_rows(), step_);
     log_.line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " +
                             mebibytes(model_.activation_memory().total_bytes()) + " of activations");
-    log_.line("work", str(significant(3 * forward_flops_per_slot(s_.config) * S / (S - 1), 3),
+    log_.line("work", str(significant(3 * forward_flops_per_slot(s_.config, s_.config.reach) * S / (S - 1), 3),
                           " floating-point operations a token"));
     log_.line("seed", str(s_.seed));
     log_.line("device", device_.description());

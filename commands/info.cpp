@@ -90,7 +90,7 @@ void print_tensors(const TensorTable& table, const Config& config) {
   for (const Tensor& t : table.tensors)
     print(left(t.name, 60), " ", left(shape_text(tensor_shape(t)), 16), " ", right(t.size(), 12), "\n");
   print(table.tensors.size(), " tensors, ", table.parameters(), " parameters\n");
-  const double forward = forward_flops_per_slot(config);
+  const double forward = forward_flops_per_slot(config, config.reach);
   print("a slot: ", significant(forward, 4), " floating-point operations forward, ", significant(3 * forward, 4),
         " in training (6N = ", significant(6.0 * static_cast<double>(table.parameters()), 4), ")\n");
 }

@@ -74,6 +74,8 @@ class Cpu : public CpuDevice {
   void cross_entropy(stat* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows,
                      int64_t V, int64_t stride);
   void add_loss(StepState* state, const stat* loss, const float* weight, double scale, int64_t rows);
+  // ---- the next token ---------------------------------------------------------------------------------------------
+  void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);
   // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------
   void begin_step(StepState* state);
   void end_gradient(StepState* state, const grad* gradient, int64_t n, double clip);

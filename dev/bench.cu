@@ -123,7 +123,8 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   print("width ", right(config.width, 4), ", ", fixed(static_cast<double>(model.table.parameters()) * 1e-6, 1),
         "M parameters, B=", B, " T=", T, ": ", right(fixed(seconds * 1e3, 1), 7), " ms a step (",
         fixed(times.front() * 1e3, 1), " to ", fixed(times.back() * 1e3, 1), "), ", right(fixed(slots / seconds, 0), 7),
-        " slots/s, ", right(fixed(100 * 3 * forward_flops_per_slot(config) * slots / seconds / peak, 0), 3),
+        " slots/s, ",
+        right(fixed(100 * 3 * forward_flops_per_slot(config, config.reach) * slots / seconds / peak, 0), 3),
         "% of the peak, ",
         fixed(static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) /
                   (1 << 30),
@@ -145,8 +146,9 @@ void print_head() {
 // ---- one op of the GPU --------------------------------------------------------------------------------------------
 // Sizes of the op, as the flags name them.
 struct OpShape {
-  int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304, layers = 1;
+  int64_t B = 1, C = 16, S = 64, K = 8, H = 4, d = 64, W = 512, F = 688, V = 50304, layers = 1, first_chunk = 0;
 };
+constexpr int64_t long_row = 262144;  // chunks of 64 slots: 16M slots
 const char* const op_names[] = {"gca_forward",
                                 "gca_backward_query",
                                 "gca_backward_memory",
@@ -155,12 +157,16 @@ const char* const op_names[] = {"gca_forward",
                                 "chunk_attention_forward",
                                 "chunk_attention_backward",
                                 "chunk_retrieval_forward",
+                                "retrieval_long",
+                                "retrieval_long_1",
                                 "rmsnorm_forward",
                                 "rmsnorm_backward",
                                 "swiglu_forward",
                                 "swiglu_backward",
                                 "matmul_forward",
-                                "cross_entropy"};
+                                "cross_entropy",
+                                "skinny_matmul",
+                                "choose_token"};
 
 #ifdef GCA_CUDA
 using test::Bench;
@@ -199,7 +205,9 @@ struct Op {
   void prepare(const std::string& name) {
     if (name.starts_with("gca_")) prepare_gca(name);
     else if (name.starts_with("sliding_attention") || name.starts_with("chunk_attention")) prepare_attention(name);
-    else if (name == "chunk_retrieval_forward") prepare_retrieval();
+    else if (name == "chunk_retrieval_forward") prepare_retrieval(B, C, s.first_chunk);
+    else if (name == "retrieval_long") prepare_retrieval(1, 256, long_row - 256);
+    else if (name == "retrieval_long_1") prepare_retrieval(1, 1, long_row - 1);
     else if (name.starts_with("rmsnorm")) prepare_rmsnorm(name == "rmsnorm_forward");
     else if (name.starts_with("swiglu")) prepare_swiglu(name == "swiglu_forward");
     else if (name == "matmul_forward") prepare_matmul();
@@ -280,17 +288,22 @@ struct Op {
     }
   }
 
-  void prepare_retrieval() {
-    const RetrievalShape shape{B, C, static_cast<int>(D), k, 0, D, C * D};
-    const act *r = input(B * C * D, 1), *landmark = input(B * C * D, 2);
-    int32_t* pick = bench.template make<int32_t>(B * (C + 1) * K);
-    stat* w = bench.template make<stat>(B * (C + 1) * K);
+  // B rows of C queries, after first_chunk others. Few over many landmarks are bound by reading those.
+  void prepare_retrieval(int64_t B, int64_t C, int64_t first_chunk) {
+    const int64_t M = first_chunk + C, table = B * (C + 1) * K;
+    const RetrievalShape shape{B, C, static_cast<int>(D), k, first_chunk, D, M * D};
+    const act *r = input(B * C * D, 1), *landmark = input(B * M * D, 2);
+    int32_t* pick = bench.template make<int32_t>(table);
+    stat* w = bench.template make<stat>(table);
     device.no_pick(pick, w, B, C, k);
-    work = static_cast<double>(B * C * C * D);
+    double scores = 0;
+    for (int64_t c = 0; c < C; c++) scores += static_cast<double>(B * candidates(first_chunk + c));
+    work = scores * static_cast<double>(2 * D);
+    if (C <= 64 && first_chunk > C) bytes = static_cast<double>(B * M * D) * sizeof(act);
     call = [=, this] { device.chunk_retrieval_forward(pick, w, r, landmark, shape, {}); };
     results = [=, this] {
-      bench.result("pick", pick, B * (C + 1) * K);
-      bench.result("w", w, B * (C + 1) * K);
+      bench.result("pick", pick, table);
+      bench.result("w", w, table);
     };
   }
 
@@ -415,13 +428,88 @@ void time_op(Gpu<Act>& gpu, const std::string& name, const OpShape& shape, doubl
         by_memory ? "copy" : "large product", " reaches, results ", hex(bench.hash, 8), "\n");
 }
 
+// ---- ops of decoding: a few microseconds each, so many calls a timing, in a graph, as a token's are ----
+// Microseconds of one of call(0) .. call(count - 1), which follow each other.
+template <class Act, class Call>
+double microseconds_in_graph(Gpu<Act>& gpu, int64_t count, Call call) {
+  call(0);
+  const GpuDevice::Graph graph = gpu.capture([&] {
+    for (int64_t i = 0; i < count; i++) call(i);
+  });
+  return 1e3 * median_ms(gpu, [&] { gpu.replay(graph); }) / static_cast<double>(count);
+}
+
+// The products of a token of the 146M preset, for 1 and 16 rows. Each call has weights of its own, until all together
+// are five times the second cache: from token to token nothing of them is left there.
+template <class Act>
+void time_skinny_matmul(Gpu<Act>& gpu, double copied) {
+  struct Shape {
+    int64_t in, out;
+  };
+  for (const auto& [in, out] : {Shape{768, 2304}, {768, 768}, {768, 4096}, {2048, 768}, {768, 50304}}) {
+    const int64_t size = in * out, count = ceil_div(int64_t{256} << 20, size * static_cast<int64_t>(sizeof(Act)));
+    Act* W = random_numbers<Act>(gpu, count * size);
+    for (const int64_t rows : {1, 16}) {
+      Bench<Gpu<Act>> bench(gpu);
+      bench.keep = false;
+      const Act* x = bench.template put<Act>(randoms(true, rows * in, 1));
+      Act* y = bench.template make<Act>(rows * out);
+      const double us = microseconds_in_graph(
+          gpu, count, [&](int64_t i) { gpu.matmul_forward(y, x, W + i * size, nullptr, rows, in, out); });
+      gpu.matmul_forward(y, x, W, nullptr, rows, in, out);
+      bench.result("y", y, rows * out);
+      const double rate = static_cast<double>(size + rows * (in + out)) * sizeof(Act) / us * 1e6;
+      print("skinny_matmul, ", right(rows, 2), " x ", right(in, 4), " -> ", right(out, 5), ": ", right(fixed(us, 2), 6),
+            " us, ", right(fixed(rate * 1e-9, 0), 4), " GB/s, ", right(fixed(100 * rate / copied, 0), 3),
+            "% of what a copy reaches, results ", hex(bench.hash, 8), "\n");
+    }
+    gpu.release(W);
+  }
+}
+
+// Of logits as a language has them: few large ones. They come from the second cache, where a product has just put them.
+template <class Act>
+void time_choose_token(Gpu<Act>& gpu, int64_t V) {
+  const int64_t stride = round_up(V, GpuDevice::vocab_multiple), most_rows = 16;
+  Vec logits = randoms(true, most_rows * stride, 1, 0.5, 8);
+  for (size_t i = 0; i < logits.size(); i++)
+    logits[i] -= 1.3 * std::log(static_cast<double>(static_cast<int64_t>(i) * 7919 % stride + 1));
+  Bench<Gpu<Act>> bench(gpu);
+  bench.keep = false;
+  const Act* x = bench.template put<Act>(logits);
+  int32_t* token = bench.template make<int32_t>(most_rows);
+  int64_t* index = static_cast<int64_t*>(gpu.allocate(most_rows * 8));
+  std::vector<int64_t> numbers(most_rows);
+  for (size_t r = 0; r < numbers.size(); r++) numbers[r] = static_cast<int64_t>(r);
+  gpu.upload(index, numbers.data(), most_rows * 8);
+  for (const double temperature : {0.0, 1.0})
+    for (const int64_t rows : {int64_t{1}, most_rows}) {
+      const Choice choice{.temperature = temperature, .top_p = 0.95, .seed = 1, .index = index};
+      const double us =
+          microseconds_in_graph(gpu, 20, [&](int64_t) { gpu.choose_token(token, x, rows, V, stride, choice); });
+      bench.hash = 0;
+      bench.result("token", token, rows);
+      print("choose_token, ", right(rows, 2), " x ", V, temperature > 0 ? ", drawn from 95%" : ", the largest", ": ",
+            fixed(us, 2), " us, results ", hex(bench.hash, 8), "\n");
+    }
+  gpu.release(index);
+}
+
 template <class Act>
 void bench_ops(const std::vector<std::string>& names, const OpShape& shape, bool check) {
   Gpu<Act> gpu;
   print(gpu.description(), "\n");
   const double peak = gpu.peak_flops(), copied = copy_rate(gpu);
   for (const std::string& name : names) {
-    if (check) check_op(gpu, name, shape);
+    if (name == "skinny_matmul") {
+      time_skinny_matmul(gpu, copied);
+      continue;
+    }
+    if (name == "choose_token") {
+      time_choose_token(gpu, shape.V);
+      continue;
+    }
+    if (check && !name.starts_with("retrieval_long")) check_op(gpu, name, shape);
     time_op(gpu, name, shape, peak, copied);
   }
 }
@@ -445,7 +533,9 @@ Flags bench_flags(Settings& settings) {
   Flags flags(
       "bench",
       "Without flags: this backend's peak, the products of a training step, and the step. With --op, built with "
-      "nvcc:\n  one op of the GPU's, against Cpu<double>, and its time. Ops: " +
+      "nvcc:\n  one op of the GPU's, against Cpu<double>, and its time (of skinny_matmul, whose shapes are a token's, "
+      "and of\n  "
+      "choose_token: times alone). Ops: " +
           comma_list_of_ops());
   flags.add("op", settings.op, "NAME|all", "what to time; the flags below are its");
   flags.add("B", s.B, 1, 1 << 20, "rows");
@@ -457,9 +547,10 @@ Flags bench_flags(Settings& settings) {
   flags.add("W", s.W, 0, INT32_MAX, "window");
   flags.add("F", s.F, 1, 1 << 20, "feed-forward width; of matmul_forward, columns out");
   flags.add("V", s.V, 2, 1 << 24, "vocabulary");
+  flags.add("first-chunk", s.first_chunk, 0, 1 << 24, "chunks before them: of chunk_retrieval_forward");
   flags.add("layers", s.layers, 1, 1024, "that fetch: of gca_backward_memory, which serves all at once");
   flags.add_choice("dtype", settings.dtype, "float|bf16", "of activations and products");
-  flags.add_on_off("check", settings.check, "compare with the CPU too (slow for large shapes)");
+  flags.add_on_off("check", settings.check, "compare with the CPU too (slow for large shapes; not of retrieval_long)");
   return flags;
 }
 // Flags speak for train_gca's commands; this is a program of its own.

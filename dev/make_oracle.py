@@ -326,8 +326,9 @@ class Pass:
       do = split_heads(o_back(dy).reshape(by_chunk)[:, 1:], config.heads)[:, :, None]
       dw[:, :-1] += (do * each).sum((-1, -2, -3))
       dq, dk, dv = attend_back(w * do)
-      np.add.at(self.dCK, fetched, dk)  # a chunk is fetched many times: sums over all
-      np.add.at(self.dCV, fetched, dv)
+      for at in np.ndindex(pick.shape):  # (b,c,k); a chunk is fetched many times: sums over all
+        self.dCK[at[0], pick[at]] += dk[at]
+        self.dCV[at[0], pick[at]] += dv[at]
       dq_row = np.zeros(by_chunk)
       dq_row[:, 1:] = merge_heads(dq.sum(2))
       return norm_back(q_back(dq_row.reshape(a.shape)))
@@ -489,8 +490,11 @@ TEST_SET = dict(  # name=(last token has a target, model): small, and between th
   two_groups=(True, dict(vocab=47, width=16, heads=4, ffn=24, groups=(1, 2), encoder=2, topk=3, window=10, batch=1, chunks=7)),
   baseline=(True, dict(vocab=41, lower=2, groups=(), window=100)),  # window larger than the row
   plain_softmax=(False, dict(vocab=37, width=16, lower=2, null_slot=0, window=3)),  # window smaller than a chunk
-  all_past=(True, dict(vocab=31, width=30, heads=3, ffn=20, topk=9, chunks=5, batch=1)),  # K above C; head size 10
-  chunk_of_five=(False, dict(vocab=29, width=12, heads=1, ffn=28, lower=0, groups=(2, 1), chunk=5, topk=4, window=7, chunks=9)))
+  all_past=(True, dict(vocab=31, width=30, heads=3, ffn=20, topk=9, chunks=5)),  # K above C, in two rows; head size 10
+  chunk_of_five=(False, dict(vocab=29, width=12, heads=1, ffn=28, lower=0, groups=(2, 1), chunk=5, topk=4, window=7, chunks=9)),
+  plain_groups=(True, dict(vocab=59, width=36, heads=3, groups=(1, 1), null_slot=0, topk=5, window=8, chunks=5)),  # W = S, K = C
+  chunk_of_16=(True, dict(vocab=131, width=48, heads=4, ffn=80, lower=2, groups=(1, 2), encoder=2, chunk=16, topk=3, window=21, batch=1, chunks=9)),
+  chunk_of_64=(True, dict(vocab=97, width=64, heads=1, ffn=96, chunk=64, topk=5, window=150, batch=1, chunks=8)))  # head size 64
 
 def main():
   parser = argparse.ArgumentParser(description="Makes and checks fixtures for train_gca verify, in numpy and double precision.")

@@ -1,6 +1,6 @@
-// What the three attentions share on both their paths: tiles of 64 slots, which heads a path takes, and the choice.
-// kernels/OP.cu checks, chooses and launches; kernels/plain/ has the kernels for every type and shape, to be read
-// first; kernels/mma/ those on tensor cores.
+// What the three attentions, and the retrieval, share on both their paths: tiles of 64 slots, which heads a path
+// takes, and the choice. kernels/OP.cu checks, chooses and launches; kernels/plain/ has the kernels for every type and
+// shape, to be read first; kernels/mma/ those on tensor cores.
 #pragma once
 #include <cstdlib>
 
@@ -12,8 +12,9 @@ constexpr int tile_size = 64;  // slots, or columns, of a tile
 GCA_HD constexpr int tiles_of(int64_t n) { return static_cast<int>((n + tile_size - 1) / tile_size); }
 __device__ inline float attention_scale(int d) { return 1 / sqrtf(static_cast<float>(d)); }
 
-// The switch between the two paths of all attentions: GCA_PLAIN_ATTENTION=1 in the environment takes the plain kernels
-// where tensor cores would be used too. Read at every call, so that tests run both in one process.
+// The switch between the two paths of all attentions and of the retrieval: GCA_PLAIN_ATTENTION=1 in the environment
+// takes the plain kernels where tensor cores would be used too. Read at every call, so that tests run both in one
+// process.
 inline bool plain_attention() {
   const char* value = std::getenv("GCA_PLAIN_ATTENTION");
   return value && *value && *value != '0';

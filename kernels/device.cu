@@ -1,4 +1,4 @@
-// The GPU itself: finding it, its memory, copies, errors in words; and the table of rotary angles.
+// The GPU itself: finding it, its memory, copies, graphs of work, errors in words; and the table of rotary angles.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -116,10 +116,14 @@ int64_t GpuDevice::free_bytes() const {
   return static_cast<int64_t>(unused);
 }
 
-void GpuDevice::synchronize() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
+void GpuDevice::synchronize() {
+  not_while_capturing("waiting for the GPU");
+  check(cudaStreamSynchronize(stream_), "waiting for the GPU");
+}
 
 // ---- memory -------------------------------------------------------------------------------------------------------
 void* GpuDevice::allocate(int64_t n_bytes) {
+  not_while_capturing("allocating");
   void* memory = nullptr;
   const size_t size = std::max<int64_t>(n_bytes, 1);
   if (cudaMalloc(&memory, size) == cudaSuccess) return memory;
@@ -142,6 +146,7 @@ void GpuDevice::zero_bytes(void* memory, int64_t n_bytes) {
 }
 // Straight from pageable memory a copy would wait for all work queued before it.
 void GpuDevice::upload(void* device, const void* host, int64_t n_bytes) {
+  not_while_capturing("a copy to the GPU");
   for (int64_t done = 0; done < n_bytes; done += staging_bytes) {
     const size_t size = std::min(staging_bytes, n_bytes - done);
     char* piece = staging_ + next_piece_ * staging_bytes;
@@ -154,6 +159,7 @@ void GpuDevice::upload(void* device, const void* host, int64_t n_bytes) {
   }
 }
 void GpuDevice::download(void* host, const void* device, int64_t n_bytes) {
+  not_while_capturing("a copy from the GPU");
   check(cudaMemcpyAsync(host, device, static_cast<size_t>(n_bytes), cudaMemcpyDeviceToHost, stream_),
         "copying from the GPU");
   synchronize();
@@ -221,6 +227,7 @@ GpuDevice::Snapshot::~Snapshot() {
   if (value_) cudaFreeHost(value_);
 }
 void GpuDevice::take(Snapshot& snapshot, const StepState* state) {
+  not_while_capturing("a copy of a step's figures");
   if (!snapshot.value_)
     check(cudaMallocHost(reinterpret_cast<void**>(&snapshot.value_), sizeof(StepState)), "pinning memory");
   if (!snapshot.taken_) check(cudaEventCreateWithFlags(&snapshot.taken_, cudaEventDisableTiming), "making an event");
@@ -248,6 +255,44 @@ void Gpu<Act>::cast_weights(Act* weights, const float* masters, int64_t n) {
   else
     launch("rounding weights", stream_, cast_weights_kernel, std::min(ceil_div(n, 256), int64_t{16} * processors_), 256,
            0, weights, masters, n);
+}
+
+// ---- graphs of work -----------------------------------------------------------------------------------------------
+void GpuDevice::not_while_capturing(const char* what) const {
+  GCA_CHECK(!capturing_, what, " is no part of a graph of work: do it before begin_capture() or after end_capture()");
+}
+void GpuDevice::begin_capture() {
+  not_while_capturing("another capture");
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning to capture work");
+  capturing_ = true;
+}
+GpuDevice::Graph GpuDevice::end_capture() {
+  GCA_CHECK(capturing_, "end_capture() without begin_capture()");
+  capturing_ = false;
+  cudaGraph_t noted = nullptr;
+  check(cudaStreamEndCapture(stream_, &noted), "capturing work");
+  Graph graph;
+  const cudaError_t made = cudaGraphInstantiateWithFlags(&graph.work_, noted, 0);
+  cudaGraphDestroy(noted);
+  check(made, "making a graph of captured work");
+  return graph;
+}
+// An op that failed may have broken the capture, which is then an error to end: there is nothing to keep.
+void GpuDevice::abandon_capture() noexcept {
+  if (!capturing_) return;
+  capturing_ = false;
+  cudaGraph_t noted = nullptr;
+  cudaStreamEndCapture(stream_, &noted);
+  if (noted) cudaGraphDestroy(noted);
+  cudaGetLastError();
+}
+GpuDevice::Graph::~Graph() {
+  if (work_) cudaGraphExecDestroy(work_);
+}
+void GpuDevice::replay(const Graph& graph) {
+  not_while_capturing("the replay of a graph");
+  GCA_CHECK(graph, "replay() of a graph that holds no work");
+  check(cudaGraphLaunch(graph.work_, stream_), "replaying captured work");
 }
 
 // ---- rotary angles ------------------------------------------------------------------------------------------------

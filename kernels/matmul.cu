@@ -1,5 +1,6 @@
 // Matrix products y = x W^T by cuBLASLt: operands as they are stored, sums in float. The algorithm of a shape is chosen
-// once, by cuBLASLt's own ranking or by time among those that give the same bits on every run, and kept.
+// once, by cuBLASLt's own ranking or by time among those that give the same bits on every run, and kept. Of few rows in
+// bf16, as decoding makes them, by kernels/skinny_matmul.cu.
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 
 #include "gca_kernels.cuh"
 #include "kernels/device.cuh"
+#include "kernels/skinny_matmul.cuh"
 
 namespace gca {
 namespace {
@@ -134,6 +136,11 @@ struct GpuDevice::Products {
                 m, " x ", k, ") by (", k, " x ", n, ")");
       int best = 0;
       if (by_time && count > 1) {
+        cudaStreamCaptureStatus status{};
+        check(cudaStreamIsCapturing(stream, &status), doing);
+        GCA_CHECK(status == cudaStreamCaptureStatusNone, doing.what, " (", m, " x ", k, ") by (", k, " x ", n,
+                  "): its algorithm is not chosen yet, and measuring is not possible while work is captured: run the "
+                  "same ops once before begin_capture()");
         // A result that is also added to is left alone: its product goes elsewhere meanwhile; cuBLASLt's first where
         // there is no room.
         Out* elsewhere = nullptr;
@@ -235,6 +242,10 @@ std::shared_ptr<GpuDevice::Products> GpuDevice::make_products() { return std::ma
 template <class Act>
 void Gpu<Act>::matmul_forward(Act* y, const Act* x, const Act* W, const Act* residual, int64_t rows, int64_t in,
                               int64_t out) {
+  if constexpr (std::is_same_v<Act, bf16>) {
+    if (skinny_matmul_fits(x, W, rows, in, out))
+      return skinny_matmul(stream_, processors_, y, x, W, residual, rows, in, out);
+  }
   products_->multiply<Act>("product x W^T", y, {W, true, in}, {x, false, in}, residual, out, rows, in, scratch_,
                            scratch_bytes, stream_);
 }

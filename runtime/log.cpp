@@ -29,7 +29,8 @@ void RunLog::step(const StepReport& report, const StepState& state, const StepFi
   const int64_t number = report.step + 1;
   const double slots = static_cast<double>(report.slots), S = static_cast<double>(s_.config.chunk);
   const double tokens = slots / S * (S - 1), rate = s_.learning_rate(report.step);
-  const double used = 3 * forward_flops_per_slot(s_.config) * slots / report.seconds / report.peak_flops;
+  const double used =
+      3 * forward_flops_per_slot(s_.config, s_.config.reach) * slots / report.seconds / report.peak_flops;
   if (number % s_.print_every == 0 || number == s_.steps || state.skip)
     print("step ", number, "/", s_.steps, "  loss ", fixed(state.loss, 4), "  norm ", fixed(state.grad_norm, 3),
           "  lr ", scientific(rate, 2), "  ", fixed(report.seconds * 1e3, 0), " ms  ",

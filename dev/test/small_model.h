@@ -31,15 +31,22 @@ struct Model {
     net.recompute = recompute;
     net.plan(B, T);
     net.commit_activations();
-    for (size_t i = 0; i < net.table.tensors.size(); i++) {
-      const Tensor& t = net.table.tensors[i];
+    for (const Tensor& t : net.table.tensors) {
       const auto values = random_values<typename Device::master>(
-          t.size(), 100 + i, t.columns ? 1 / std::sqrt(static_cast<double>(config.width)) : 0.3, t.columns ? 0 : 1);
+          t.size(), name_hash(t.name), t.columns ? 1 / std::sqrt(static_cast<double>(config.width)) : 0.3,
+          t.columns ? 0 : 1);
       std::copy(values.begin(), values.end(), net.masters + t.offset);
     }
     net.weights_changed();
   }
 };
+
+template <class Net>
+const Tensor& tensor_of(const Net& net, const std::string& name) {
+  for (const Tensor& t : net.table.tensors)
+    if (t.name == name) return t;
+  throw Error("the model has no tensor " + name);
+}
 
 // Random tokens, the landmark V-1 closing every chunk; targets the next real token; the last token of a row has none.
 struct Batch {

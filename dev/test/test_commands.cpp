@@ -2,10 +2,13 @@
 #include <signal.h>
 
 #include "dataloader.h"
+#include "model.h"
 #include "dev/test/workshop.h"
 
 using namespace gca;
+using test::FlagMap;
 using test::says;
+using test::with;
 using test::Workshop;
 
 TEST_CASE("training goes on after a stop bit for bit, and whatever the number of threads") {
@@ -115,7 +118,7 @@ TEST_CASE(
   fails("eval", 2, "needs --checkpoint");
   fails(shop.training("run"), 2, "either --steps or --tokens");
   fails(shop.training("run") + " --steps 3 --encoder -1", 2, "--encoder: expected");
-  fails(shop.training("run", "100000") + " --steps 3", 1, "fewer chunks");
+  fails(shop.training("run", {{"chunks", "100000"}}) + " --steps 3", 1, "fewer chunks");
   fails("train --steps 3 --out " + shop.path + "/x --data '" + shop.path + "/none_*'", 1, "none_*");
   fails(shop.training("run") + " --steps 3 --init " + shop.path + "/text.txt", 1, "text.txt");
   fails("eval --checkpoint " + shop.path + "/nowhere --data x", 1, "nowhere");
@@ -215,16 +218,46 @@ TEST_CASE("help of every command, and the list of commands") {
     CHECK(help.exit == 0);
     CHECK(says(help, std::string("train_gca ") + command));
   }
-  CHECK(says(shop.run("info --model drt --vocab 50304"), "146010624 parameters"));
-  CHECK(says(shop.run("info --model drt --batch 2 --precision bf16"), "16745.3 MiB"));  // as a GPU took
-  CHECK(says(shop.run("info --model drt --batch 2 --precision bf16 --recompute layers"), "6484.0 MiB"));
+}
+
+namespace {
+
+// A GPU's model in bf16, as far as its memory goes.
+struct PlannedGpu : GpuLayout {
+  using act = uint16_t;
+  using weight = uint16_t;
+  using master = float;
+  static constexpr bool weights_are_masters = false;
+  void release(void*) {}
+};
+
+}  // namespace
+
+TEST_CASE("info: the paper's model, its parameters and its memory") {
+  const Workshop shop;
+  Config config = presets()[0].config;
+  REQUIRE(presets()[0].name == std::string("drt"));
+  config.vocab = 50304;
+  CHECK(says(shop.run("info --model drt --vocab 50304"), str(TensorTable(config, 1, 1).parameters(), " parameters")));
+  // What a GPU took: 16745.3 and 6484.0 MiB with 145980672 parameters.
+  config.vocab = 50265;
+  PlannedGpu device;
+  for (const auto& [recompute, name, activations] : {std::tuple{Recompute::none, "none", int64_t{14930516224}},
+                                                     {Recompute::layers, "layers", int64_t{4170825984}}}) {
+    CAPTURE(name);
+    DRT<PlannedGpu> model(device, config);
+    model.recompute = recompute;
+    model.plan(2, 260 * config.chunk);
+    CHECK(model.activation_memory().total_bytes() == activations);
+    const int64_t all = model.model_memory().total_bytes() + activations;
+    CHECK(says(shop.run(std::string("info --model drt --batch 2 --precision bf16 --recompute ") + name),
+               str(mebibytes(all), "\n")));
+  }
 }
 
 TEST_CASE("eval tells losses by place: the first chunk, then stretches that each end twice as far") {
   const Workshop shop;
-  std::string training = shop.training("run");
-  training.replace(training.find("--chunk 8"), 9, "--chunk 5");
-  REQUIRE(shop.run(training + " --steps 1").exit == 0);
+  REQUIRE(shop.run(shop.training("run", {{"chunk", "5"}, {"steps", "1"}})).exit == 0);
   const std::string eval =
       "eval --checkpoint " + shop.path + "/run --data '" + shop.path + "/shards/t_val_*' --chunks ";
   const Workshop::Result one = shop.run(eval + "1"), three = shop.run(eval + "3");
@@ -267,13 +300,10 @@ TEST_CASE("each save ends in a hash of its weights, the same word for the same b
 
 TEST_CASE("--topk 1, with which the retriever learns nothing, is said when training starts") {
   const Workshop shop;
-  std::string training = shop.training("one");
-  training.replace(training.find("--topk 2"), 8, "--topk 1");
-  CHECK(says(shop.run(training + " --steps 1"), "the retriever gets no gradient"));
-  std::string baseline = shop.training("none");  // nothing is fetched in a model without groups
-  baseline.replace(baseline.find("--topk 2"), 8, "--topk 1");
-  baseline.replace(baseline.find("--groups 1,1"), 12, "--groups ''");
-  const Workshop::Result none = shop.run(baseline + " --steps 1");
+  const FlagMap one_pick = {{"topk", "1"}, {"steps", "1"}};
+  CHECK(says(shop.run(shop.training("one", one_pick)), "the retriever gets no gradient"));
+  // Nothing is fetched in a model without groups.
+  const Workshop::Result none = shop.run(shop.training("none", with(one_pick, {{"groups", ""}})));
   CHECK(none.exit == 0);
   CHECK_FALSE(says(none, "the retriever gets no gradient"));
   CHECK_FALSE(says(shop.run(shop.training("two") + " --steps 1"), "the retriever gets no gradient"));

@@ -381,6 +381,46 @@ TEST_CASE("retrieval: gradients of queries and landmarks with picks held") {
   }
 }
 
+TEST_CASE("retrieval: the newest chunks, by hand, and equal weights") {
+  Double cpu(1);
+  const RetrievalShape s{1, 6, 1, 3, 0, 1, 6};
+  const Vec r(6, 1.0), landmark = {0, std::log(2.0), std::log(3.0), 0, std::log(5.0), 7};  // scores: the landmarks
+  Selection selection;
+  selection.picking = Picking::newest;
+  const Retrieved next = retrieved(cpu, r, landmark, s, selection);
+  // Row c + 1: what chunk c fetches for chunk c + 1.
+  CHECK(next.pick == std::vector<int32_t>{-1, -1, -1, -1, -1, -1, 0, -1, -1, 1, 0, -1, 2, 1, 0, 3, 2, 1, 4, 3, 2});
+  const Vec by_score = {0, 0,       0,       0,       0,       0,       1,       0,       0,       2.0 / 3, 1.0 / 3,
+                        0, 3.0 / 6, 2.0 / 6, 1.0 / 6, 1.0 / 6, 3.0 / 6, 2.0 / 6, 5.0 / 9, 1.0 / 9, 3.0 / 9};
+  for (size_t i = 0; i < by_score.size(); i++) CHECK(next.w[i] == doctest::Approx(by_score[i]).epsilon(1e-14));
+
+  selection.newest_distance = 3;
+  selection.equal_weights = true;
+  const Retrieved far = retrieved(cpu, r, landmark, s, selection);
+  CHECK(far.pick == std::vector<int32_t>{-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, -1, -1, 1, 0, -1, 2, 1, 0});
+  CHECK(far.w == Vec{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0.5, 0.5, 0, 1.0 / 3, 1.0 / 3, 1.0 / 3});
+
+  // No distance reaches past what candidates() allows; a later segment fetches the same.
+  selection.newest_distance = 0;
+  CHECK(retrieved(cpu, r, landmark, s, selection).pick == next.pick);
+  selection.newest_distance = 3;
+  const Retrieved later = retrieved(cpu, {1, 1}, landmark, {1, 2, 1, 3, 4, 1, 6}, selection);
+  CHECK(std::equal(later.pick.begin() + 3, later.pick.end(), far.pick.begin() + 15));
+  CHECK(std::equal(later.w.begin() + 3, later.w.end(), far.w.begin() + 15));
+
+  // Of learned picks too, their order unchanged; infinity counts as any score, and what is no number shows.
+  selection.picking = Picking::learned;
+  const Retrieved learned = retrieved(cpu, {1}, {1, 4, 2, -infinity}, {1, 1, 1, 3, 4, 1, 4}, selection);
+  CHECK(second_row(learned, 3) == std::vector<int32_t>{1, 2, 0});
+  CHECK(learned.w == Vec{0, 0, 0, 1.0 / 3, 1.0 / 3, 1.0 / 3});
+  const Retrieved hopeless = retrieved(cpu, {1}, {1, -infinity}, {1, 1, 1, 3, 2, 1, 2}, selection);
+  CHECK(hopeless.w == Vec{0, 0, 0, 0.5, 0.5, 0});
+  const Retrieved broken = retrieved(cpu, {1}, {1, std::nan("")}, {1, 1, 1, 3, 2, 1, 2}, selection);
+  CHECK((std::isnan(broken.w[3]) && std::isnan(broken.w[4])));
+  selection.picking = Picking::none;
+  CHECK(retrieved(cpu, r, landmark, s, selection).w == zeros(21));
+}
+
 TEST_CASE("retrieval ablations: none, and uniform over the past") {
   Double cpu(1);
   const int64_t B = 500, C = 14;

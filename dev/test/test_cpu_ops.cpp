@@ -4,6 +4,7 @@
 #include <array>
 #include <functional>
 
+#include "cpu/choose_token.h"
 #include "dev/test/cpu_ops.h"
 
 using namespace gca;
@@ -599,4 +600,60 @@ TEST_CASE("ops: float is close to double; the bf16 twin stores bf16, and is off 
                       [](double x) { return x == round_bf16(static_cast<float>(x)); }));
     if (exact[i].name != "embedding") CHECK(twin_error > 4 * error);  // an embedding is a copy: no rounding anywhere
   }
+}
+
+// ---- the next token -----------------------------------------------------------------------------------------------
+
+TEST_CASE("the next token: the largest, the lowest id among equals, never one that is excluded or not a number") {
+  const float nan = std::nanf("");
+  const auto greedy = [](const std::vector<float>& logits, int32_t excluded) {
+    return choose_token(logits, 0, 1, 0.5f, excluded);
+  };
+  CHECK(greedy({1, 3, 3, 2}, -1) == 1);
+  CHECK(greedy({1, 3, 3, 2}, 1) == 2);
+  CHECK(greedy({-0.0f, 0, -1}, -1) == 0);
+  CHECK(greedy({nan, -5, nan, -4}, -1) == 3);
+  CHECK(greedy({nan, nan}, -1) == 0);
+  CHECK(greedy({nan, nan}, 0) == 1);
+  const float below_all = -std::numeric_limits<float>::infinity();
+  CHECK(greedy({nan, below_all, below_all}, 1) == 2);
+  for (const float random : {1e-7f, 0.5f, 1 - 1e-7f}) {
+    CHECK(choose_token(std::vector<float>{nan, below_all, 7, below_all}, 1, 1, random, -1) == 2);
+    CHECK(choose_token(std::vector<float>{1, -below_all, 9, 8}, 1, 1, random, -1) == 1);
+    CHECK(choose_token(std::vector<float>{1, 2, 2, 0}, 1, 0, random, -1) == 1);
+    CHECK(choose_token(std::vector<float>{nan, nan, nan}, 1, 1, random, 0) == 1);
+  }
+  // Half of four equals are the first two of those that are not excluded.
+  CHECK(choose_token(std::vector<float>{5, 5, 5, 5, 5}, 2, 0.5, 0.49f, 0) == 1);
+  CHECK(choose_token(std::vector<float>{5, 5, 5, 5, 5}, 2, 0.5, 0.51f, 0) == 2);
+}
+
+TEST_CASE("the next token: rows are drawn by their numbers, as often as they are likely") {
+  Cpu<float> cpu(2);
+  const int64_t rows = 4000, V = 3, stride = 4;
+  const std::vector<float> one = {std::log(0.25f), std::log(0.5f), std::log(0.25f), 100};
+  std::vector<float> logits;
+  std::vector<int64_t> index(rows);
+  std::vector<int32_t> sequence(rows), token(rows, -1), again(rows, -1);
+  for (int64_t r = 0; r < rows; r++) {
+    logits.insert(logits.end(), one.begin(), one.end());
+    index[r] = r / 2 + (int64_t{1} << 40);
+    sequence[r] = static_cast<int32_t>(r % 2);
+  }
+  Choice choice{1, 1, 3, index.data(), sequence.data()};
+  cpu.choose_token(token.data(), logits.data(), rows, V, stride, choice);
+  for (int32_t id = 0; id < 3; id++) {
+    const double share = id == 1 ? 0.5 : 0.25, n = static_cast<double>(rows);
+    CHECK(std::fabs(static_cast<double>(std::count(token.begin(), token.end(), id)) - share * n) <
+          4 * std::sqrt(n * share * (1 - share)));
+  }
+  for (int64_t r = 0; r < 20; r++) {  // alone
+    choice.index = &index[r];
+    choice.sequence = &sequence[r];
+    cpu.choose_token(&again[r], logits.data() + r * stride, 1, V, stride, choice);
+    CHECK(again[r] == token[r]);
+  }
+  CHECK(error_of([&] {
+          cpu.choose_token(token.data(), logits.data(), 1, V, stride, {.temperature = 1});
+        }).find("number of each row's token") != std::string::npos);
 }

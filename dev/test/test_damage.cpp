@@ -88,6 +88,10 @@ TEST_CASE(
                      state);
   }
   const std::string folder = checkpoint_folder(run.path, 2);
+  // What was given, and the checkpoint's own.
+  const std::vector<std::string> files = {"manifest.json", SavedRun::model_file, "state.json",
+                                          SavedRun::tokenizer_file};
+  CHECK(list_folder(folder) == files);
   const auto read = [&] {
     const SavedRun saved = SavedRun::open(run.path);
     std::string all =
@@ -100,7 +104,7 @@ TEST_CASE(
     CAPTURE(name);
     CHECK(damage_everywhere(folder + "/" + name, read) == 0);
   }
-  CHECK(list_folder(folder).size() == 4);
+  CHECK(list_folder(folder) == files);
   // The fallback, at a few places of each.
   for (const std::string& name : list_folder(folder)) {
     const std::string path = folder + "/" + name, content = read_file(path, 1 << 20);
@@ -244,15 +248,16 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
   };
   REQUIRE(verified() == "good");
   // Its sizes, in the metadata, one digit after another; then the rest of the header thinly, and cut off.
-  int tried = 0, refused = 0;
-  for (const char* name : {"vocab", "width", "heads", "ffn", "lower", "groups", "encoder", "chunk", "topk", "window",
-                           "null_slot", "eps", "landmark_id", "batch", "chunks"}) {
-    const size_t at = content.find("\"" + std::string(name) + "\"");
+  const std::vector<std::string> names = {"vocab",     "width",   "heads",       "ffn",   "lower",
+                                          "groups",    "encoder", "chunk",       "topk",  "window",
+                                          "null_slot", "eps",     "landmark_id", "batch", "chunks"},
+                                 values = {"0", "7", "-1", "99999999999999999999", "1000000", "x", ""};
+  size_t tried = 0, refused = 0;
+  for (const std::string& name : names) {
+    const size_t at = content.find("\"" + name + "\"");
     REQUIRE(at < header_bytes);
     const size_t begin = content.find('"', content.find(':', at)) + 1, end = content.find('"', begin);
-    for (const std::string& value :
-         {std::string("0"), std::string("7"), std::string("-1"), std::string("99999999999999999999"),
-          std::string("1000000"), std::string("x"), std::string("")}) {
+    for (const std::string& value : values) {
       CAPTURE(name);
       CAPTURE(value);
       std::string header = content.substr(8, begin - 8) + value + content.substr(end, 8 + header_bytes - end);
@@ -267,11 +272,11 @@ TEST_CASE("damage: an oracle's file is refused, or checked and found wrong, but 
         CHECK_MESSAGE(has(error.what(), "fixture.safetensors"), error.what());
         // Sizes that are not those of the file's tensors: before memory of such sizes is asked for.
         for (const char* of_tensors : {"vocab", "width", "ffn", "batch", "chunks"})
-          if (name == std::string(of_tensors)) CHECK(cpu.allocated_bytes == 0);
+          if (name == of_tensors) CHECK(cpu.allocated_bytes == 0);
       }
     }
   }
-  CHECK(tried == 105);
+  CHECK(tried == names.size() * values.size());
   CHECK(refused > 60);
   // Sizes that every file has; of others a file without them was made as by the flag's default.
   for (const std::string name : {"vocab", "width", "groups", "batch", "chunks"}) {

@@ -2,6 +2,7 @@
 // BF16, F16.
 #include "model.h"
 #include "base/safetensors.h"
+#include "runtime/run.h"
 #include "dev/test/workshop.h"
 
 using namespace gca;
@@ -11,9 +12,14 @@ namespace {
 
 struct ExchangeShop : Workshop {
   std::string tiny(const std::string& out, const std::string& more) const {
-    return "train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 --chunks "
-           "2 --batch 2 --steps 1 --data '" +
-           path + "/shards/t_train_*' --out " + path + "/" + out + " " + more;
+    return tiny_training(out, {{"steps", "1"}}) + " " + more;
+  }
+  // The model that the run has.
+  Config config(const std::string& run) const {
+    const SavedRun saved = SavedRun::open(path + "/" + run);
+    Config config = saved.settings.config;
+    config.vocab = saved.tokenizer.vocab_size();
+    return config;
   }
   std::string model_of(const std::string& run) const { return path + "/" + run + "/step_00000001/model.safetensors"; }
 };
@@ -57,16 +63,7 @@ TEST_CASE(
   const ExchangeShop shop;
   REQUIRE(shop.run(shop.tiny("run", "")).exit == 0);
   const SafetensorsFile file = SafetensorsFile::open(shop.model_of("run"));
-  const TensorTable table({.vocab = 263,
-                           .width = 8,
-                           .heads = 2,
-                           .ffn = 8,
-                           .lower = 1,
-                           .groups = {1},
-                           .encoder = 1,
-                           .chunk = 8,
-                           .reach = {.topk = 2, .window = 8}},
-                          1, 1);
+  const TensorTable table(shop.config("run"), 1, 1);
   REQUIRE(file.tensors().size() == table.tensors.size());
   for (size_t i = 0; i < table.tensors.size(); i++) CHECK(file.tensors()[i].name == table.tensors[i].name);
   for (const char* dtype : {"bf16", "float"}) {
@@ -181,14 +178,17 @@ TEST_CASE(
   CHECK(other_head.exit == 1);
   CHECK(says(other_head, "Without a place in it:\n  lm_head.weight"));
 
-  // A vocabulary rounded up to 320 rows; but not one of 400, which would be another vocabulary.
-  CHECK(started_from([&](auto& v) { v[embedding].resize(320 * 8, 5.0f); }).exit == 0);
+  // A vocabulary rounded up to a multiple of 64 rows is taken; one of more or of fewer would be another.
+  const Config c = shop.config("run");
+  const int64_t V = c.vocab, D = c.width;
+  CHECK(started_from([&](auto& v) { v[embedding].resize(round_up(V, 64) * D, 5.0f); }).exit == 0);
   CHECK(SafetensorsFile::open(shop.model_of("new")).values<float>(embedding) == values[embedding]);
-  for (const size_t rows : {400, 262}) {
-    const Workshop::Result result = started_from([&](auto& v) { v[embedding].resize(rows * 8, 5.0f); });
+  for (const int64_t rows : {round_up(V, 64) + 80, V - 1}) {
+    const Workshop::Result result = started_from([&](auto& v) { v[embedding].resize(rows * D, 5.0f); });
     CHECK(result.exit == 1);
-    CHECK_MESSAGE(says(result, str("tensor '", embedding, "': expected the shape [263,8], found [", rows, ",8]")),
-                  result.out);
+    CHECK_MESSAGE(
+        says(result, str("tensor '", embedding, "': expected the shape [", V, ",", D, "], found [", rows, ",", D, "]")),
+        result.out);
   }
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     const Workshop::Result result = started_from([&](auto& v) { v[norm][3] = bad; });

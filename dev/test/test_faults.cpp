@@ -10,6 +10,7 @@
 
 #include <map>
 
+#include "base/safetensors.h"
 #include "runtime/checkpoint.h"
 #include "dev/test/workshop.h"
 
@@ -25,12 +26,8 @@ struct FaultShop : Workshop {
       : Workshop(
             getenv("TRAIN_GCA") ? getenv("TRAIN_GCA") : "build/cpu/train_gca",
             std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path().string()) {}
-  std::string tiny(const std::string& out, const std::string& more, int batch = 2, int chunks = 2) const {
-    return str("train --width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2 "
-               "--batch ",
-               batch, " --chunks ", chunks, " --seed 7 --data '", path, "/shards/t_train_*' --out ", path, "/", out,
-               " ") +
-           more;
+  std::string tiny(const std::string& out, const std::string& more, const FlagMap& others = {}) const {
+    return tiny_training(out, with({{"seed", "7"}}, others)) + " " + more;
   }
   std::string folder(const std::string& run, int64_t step) const { return checkpoint_folder(path + "/" + run, step); }
   std::string file(const std::string& run, int64_t step, const char* name) const {
@@ -262,7 +259,8 @@ TEST_CASE(
   for (const std::vector<int>& signals :
        {std::vector<int>{SIGTERM}, {SIGINT}, {SIGHUP}, {SIGTERM, SIGINT}, {SIGINT, SIGINT}}) {
     remove_tree(shop.path + "/run");
-    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 1000000", 500), shop.output());
+    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 1000000", {{"batch", "500"}}),
+                    shop.output());
     REQUIRE(shop.logged("run", 2));
     process.freeze();
     const int64_t before = std::ssize(shop.losses("run"));
@@ -287,7 +285,7 @@ TEST_CASE("signals: in a validation, which is given up, and in a save, which is 
         shop.program,
         shop.tiny("run",
                   "--steps 1000000 --eval-every 1 --eval-rows 1000000 --val-data '" + shop.path + "/shards/t_train_*'",
-                  2, 20),
+                  {{"chunks", "20"}}),
         shop.output());
     REQUIRE(shop.logged("run", 1));  // a step's line comes before its validation, which takes long
     usleep(20000);
@@ -315,7 +313,7 @@ TEST_CASE(
     "signals: an ignored SIGHUP stays ignored (nohup), and output that nobody reads any more does not end a run") {
   const FaultShop shop;
   {
-    Process process(shop.program, shop.tiny("run", "--steps 1000000", 100), shop.output(),
+    Process process(shop.program, shop.tiny("run", "--steps 1000000", {{"batch", "100"}}), shop.output(),
                     [] { signal(SIGHUP, SIG_IGN); });
     REQUIRE(shop.logged("run", 2));
     kill(process.id, SIGHUP);
@@ -326,7 +324,7 @@ TEST_CASE(
   }
   int ends[2];
   REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
-  Process process(shop.program, shop.tiny("piped", "--steps 1000000", 100), ends[1]);
+  Process process(shop.program, shop.tiny("piped", "--steps 1000000", {{"batch", "100"}}), ends[1]);
   REQUIRE(shop.logged("piped", 2));
   ::close(ends[0]);
   const int more = static_cast<int>(std::ssize(shop.losses("piped"))) + 5;
@@ -366,9 +364,10 @@ TEST_CASE("disk: full, read-only or gone for a while: training says so, goes on,
     int ends[2];  // what it prints must not meet the limit on files
     REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
     REQUIRE(fcntl(ends[1], F_SETPIPE_SZ, 1 << 20) > 0);
-    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 3 --keep 2", 200), ends[1], [] {
-      prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE);  // root, too, shall need permissions
-    });
+    Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 3 --keep 2", {{"batch", "200"}}),
+                    ends[1], [] {
+                      prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE);  // root, too, shall need permissions
+                    });
     std::string out;
     const auto read_output = [&] {
       char text[65536];
@@ -438,7 +437,7 @@ TEST_CASE("disk: a run that cannot save at its end says so and fails; one that c
 
 TEST_CASE("disk: of two runs on one folder the second is refused") {
   const FaultShop shop;
-  Process first(shop.program, shop.tiny("run", "--steps 1000000 --save-every 3", 100), shop.output());
+  Process first(shop.program, shop.tiny("run", "--steps 1000000 --save-every 3", {{"batch", "100"}}), shop.output());
   REQUIRE(shop.wait_for([&] { return shop.newest("run") >= 3; }));
   for (const std::string& second : {shop.tiny("run", "--steps 5"), shop.resume("run", 1)}) {
     Process process(shop.program, second, shop.output("second"));
@@ -499,8 +498,9 @@ TEST_CASE("not finite: a validation whose loss is not finite is no best one") {
   REQUIRE(shop.run(shop.tiny("run", "--steps 1")).exit == 0);
   std::string weights = shop.file("run", 1, "model.safetensors");
   const float huge = 3e38f;
-  for (size_t i = 1; i <= 8; i++)
-    memcpy(&weights[weights.size() - 4 * i], &huge, 4);  // the last tensor, the last norm's gain: logits overflow
+  const SafetensorsFile file = SafetensorsFile::open(shop.folder("run", 1) + "/model.safetensors");
+  const SafetensorsTensor gain = file.at("model.norm.weight");  // of the last norm: logits overflow
+  for (int64_t i = 0; i < gain.count; i++) memcpy(&weights[gain.offset_bytes + 4 * i], &huge, 4);
   write_file(shop.path + "/huge.safetensors", weights);
   const Workshop::Result result =
       shop.run(shop.tiny("huge", "--steps 3 --eval-every 1 --val-data '" + shop.path + "/shards/t_val_*' --init " +
@@ -516,7 +516,8 @@ TEST_CASE("not finite: a validation whose loss is not finite is no best one") {
 TEST_CASE("data: a shard that fails in the middle of a run costs no step: what was made is saved first") {
   const FaultShop shop;
   const std::string shard = shop.path + "/shards/t_train_000000.bin";
-  Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 1000000", 100), shop.output());
+  Process process(shop.program, shop.tiny("run", "--steps 1000000 --save-every 1000000", {{"batch", "100"}}),
+                  shop.output());
   REQUIRE(shop.logged("run", 5));
   REQUIRE(truncate(shard.c_str(), 2000) == 0);
   CHECK(process.wait() == 1);
@@ -607,9 +608,7 @@ TEST_CASE("state: without a field, with a wrong one or from the future it is ref
 
 TEST_CASE("command line: what is wrong is said with the flag's name, before anything is made") {
   const FaultShop shop;
-  const std::string data = " --data '" + shop.path + "/shards/t_train_*'",
-                    model =
-                        "--width 8 --heads 2 --ffn 8 --lower 1 --encoder 1 --groups 1 --chunk 8 --window 8 --topk 2",
+  const std::string data = " --data '" + shop.path + "/shards/t_train_*'", model = written(tiny_model),
                     out = " --out " + shop.path + "/new ";
   REQUIRE(shop.run(shop.tiny("run", "--steps 2")).exit == 0);
   const std::vector<std::string> before = list_folder(shop.path);

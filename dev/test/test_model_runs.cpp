@@ -161,7 +161,7 @@ TEST_CASE("model: a step whose loss or gradient is not finite changes nothing, a
       whole_step(net, poisoned, with_noise(bad), true);
     } else {  // a gradient alone
       whole_step(net, batch, with_noise(bad), true);
-      net.gradient[net.table.tensors[5].offset + 3] = std::numeric_limits<double>::infinity();
+      net.gradient[tensor_of(net, "model.norm.weight").offset + 3] = std::numeric_limits<double>::infinity();
     }
     net.update(hyper);
     const StepState state = net.step_state();
@@ -374,7 +374,8 @@ TEST_CASE("initial weights: normal(0, 0.02) and ones, the same for any precision
     CHECK(std::fabs(within / n - 0.682689) < 5 * std::sqrt(0.682689 * 0.317311 / n));
   }
   // Tensors, seeds and neighbours draw different numbers.
-  const Tensor &q = table.tensors[2], &k = table.tensors[3];
+  const Tensor q = tensor_of(exact.net, "model.lower_layers.0.self_attn.q_proj.weight"),
+               k = tensor_of(exact.net, "model.lower_layers.0.self_attn.k_proj.weight");
   CHECK(!same_bits(copied(exact.net.masters + q.offset, q.size()), copied(exact.net.masters + k.offset, k.size())));
   const Vec before = copied(exact.net.masters, table.size);
   double product = 0, next = 0;

@@ -7,9 +7,12 @@
 
 using namespace gca;
 using test::error_of;
+using test::FlagMap;
 using test::has;
 using test::says;
+using test::with;
 using test::Workshop;
+using test::written;
 
 namespace {
 
@@ -286,11 +289,23 @@ TEST_CASE("the haystack leaves out files with the task's words; sizes that canno
 
 namespace {
 
-std::string recall(const Workshop& shop, const std::string& out) {
-  return "train --task recall --width 16 --heads 2 --ffn 24 --lower 1 --groups 1 --encoder 1 --chunk 16 --window 12 "
-         "--topk 2 --value-tokens 3 --batch 4 --lr "
-         "3e-3 --haystack " +
-         shop.path + "/text.txt --out " + shop.path + "/" + out;
+std::string recall(const Workshop& shop, const std::string& out, const FlagMap& others = {}) {
+  return "train" + written(with({{"task", "recall"},
+                                 {"width", "16"},
+                                 {"heads", "2"},
+                                 {"ffn", "24"},
+                                 {"lower", "1"},
+                                 {"groups", "1"},
+                                 {"encoder", "1"},
+                                 {"chunk", "16"},
+                                 {"window", "12"},
+                                 {"topk", "2"},
+                                 {"value-tokens", "3"},
+                                 {"batch", "4"},
+                                 {"lr", "3e-3"},
+                                 {"haystack", shop.path + "/text.txt"},
+                                 {"out", shop.path + "/" + out}},
+                                others));
 }
 
 }  // namespace

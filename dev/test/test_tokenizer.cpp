@@ -1,22 +1,19 @@
 // The tokenizer: words against the pattern tried literally, BPE against one merge at a time, GPT-2's own encodings, any
-// bytes there and back, files and their damage, learning. Reads ../shared where it is there.
+// bytes there and back, files and their damage, learning.
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <random>
-#include <sstream>
 
 #include "tokenizer/train.h"
 #include "tokenizer/unicode_classes.h"
+#include "dev/test/gpt2_texts.h"
 #include "dev/test/test.h"
 
 using namespace gca;
 using namespace gca::test;
 
 namespace {
-
-const std::string gpt2_path = "../shared/gpt2/tokenizer.json";
 
 std::string random_bytes(std::mt19937& random, size_t length, const std::string& alphabet = "") {
   std::string text;
@@ -136,6 +133,64 @@ std::vector<Tokenizer::Merge> random_merges(std::mt19937& random, size_t count, 
     merges.push_back({left, right});
   }
   return merges;
+}
+
+// The 256 bytes in the order of GPT-2's ids, those that print first, and how tokenizer.json writes each.
+std::vector<std::pair<unsigned char, std::string>> gpt2_bytes() {
+  std::vector<std::pair<unsigned char, std::string>> all;
+  int moved = 0x100;
+  for (const bool prints : {true, false})
+    for (int byte = 0; byte < 256; byte++)
+      if (((byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173)) == prints)
+        all.push_back({static_cast<unsigned char>(byte), "\\u" + hex(prints ? byte : moved++, 4)});
+  return all;
+}
+
+// A vocabulary of GPT-2's form of some merges: its tokenizer.json, and the id of each token's bytes.
+struct Gpt2File {
+  std::string json;
+  std::map<std::string, int32_t> ids;
+  explicit Gpt2File(const std::vector<std::pair<std::string, std::string>>& merges) {
+    std::map<char, std::string> letters;
+    std::string vocabulary, merge_list;
+    const auto written = [&](const std::string& token) {
+      std::string all;
+      for (const char byte : token) all += letters.at(byte);
+      return all;
+    };
+    const auto add = [&](const std::string& token) {
+      const int32_t id = static_cast<int32_t>(ids.size());
+      REQUIRE(ids.insert({token, id}).second);
+      vocabulary += str("\"", written(token), "\":", id, ",");
+    };
+    for (const auto& [byte, letter] : gpt2_bytes()) {
+      letters[static_cast<char>(byte)] = letter;
+      add(std::string(1, static_cast<char>(byte)));
+    }
+    for (const auto& [left, right] : merges) {
+      add(left + right);
+      merge_list += str(merge_list.empty() ? "" : ",", "\"", written(left), " ", written(right), "\"");
+    }
+    json = str("{\"model\":{\"vocab\":{", vocabulary, "\"<|endoftext|>\":", ids.size(), "},\"merges\":[", merge_list,
+               "]}}");
+  }
+};
+
+std::vector<std::string> parts(const std::string& text, char separator) {
+  std::vector<std::string> all(1);
+  for (const char c : text)
+    if (c == separator) all.emplace_back();
+    else all.back() += c;
+  return all;
+}
+
+// The special ids of GPT-2's layout, in the order of the vocabulary's names, with the size at the end: the end of text
+// follows the tokens, the needles' follow it, the landmark is the eighth after it.
+void check_gpt2_ids(const Tokenizer& tokenizer, int32_t tokens) {
+  CHECK(
+      std::vector<int32_t>{tokenizer.end_of_text, tokenizer.KEY, tokenizer.END, tokenizer.ASK, tokenizer.ARROW,
+                           tokenizer.COMMA, tokenizer.landmark, tokenizer.vocab_size()} ==
+      std::vector<int32_t>{tokens, tokens + 1, tokens + 2, tokens + 3, tokens + 4, tokens + 5, tokens + 8, tokens + 9});
 }
 
 }  // namespace
@@ -343,11 +398,8 @@ TEST_CASE("tokenizer: files, and what is said of damaged ones") {
             "'x': model.vocab: expected 50257 entries"));
   // A small vocabulary of GPT-2's form.
   std::string entries;
-  int id = 0, moved = 0x100;
-  for (const bool prints : {true, false})
-    for (int byte = 0; byte < 256; byte++)
-      if (((byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173)) == prints)
-        entries += str("\"\\u", hex(prints ? byte : moved++, 4), "\":", id++, ",");
+  int id = 0;
+  for (const auto& [byte, letter] : gpt2_bytes()) entries += str("\"", letter, "\":", id++, ",");
   const auto gpt2 = [&](const std::string& more, const std::string& merge_list) {
     return Tokenizer::parse(
         "{\"model\":{\"vocab\":{" + entries + more + ",\"<|endoftext|>\":258},\"merges\":[" + merge_list + "]}}", "'x'",
@@ -368,32 +420,61 @@ TEST_CASE("tokenizer: files, and what is said of damaged ones") {
 }
 
 TEST_CASE("tokenizer: GPT-2's encodings") {
-  std::ifstream fixture("../shared/fixtures/gpt2_encodings.tsv");
-  if (!fixture || !std::filesystem::exists(gpt2_path)) return test::skip("no ../shared/fixtures/gpt2_encodings.tsv");
-  const Tokenizer gpt2 = Tokenizer::load(gpt2_path), again = Tokenizer::parse(gpt2.serialize(), "x");
+  std::vector<std::pair<std::string, std::string>> merges;
+  for (const std::string& merge : parts(gpt2_merges, '|')) {
+    const std::vector<std::string> pair = parts(merge, '~');
+    REQUIRE(pair.size() == 2);
+    merges.push_back({pair[0], pair[1]});
+  }
+  const Gpt2File file(merges);
+  const Tokenizer gpt2 = Tokenizer::parse(file.json, "x", merges.size()),
+                  again = Tokenizer::parse(gpt2.serialize(), "x");
   CHECK(again.hash() == gpt2.hash());
-  CHECK(std::vector<int32_t>{again.end_of_text, again.KEY, again.END, again.ASK, again.ARROW, again.COMMA,
-                             again.landmark, again.vocab_size()} ==
-        std::vector<int32_t>{50256, 50257, 50258, 50259, 50260, 50261, 50264, 50265});
-  int rows = 0, marked_rows = 0;
-  for (std::string line; std::getline(fixture, line); rows++) {
-    const size_t tab = line.find('\t');
+  check_gpt2_ids(gpt2, static_cast<int32_t>(file.ids.size()));
+  check_gpt2_ids(again, static_cast<int32_t>(file.ids.size()));
+  for (const std::string& row : all_gpt2_texts()) {
+    CAPTURE(printable(row));
     std::string text;
-    for (size_t i = 0; i + 1 < tab; i += 2) text += static_cast<char>(std::stoi(line.substr(i, 2), nullptr, 16));
-    std::istringstream numbers(line.substr(tab + 1));
+    std::vector<size_t> ends;
     std::vector<int32_t> want, got;
-    for (int32_t id; numbers >> id;) want.push_back(id);
-    // No text encodes to a special id here; where the fixture takes <|endoftext|> for one, it is the mark that parts
-    // documents.
-    const bool marked = has(text, "<|endoftext|>");
-    marked_rows += marked;
-    marked ? Encoder(again).append_marked(text, got) : Encoder(again).append(text, got);
-    CAPTURE(line);
+    for (const std::string& word : row.empty() ? std::vector<std::string>() : parts(row, '|')) {
+      for (const std::string& token : parts(word, '~')) {
+        text += token;
+        want.push_back(file.ids.at(token));
+      }
+      ends.push_back(text.size());
+    }
+    CHECK(words_by_scanner(text) == ends);
+    CHECK(words_by_pattern(text) == ends);
+    Encoder(again).append(text, got);
     CHECK(got == want);
     CHECK(gpt2.decode(gpt2.encode(text)) == text);
   }
-  CHECK(rows >= 39);
-  CHECK(marked_rows == 1);
+  // No text encodes to a special id but by the mark that parts documents.
+  std::vector<int32_t> marked;
+  Encoder(again).append_marked("<|endoftext|>", marked);
+  CHECK(marked == std::vector<int32_t>{again.end_of_text});
+}
+
+TEST_CASE("tokenizer: a tokenizer.json of GPT-2's size") {
+  std::vector<std::pair<std::string, std::string>> merges;
+  for (int pair = 0; pair < 50000; pair++)
+    merges.push_back({std::string(1, static_cast<char>(pair / 256)), std::string(1, static_cast<char>(pair % 256))});
+  const TempFolder folder;
+  const std::string path = folder.path + "/tokenizer.json", own = folder.path + "/own.bpe";
+  write_file(path, Gpt2File(merges).json);
+  const Tokenizer gpt2 = Tokenizer::load(path);
+  check_gpt2_ids(gpt2, 50256);
+  gpt2.save(own);
+  const Tokenizer again = Tokenizer::load(own);
+  CHECK(again.hash() == gpt2.hash());
+  check_gpt2_ids(again, 50256);
+  // The first byte that prints is '!', id 0; merge r makes id 256 + r.
+  CHECK(again.encode("!") == std::vector<int32_t>{0});
+  CHECK(again.encode("ab") == std::vector<int32_t>{256 + 'a' * 256 + 'b'});
+  merges.pop_back();
+  write_file(path, Gpt2File(merges).json);
+  CHECK(has(error_of([&] { Tokenizer::load(path); }), "model.vocab: expected 50257 entries"));
 }
 
 TEST_CASE("tokenizer: streams are encoded and decoded whole, however they are cut") {

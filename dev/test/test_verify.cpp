@@ -9,24 +9,28 @@ using namespace gca;
 
 namespace {
 
-// Those in ../shared/fixtures, and those that `make test` has dev/make_oracle.py make.
+const std::string folder = "build/oracle";
+
+// Those that `make test` has dev/make_oracle.py make.
 std::vector<std::string> fixtures() {
   std::vector<std::string> paths;
-  for (const char* folder : {"../shared/fixtures", "build/oracle"}) {
-    std::error_code none;
-    if (!std::filesystem::is_directory(folder, none)) continue;
-    for (const std::string& name : list_folder(folder))
-      if (name.ends_with(".safetensors")) paths.push_back(std::string(folder) + "/" + name);
-  }
+  if (!std::filesystem::is_directory(folder)) return paths;
+  for (const std::string& name : list_folder(folder))
+    if (name.ends_with(".safetensors")) paths.push_back(folder + "/" + name);
   return paths;
+}
+
+// Skips the test where there is none.
+bool none_in(const std::vector<std::string>& paths) {
+  if (paths.empty()) test::skip("no oracle files in " + folder + " (make test makes them where there is numpy)");
+  return paths.empty();
 }
 
 // What verify says of each file is shown where it is not right.
 template <class Device>
 void verify_all(VerifyOptions options) {
   const std::vector<std::string> paths = fixtures();
-  if (paths.empty())
-    return test::skip("no fixtures: neither ../shared/fixtures nor build/oracle (needs numpy) is there");
+  if (none_in(paths)) return;
   Device device(2);
   for (const std::string& path : paths) {
     std::string report;
@@ -46,7 +50,7 @@ TEST_CASE("oracle files as the bf16 twin, picks held, to 0.2") { verify_all<Cpu<
 
 TEST_CASE("the check of an oracle file notices a difference: the bf16 twin does not pass as float") {
   const std::vector<std::string> paths = fixtures();
-  if (paths.empty()) return test::skip("no fixtures");
+  if (none_in(paths)) return;
   Cpu<float, true> device(1);
   std::string report;
   CHECK_FALSE(Verifier(paths[0], {1e-4, true, true, &report}).run(device));
@@ -56,7 +60,7 @@ TEST_CASE("the check of an oracle file notices a difference: the bf16 twin does 
 
 TEST_CASE("verify's hash is of the numbers found: the same on any number of threads, another in another precision") {
   const std::vector<std::string> paths = fixtures();
-  if (paths.empty()) return test::skip("no fixtures");
+  if (none_in(paths)) return;
   const auto hash = [&](auto& device) {
     std::string report;
     Verifier(paths[0], {1, true, true, &report}).run(device);
@@ -71,8 +75,8 @@ TEST_CASE("verify's hash is of the numbers found: the same on any number of thre
 }
 
 TEST_CASE("verify without --tolerance takes the precision's own") {
-  std::vector<std::string> paths = fixtures();
-  if (paths.empty()) return test::skip("no fixtures");
+  const std::vector<std::string> paths = fixtures();
+  if (none_in(paths)) return;
   const test::Workshop shop;
   const std::string path = " --quiet --use-picks " + std::filesystem::absolute(paths[0]).string();
   for (const std::string precision : {"double", "float", "bf16"}) {

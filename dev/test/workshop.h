@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,23 @@ class Process {
   bool ended_ = false;
 };
 
+// Flags by name. A test that wants another value than a default's puts it in the default's place: no flag is given
+// twice, and no line of flags is copied.
+using FlagMap = std::map<std::string, std::string>;
+inline FlagMap with(FlagMap flags, const FlagMap& others) {
+  for (const auto& [name, value] : others) flags[name] = value;
+  return flags;
+}
+inline std::string written(const FlagMap& flags) {
+  std::string all;
+  for (const auto& [name, value] : flags) all += str(" --", name, " '", value, "'");
+  return all;
+}
+
+// The smallest model that has every part: a step takes a fraction of a millisecond.
+inline const FlagMap tiny_model = {{"width", "8"},  {"heads", "2"}, {"ffn", "8"},    {"lower", "1"}, {"encoder", "1"},
+                                   {"groups", "1"}, {"chunk", "8"}, {"window", "8"}, {"topk", "2"}};
+
 struct Workshop : TempFolder {
   std::string program;
   // program_: TRAIN_GCA, or the CPU's. parent: the folder to make this one in.
@@ -106,10 +124,30 @@ struct Workshop : TempFolder {
     CHECK(result.exit == exit);
     CHECK(result.out.find(words) != std::string::npos);
   }
-  std::string training(const std::string& out, const std::string& chunks = "6") const {
-    return "train --width 16 --heads 2 --ffn 24 --lower 1 --groups 1,1 --chunk 8 --window 12 --topk 2 --chunks " +
-           chunks + " --batch 3 --lr 3e-3 --eval-every 5 --data '" + path + "/shards/t_train_*' --val-data '" + path +
-           "/shards/t_val_*' --out " + path + "/" + out;
+  // A command that trains a model of two groups on the shards; some flags with other values, or added.
+  std::string training(const std::string& out, const FlagMap& others = {}) const {
+    return "train" + written(with({{"width", "16"},
+                                   {"heads", "2"},
+                                   {"ffn", "24"},
+                                   {"lower", "1"},
+                                   {"groups", "1,1"},
+                                   {"chunk", "8"},
+                                   {"window", "12"},
+                                   {"topk", "2"},
+                                   {"chunks", "6"},
+                                   {"batch", "3"},
+                                   {"lr", "3e-3"},
+                                   {"eval-every", "5"},
+                                   {"data", path + "/shards/t_train_*"},
+                                   {"val-data", path + "/shards/t_val_*"},
+                                   {"out", path + "/" + out}},
+                                  others));
+  }
+  // The same of the tiny model, without validation.
+  std::string tiny_training(const std::string& out, const FlagMap& others = {}) const {
+    const FlagMap run = {
+        {"batch", "2"}, {"chunks", "2"}, {"data", path + "/shards/t_train_*"}, {"out", path + "/" + out}};
+    return "train" + written(with(with(tiny_model, run), others));
   }
   std::string weights(const std::string& run, const char* step) const {
     return read_file(path + "/" + run + "/step_" + step + "/model.safetensors", size_t{1} << 24);

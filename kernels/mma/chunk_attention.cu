@@ -134,17 +134,10 @@ __global__ void __launch_bounds__(chunk_threads, forward_plan(d).residents)
   float top[2], sum[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) exponentials(p[0], half, scale, top[half], sum[half]);
-#pragma unroll
-  for (int k = 0; k < tile_size / 16; k++) {
-    Operand left[1];
-    as_lefts(left, p, k);
-    multiply_columns<d>(o, left, v_tile, 16 * k);
-  }
+  multiply_columns<d>(o, p, v_tile, 0);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const float share = __fdividef(1.0f, sum[half]);
-#pragma unroll
-    for (int c = 0; c < d / 4; c++) o[0][c / 2][2 * half + c % 2] *= share;
+    scale_row(o[0], half, __fdividef(1.0f, sum[half]));
     if (my.lane_column == 0)
       lse[(chunk * w.H + h) * tile_size + my.row(0, half)] = fmaf(top[half], ln_2, logf(sum[half]));
   }
@@ -191,21 +184,10 @@ __global__ void __launch_bounds__(chunk_threads, backward_plan(d).residents)
       float& y = ds[0][c / 2][2 * half + c % 2];
       y = p[0][c / 2][2 * half + c % 2] * (y - delta);
     }
-    const int row = my.row(0, half);
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-      *reinterpret_cast<uint32_t*>(memory + (p_tile - q_tile) + piece_at<64>(row, j) + my.lane_column * 2) =
-          pack_pair(p[0][j][2 * half], p[0][j][2 * half + 1]);
-      *reinterpret_cast<uint32_t*>(memory + (ds_tile - q_tile) + piece_at<64>(row, j) + my.lane_column * 2) =
-          pack_pair(ds[0][j][2 * half], ds[0][j][2 * half + 1]);
-    }
   }
-#pragma unroll
-  for (int k = 0; k < tile_size / 16; k++) {
-    Operand left[1];
-    as_lefts(left, ds, k);
-    multiply_columns<d>(dq, left, k_tile, 16 * k);
-  }
+  put_sums<tile_size>(memory + (p_tile - q_tile), my.warp_row, p);
+  put_sums<tile_size>(memory + (ds_tile - q_tile), my.warp_row, ds);
+  multiply_columns<d>(dq, ds, k_tile, 0);
   __syncthreads();  // p and ds are there, and nobody reads v any more: gradients leave through its rows
   // sum over queries of x[query][key] y[query][column], for the warp's keys
   auto by_keys = [&](Sum(&sum)[1][d / 8], uint32_t x, uint32_t y) {

@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
   MemoryRing<d> ring(q_tile + tile_bytes, memory_of(kv, s, at.b, 0, at.h), D, picks);
   wait_for_copies<stages - 1>();
   __syncthreads();
-  Operand query[blocks][d / 16];
+  Operand query[d / 16][blocks];
   load_lefts<d>(query, q_tile, my.warp_row);
   Sum o[blocks][d / 8];
   clear(o);
@@ -151,11 +151,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
         p[i][7][2 * half + 1] += last_key;
         float top, sum;
         exponentials(p[i], half, scale2, top, sum);  // of this one chunk's keys
-        const float factor = __fdividef(weight, sum);
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-          for (int e = 2 * half; e < 2 * half + 2; e++) p[i][j][e] *= factor;
+        scale_row(p[i], half, __fdividef(weight, sum));
         row_lse[i][half] = (top + fast_log2(sum)) * ln_2;
       }
     if (lse && lane_id() % 4 == 0)
@@ -166,18 +162,13 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
           const int r = my.row(i, half);
           if (r < slots.count) lse[gca_stat(s, at.b, at.c, k, at.h) + slots.in_chunk + r] = row_lse[i][half];
         }
-#pragma unroll
-    for (int k = 0; k < tile_size / 16; k++) {
-      Operand left[blocks];
-      as_lefts(left, p, k);
-      multiply_columns<d>(o, left, keys + tile_bytes, 16 * k);
-    }
+    multiply_columns<d>(o, p, keys + tile_bytes, 0);
   }
   store_sums<d>(out + first, D, memory, my.warp_row, o, slots.count);
 }
 
 // With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), and
-// dQ = sum_k dS K / sqrt(d)
+// dQ = sum_k dS K / sqrt(d). From delta kernels/gca.cu makes dw, the gradient of the pick's weight, for both paths.
 template <int d>
 __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
     gca_backward_query_mma_kernel(bf16* dq,             // (B,T,D)
@@ -236,7 +227,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
           for (int e = 2 * half; e < 2 * half + 2; e++) ds[i][j][e] = factor * p[i][j][e] * (ds[i][j][e] - row_delta);
       }
 #pragma unroll
-    for (int k = 0; k < tile_size / 16; k++) {
+    for (int k = 0; k < tile_size / 16; k++) {  // by multiply_columns(sum, ds, ..) there are 76 bytes more of spills
       Operand left[blocks];
       as_lefts(left, ds, k);
       multiply_columns<d>(sum, left, keys, 16 * k);
@@ -436,7 +427,7 @@ __global__ void __launch_bounds__(gca_plan(d).threads(), gca_plan(d).residents)
     commit_copies();
   };
 
-  [[maybe_unused]] Operand keys[blocks][d / 16];
+  [[maybe_unused]] Operand keys[d / 16][blocks];
   Sum dk[blocks][d / 8], dv[blocks][d / 8];
   clear(dk);
   clear(dv);

@@ -177,6 +177,12 @@ __device__ inline void scale_sums(Sum (&sum)[blocks][columns], float factor) {
 #pragma unroll
       for (int e = 0; e < 4; e++) sum[i][j][e] *= factor;
 }
+// One row of a block's sums: that of `half`.
+template <int columns>
+__device__ inline void scale_row(Sum (&sum)[columns], int half, float factor) {
+#pragma unroll
+  for (int c = 0; c < 2 * columns; c++) sum[c / 2][2 * half + c % 2] *= factor;
+}
 // Where a lane's numbers of its warp's sums lie: rows of the block, and the first of two columns in each 8. Half 0 of a
 // Sum is [0], [1], half 1 is [2], [3]; a row lies in a quad of lanes.
 template <int blocks>
@@ -189,51 +195,47 @@ struct WarpRows {
   __device__ int row(int i, int half) const { return warp_row + 16 * i + 8 * half + lane_row; }
   __device__ int end() const { return warp_row + 16 * blocks; }
 };
-// A warp's rows of a tile as left factors, to be kept: left[i][k] are rows row + 16 i.., columns 16 k..
+// A warp's rows of a tile as left factors, to be kept: left[k][i] are columns 16 k.., rows row + 16 i..
 template <int width, int blocks>
-__device__ inline void load_lefts(Operand (&left)[blocks][width / 16], uint32_t tile, int row) {
+__device__ inline void load_lefts(Operand (&left)[width / 16][blocks], uint32_t tile, int row) {
 #pragma unroll
   for (int i = 0; i < blocks; i++)
 #pragma unroll
-    for (int k = 0; k < width / 16; k++) load_left<width>(left[i][k], tile, row + 16 * i, 16 * k);
+    for (int k = 0; k < width / 16; k++) load_left<width>(left[k][i], tile, row + 16 * i, 16 * k);
 }
-// sum += a b^T. a: kept (load_lefts); b: the tile's rows row.., as many as the product has columns
+// sum += a b^T over 16 of the columns that are summed over, from `column` on. a: one left factor a block; b: the tile's
+// rows row.., as many as the product has columns
 template <int width, int blocks, int columns>
-__device__ inline void multiply_rows(Sum (&sum)[blocks][columns], const Operand (&a)[blocks][width / 16], uint32_t b,
-                                     int row) {
+__device__ inline void multiply_rows(Sum (&sum)[blocks][columns], const Operand (&a)[blocks], uint32_t b, int row,
+                                     int column) {
   static_assert(columns % 2 == 0, "a right factor is of two sums");
 #pragma unroll
-  for (int k = 0; k < width / 16; k++)
+  for (int j = 0; j < columns; j += 2) {
+    Operand right;
+    load_right_rows<width>(right, b, row + 8 * j, column);
 #pragma unroll
-    for (int j = 0; j < columns; j += 2) {
-      Operand right;
-      load_right_rows<width>(right, b, row + 8 * j, 16 * k);
-#pragma unroll
-      for (int i = 0; i < blocks; i++) {
-        mma(sum[i][j], a[i][k], right[0], right[1]);
-        mma(sum[i][j + 1], a[i][k], right[2], right[3]);
-      }
+    for (int i = 0; i < blocks; i++) {
+      mma(sum[i][j], a[i], right[0], right[1]);
+      mma(sum[i][j + 1], a[i], right[2], right[3]);
     }
+  }
 }
-// The same with a in a tile too, read as it is needed: its rows a_row..
+// Over all columns, a being kept (load_lefts) ...
+template <int width, int blocks, int columns>
+__device__ inline void multiply_rows(Sum (&sum)[blocks][columns], const Operand (&a)[width / 16][blocks], uint32_t b,
+                                     int row) {
+#pragma unroll
+  for (int k = 0; k < width / 16; k++) multiply_rows<width>(sum, a[k], b, row, 16 * k);
+}
+// ... or in a tile too, its rows a_row.., read as they are needed.
 template <int width, int blocks, int columns>
 __device__ inline void multiply_rows(Sum (&sum)[blocks][columns], uint32_t a, int a_row, uint32_t b, int row) {
-  static_assert(columns % 2 == 0, "a right factor is of two sums");
 #pragma unroll
   for (int k = 0; k < width / 16; k++) {
     Operand left[blocks];
 #pragma unroll
     for (int i = 0; i < blocks; i++) load_left<width>(left[i], a, a_row + 16 * i, 16 * k);
-#pragma unroll
-    for (int j = 0; j < columns; j += 2) {
-      Operand right;
-      load_right_rows<width>(right, b, row + 8 * j, 16 * k);
-#pragma unroll
-      for (int i = 0; i < blocks; i++) {
-        mma(sum[i][j], left[i], right[0], right[1]);
-        mma(sum[i][j + 1], left[i], right[2], right[3]);
-      }
-    }
+    multiply_rows<width>(sum, left, b, row, 16 * k);
   }
 }
 // sum += a b over 16 of the rows that are summed over. a: one left factor a block; b: the tile's rows row.., all its
@@ -258,6 +260,17 @@ template <int blocks, int columns>
 __device__ inline void as_lefts(Operand (&left)[blocks], const Sum (&p)[blocks][columns], int k) {
 #pragma unroll
   for (int i = 0; i < blocks; i++) as_left(left[i], p[i][2 * k], p[i][2 * k + 1]);
+}
+// sum += p b, p being the warp's own sums, rounded: over as many of b's rows, from `row` on, as p has columns.
+template <int width, int blocks, int columns>
+__device__ inline void multiply_columns(Sum (&sum)[blocks][width / 8], const Sum (&p)[blocks][columns], uint32_t b,
+                                        int row) {
+#pragma unroll
+  for (int k = 0; k < columns / 2; k++) {
+    Operand left[blocks];
+    as_lefts(left, p, k);
+    multiply_columns<width>(sum, left, b, row + 16 * k);
+  }
 }
 
 // ---- softmax of rows that are whole in a warp's sums, logits in units of log2 -------------------------------------
@@ -290,23 +303,28 @@ __device__ inline float softmax_again(Sum (&p)[columns], const Sum (&dp)[columns
   return warp_sum<4>(delta);
 }
 
-// A warp's sums, rounded, as rows row.. of a tile, and from there to global memory in pieces of 16 bytes: rows `stride`
-// apart, `to` being where the tile's row 0 goes; only rows from `begin` to before `end`. No other warp may use these
-// rows of the tile meanwhile.
+// A warp's sums, rounded, as rows row.. of the tile at `tile`.
 template <int width, int blocks>
-__device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row, const Sum (&sum)[blocks][width / 8],
-                                  int end, int begin = 0) {
-  char* bytes = reinterpret_cast<char*>(tile);
+__device__ inline void put_sums(char* tile, int row, const Sum (&sum)[blocks][width / 8]) {
   const int lane = lane_id();
-  __syncwarp();
 #pragma unroll
   for (int i = 0; i < blocks; i++)
 #pragma unroll
     for (int j = 0; j < width / 8; j++)
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        *reinterpret_cast<uint32_t*>(bytes + piece_at<width>(row + 16 * i + 8 * half + lane / 4, j) + lane % 4 * 4) =
+        *reinterpret_cast<uint32_t*>(tile + piece_at<width>(row + 16 * i + 8 * half + lane / 4, j) + lane % 4 * 4) =
             pack_pair(sum[i][j][2 * half], sum[i][j][2 * half + 1]);
+}
+// The same, and from there to global memory in pieces of 16 bytes: rows `stride` apart, `to` being where the tile's row
+// 0 goes; only rows from `begin` to before `end`. No other warp may use these rows of the tile meanwhile.
+template <int width, int blocks>
+__device__ inline void store_sums(bf16* to, int64_t stride, bf16* tile, int row, const Sum (&sum)[blocks][width / 8],
+                                  int end, int begin = 0) {
+  char* bytes = reinterpret_cast<char*>(tile);
+  const int lane = lane_id();
+  __syncwarp();
+  put_sums<width>(bytes, row, sum);
   __syncwarp();
   constexpr int pieces = width / 8, at_once = 32 / pieces;
 #pragma unroll

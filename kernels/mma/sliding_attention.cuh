@@ -40,12 +40,17 @@ struct WindowPlan {
 struct WindowPiece {
   int64_t b, base;
   int h;
-  __device__ WindowPiece(const SlidingRows<bf16>& w, int rows) {
+  int W;  // the window, 2^30 at most: distances are ints
+  __device__ WindowPiece(const SlidingRows<bf16>& w, int rows) : W(static_cast<int>(min(w.W, int64_t{1} << 30))) {
     const int64_t first = w.first_slot / rows, pieces = (w.first_slot + w.T + rows - 1) / rows - first;
     const int64_t i = blockIdx.x / w.H;
     h = static_cast<int>(blockIdx.x % w.H);
     base = (first + i % pieces) * rows;
     b = i / pieces;
+  }
+  // The first slot, counted from base, of the first tile with a key that a query in `row` or after it sees.
+  __device__ int first_key(const SlidingRows<bf16>& w, int row) const {
+    return static_cast<int>(max(base + row - w.W, int64_t{0}) / tile_size * tile_size - base);
   }
 };
 inline int64_t window_pieces(const SlidingRows<bf16>& w, int rows) {
@@ -76,6 +81,24 @@ __device__ inline void copy_from_ring(uint32_t tile, const SlidingRows<bf16>& w,
   }
 }
 
+// p = scale * p + slope * (key - query) - top[query], `key` being the first column's place; the distance is made of
+// that to column `middle` of the step and the rest, a constant.
+template <int middle, int blocks, int columns>
+__device__ inline void add_alibi(Sum (&p)[blocks][columns], const WarpRows<blocks>& my, int key, float scale,
+                                 float slope, const float (&top)[blocks][2]) {
+#pragma unroll
+  for (int i = 0; i < blocks; i++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float from =
+          fmaf(slope, static_cast<float>(key + middle + my.lane_column - my.row(i, half)), -top[i][half]);
+#pragma unroll
+      for (int c = 0; c < 2 * columns; c++) {
+        float& x = p[i][c / 2][2 * half + c % 2];
+        x = fmaf(x, scale, fmaf(slope, static_cast<float>(c / 2 * 8 + c % 2 - middle), from));
+      }
+    }
+}
 // Logits of pairs that do not see each other become minus infinity. The rows are queries and the columns keys, or the
 // other way round; `first` is the first column's place.
 template <bool rows_are_keys, int blocks, int columns>

@@ -68,10 +68,8 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
   const WarpRows<blocks> my;
   const int64_t D = w.D(), first_element = ((at.b * w.T + at.base) * w.H + at.h) * d,
                 padded = WindowGradient::padded(w.T);
-  const int W = static_cast<int>(min(w.W, int64_t{1} << 30)),
-            end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
-  const int first_key = static_cast<int>(max(at.base - w.W, int64_t{0}) / tile_size * tile_size - at.base);
-  const int tiles = (end_row - first_key + tile_size - 1) / tile_size;
+  const int W = at.W, end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
+  const int first_key = at.first_key(w, 0), tiles = (end_row - first_key + tile_size - 1) / tile_size;
   const bf16* const q_from = w.qkv + (at.b * w.T + at.base) * 3 * D + static_cast<int64_t>(at.h) * d;
   auto copy = [&](int tile) {
     if (tile < tiles) {
@@ -92,9 +90,9 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
   wait_for_copies<stages - 1>();
   __syncthreads();
 
-  Operand q[blocks][d / 16], dout[blocks][d / 16];
-  load_lefts<d, blocks>(q, q_tile, my.warp_row);
-  load_lefts<d, blocks>(dout, dout_tile, my.warp_row);
+  Operand q[d / 16][blocks], dout[d / 16][blocks];
+  load_lefts<d>(q, q_tile, my.warp_row);
+  load_lefts<d>(dout, dout_tile, my.warp_row);
   float lse[blocks][2], delta[blocks][2];
 #pragma unroll
   for (int i = 0; i < blocks; i++) {
@@ -105,7 +103,7 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
       load_left<d>(o, out_tile, my.warp_row + 16 * i, 16 * k);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        const float2 left = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(dout[i][k][e])),
+        const float2 left = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(dout[k][i][e])),
                      right = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(o[e]));
         delta[i][e % 2] = fmaf(left.x, right.x, fmaf(left.y, right.y, delta[i][e % 2]));
       }
@@ -138,17 +136,7 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
       clear(ds);
       multiply_rows<d>(p, q, k_tile, j);
       multiply_rows<d>(ds, dout, v_tile, j);
-#pragma unroll
-      for (int i = 0; i < blocks; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const float from = fmaf(slope, static_cast<float>(key + my.lane_column - my.row(i, half)), -lse[i][half]);
-#pragma unroll
-          for (int c = 0; c < step / 4; c++) {
-            float& x = p[i][c / 2][2 * half + c % 2];
-            x = fmaf(x, scale, fmaf(slope, static_cast<float>(c / 2 * 8 + c % 2), from));
-          }
-        }
+      add_alibi<0>(p, my, key, scale, slope, lse);
       if (key + step - 1 > my.warp_row || key < my.end() - 1 - W) hide<false>(p, my, key, W);
 #pragma unroll
       for (int i = 0; i < blocks; i++)
@@ -156,12 +144,7 @@ __global__ void __launch_bounds__(window_threads, query_plan(d).residents)
         for (int c = 0; c < step / 8; c++)
 #pragma unroll
           for (int e = 0; e < 4; e++) ds[i][c][e] = fast_exp2(p[i][c][e]) * (ds[i][c][e] - delta[i][e / 2]);
-#pragma unroll
-      for (int k = 0; k < step / 16; k++) {
-        Operand left[blocks];
-        as_lefts(left, ds, k);
-        multiply_columns<d>(dq, left, k_tile, j + 16 * k);
-      }
+      multiply_columns<d>(dq, ds, k_tile, j);
     }
   }
   scale_sums(dq, attention_scale(d));
@@ -184,8 +167,7 @@ __global__ void __launch_bounds__(window_threads, key_plan(d).residents)
   const WindowPiece at(w, rows);
   const WarpRows<blocks> my;
   const int64_t D = w.D(), column = static_cast<int64_t>(at.h) * d, padded = WindowGradient::padded(w.T);
-  const int W = static_cast<int>(min(w.W, int64_t{1} << 30)),
-            end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
+  const int W = at.W, end_row = static_cast<int>(min(w.T - at.base, int64_t{rows}));
   const int queries = static_cast<int>(min(w.T - at.base, rows + w.W)), tiles = (queries + tile_size - 1) / tile_size;
   const bf16* const q_from = w.qkv + (at.b * w.T + at.base) * 3 * D + column;
   const bf16* const dout_from = g.dout + (at.b * w.T + at.base) * D + column;
@@ -207,7 +189,7 @@ __global__ void __launch_bounds__(window_threads, key_plan(d).residents)
   for (int tile = 0; tile < stages - 1; tile++) copy(tile);
 
   const float scale = attention_scale(d) * log2_e, slope = log2_e * w.slope(at.h);
-  Operand k[blocks][d / 16], v[blocks][d / 16];
+  Operand k[d / 16][blocks], v[d / 16][blocks];
   Sum dk[blocks][d / 8], dv[blocks][d / 8];
   clear(dk);
   clear(dv);
@@ -216,8 +198,8 @@ __global__ void __launch_bounds__(window_threads, key_plan(d).residents)
     __syncthreads();
     copy(tile + stages - 1);
     if (plan.operands_kept && tile == 0) {
-      load_lefts<d, blocks>(k, k_tile, my.warp_row);
-      load_lefts<d, blocks>(v, v_tile, my.warp_row);
+      load_lefts<d>(k, k_tile, my.warp_row);
+      load_lefts<d>(v, v_tile, my.warp_row);
     }
     const uint32_t q_tile = ring + tile % stages * 2 * tile_bytes, dout_tile = q_tile + tile_bytes;
     const float4* statistics = reinterpret_cast<const float4*>(

@@ -37,13 +37,10 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
   const uint32_t q_tile = shared_address(q_memory), ring = q_tile + rows_bytes;
   const WindowPiece at(w, rows);
   const WarpRows<blocks> my;
-  const int64_t end_slot = w.first_slot + w.T;
-  const int W = static_cast<int>(min(w.W, int64_t{1} << 30));
-  const int begin_row = static_cast<int>(max(w.first_slot - at.base, int64_t{0})),
-            end_row = static_cast<int>(min(end_slot - at.base, int64_t{rows}));
+  const int W = at.W, begin_row = static_cast<int>(max(w.first_slot - at.base, int64_t{0})),
+            end_row = static_cast<int>(min(w.first_slot + w.T - at.base, int64_t{rows}));
   // Keys nearest first: a row's largest logits come early, so that its sums are hardly ever scaled again.
-  const int first_key = static_cast<int>(max(at.base + begin_row - w.W, int64_t{0}) / tile_size * tile_size - at.base);
-  const int tiles = (end_row - first_key + tile_size - 1) / tile_size;
+  const int first_key = at.first_key(w, begin_row), tiles = (end_row - first_key + tile_size - 1) / tile_size;
   const int64_t D = w.D(), column = static_cast<int64_t>(at.h) * d;
   const bf16* const q_from = w.qkv + (at.b * w.T + at.base) * 3 * D + column;  // of whole rows
   auto copy = [&](int tile) {
@@ -69,7 +66,7 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
   const float scale = attention_scale(d) * log2_e, slope = log2_e * w.slope(at.h);
   const bool mine = my.warp_row < end_row && my.end() > begin_row;
   bool first = true;
-  Operand q[blocks][d / 16];
+  Operand q[d / 16][blocks];
   Sum o[blocks][d / 8];
   float top[blocks][2], sum[blocks][2];
   clear(o);
@@ -81,7 +78,7 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
     __syncthreads();
     copy(tile + stages - 1);
     if (!mine) continue;
-    if (plan.operands_kept && tile == 0) load_lefts<d, blocks>(q, q_tile, my.warp_row);
+    if (plan.operands_kept && tile == 0) load_lefts<d>(q, q_tile, my.warp_row);
     const uint32_t k_tile = ring + tile % stages * 2 * tile_bytes, v_tile = k_tile + tile_bytes;
     const int tile_key = first_key + (tiles - 1 - tile) * tile_size;
 #pragma unroll 1
@@ -92,22 +89,9 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
       clear(p);
       if constexpr (plan.operands_kept) multiply_rows<d>(p, q, k_tile, j);
       else multiply_rows<d>(p, q_tile, my.warp_row, k_tile, j);
-      // p = scale * p + slope * (key - row) - top
-      float most = -INFINITY;
-#pragma unroll
-      for (int i = 0; i < blocks; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const float from =
-              fmaf(slope, static_cast<float>(key + step / 2 + my.lane_column - my.row(i, half)), -top[i][half]);
-#pragma unroll
-          for (int c = 0; c < step / 4; c++) {
-            float& x = p[i][c / 2][2 * half + c % 2];
-            x = fmaf(x, scale, fmaf(slope, static_cast<float>(c / 2 * 8 + c % 2 - step / 2), from));
-          }
-        }
+      add_alibi<step / 2>(p, my, key, scale, slope, top);
       if (key + step - 1 > my.warp_row || key < my.end() - 1 - W) hide<false>(p, my, key, W);
-      float largest[blocks][2];
+      float most = -INFINITY, largest[blocks][2];
 #pragma unroll
       for (int i = 0; i < blocks; i++)
 #pragma unroll
@@ -128,8 +112,7 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
                         shrink = first ? 1.0f : fast_exp2(-more);
             top[i][half] += more;
             sum[i][half] *= shrink;
-#pragma unroll
-            for (int c = 0; c < d / 4; c++) o[i][c / 2][2 * half + c % 2] *= shrink;
+            scale_row(o[i], half, shrink);
 #pragma unroll
             for (int c = 0; c < step / 4; c++) p[i][c / 2][2 * half + c % 2] -= more;
           }
@@ -145,12 +128,7 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
             x = fast_exp2(x);
             sum[i][half] += x;
           }
-#pragma unroll
-      for (int k = 0; k < step / 16; k++) {
-        Operand left[blocks];
-        as_lefts(left, p, k);
-        multiply_columns<d>(o, left, v_tile, j + 16 * k);
-      }
+      multiply_columns<d>(o, p, v_tile, j);
     }
   }
   if (!mine) return;
@@ -158,10 +136,9 @@ __global__ void __launch_bounds__(window_threads, forward_plan(d).residents)
   for (int i = 0; i < blocks; i++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const float total = warp_sum<4>(sum[i][half]), share = __fdividef(1.0f, total);
+      const float total = warp_sum<4>(sum[i][half]);
       const int row = my.row(i, half);
-#pragma unroll
-      for (int c = 0; c < d / 4; c++) o[i][c / 2][2 * half + c % 2] *= share;
+      scale_row(o[i], half, __fdividef(1.0f, total));
       if (my.lane_column == 0 && row >= begin_row && row < end_row)
         lse[(at.b * w.H + at.h) * w.T + at.base + row - w.first_slot] = fmaf(top[i][half], ln_2, logf(total));
     }

@@ -29,6 +29,25 @@ void with_key_tiles(const GcaShape& s, Body&& body) {
   });
 }
 
+// Tile n of a fetched chunk's keys or values for one head, from `first` on.
+template <class Act>
+__device__ inline HeadRows<Act> memory_tile(const Act* first,  // (S,d), rows 2D apart
+                                            const GcaShape& s, int n) {
+  const int64_t stride = int64_t{2} * s.H * s.d;
+  return {first + n * tile_size * stride, stride, columns_of(s.keys(), n), s.d};
+}
+// sum += p x, x being the keys or values of one fetched chunk, from `first` on; p goes through `tiles`, and is used up.
+template <class Act, int key_tiles, int fragments>
+__device__ inline void add_memory_products(Fragment (&sum)[fragments], Fragment (&p)[key_tiles], Tile* tiles, Tile& b,
+                                           const Act* first,  // (S,d), rows 2D apart
+                                           const GcaShape& s, int column) {
+#pragma unroll
+  for (int n = 0; n < key_tiles; n++) store_tile(tiles[n], p[n]);
+#pragma unroll
+  for (int n = 0; n < key_tiles; n++)
+    add_products(sum, p[0], tiles[n], b, columns_of(s.keys(), n), column / tile_size, s.d, memory_tile(first, s, n));
+}
+
 // o = sum_k w_k softmax(q K_k^T / sqrt(d)) V_k
 template <class Act, int key_tiles, int fragments>
 __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
@@ -45,26 +64,18 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
   if (slots.count == 0) return;
   const int64_t D = static_cast<int64_t>(s.H) * s.d;
   const float scale = attention_scale(s.d);
-  const Act* query = q + (at.b * s.T + slots.first) * D + at.h * s.d;
+  const int64_t first = (at.b * s.T + slots.first) * D + at.h * s.d;
+  const HeadRows<Act> queries{q + first, D, slots.count, s.d};
   Fragment o[fragments], score[key_tiles];
   for (Fragment& f : o) clear(f);
   for (int k = 0; k < s.K; k++) {
     const int64_t entry = s.table().serving(at.b, at.c, k);
     if (pick[entry] < 0) continue;
     const Act *key = memory_of(kv, s, at.b, pick[entry], at.h), *value = key + D;
-    auto load_q = [&](Tile& tile, int t) {
-      load_tile(tile, query + t * tile_size, D, slots.count, columns_of(s.d, t));
-    };
 #pragma unroll
-    for (int n = 0; n < key_tiles; n++) {
-      const Act* first = key + n * tile_size * 2 * D;
-      product_nt(score[n], a, b, s.d, load_q, [&](Tile& tile, int t) {
-        load_tile(tile, first + t * tile_size, 2 * D, columns_of(s.keys(), n), columns_of(s.d, t));
-      });
-    }
-    // softmax over the keys of this one chunk; a row lies in half a warp
+    for (int n = 0; n < key_tiles; n++) product_nt(score[n], a, b, s.d, queries, memory_tile(key, s, n));
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {  // softmax over the keys of this one chunk; a row lies in half a warp
       float top = -INFINITY, sum = 0;
 #pragma unroll
       for (int n = 0; n < key_tiles; n++)
@@ -90,23 +101,9 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
       if (lse && at.column == 0 && tile_x() == 0 && row < slots.count)
         lse[gca_stat(s, at.b, at.c, k, at.h) + slots.in_chunk + row] = top + logf(sum);
     }
-#pragma unroll
-    for (int n = 0; n < key_tiles; n++) store_tile(p[n], score[n]);
-#pragma unroll
-    for (int n = 0; n < key_tiles; n++)
-      add_products(o, score[0], p[n], b, columns_of(s.keys(), n), at.column / tile_size, s.d, [&](Tile& tile, int t) {
-        load_tile(tile, value + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n),
-                  columns_of(s.d, t));
-      });
+    add_memory_products(o, score, p, b, value, s, at.column);
   }
-#pragma unroll
-  for (int f = 0; f < fragments; f++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int row = tile_y() + 16 * i, column = at.column + f * tile_size;
-      if (row < slots.count)
-        store_row(out + (at.b * s.T + slots.first + row) * D + at.h * s.d + column, o[f][i], s.d - column);
-    }
+  store_rows(out + first, D, o, slots.count, at.column, s.d);
 }
 
 template <class Act>
@@ -119,7 +116,7 @@ void gca_forward_plain(cudaStream_t stream, Act* out, float* lse, const Act* q, 
 }
 
 // With P the softmax in one fetched chunk: dP = dO V^T, delta = rowsum(P dP), dS = w P (dP - delta), and
-// dQ = sum_k dS K / sqrt(d)
+// dQ = sum_k dS K / sqrt(d). From delta kernels/gca.cu makes dw, the gradient of the pick's weight, for both paths.
 template <class Act, int key_tiles, int fragments>
 __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1 ? 2 : 1)
     gca_backward_query_plain_kernel(Act* dq,              // (B,T,D)
@@ -136,6 +133,7 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
   const Slots slots(s, at.c, at.tile);
   const int64_t D = static_cast<int64_t>(s.H) * s.d, first = (at.b * s.T + slots.first) * D + at.h * s.d;
   const float scale = attention_scale(s.d);
+  const HeadRows<Act> queries{q + first, D, slots.count, s.d}, gradients{dout + first, D, slots.count, s.d};
   Fragment sum[fragments], p[key_tiles], dp[key_tiles];
   for (Fragment& f : sum) clear(f);
   for (int k = 0; k < s.K; k++) {
@@ -144,22 +142,8 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
     const Act *key = memory_of(kv, s, at.b, pick[entry], at.h), *value = key + D;
 #pragma unroll
     for (int n = 0; n < key_tiles; n++) {
-      auto load_q = [&](Tile& tile, int t) {
-        load_tile(tile, q + first + t * tile_size, D, slots.count, columns_of(s.d, t));
-      };
-      auto load_dout = [&](Tile& tile, int t) {
-        load_tile(tile, dout + first + t * tile_size, D, slots.count, columns_of(s.d, t));
-      };
-      auto load_k = [&](Tile& tile, int t) {
-        load_tile(tile, key + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n),
-                  columns_of(s.d, t));
-      };
-      auto load_v = [&](Tile& tile, int t) {
-        load_tile(tile, value + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n),
-                  columns_of(s.d, t));
-      };
-      product_nt(p[n], a, b, s.d, load_q, load_k);
-      product_nt(dp[n], a, b, s.d, load_dout, load_v);
+      product_nt(p[n], a, b, s.d, queries, memory_tile(key, s, n));
+      product_nt(dp[n], a, b, s.d, gradients, memory_tile(value, s, n));
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -180,22 +164,9 @@ __global__ void __launch_bounds__(tile_threads, key_tiles == 1 && fragments == 1
 #pragma unroll
         for (int j = 0; j < 4; j++) dp[n][i][j] = w[entry] * scale * p[n][i][j] * (dp[n][i][j] - row_delta);
     }
-#pragma unroll
-    for (int n = 0; n < key_tiles; n++) store_tile(ds[n], dp[n]);
-#pragma unroll
-    for (int n = 0; n < key_tiles; n++)
-      add_products(sum, p[0], ds[n], b, columns_of(s.keys(), n), at.column / tile_size, s.d, [&](Tile& tile, int t) {
-        load_tile(tile, key + n * tile_size * 2 * D + t * tile_size, 2 * D, columns_of(s.keys(), n),
-                  columns_of(s.d, t));
-      });
+    add_memory_products(sum, dp, ds, b, key, s, at.column);
   }
-#pragma unroll
-  for (int f = 0; f < fragments; f++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int row = tile_y() + 16 * i, column = at.column + f * tile_size;
-      if (row < slots.count) store_row(dq + first + row * D + column, sum[f][i], s.d - column);
-    }
+  store_rows(dq + first, D, sum, slots.count, at.column, s.d);
 }
 
 template <class Act>

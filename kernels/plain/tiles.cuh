@@ -63,6 +63,18 @@ __device__ inline void load_tile(Tile& tile, const Act* from, int64_t stride, in
       tile, [=](int r) { return r < rows ? from + r * stride : nullptr; }, columns);
 }
 
+// What the products below load tiles with: `rows` rows of a head of d columns, zero past either.
+template <class Act>
+struct HeadRows {
+  const Act* first;  // (rows,d), rows `stride` elements apart
+  int64_t stride;
+  int rows, d;
+  // Columns 64 t and on.
+  __device__ void operator()(Tile& tile, int t) const {
+    load_tile(tile, first + t * tile_size, stride, rows, columns_of(d, t));
+  }
+};
+
 __device__ inline float4 quad(const float* at) { return *reinterpret_cast<const float4*>(at); }
 __device__ inline void add_products(float (&sum)[4], float left, const float4& right) {
   sum[0] = fmaf(left, right.x, sum[0]);
@@ -171,6 +183,20 @@ __device__ inline void store_row(Act* row, const float (&value)[4], int columns)
 #pragma unroll
   for (int j = 0; j < 4; j++)
     if (4 * tile_x() + j < columns) row[4 * tile_x() + j] = from_float<Act>(value[j]);
+}
+
+// Sums as multiply_nn leaves them, into rows `stride` apart of a head of d columns: those rows that lie before `rows`,
+// from column `column` on.
+template <int fragments, class Act>
+__device__ inline void store_rows(Act* to, int64_t stride, const Fragment (&sum)[fragments], int rows, int column,
+                                  int d) {
+#pragma unroll
+  for (int f = 0; f < fragments; f++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int row = tile_y() + 16 * i, from = column + f * tile_size;
+      if (row < rows) store_row(to + row * stride + from, sum[f][i], d - from);
+    }
 }
 
 // Output columns of a head that one block makes: 64 in one fragment, or 128 in two; a wider head takes two blocks.
