@@ -26,7 +26,7 @@ struct ReaderPlan {
   // Chunks that a segment makes and asks for, at most.
   int64_t of_round(const Config& c) const {
     const int64_t n = segment_chunks(c);
-    return B * (n + std::ssize(c.groups) * c.reach.topk * (n + 1));
+    return B * n * (1 + std::ssize(c.groups) * c.reach.topk);
   }
   int64_t places_for(const Config& c) const {
     return std::min(places ? places : 2 * ChunkRounds::fewest_places(of_round(c)),
@@ -69,13 +69,13 @@ class RowReader {
     model_.open(stream_, plan.B, plan.chunks, !on_host);
     if (!on_host) return;
     held_.plan(model_, plan);
-    held_.arena.commit(model_.device);
+    held_.allocate(model_);
     memory_ = std::make_unique<ChunkMemory<Device>>(model_.device, plan.B * plan.chunks, chunk_bytes(model_.config),
                                                     held_.places, plan.places_for(model_.config));
   }
   ~RowReader() {
     memory_.reset();
-    held_.arena.release(model_.device);
+    held_.release(model_);
     model_.close(stream_);
   }
   RowReader(const RowReader&) = delete;
@@ -133,7 +133,7 @@ class RowReader {
         const int64_t number = t - (1 + g) * lag;
         if (number < 0 || number >= segments) continue;
         Segment& segment = at_work[number];
-        if (memory_) take(segment, g);
+        if (memory_) take(segment);
         model_.group_part(segment.pass, g);
         if (g + 1 < G) picked(static_cast<size_t>(g + 1), segment.first(), segment.T);
         if (g + 1 < G && memory_) hold(segment, g + 1);
@@ -156,11 +156,14 @@ class RowReader {
     std::vector<FetchedChunks> all;
     for (size_t g = 0; g < model_.groups.size(); g++) {
       const PickTable table = given_->table(model_);
+      if (memory_) {
+        all.push_back({table, given_->pick[g], {given_->w[g].begin(), given_->w[g].end()}});
+        continue;
+      }
       std::vector<int32_t> pick(table.size(stream_.B));
       std::vector<stat> w(pick.size());
       const auto& tables = given_->pass.place.picks[g];
-      if (memory_) std::copy_n(held_.pick[g][given_->number % 2], pick.size(), pick.begin());
-      else model_.device.download(pick.data(), tables.pick, static_cast<int64_t>(pick.size() * sizeof(int32_t)));
+      model_.device.download(pick.data(), tables.pick, static_cast<int64_t>(pick.size() * sizeof(int32_t)));
       model_.device.download(w.data(), tables.w, static_cast<int64_t>(w.size() * sizeof(stat)));
       all.push_back({table, std::move(pick), {w.begin(), w.end()}});
     }
@@ -172,6 +175,9 @@ class RowReader {
   struct Segment {
     int64_t number, from, T;
     typename Net::Pass pass;
+    // With the memory on the host, a group: (B,C+1,K) both.
+    std::vector<std::vector<int32_t>> pick;
+    std::vector<std::vector<stat>> w;
     int64_t first() const { return pass.place.first_slot; }
     PickTable table(const Net& model) const {
       const int64_t S = model.config.chunk;
@@ -185,8 +191,11 @@ class RowReader {
     std::vector<std::array<act*, 2>> x;          // (B,T,D)
     std::vector<std::array<int32_t*, 2>> place;  // (B,C+1,K) where the picks lie
     std::vector<std::array<stat*, 2>> w;         // (B,C+1,K)
-    std::vector<std::array<int32_t*, 2>> pick;   // (B,C+1,K) in host memory
-    std::vector<int32_t> pick_memory, place_of_pick;
+    // The same in host memory, where a copy of them arrives.
+    std::vector<std::array<int32_t*, 2>> host_pick;
+    std::vector<std::array<stat*, 2>> host_w;
+    char* host = nullptr;
+    int64_t host_bytes = 0;
 
     void plan(const Net& model, const ReaderPlan& plan) {
       const Config& c = model.config;
@@ -196,15 +205,36 @@ class RowReader {
       x.resize(G);
       place.resize(G);
       w.resize(G);
-      pick.resize(G);
-      pick_memory.resize(static_cast<size_t>(table) * 2 * G);
+      host_pick.resize(G);
+      host_w.resize(G);
+      host_bytes = std::ssize(c.groups) * 2 * table * static_cast<int64_t>(sizeof(int32_t) + sizeof(stat));
       for (size_t g = 0; g < G; g++)
         for (size_t i = 0; i < 2; i++) {
           arena.want(x[g][i], "x between parts", plan.B * C * c.chunk * c.width);
           arena.want(place[g][i], "places of picks", table);
           arena.want(w[g][i], "weights of picks", table);
-          pick[g][i] = pick_memory.data() + static_cast<size_t>(table) * (2 * g + i);
         }
+    }
+    void allocate(Net& model) {
+      arena.commit(model.device);
+      host = static_cast<char*>(model.device.allocate_host(host_bytes));
+      char* at = host;
+      const int64_t table = host_bytes / std::ssize(x) / 2 / static_cast<int64_t>(sizeof(int32_t) + sizeof(stat));
+      for (size_t g = 0; g < x.size(); g++)
+        for (size_t i = 0; i < 2; i++) {
+          host_w[g][i] = reinterpret_cast<stat*>(at);
+          at += table * static_cast<int64_t>(sizeof(stat));
+        }
+      for (size_t g = 0; g < x.size(); g++)
+        for (size_t i = 0; i < 2; i++) {
+          host_pick[g][i] = reinterpret_cast<int32_t*>(at);
+          at += table * static_cast<int64_t>(sizeof(int32_t));
+        }
+    }
+    void release(Net& model) {
+      arena.release(model.device);
+      if (host) model.device.release_host(host, host_bytes);
+      host = nullptr;
     }
   };
   static int64_t chunk_bytes(const Config& c) { return c.chunk * 2 * c.width * static_cast<int64_t>(sizeof(act)); }
@@ -234,7 +264,8 @@ class RowReader {
     model_.device.copy(held_.x[g][i], segment.pass.x, stream_.B * segment.T * model_.config.width);
     model_.device.copy(held_.w[g][i], picks.w, table);
     model_.device.side_waits();
-    model_.device.side_download(held_.pick[g][i], picks.pick, table * 4);
+    model_.device.side_download(held_.host_pick[g][i], picks.pick, table * static_cast<int64_t>(sizeof(int32_t)));
+    model_.device.side_download(held_.host_w[g][i], picks.w, table * static_cast<int64_t>(sizeof(stat)));
     segment.pass.x = held_.x[g][i];
     picks = {held_.place[g][i], held_.w[g][i]};
   }
@@ -243,12 +274,15 @@ class RowReader {
     const size_t i = segment.number % 2;
     const int64_t of_row = segment.table(model_).size(1), B = stream_.B;
     model_.device.side_synchronize();
-    std::vector<int32_t> places(B * of_row);
+    segment.pick.emplace_back(held_.host_pick[g][i], held_.host_pick[g][i] + B * of_row);
+    segment.w.emplace_back(held_.host_w[g][i], held_.host_w[g][i] + B * of_row);
+    std::vector<int32_t> places(B * of_row, -1);
+    const int64_t serving = of_row - model_.reach.topk;  // the last row of the table is for the segment after this
     for (int64_t b = 0; b < B; b++)
-      memory_->fetch(&places[b * of_row], held_.pick[g][i] + b * of_row, of_row, b * stream_.capacity);
+      memory_->fetch(&places[b * of_row], &segment.pick[g][b * of_row], serving, b * stream_.capacity);
     model_.device.upload(held_.place[g][i], places.data(), B * of_row * 4);
   }
-  void take(Segment& segment, size_t) {
+  void take(Segment& segment) {
     segment.pass.place.kv = reinterpret_cast<const act*>(held_.places);
     segment.pass.place.kv_chunks = 0;  // all rows' chunks lie among the same places
   }

@@ -1,0 +1,149 @@
+// Rows read in segments: by several at once, with the memory of chunks in the device's memory and on the host's, as one
+// whole pass has them; and the places of chunks in fast memory.
+#include <deque>
+
+#include "dev/test/small_model.h"
+#include "dev/test/test.h"
+#include "runtime/stream.h"
+
+namespace gca::test {
+namespace {
+
+TEST_CASE("chunk memory: what is fetched lies where its places say, whatever was there before") {
+  Cpu<double> cpu(1);
+  const int64_t chunks = 200, bytes = 64, most = 6;
+  for (const int64_t places : {ChunkRounds::fewest_places(3 + most), int64_t{40}, int64_t{200}}) {
+    CAPTURE(places);
+    std::vector<char> fast(places * bytes);
+    ChunkMemory<Cpu<double>> memory(cpu, chunks, bytes, fast.data(), places);
+    const auto content = [&](int64_t chunk) { return std::vector<char>(bytes, static_cast<char>(chunk + 1)); };
+    struct Fetched {
+      std::vector<int32_t> picks, places;
+    };
+    std::deque<Fetched> last;  // of this round and the one before it
+    int64_t known = 0, wrong = 0;
+    for (int64_t round = 0; known < chunks; round++) {
+      memory.next_round();
+      const int64_t n = std::min<int64_t>(3, chunks - known);
+      std::vector<char> fresh;
+      for (int64_t i = 0; i < n; i++) {
+        const std::vector<char> one = content(known + i);
+        fresh.insert(fresh.end(), one.begin(), one.end());
+      }
+      memory.append(fresh.data(), known, n);
+      memory.store(known, n);
+      known += n;
+      memory.arrive();
+      // What the round before this one fetched is read now.
+      const auto read = [&](const Fetched& fetched) {
+        for (size_t i = 0; i < fetched.picks.size(); i++)
+          if (fetched.picks[i] < 0) wrong += fetched.places[i] != -1;
+          else wrong += memcmp(&fast[fetched.places[i] * bytes], content(fetched.picks[i]).data(), bytes) != 0;
+      };
+      if (!last.empty()) read(last.back());
+      Fetched fetched{random_ids(most, 7 + static_cast<uint64_t>(round), known + 1), std::vector<int32_t>(most)};
+      for (int32_t& pick : fetched.picks) pick--;
+      memory.fetch(fetched.places.data(), fetched.picks.data(), most, 0);
+      read(fetched);
+      last.push_back(fetched);
+    }
+    CHECK(wrong == 0);
+    CHECK(memory.stored_bytes == chunks * bytes);
+    if (places == chunks) CHECK(memory.fetched_bytes == 0);
+    else CHECK(memory.fetched_bytes > 0);
+    CHECK(memory.fetched_bytes <= memory.asked * bytes);
+  }
+  std::vector<char> fast(4 * bytes);
+  ChunkMemory<Cpu<double>> memory(cpu, chunks, bytes, fast.data(), 4);
+  memory.next_round();
+  std::vector<char> fresh(5 * bytes);
+  CHECK_THROWS_AS(memory.append(fresh.data(), 0, 5), Error);
+}
+
+// What a reader gives for rows of C chunks: final_n of all slots, (B,T,D), and each group's picks and weights, (B,C,K).
+struct Read {
+  Vec out;
+  std::vector<std::vector<int32_t>> pick;
+  std::vector<Vec> w;
+};
+Read read_all(Model<Cpu<double>>& model, const Batch& batch, const ReaderPlan& plan, const Selection& selection) {
+  auto& net = model.net;
+  const int64_t D = net.config.width, S = net.config.chunk, C = batch.T / S, K = net.reach.topk, B = batch.B;
+  RowReader<Cpu<double>> reader(net, plan);
+  Read all{Vec(B * batch.T * D), {}, {}};
+  all.pick.assign(net.groups.size(), std::vector<int32_t>(B * C * K));
+  all.w.assign(net.groups.size(), Vec(B * C * K));
+  for (int again = 0; again < 2; again++) {  // a second row leaves nothing of the first
+    reader.rewind();
+    reader.read(batch.tokens.data(), nullptr, batch.T, batch.T, selection, [&](int64_t first, int64_t T) {
+      for (int64_t b = 0; b < B; b++)
+        std::copy_n(net.final_n + b * T * D, T * D, all.out.begin() + (b * batch.T + first) * D);
+      const std::vector<FetchedChunks> fetched = reader.fetched();
+      for (size_t g = 0; g < fetched.size(); g++)
+        for (int64_t b = 0; b < B; b++)
+          for (int64_t c = 0; c < T / S; c++) {
+            const FetchedFor one = fetched[g].serving(b, c);
+            std::copy(one.pick.begin(), one.pick.end(), all.pick[g].begin() + (b * C + first / S + c) * K);
+            std::copy(one.w.begin(), one.w.end(), all.w[g].begin() + (b * C + first / S + c) * K);
+          }
+    });
+  }
+  return all;
+}
+
+TEST_CASE("stream: several rows, segments of any length, memory here or on the host: the bits of one whole pass") {
+  for (const std::vector<int64_t>& groups : {std::vector<int64_t>{2}, {1, 1}, {1, 2, 1}, {}}) {
+    const Config c = small(groups, 5, 3);
+    const int64_t C = 14, S = c.chunk, K = c.reach.topk, D = c.width;
+    for (const int64_t B : {1, 3}) {
+      const Batch batch(c, B, C);
+      for (const Picking picking : {Picking::learned, Picking::uniform}) {
+        const Selection selection = of_kind(picking);
+        Model<Cpu<double>> model(c, B, batch.T, Use::inference);
+        forward(model.net, batch, selection);
+        const Vec whole = copied(model.net.final_n, B * batch.T * D);
+        std::vector<std::vector<int32_t>> picks;
+        for (const auto& group : model.net.groups) {
+          picks.emplace_back();
+          for (int64_t b = 0; b < B; b++)
+            for (int64_t i = 0; i < C * K; i++) picks.back().push_back(group.pick[PickTable{C, K}.serving(b, 0) + i]);
+        }
+        for (const bool on_host : {false, true})
+          for (const int64_t segment : {1, 3, 4, 14, 100}) {
+            CAPTURE(groups.size());
+            CAPTURE(B);
+            CAPTURE(on_host);
+            CAPTURE(segment);
+            ReaderPlan plan{.B = B, .chunks = C, .segment_slots = segment * S * B, .on_host = on_host};
+            plan.places = ChunkRounds::fewest_places(plan.of_round(c));
+            const Read read = read_all(model, batch, plan, selection);
+            CHECK(same_bits(read.out, whole));
+            for (size_t g = 0; g < picks.size(); g++) CHECK(read.pick[g] == picks[g]);
+          }
+      }
+    }
+  }
+}
+
+TEST_CASE("stream: tokens one at a time with the memory on the host, as with it here") {
+  const Config c = small({1, 1}, 5, 2);
+  const std::vector<int32_t> tokens = random_ids(43, 3, c.vocab - 1);
+  const auto logits = [&](bool on_host, size_t at_once) {
+    Model<Cpu<double>> model(c, 1, c.chunk, Use::inference);
+    RowReader<Cpu<double>> rows(model.net, {.chunks = 12, .segment_slots = 10, .on_host = on_host});
+    rows.rewind();
+    TokenReader reader(model.net, rows, static_cast<int32_t>(c.vocab - 1));
+    for (size_t at = 0; at < tokens.size(); at += at_once)
+      reader.read(std::span(tokens).subspan(at, std::min(at_once, tokens.size() - at)));
+    return reader.logits();
+  };
+  const std::vector<float> want = logits(false, 1);
+  for (const size_t at_once : {1, 2, 3, 4, 5, 17, 43}) {
+    CAPTURE(at_once);
+    CHECK(logits(true, at_once) == want);
+    CHECK(logits(false, at_once) == want);
+  }
+}
+
+}  // namespace
+}  // namespace gca::test
