@@ -2,19 +2,12 @@
 // on how many rows there are, and captured work that gives the bits of direct calls.
 #include <functional>
 
-#include "dev/test/gpu_bench.h"
-#include "dev/test/test.h"
+#include "dev/test/gpu_test.h"
 
 using namespace gca;
 using namespace gca::test;
 
 namespace {
-
-bool no_gpu() {
-  if (gpu_count() > 0) return false;
-  skip("no GPU answers");
-  return true;
-}
 
 // ---- the next token ------------------------------------------------------------------------------------------------
 // Logits of V tokens: 0: uniform; 1: like a language's, few large ones; 2: whole numbers, so that hundreds are equal;

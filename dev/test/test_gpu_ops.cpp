@@ -6,8 +6,7 @@
 // give the same bits; results start as NaN, so that nothing is left unwritten. In bf16 attention runs on tensor cores
 // and plainly, each measured so.
 #include "model.h"
-#include "dev/test/gpu_bench.h"
-#include "dev/test/test.h"
+#include "dev/test/gpu_test.h"
 
 using namespace gca;
 using namespace gca::test;
@@ -50,11 +49,6 @@ void compare_in(const std::string& name, auto&& body) {
 void compare(const std::string& name, auto&& body) {
   compare_in<float>(name, [&](auto& bench) { body(bench, false); });
   compare_in<bf16>(name, [&](auto& bench) { body(bench, true); });
-}
-bool no_gpu() {
-  if (gpu_count() > 0) return false;
-  skip("no GPU answers");
-  return true;
 }
 }  // namespace
 

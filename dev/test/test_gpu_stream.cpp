@@ -1,0 +1,67 @@
+// Streams on the GPU: the memory of chunks on the host holds the bits that the GPU's own would, in float and bf16, and
+// retrieval in segments of any length picks what one call picks (test_gpu_ops.cpp).
+#include "dev/test/gpu_test.h"
+#include "dev/test/small_model.h"
+#include "runtime/stream.h"
+
+namespace gca::test {
+namespace {
+
+template <class Device>
+void check_host_memory(const Config& config, int64_t C) {
+  using act = typename Device::act;
+  Device& device = *shared_device<Device>();
+  DRT<Device> net(device, config, Use::inference);
+  ThreadPool pool(2);
+  net.allocate();
+  net.initialise(3, pool);
+  const int64_t S = config.chunk, D = config.width;
+  for (const int64_t B : {1, 2}) {
+    const Batch batch(config, B, C);
+    const auto read = [&](bool on_host, int64_t segment, int64_t places) {
+      RowReader<Device> reader(
+          net, {.B = B, .chunks = C, .segment_slots = segment * S * B, .on_host = on_host, .places = places});
+      std::vector<act> out(B * batch.T * D), piece;
+      for (int again = 0; again < 2; again++) {
+        reader.rewind();
+        reader.read(batch.tokens.data(), nullptr, batch.T, batch.T, {}, [&](int64_t first, int64_t T) {
+          piece.resize(B * T * D);
+          device.download(piece.data(), net.final_n, static_cast<int64_t>(piece.size() * sizeof(act)));
+          for (int64_t b = 0; b < B; b++)
+            std::copy_n(piece.begin() + b * T * D, T * D, out.begin() + (b * batch.T + first) * D);
+        });
+      }
+      return out;
+    };
+    for (const int64_t segment : {1, 3, 16}) {
+      CAPTURE(B);
+      CAPTURE(segment);
+      const std::vector<act> want = read(false, segment, 0);
+      CHECK(same_bits(read(true, segment, 0), want));
+      const int64_t fewest = ChunkRounds::fewest_places(
+          ReaderPlan{.B = B, .chunks = C, .segment_slots = segment * S * B}.of_round(config));
+      CHECK(same_bits(read(true, segment, fewest), want));
+    }
+  }
+}
+
+TEST_CASE("GPU: a stream with its memory on the host has the bits of one with its memory here") {
+  if (no_gpu()) return;
+  Config config{.vocab = 67,
+                .width = 64,
+                .heads = 2,
+                .ffn = 96,
+                .lower = 1,
+                .groups = {1},
+                .encoder = 1,
+                .chunk = 64,
+                .reach = {.topk = 3, .window = 70}};
+  check_host_memory<Gpu<__nv_bfloat16>>(config, 40);
+  config.groups = {1, 1};
+  config.chunk = 16;
+  check_host_memory<Gpu<__nv_bfloat16>>(config, 50);
+  check_host_memory<Gpu<float>>(config, 50);
+}
+
+}  // namespace
+}  // namespace gca::test
