@@ -16,38 +16,38 @@ void load_weights_of(const SavedRun& saved, DRT<Device>& model) {
 }
 
 template <class Device>
-void fit_memory(DRT<Device>& model, ReaderPlan& plan, const std::string& memory) {
+void fit_memory(DRT<Device>& model, ReaderPlan& plan, const std::string& memory, const char* shorter) {
   const int64_t S = model.config.chunk, own = model.model_memory().total_bytes(), room = model.device.free_bytes(),
                 host_room = CpuDevice::free_bytes();
-  using Bytes = typename RowReader<Device>::Bytes;
   const auto fits = [&](int64_t chunks, bool on_host) {
     ReaderPlan tried = plan;
     tried.chunks = chunks;
     tried.on_host = on_host;
-    const Bytes bytes = RowReader<Device>::memory_bytes(model, tried);
+    const ReaderBytes bytes = RowReader<Device>::memory_bytes(model, tried);
     return own + bytes.device <= room && bytes.host <= host_room;
   };
   plan.on_host = memory == "host" || (memory == "auto" && !fits(plan.chunks, false) && fits(plan.chunks, true));
   if (fits(plan.chunks, plan.on_host)) return;
-  const Bytes bytes = RowReader<Device>::memory_bytes(model, plan);
+  const ReaderBytes bytes = RowReader<Device>::memory_bytes(model, plan);
   int64_t longest = 0;  // by bisection: as many chunks fit, too_many do not
   for (int64_t too_many = plan.chunks; too_many - longest > 1;) {
     const int64_t middle = longest + (too_many - longest) / 2;
     (fits(middle, plan.on_host) ? longest : too_many) = middle;
   }
-  throw Error(str(
-      plan.B, " rows of ", plan.chunks * S, " slots (", plan.chunks, " chunks) need ", mebibytes(own + bytes.device),
-      " of the device's memory, ", mebibytes(room), " are free",
-      plan.on_host ? str(", and ", mebibytes(bytes.host), " of the host's, ", mebibytes(host_room), " are free") : "",
-      "; ", longest ? str(longest * S, " slots fit") : "fewer --batch-slots need less",
-      plan.B > 1 ? ", or fewer rows at once" : "", !plan.on_host && fits(plan.chunks, true) ? ", or --memory host" : "",
-      sizeof(typename Device::act) > 2 ? ", and --precision bf16 on a GPU needs half" : ""));
+  const std::string of_host =
+      plan.on_host ? str(" and ", mebibytes(bytes.host), " of the host's, ", mebibytes(host_room)) : "";
+  throw Error(str(plan.B > 1 ? str(plan.B, " rows") : "a row", " of ", plan.chunks * S, " slots: the memory needs ",
+                  mebibytes(own + bytes.device), ", ", mebibytes(room), of_host, " are free; use ",
+                  longest ? str(shorter, " (", longest * S, " slots fit)") : "fewer --batch-slots",
+                  plan.B > 1 ? ", fewer rows at once" : "",
+                  !plan.on_host && Device::runs_ahead && fits(plan.chunks, true) ? ", --memory host" : "",
+                  sizeof(typename Device::act) > 2 ? ", --precision bf16 on a GPU" : "", ", or a narrower model"));
 }
 
 template <class Device>
 std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, ReaderPlan plan,
-                                               const std::string& memory) {
-  fit_memory(model, plan, memory);
+                                               const std::string& memory, const char* shorter) {
+  fit_memory(model, plan, memory, shorter);
   model.allocate();
   load_weights_of(saved, model);
   return std::make_unique<RowReader<Device>>(model, plan);
@@ -91,7 +91,7 @@ std::vector<std::vector<float>> logits_of_slots(DRT<Device>& model, int64_t firs
 #define GCA_INSTANTIATE(Device)                                                                                       \
   template void load_weights_of(const SavedRun&, DRT<Device>&);                                                       \
   template std::unique_ptr<RowReader<Device>> open_reader(const SavedRun&, DRT<Device>&, ReaderPlan,                  \
-                                                          const std::string&);                                        \
+                                                          const std::string&, const char*);                           \
   template std::vector<double> retrieval_scores(const DRT<Device>&, const typename DRT<Device>::StreamState&,         \
                                                 size_t g, int64_t b, int64_t c, int64_t first_chunk, int64_t chunks); \
   template std::vector<std::vector<float>> logits_of_slots(DRT<Device>&, int64_t first, int64_t count)

@@ -72,7 +72,7 @@ int eval_command(const std::vector<std::string>& arguments) {
   return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
     DRT model(device, saved.settings.config, Use::inference);
     const auto reader = open_reader(saved, model, {.B = B, .chunks = C, .segment_slots = options.reading.batch_slots},
-                                    options.reading.memory);
+                                    options.reading.memory, "fewer --chunks");
     const auto began = std::chrono::steady_clock::now();
     const auto read = [&](const int32_t* tokens, const int32_t* targets, int64_t first_row, const auto& after) {
       Selection of_rows = selection;

@@ -72,7 +72,7 @@ void continue_text(Device& device, const Options& options, const SavedRun& saved
   const int64_t longest = std::ssize(ids) + options.count;
   const auto rows = open_reader(
       saved, model, {.chunks = ceil_div(longest, model.config.chunk - 1), .segment_slots = options.reading.batch_slots},
-      options.reading.memory);
+      options.reading.memory, "a shorter --context or a smaller --count");
   rows->rewind();
   TokenReader reader(model, *rows, tokenizer.landmark);
   print_bytes(options.prompt);

@@ -75,8 +75,8 @@ int inspect_command(const std::vector<std::string>& arguments) {
   const int64_t T = std::ssize(text.slots);
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
-    const auto reader =
-        open_reader(saved, model, {.chunks = text.chunks, .segment_slots = reading.batch_slots}, reading.memory);
+    const auto reader = open_reader(saved, model, {.chunks = text.chunks, .segment_slots = reading.batch_slots},
+                                    reading.memory, "a shorter --text");
     reader->rewind();
     reader->read(text.slots.data(), nullptr, T, T, {},
                  [&](int64_t first, int64_t) { print_fetched(text, first / config.chunk, reader->fetched()); });

@@ -224,12 +224,13 @@ void print_heading(const Trials& trials) {
         " files (", trials.haystack.left_out, " left out); windows reach ", trials.reach(), " slots\n");
   print(
       "    slots    tokens  chunks place trials   exact (95%)           forced   first     hit   chance  "
-      "margin (5%)     weight  exact by depth, oldest  slots/s      memory\n");
+      "margin (5%)     weight  exact by depth, oldest  slots/s      memory     of host\n");
 }
 
 // The figures of one row of the table.
 struct Figures {
-  int64_t slots, tokens, chunks, memory_bytes;
+  int64_t slots, tokens, chunks;
+  ReaderBytes memory;
   double exact, low, high, forced, first, hit, chance, slots_per_second;
   double margin, margin_5, weight;  // of the needle: its margin's mean and 5% quantile, its mean weight
   double by_depth[Score::depths];   // of exact; not a number where there was no trial
@@ -237,7 +238,7 @@ struct Figures {
 
 double share(int64_t part, int64_t of) { return static_cast<double>(part) / static_cast<double>(of); }
 
-Figures figures(const Trials& trials, const Place& place, const Score& score, int64_t memory_bytes) {
+Figures figures(const Trials& trials, const Place& place, const Score& score, const ReaderBytes& memory) {
   const Config& config = trials.config();
   const int64_t C = place.C, T = C * config.chunk,
                 random = trials.options.ablation.random_retrieval ? config.reach.topk : 0;
@@ -245,7 +246,7 @@ Figures figures(const Trials& trials, const Place& place, const Score& score, in
   Figures f{.slots = T,
             .tokens = C * (config.chunk - 1),
             .chunks = C,
-            .memory_bytes = memory_bytes,
+            .memory = memory,
             .exact = share(score.exact, score.trials),
             .low = low,
             .high = high,
@@ -276,7 +277,8 @@ void print_row(const Figures& f, const Place& place, int64_t trials) {
         right(trials, 6), " ", percent(f.exact, 6), left(interval, 14), " ", percent(f.forced, 6), percent(f.first, 6),
         percent(f.hit, 6), right(significant(100 * f.chance, 2), 7), "%  ", right(figure(f.margin), 6), " ",
         left("(" + figure(f.margin_5) + ")", 8), " ", right(fixed(f.weight, 3), 6), "  ", left(by_depth, 22), " ",
-        right(fixed(f.slots_per_second, 0), 8), " ", right(mebibytes(f.memory_bytes), 11), "\n");
+        right(fixed(f.slots_per_second, 0), 8), " ", right(mebibytes(f.memory.device), 11), " ",
+        right(mebibytes(f.memory.host), 11), "\n");
   fflush(stdout);
 }
 
@@ -300,7 +302,8 @@ Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& 
   line["needle_weight"] = f.weight;
   line["exact_by_depth"] = std::vector<double>(std::begin(f.by_depth), std::end(f.by_depth));
   line["slots_per_second"] = f.slots_per_second;
-  line["memory_bytes"] = f.memory_bytes;
+  line["memory_bytes"] = f.memory.device;
+  line["host_memory_bytes"] = f.memory.host;
   line["chance"] = f.chance;
   line["checkpoint"] = trials.saved.checkpoint.folder;
   line["seed"] = trials.options.seed;
@@ -308,7 +311,7 @@ Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& 
 }
 
 // `count` trials whose needles lie out of the windows' reach, then as many whose needles lie within.
-void try_length(const Trials& trials, int64_t length, int64_t count, int64_t memory_bytes, const Reader& read) {
+void try_length(const Trials& trials, int64_t length, int64_t count, const ReaderBytes& memory, const Reader& read) {
   const int64_t C = trials.chunks(length);
   for (const Place& place : trials.places(C)) {
     if (place.end - place.first < trials.fewest_places()) {
@@ -316,7 +319,7 @@ void try_length(const Trials& trials, int64_t length, int64_t count, int64_t mem
             left(place.name(), 5), " no chunk lies there\n");
       continue;
     }
-    const Figures f = figures(trials, place, score_trials(trials, place, count, read), memory_bytes);
+    const Figures f = figures(trials, place, score_trials(trials, place, count, read), memory);
     print_row(f, place, count);
     if (!trials.options.out.empty()) append_line(trials.options.out, json_of(f, place, count, trials).dump());
   }
@@ -380,14 +383,13 @@ void with_model(Device& device, const Trials& trials, int64_t B, int64_t length,
   const auto reader =
       open_reader(trials.saved, model,
                   {.B = B, .chunks = trials.chunks(length), .segment_slots = trials.options.reading.batch_slots},
-                  trials.options.reading.memory);
+                  trials.options.reading.memory, "a shorter --length");
   const auto read = [&](const std::vector<TaskRow>& rows, int64_t first_row) {
     Selection selection = trials.selection;
     selection.first_row = first_row;
     return read_rows(model, *reader, rows, selection, trials.saved.tokenizer.landmark);
   };
-  body(read, model.model_memory().total_bytes() + model.activation_memory().total_bytes() +
-                 reader->state().arena.total_bytes());
+  body(read, reader->bytes());
 }
 
 template <class Device>
@@ -396,12 +398,12 @@ void run_trials(Device& device, const Trials& trials) {
   for (size_t l = 0; l < options.lengths.size(); l++) {
     const int64_t length = options.lengths[l], count = options.trials[std::min(l, options.trials.size() - 1)],
                   B = std::min(count, std::max<int64_t>(1, options.reading.batch_slots / length));
-    with_model(device, trials, B, length, [&](const Reader& read, int64_t memory_bytes) {
-      try_length(trials, length, count, memory_bytes, read);
-    });
+    with_model(device, trials, B, length,
+               [&](const Reader& read, const ReaderBytes& memory) { try_length(trials, length, count, memory, read); });
   }
   if (options.show)
-    with_model(device, trials, 1, options.lengths[0], [&](const Reader& read, int64_t) { show_trials(trials, read); });
+    with_model(device, trials, 1, options.lengths[0],
+               [&](const Reader& read, const ReaderBytes&) { show_trials(trials, read); });
 }
 
 }  // namespace

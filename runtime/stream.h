@@ -34,6 +34,11 @@ struct ReaderPlan {
   }
 };
 
+// Of the device's memory and of the host's.
+struct ReaderBytes {
+  int64_t device, host;
+};
+
 // What a group fetched for one chunk: picks (-1: none) and their weights, (K).
 struct FetchedFor {
   std::vector<int32_t> pick;
@@ -83,10 +88,7 @@ class RowReader {
 
   // What one takes beside the model's own buffers, of the device's memory and of the host's, before anything is
   // allocated.
-  struct Bytes {
-    int64_t device, host;
-  };
-  static Bytes memory_bytes(Net& model, const ReaderPlan& plan) {
+  static ReaderBytes memory_bytes(Net& model, const ReaderPlan& plan) {
     model.plan(plan.B, plan.segment_chunks(model.config) * model.config.chunk);
     const bool on_host = plan.on_host && !model.groups.empty();
     typename Net::StreamState stream;
@@ -95,6 +97,13 @@ class RowReader {
     if (on_host) held.plan(model, plan);
     return {model.activation_memory().total_bytes() + stream.arena.total_bytes() + held.arena.total_bytes(),
             on_host ? plan.B * plan.chunks * chunk_bytes(model.config) : 0};
+  }
+
+  // What it and the model have taken.
+  ReaderBytes bytes() const {
+    return {model_.model_memory().total_bytes() + model_.activation_memory().total_bytes() +
+                stream_.arena.total_bytes() + held_.arena.total_bytes(),
+            memory_ ? stream_.B * stream_.capacity * chunk_bytes(model_.config) : 0};
   }
 
   // To the beginning of new rows.
