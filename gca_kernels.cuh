@@ -42,7 +42,8 @@ class GpuDevice : public GpuLayout {
   std::string description() const;  // one line: card, memory, compute capability, driver
   int64_t free_bytes() const;       // of the card's memory, now
   cudaStream_t stream() const { return stream_; }
-  void synchronize();  // waits for all work; an error of a kernel comes out here, or in download()
+  void look_for_errors();  // of work that is done; waits for nothing
+  void synchronize();      // waits for all work; an error of a kernel comes out here, or in download()
 
   // ---- memory ----
   void* allocate(int64_t n_bytes);  // a multiple of 256 as address; undefined content
@@ -278,6 +279,9 @@ class Gpu : public GpuDevice {
   // ---- the next token of each row ----
   // What the CPU chooses from the same logits, but that a draw within about a millionth of an edge between two tokens
   // may fall to either side. token (rows), logits (rows,V), their rows stride apart
+  // noted[index[r] % places, r] = token[r], and index[r] is one more. noted (places,rows): of allocate_host(), where
+  // the host sees each as soon as it is there; token, index (rows)
+  void note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places);
   void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);
 
   // ---- optimiser ----

@@ -7,6 +7,7 @@
 #include "commands/commands.h"
 #include "commands/device.h"
 #include "commands/shared.h"
+#include "runtime/decode.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
 
@@ -77,15 +78,12 @@ void continue_text(Device& device, const Options& options, const SavedRun& saved
   TokenReader reader(model, *rows, tokenizer.landmark);
   print_bytes(options.prompt);
   reader.read(ids);
-  for (int64_t i = 0; i < options.count; i++) {
-    std::vector<float> logits = reader.logits();
-    logits[tokenizer.landmark] = -INFINITY;  // never a target: put in by the reader, not by the model
-    const int32_t next =
-        sample_token(logits, options.temperature, options.top_p, static_cast<uint64_t>(options.seed), i);
-    if (next == tokenizer.end_of_text) break;
-    print_bytes(tokenizer.decode(std::span(&next, 1)));
-    if (i + 1 < options.count) reader.read({&next, 1});
-  }
+  Decoder decoder(
+      model, *rows, tokenizer.landmark,
+      {.temperature = options.temperature, .top_p = options.top_p, .seed = static_cast<uint64_t>(options.seed)},
+      options.count);
+  for (int32_t token; (token = decoder.next()) >= 0 && token != tokenizer.end_of_text;)
+    print_bytes(tokenizer.decode(std::span(&token, 1)));
   print("\n");
 }
 

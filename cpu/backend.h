@@ -75,6 +75,7 @@ class Cpu : public CpuDevice {
                      int64_t V, int64_t stride);
   void add_loss(StepState* state, const stat* loss, const float* weight, double scale, int64_t rows);
   // ---- the next token ---------------------------------------------------------------------------------------------
+  void note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places);
   void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);
   // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------
   void begin_step(StepState* state);

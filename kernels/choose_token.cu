@@ -335,7 +335,23 @@ __global__ void __launch_bounds__(threads)
   if (threadIdx.x == 0) token[r] = chosen;
 }
 
+// A thread a row.
+__global__ void note_tokens_kernel(int32_t* noted,        // (places,rows), the host's
+                                   int64_t* index,        // (rows)
+                                   const int32_t* token,  // (rows)
+                                   int64_t rows, int64_t places) {
+  const int64_t r = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (r >= rows) return;
+  *static_cast<volatile int32_t*>(noted + index[r] % places * rows + r) = token[r];
+  index[r]++;
+}
+
 }  // namespace
+
+template <class Act>
+void Gpu<Act>::note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places) {
+  launch("noting tokens", stream_, note_tokens_kernel, ceil_div(rows, 32), 32, 0, noted, index, token, rows, places);
+}
 
 template <class Act>
 void Gpu<Act>::choose_token(int32_t* token, const Act* logits, int64_t rows, int64_t V, int64_t stride,
@@ -352,6 +368,7 @@ void Gpu<Act>::choose_token(int32_t* token, const Act* logits, int64_t rows, int
   });
 }
 
+GCA_BOTH_TYPES(note_tokens);
 GCA_BOTH_TYPES(choose_token);
 
 }  // namespace gca

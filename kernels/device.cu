@@ -116,6 +116,10 @@ int64_t GpuDevice::free_bytes() const {
   return static_cast<int64_t>(unused);
 }
 
+void GpuDevice::look_for_errors() {
+  if (const cudaError_t state = cudaStreamQuery(stream_); state != cudaErrorNotReady)
+    check(state, "looking at its work");
+}
 void GpuDevice::synchronize() {
   not_while_capturing("waiting for the GPU");
   check(cudaStreamSynchronize(stream_), "waiting for the GPU");

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -110,6 +111,7 @@ class RowReader {
   void rewind() {
     model_.rewind(stream_);
     if (memory_) memory_->clear();
+    serving_stale_ = true;
   }
   int64_t slots() const { return stream_.slots; }
   const typename Net::StreamState& state() const { return stream_; }
@@ -142,7 +144,7 @@ class RowReader {
         const int64_t number = t - (1 + g) * lag;
         if (number < 0 || number >= segments) continue;
         Segment& segment = at_work[number];
-        if (memory_) take(segment);
+        if (memory_) take(segment.pass);
         model_.group_part(segment.pass, g);
         if (g + 1 < G) picked(static_cast<size_t>(g + 1), segment.first(), segment.T);
         if (g + 1 < G && memory_) hold(segment, g + 1);
@@ -158,6 +160,41 @@ class RowReader {
             After after) {
     read(
         slots, targets, stride, count, selection, [](size_t, int64_t, int64_t) {}, after);
+  }
+
+  // One more slot of each row, whose token is in model.token already: what read() does for it, put on the device's
+  // stream without a wait, but where it closes a chunk and the memory is on the host. first_slot: its number, or one
+  // that stands for it (see slot_like()).
+  void read_slot(const Selection& selection) { read_slot(selection, stream_.slots); }
+  void read_slot(const Selection& selection, int64_t first_slot) {
+    const int64_t S = model_.config.chunk, G = std::ssize(model_.groups);
+    const bool closes = stream_.slots % S == S - 1;
+    prepare_slot();
+    if (memory_ && closes) memory_->next_round();
+    typename Net::Pass pass = model_.begin({stream_.B, 1, selection, &stream_});
+    pass.place.first_slot = first_slot;
+    if (memory_) {
+      take(pass);
+      for (int64_t g = 0; g < G; g++) pass.place.picks[g].pick = held_.serving[g];
+    }
+    model_.lower_part(pass);
+    if (memory_ && closes) put_away(first_slot / S, 1);
+    for (int64_t g = 0; g < G; g++) model_.group_part(pass, g);
+    serving_stale_ = serving_stale_ || closes;
+  }
+  // What read_slot() may have to wait for, so that nothing in it does.
+  void prepare_slot() {
+    if (memory_ && serving_stale_) refresh_serving();
+  }
+  // A slot has been read by work that was captured before.
+  void slot_was_read() { stream_.slots++; }
+  // A slot that stands for slot `slot` in all that one slot's pass asks of its number, so that passes of the same one
+  // are the same work: its place in the window's ring and in its chunk, behind a whole window. -1 where there is none:
+  // slots that close a chunk, those that a whole window does not lie before, and rings that fit chunks too seldom.
+  int64_t slot_like(int64_t slot) const {
+    const int64_t S = model_.config.chunk, W = model_.reach.window, period = W ? std::lcm(W, S) : S;
+    if (slot < W || slot % S == S - 1 || period > most_periods) return -1;
+    return round_up(W, period) + slot % period;
   }
 
   // In after(): what each group fetched for the segment.
@@ -200,6 +237,7 @@ class RowReader {
     std::vector<std::array<act*, 2>> x;          // (B,T,D)
     std::vector<std::array<int32_t*, 2>> place;  // (B,C+1,K) where the picks lie
     std::vector<std::array<stat*, 2>> w;         // (B,C+1,K)
+    std::vector<int32_t*> serving;               // (B,2,K) where the picks for the next slots lie
     // The same in host memory, where a copy of them arrives.
     std::vector<std::array<int32_t*, 2>> host_pick;
     std::vector<std::array<stat*, 2>> host_w;
@@ -214,9 +252,11 @@ class RowReader {
       x.resize(G);
       place.resize(G);
       w.resize(G);
+      serving.resize(G);
       host_pick.resize(G);
       host_w.resize(G);
       host_bytes = std::ssize(c.groups) * 2 * table * static_cast<int64_t>(sizeof(int32_t) + sizeof(stat));
+      for (size_t g = 0; g < G; g++) arena.want(serving[g], "places of the last picks", plan.B * 2 * c.reach.topk);
       for (size_t g = 0; g < G; g++)
         for (size_t i = 0; i < 2; i++) {
           arena.want(x[g][i], "x between parts", plan.B * C * c.chunk * c.width);
@@ -259,11 +299,29 @@ class RowReader {
     model_.upload(piece.data(), nullptr, nullptr, B * segment.T);
     segment.pass = model_.begin({B, segment.T, selection, &stream_});
     model_.lower_part(segment.pass);
-    if (!memory_) return;
-    const int64_t first_chunk = segment.first() / S, done = (segment.first() + segment.T) / S - first_chunk;
-    for (int64_t b = 0; b < B; b++)
-      memory_->append(model_.kv + b * done * S * 2 * model_.config.width, b * stream_.capacity + first_chunk, done);
-    for (int64_t b = 0; b < B; b++) memory_->store(b * stream_.capacity + first_chunk, done);
+    const int64_t first_chunk = segment.first() / S;
+    if (memory_) put_away(first_chunk, (segment.first() + segment.T) / S - first_chunk);
+    serving_stale_ = true;
+  }
+  // The chunks that the last lower part has made, into the memory on the host.
+  void put_away(int64_t first_chunk, int64_t done) {
+    const int64_t chunk = model_.config.chunk * 2 * model_.config.width;
+    for (int64_t b = 0; b < stream_.B; b++)
+      memory_->append(model_.kv + b * done * chunk, b * stream_.capacity + first_chunk, done);
+    for (int64_t b = 0; b < stream_.B; b++) memory_->store(b * stream_.capacity + first_chunk, done);
+  }
+  // The chunks that serve the slots after a whole chunk: where they lie, once the picks are known.
+  void refresh_serving() {
+    const int64_t B = stream_.B, K = model_.reach.topk;
+    memory_->next_round();
+    for (size_t g = 0; g < model_.groups.size(); g++) {
+      std::vector<int32_t> picks(B * K), places(2 * B * K, -1);
+      model_.device.download(picks.data(), stream_.pick[g], B * K * static_cast<int64_t>(sizeof(int32_t)));
+      for (int64_t b = 0; b < B; b++) memory_->fetch(&places[2 * b * K], &picks[b * K], K, b * stream_.capacity);
+      model_.device.upload(held_.serving[g], places.data(), std::ssize(places) * static_cast<int64_t>(sizeof(int32_t)));
+    }
+    memory_->arrive();
+    serving_stale_ = false;
   }
   // What group g will read of a segment is put where the next one's parts leave it alone.
   void hold(Segment& segment, size_t g) {
@@ -291,9 +349,9 @@ class RowReader {
       memory_->fetch(&places[b * of_row], &segment.pick[g][b * of_row], serving, b * stream_.capacity);
     model_.device.upload(held_.place[g][i], places.data(), B * of_row * 4);
   }
-  void take(Segment& segment) {
-    segment.pass.place.kv = reinterpret_cast<const act*>(held_.places);
-    segment.pass.place.kv_chunks = 0;  // all rows' chunks lie among the same places
+  void take(typename Net::Pass& pass) const {
+    pass.place.kv = reinterpret_cast<const act*>(held_.places);
+    pass.place.kv_chunks = 0;  // all rows' chunks lie among the same places
   }
   template <class After>
   void give(const Segment& segment, const int32_t* targets, int64_t stride, After after) {
@@ -316,6 +374,8 @@ class RowReader {
   Held held_;
   std::unique_ptr<ChunkMemory<Device>> memory_;
   const Segment* given_ = nullptr;  // the one that after() is called for
+  bool serving_stale_ = true;       // held_.serving is not that of the last whole chunk
+  static constexpr int64_t most_periods = 4096;
 };
 
 // One row of real tokens; the landmarks are put in.

@@ -1,7 +1,7 @@
 // Streams on the GPU: the memory of chunks on the host holds the bits that the GPU's own would, in float and bf16, and
 // retrieval in segments of any length picks what one call picks (test_gpu_ops.cpp).
 #include "dev/test/gpu_test.h"
-#include "dev/test/small_model.h"
+#include "dev/test/decode_check.h"
 #include "runtime/stream.h"
 
 namespace gca::test {
@@ -61,6 +61,28 @@ TEST_CASE("GPU: a stream with its memory on the host has the bits of one with it
   config.chunk = 16;
   check_host_memory<Gpu<__nv_bfloat16>>(config, 50);
   check_host_memory<Gpu<float>>(config, 50);
+}
+
+TEST_CASE("GPU: decoding gives the tokens that reading and choosing by turns gives, memory here or on the host") {
+  if (no_gpu()) return;
+  // A window of two chunks, so that captured work comes round; 40 slots, so that it comes round after five chunks.
+  for (const int64_t window : {32, 40, 1000}) {
+    Config config{.vocab = 67,
+                  .width = 64,
+                  .heads = 2,
+                  .ffn = 96,
+                  .lower = 1,
+                  .groups = {1, 1},
+                  .encoder = 1,
+                  .chunk = 16,
+                  .reach = {.topk = 3, .window = window}};
+    CAPTURE(window);
+    check_decoder(*shared_device<Gpu<float>>(), config, 50, 200);
+    check_decoder(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 200);
+    config.groups = {};
+    config.encoder = 0;
+    check_decoder(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 100);
+  }
 }
 
 }  // namespace

@@ -2,8 +2,7 @@
 // whole pass has them; and the places of chunks in fast memory.
 #include <deque>
 
-#include "dev/test/small_model.h"
-#include "dev/test/test.h"
+#include "dev/test/decode_check.h"
 #include "runtime/stream.h"
 
 namespace gca::test {
@@ -143,6 +142,11 @@ TEST_CASE("stream: tokens one at a time with the memory on the host, as with it 
     CHECK(logits(true, at_once) == want);
     CHECK(logits(false, at_once) == want);
   }
+}
+
+TEST_CASE("decoding: the tokens that reading and choosing by turns gives, memory here or on the host") {
+  Cpu<float> cpu(1);
+  for (const std::vector<int64_t>& groups : {std::vector<int64_t>{1, 1}, {}}) check_decoder(cpu, small(groups), 11, 30);
 }
 
 }  // namespace
