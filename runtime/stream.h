@@ -189,10 +189,12 @@ class RowReader {
   // A slot has been read by work that was captured before.
   void slot_was_read() { stream_.slots++; }
   // A slot that stands for slot `slot` in all that one slot's pass asks of its number, so that passes of the same one
-  // are the same work: its place in the window's ring and in its chunk, behind a whole window. -1 where there is none:
-  // slots that close a chunk, those that a whole window does not lie before, and rings that fit chunks too seldom.
+  // are the same work, to the bit: its place in the window's ring, in its chunk, and in the tiles of slots that the
+  // window's kernels cut a row into, behind a whole window. -1 where there is none: slots that close a chunk, those
+  // that a whole window does not lie before, and sizes whose places meet too seldom.
   int64_t slot_like(int64_t slot) const {
-    const int64_t S = model_.config.chunk, W = model_.reach.window, period = W ? std::lcm(W, S) : S;
+    const int64_t S = model_.config.chunk, W = model_.reach.window,
+                  period = std::lcm(std::lcm(std::max<int64_t>(W, 1), S), Device::slot_tile);
     if (slot < W || slot % S == S - 1 || period > most_periods) return -1;
     return round_up(W, period) + slot % period;
   }
