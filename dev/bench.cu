@@ -11,6 +11,7 @@
 #include "base/files.h"
 #include "base/flags.h"
 #include "cpu/matmul.h"
+#include "runtime/decode.h"
 #include "runtime/matmul_cache.h"
 #include "runtime/models.h"
 #include "runtime/settings.h"
@@ -130,6 +131,50 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
                   (1 << 30),
               2),
         " GiB, weights ", hex(crc32c(weights.data(), weights_bytes), 8), "\n");
+}
+
+// Reading a row of that many slots, and tokens chosen after it. Bytes of a token: the working weights, which each reads
+// once, and the chunks that it fetches; copied: bytes a second that a copy reads and writes.
+template <class Device>
+void bench_stream(Device& device, double peak, double copied, const Config& config, int64_t slots, int64_t tokens,
+                  bool on_host) {
+  DRT model(device, config, Use::inference);
+  model.allocate();
+  ThreadPool pool;
+  model.initialise(1, pool);
+  const int64_t S = config.chunk, V = config.vocab, chunks = slots / S;
+  RowReader<Device> rows(
+      model, {.chunks = chunks + ceil_div(2 * tokens, S - 1) + 1, .segment_slots = 16384, .on_host = on_host});
+  if (rows.host_memory()) rows.host_memory()->ready();
+  std::vector<int32_t> row(chunks * S);
+  for (size_t i = 0; i < row.size(); i++) {
+    const uint32_t word = philox(1, Draw::task, static_cast<uint32_t>(i)).word[0];
+    row[i] = static_cast<int32_t>(static_cast<int64_t>(i) % S == S - 1 ? V - 1 : word % static_cast<uint32_t>(V - 1));
+  }
+  double read_seconds = 0;
+  for (int round = 0; round < 2; round++) {  // the first one sets up
+    rows.rewind();
+    wait_for(device);
+    const double start = now();
+    rows.read(row.data(), nullptr, 0, chunks * S, {}, [](int64_t, int64_t) {});
+    wait_for(device);
+    read_seconds = now() - start;
+  }
+  model.piece_of_logits(0, 1);
+  Decoder<Device> decoder(model, rows, static_cast<int32_t>(V - 1), {}, 2 * tokens);
+  for (int64_t i = 0; i < tokens; i++) decoder.next();
+  const double start = now();
+  for (int64_t i = 0; i < tokens; i++) decoder.next();
+  const double seconds = (now() - start) / static_cast<double>(tokens);
+  int64_t numbers = config.upper() * config.reach.topk * S * 2 * config.width;
+  for (const Tensor& t : model.table.tensors)  // the encoder's are read once a chunk
+    if (t.name.find("encoder") == std::string::npos && t.name.find("chunk_") == std::string::npos) numbers += t.size();
+  const double n_bytes = static_cast<double>(numbers) * sizeof(typename Device::act);
+  print("width ", right(config.width, 4), ", a row of ", slots, " slots, memory on the ", on_host ? "host" : "device",
+        ": ", fixed(static_cast<double>(slots) / read_seconds, 0), " slots/s (",
+        fixed(100 * forward_flops_per_slot(config, config.reach) * static_cast<double>(slots) / read_seconds / peak, 0),
+        "% of the peak), then ", fixed(1 / seconds, 0), " tokens/s (", fixed(100 * n_bytes / seconds / copied, 0),
+        "% of a copy's bandwidth)\n");
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {
@@ -589,9 +634,18 @@ void bench_backend() {
   ms += static_cast<double>(rows) / static_cast<double>(piece) * bench_products(gpu, peak, piece, D, V);
   print("all products of a step of B=2, T=16640: ", fixed(ms, 1), " ms\n");
   bench_step(gpu, peak, preset_with("drt", 50265), 2, 16640);
+  const double copied = copy_rate(gpu);
+  for (const bool on_host : {false, true})
+    for (const int64_t slots : {int64_t{16} << 10, int64_t{1} << 20})
+      bench_stream(gpu, peak, copied, preset_with("drt", 50265), slots, 2048, on_host);
   keep_products(gpu);
 }
 #else
+double copy_rate(CpuDevice& cpu) {
+  std::vector<char> from(256 << 20, 1), to(from.size());
+  return 2.0 * static_cast<double>(from.size()) /
+         median_seconds(cpu, [&] { cpu.copy_bytes(to.data(), from.data(), std::ssize(from)); });
+}
 void bench_backend() {
   Cpu<float> cpu;
   const double peak = measured_peak_flops<float>(cpu.pool());
@@ -605,6 +659,7 @@ void bench_backend() {
     bench_products(cpu, peak, 2560, ffn, width);
   }
   for (const char* name : {"tiny", "small"}) bench_step(cpu, peak, preset_with(name, 263), 4, 640);
+  bench_stream(cpu, peak, copy_rate(cpu), preset_with("tiny", 263), 16 << 10, 256, false);
 }
 #endif
 
