@@ -1,0 +1,162 @@
+// A DRT's backward pass and its step: the bodies of what model.h declares, which includes this at its end.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "model.h"
+
+namespace gca {
+
+// ---- backward ---------------------------------------------------------------------------------------------------
+template <class Device>
+void DRT<Device>::backward() {
+  const Config& c = config;
+  const int64_t B = pass_.in.B, D = c.width, S = c.chunk, R = B * pass_.in.T, C = pass_.in.T / S;
+  int64_t end = table.size;
+  auto ready = [&](int64_t begin) {
+    grads_ready(begin, end);
+    end = begin;
+  };
+  norm_backward(table.norm, {.dx = dx_, .dn = dn_, .x = top, .rstd = final_rstd}, R);
+  ready(table.norm);
+
+  if (!groups.empty()) {
+    const act* lower_out = lower.empty() ? embedded : lower.back().out;
+    const RetrievalShape retrieval = retrieval_shape();
+    std::vector<FetchingLayer<act, stat>> fetching;
+    device.zero(denc_, R * D);
+    for (size_t g = groups.size(); g-- > 0;) {
+      Group& group = groups[g];
+      const act* group_in = g ? groups[g - 1].layers.back().out : lower_out;
+      device.invert_picks(group.start, group.fetches, group.pick, B, C, static_cast<int>(reach.topk));
+      device.zero(group.dw, PickTable{C, reach.topk}.size(B));
+      for (size_t i = group.layers.size(); i-- > 0;) {
+        layer_backward(group.layers[i], Kind::upper, i ? group.layers[i - 1].out : group_in, dx_, R, &group);
+        const Layer& l = group.layers[i];
+        fetching.push_back({.q = l.q,
+                            .dout = l.dfetched,
+                            .lse = l.gca_lse,
+                            .delta = l.delta,
+                            .w = group.w,
+                            .start = group.start,
+                            .fetches = group.fetches});
+        if (i) ready(group.layers[i].tensors.begin);
+      }
+      // r = Norm_g(x at the landmarks), score = r . L: both ends of the retrieval
+      device.chunk_retrieval_backward({.dr = dr_,
+                                       .dlandmark = denc_ + (S - 1) * D,
+                                       .dw = group.dw,
+                                       .w = group.w,
+                                       .pick = group.pick,
+                                       .start = group.start,
+                                       .fetches = group.fetches,
+                                       .r = group.r,
+                                       .landmark = enc_out + (S - 1) * D},
+                                      retrieval);
+      device.rmsnorm_backward({.dx = dx_ + (S - 1) * D,
+                               .dgain = gradient + group.lmk_norm,
+                               .dn = dr_,
+                               .x = group_in + (S - 1) * D,
+                               .rstd = group.r_rstd,
+                               .gain = weights + group.lmk_norm,
+                               .residual = dx_ + (S - 1) * D},
+                              B * C, D, S * D);
+      ready(group.lmk_norm);
+    }
+    // CK | CV = Wkv h, L = h at the landmark: their gradients meet in the encoder's output
+    device.gca_backward_memory(dkv_, fetching.data(), static_cast<int>(fetching.size()), kv, gca_shape());
+    device.matmul_backward_weight(gradient + table.chunk_kv, dkv_, enc_out, R, D, 2 * D);
+    device.matmul_backward_input(denc_, dkv_, weights + table.chunk_kv, true, R, D, 2 * D);
+    const act* enc_top = encoder.empty() ? enc_in : encoder.back().out;
+    norm_backward(table.enc_norm, {.dx = denc_, .dn = denc_, .x = enc_top, .rstd = enc_out_rstd}, R);
+    for (size_t i = encoder.size(); i-- > 0;)
+      layer_backward(encoder[i], Kind::encoder, i ? encoder[i - 1].out : enc_in, denc_, R, nullptr);
+    norm_backward(table.enc_prenorm, {.dx = dx_, .dn = denc_, .x = lower_out, .rstd = enc_in_rstd, .residual = dx_}, R);
+    ready(table.enc_prenorm);
+  }
+  for (size_t i = lower.size(); i-- > 0;) {
+    layer_backward(lower[i], Kind::lower, i ? lower[i - 1].out : embedded, dx_, R, nullptr);
+    ready(lower[i].tensors.begin);
+  }
+  device.embedding_backward(gradient + table.embedding, dx_, token, R, D);
+  ready(0);
+}
+
+// ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update ---------------
+template <class Device>
+void DRT<Device>::begin_step() {
+  device.zero(gradient, table.size);
+  device.begin_step(state);
+}
+template <class Device>
+void DRT<Device>::update(const AdamW& hyper) {
+  device.end_gradient(state, gradient, table.size, hyper.clip);
+  device.adamw(masters, weights, adam_m, adam_v, gradient, table.segments.data(),
+               static_cast<int64_t>(table.segments.size()), state, hyper);
+}
+template <class Device>
+StepState DRT<Device>::step_state() const {
+  StepState copy;
+  device.download(&copy, state, sizeof copy);
+  return copy;
+}
+
+// What layer_backward reads and recompute did not keep.
+template <class Device>
+void DRT<Device>::layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group) {
+  if (recompute == Recompute::none) return;
+  if (recompute == Recompute::layers) return layer_inside(l, kind, x, rows, nullptr, group);
+  const int64_t D = config.width;
+  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.tensors.norm1, rows, D, D, eps_of(kind));
+  if (kind == Kind::upper)
+    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps_of(kind));
+  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps_of(kind));
+  device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
+}
+// dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.
+template <class Device>
+void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group) {
+  const int64_t D = config.width, F = config.ffn;
+  layer_anew(l, kind, x, rows, group);
+  // out = a + Wdown swiglu(Wgate_up Norm(mlp_in))
+  device.matmul_backward_weight(gradient + l.tensors.down, dx, l.h, rows, F, D);
+  device.matmul_backward_input(dh_, dx, weights + l.tensors.down, false, rows, F, D);
+  device.swiglu_backward(dgate_up_, dh_, l.gate_up, rows, F);
+  device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
+  device.matmul_backward_input(dn_, dgate_up_, weights + l.tensors.gate_up, false, rows, D, 2 * F);
+  if (kind == Kind::upper) {
+    // mlp_in = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The residual stream carries a: dx goes round mlp_in,
+    // not through it.
+    act* dq = dattended_;  // its place is free until the attention's turn comes
+    norm_backward(l.tensors.norm2, {.dx = dmlp_in_, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2}, rows);
+    device.matmul_backward_weight(gradient + l.tensors.gca_o, dmlp_in_, l.fetched, rows, D, D);
+    device.matmul_backward_input(l.dfetched, dmlp_in_, weights + l.tensors.gca_o, false, rows, D, D);
+    device.gca_backward_query({.dq = dq,
+                               .dw = group->dw,
+                               .delta = l.delta,
+                               .dout = l.dfetched,
+                               .q = l.q,
+                               .kv = kv,
+                               .lse = l.gca_lse,
+                               .pick = group->pick,
+                               .w = group->w},
+                              gca_shape());
+    device.matmul_backward_weight(gradient + l.tensors.gca_q, dq, l.gca_n, rows, D, D);
+    device.matmul_backward_input(dn_, dq, weights + l.tensors.gca_q, false, rows, D, D);
+    norm_backward(l.tensors.gca_norm,
+                  {.dx = dx, .dn = dn_, .x = l.a, .rstd = l.gca_rstd, .residual = dx, .residual2 = dmlp_in_}, rows);
+  } else {
+    norm_backward(l.tensors.norm2, {.dx = dx, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2, .residual = dx}, rows);
+  }
+  // a = x + Wo Attention(Wqkv Norm(x))
+  device.matmul_backward_weight(gradient + l.tensors.o, dx, l.attended, rows, D, D);
+  device.matmul_backward_input(dattended_, dx, weights + l.tensors.o, false, rows, D, D);
+  if (kind == Kind::encoder)
+    device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
+  else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
+  device.matmul_backward_weight(gradient + l.tensors.qkv, dqkv_, l.n1, rows, D, 3 * D);
+  device.matmul_backward_input(dn_, dqkv_, weights + l.tensors.qkv, false, rows, D, 3 * D);
+  norm_backward(l.tensors.norm1, {.dx = dx, .dn = dn_, .x = x, .rstd = l.rstd1, .residual = dx}, rows);
+}
+
+}  // namespace gca
