@@ -34,7 +34,7 @@ Flags eval_flags(Options& options) {
   flags.add("score-last", options.score_last, 0, int64_t{1} << 34, "chunks at the row's end that are scored; 0: all");
   flags.add_switch("no-cross", options.no_cross, "a row is one document's");
   options.ablation.add_to(flags);
-  flags.add("seed", options.seed, 0, INT64_MAX, "of --random-retrieval");
+  flags.add("seed", options.seed, 0, INT64_MAX, "of --picks random");
   return flags;
 }
 
@@ -60,9 +60,10 @@ int eval_command(const std::vector<std::string>& arguments) {
   flags.parse(arguments);
   flags.need("checkpoint");
   flags.need("data");
-  const Selection selection = options.ablation.selection(options.seed);
+  options.ablation.settle(flags);
   const SavedRun saved = SavedRun::open(options.source.checkpoint, options.source.fallback);
   options.ablation.check(saved.settings.config);
+  const Selection selection = options.ablation.selection(saved.settings.config, options.seed);
   const int64_t S = saved.settings.config.chunk, C = options.chunks ? options.chunks : saved.settings.chunks, T = C * S;
   const TokenStream stream(options.data, saved.tokenizer);
   const Rows rows(stream, saved.tokenizer, C, S, 0, !options.no_cross);
