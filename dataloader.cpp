@@ -287,11 +287,17 @@ void Rows::fill_row(int64_t global_row, int32_t* tokens, int32_t* targets) const
               targets);
 }
 
-void Rows::fill_window(int64_t window, int32_t* tokens, int32_t* targets) const {
-  const auto [first, real] = extent(window);
-  stream_.read(first, real, tokens);  // packed at first: C*S is room for C*(S-1)+1
-  std::fill(tokens + real, tokens + chunks_ * (slots_ - 1) + 1, end_of_text_);
-  spread_chunks(tokens, targets, real, chunks_, slots_, landmark_);
+void Rows::fill_window(int64_t window, int32_t* tokens, int32_t* targets, int64_t times) const {
+  GCA_CHECK(has_past(window, times), times, " windows up to ", window);
+  const auto [first, own] = extent(window);
+  const int64_t chunks = times * chunks_, past = (times - 1) * chunks_ * (slots_ - 1), real = past + own;
+  stream_.read(first - past, real, tokens);  // packed at first: C*S is room for C*(S-1)+1
+  std::fill(tokens + real, tokens + chunks * (slots_ - 1) + 1, end_of_text_);
+  spread_chunks(tokens, targets, real, chunks, slots_, landmark_);
+}
+
+bool Rows::has_past(int64_t window, int64_t times) const {
+  return times >= 1 && window - (starts_.empty() ? 0 : first_windows_[document_of(window)]) >= times - 1;
 }
 
 // One pass over the stream. A document goes from its end-of-text token to the next one, which it still predicts.
@@ -314,13 +320,18 @@ void Rows::find_documents() {
   close(stream_.tokens());
 }
 
+size_t Rows::document_of(int64_t window) const {
+  GCA_CHECK(window >= 0 && window < count_, "window ", window, " of ", count_);
+  if (starts_.empty()) return 0;
+  const auto after = std::upper_bound(first_windows_.begin(), first_windows_.end(), window);
+  return static_cast<size_t>(after - first_windows_.begin()) - 1;
+}
+
 // Where the window begins in the stream, and how many tokens it has there.
 std::pair<int64_t, int64_t> Rows::extent(int64_t window) const {
-  GCA_CHECK(window >= 0 && window < count_, "window ", window, " of ", count_);
+  const size_t document = document_of(window);
   const int64_t step = chunks_ * (slots_ - 1);
   if (starts_.empty()) return {window * step, step + 1};
-  const auto after = std::upper_bound(first_windows_.begin(), first_windows_.end(), window);
-  const size_t document = static_cast<size_t>(after - first_windows_.begin()) - 1;
   const int64_t first = starts_[document] + (window - first_windows_[document]) * step;
   const int64_t end = document + 1 < starts_.size() ? starts_[document + 1] + 1 : stream_.tokens();
   return {first, std::min(step + 1, end - first)};

@@ -125,11 +125,17 @@ class Rows {
 
   // tokens, targets (C*S) = window w, in the order of the stream. Slot S-1 of every chunk is the landmark, without
   // target; every other target is the next real token. Slots past a document's end hold end-of-text without target.
-  void fill_window(int64_t window, int32_t* tokens, int32_t* targets) const;
+  //
+  // times: the same with more past, (times*C*S): the windows before it too, to the row's beginning. has_past: there are
+  // that many; with cross = false in its document.
+  void fill_window(int64_t window, int32_t* tokens, int32_t* targets, int64_t times = 1) const;
+  bool has_past(int64_t window, int64_t times) const;
 
  private:
   void find_documents();
 
+  // The document that a window is of; with cross = true the whole stream, 0.
+  size_t document_of(int64_t window) const;
   std::pair<int64_t, int64_t> extent(int64_t window) const;
 
   const TokenStream& stream_;

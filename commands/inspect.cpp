@@ -53,19 +53,23 @@ void print_fetched(const ChunkedText& text, int64_t first, const std::vector<Fet
 int inspect_command(const std::vector<std::string>& arguments) {
   ModelSource source;
   Reading reading;
+  Ablation ablation;
   std::string path;
-  int64_t width = 60;
+  int64_t width = 60, seed = 1;
   Flags flags(
       "inspect",
       "For each chunk of a text: what it says, which chunks it fetches for the next one, and with what weight.");
   source.add_to(flags);
   reading.add_to(flags);
+  ablation.add_to(flags);
+  flags.add("seed", seed, 0, INT64_MAX, "of --picks random");
   flags.add("text", path, "FILE", "the text; its last tokens that fill no chunk are left out");
   flags.add("columns", width, 10, 10000, "characters of each chunk to print");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
   flags.need("checkpoint");
   flags.need("text");
+  ablation.settle(flags);
   const SavedRun saved = SavedRun::open(source.checkpoint, source.fallback);
   const Config& config = saved.settings.config;
   if (config.groups.empty())
@@ -73,12 +77,15 @@ int inspect_command(const std::vector<std::string>& arguments) {
                 "' is a sliding-window baseline: it fetches nothing; inspect a model with --groups");
   const ChunkedText text = cut_into_chunks(path, saved.tokenizer, config.chunk, width);
   const int64_t T = std::ssize(text.slots);
+  const Selection selection = ablation.selection(config, seed);
   return with_device(source.device, source.precision, source.threads, [&](auto& device) {
     DRT model(device, config, Use::inference);
     const auto reader = open_reader(saved, model, {.chunks = text.chunks, .segment_slots = reading.batch_slots},
                                     reading.memory, "a shorter --text");
+    print("checkpoint ", saved.checkpoint.folder, ", ", text.chunks, " chunks of ", config.chunk, " slots",
+          ablation.remark(), "\n");
     reader->rewind();
-    reader->read(text.slots.data(), nullptr, T, T, {},
+    reader->read(text.slots.data(), nullptr, T, T, selection,
                  [&](int64_t first, int64_t) { print_fetched(text, first / config.chunk, reader->fetched()); });
     return 0;
   });

@@ -47,7 +47,7 @@ Flags passkey_flags(Options& options) {
   flags.add("show", options.show, 0, 1 << 20, "trials of the first length to print in words");
   flags.add("out", options.out, "FILE", "append the figures to it, a line of JSON a row of the table");
   options.reading.add_to(flags);
-  flags.add("seed", options.seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
+  flags.add("seed", options.seed, 0, INT64_MAX, "of text, needles and places, and of --picks random");
   return flags;
 }
 
@@ -241,7 +241,7 @@ double share(int64_t part, int64_t of) { return static_cast<double>(part) / stat
 Figures figures(const Trials& trials, const Place& place, const Score& score, const ReaderBytes& memory) {
   const Config& config = trials.config();
   const int64_t C = place.C, T = C * config.chunk,
-                random = trials.options.ablation.random_retrieval ? config.reach.topk : 0;
+                random = trials.options.ablation.picks == "random" ? config.reach.topk : 0;
   const auto [low, high] = Score::interval(score.exact, score.trials);
   Figures f{.slots = T,
             .tokens = C * (config.chunk - 1),
@@ -424,8 +424,9 @@ int passkey_command(const std::vector<std::string>& arguments) {
   flags.need("haystack");
   const int64_t S = saved->settings.config.chunk;
   check_lengths(options, S);
-  const Selection selection = options.ablation.selection(options.seed);
+  options.ablation.settle(flags);
   options.ablation.check(saved->settings.config);
+  const Selection selection = options.ablation.selection(saved->settings.config, options.seed);
   const Haystack haystack = Haystack::load(options.task.haystack, saved->tokenizer);
   const Task task(options.task, saved->tokenizer, haystack, S);
   const Trials trials{options, *saved, haystack, task, selection};

@@ -48,24 +48,53 @@ void Reading::add_to(Flags& flags) {
                    "where the memory of chunks lies; auto: the GPU, where it fits (on a CPU both are the same memory)");
 }
 
+int64_t distance_beyond_window(int64_t window, int64_t S) { return std::max<int64_t>(1, (window + 1) / S - 1); }
+
 void Ablation::add_to(Flags& flags) {
-  flags.add_switch("no-retrieval", no_retrieval, "GCA gives zero");
-  flags.add_switch("random-retrieval", random_retrieval, "K uniform past chunks, weights by their scores");
+  flags.add_choice("picks", picks, "learned|random|newest|none",
+                   "what is fetched: the best chunks; K uniform past ones; the last K not wholly in the window; none");
+  flags.add_choice("pick-weights", weights, "scores|equal",
+                   "what a fetched chunk weighs: by its score, or all the same");
+  flags.add_switch("random-retrieval", random_retrieval_, "short for --picks random");
+  flags.add_switch("no-retrieval", no_retrieval_, "short for --picks none");
 }
 
-Selection Ablation::selection(int64_t seed) const {
-  if (no_retrieval && random_retrieval)
+void Ablation::settle(Flags& flags) {
+  if (no_retrieval_ && random_retrieval_)
     throw UsageError("--no-retrieval and --random-retrieval exclude each other: choose one");
+  const std::string wanted = no_retrieval_ ? "none" : random_retrieval_ ? "random" : picks;
+  if (flags.given("picks") && picks != wanted)
+    throw UsageError(str("--", no_retrieval_ ? "no" : "random", "-retrieval: expected no other picks, found --picks ",
+                         picks, "; leave one out"));
+  picks = wanted;
+  if (picks == "none" && weights == "equal")
+    throw UsageError("--pick-weights equal: expected chunks to weigh, found --picks none; leave one out");
+}
+
+void Ablation::check(const Config& config) const {
+  if (config.groups.empty() && replaces())
+    throw UsageError(str(picks != "learned" ? "--picks " + picks : "--pick-weights " + weights,
+                         ": expected a model that retrieves, found a sliding-window baseline; leave it out"));
+}
+
+Selection Ablation::selection(const Config& config, int64_t seed) const {
   Selection selection;
-  selection.picking = no_retrieval ? Picking::none : random_retrieval ? Picking::uniform : Picking::learned;
+  selection.picking = picks == "none"     ? Picking::none
+                      : picks == "random" ? Picking::uniform
+                      : picks == "newest" ? Picking::newest
+                                          : Picking::learned;
+  selection.newest_distance = distance_beyond_window(config.reach.window, config.chunk);
+  selection.equal_weights = weights == "equal";
   selection.seed = static_cast<uint64_t>(seed);
   return selection;
 }
 
-void Ablation::check(const Config& config) const {
-  if (config.groups.empty() && (no_retrieval || random_retrieval))
-    throw UsageError(str("--", no_retrieval ? "no" : "random",
-                         "-retrieval: expected a model that retrieves, found a sliding-window baseline; leave it out"));
+std::string Ablation::remark() const {
+  const std::string of_picks = picks == "none"     ? ", without retrieval"
+                               : picks == "random" ? ", random retrieval"
+                               : picks == "newest" ? ", newest chunks"
+                                                   : "";
+  return of_picks + (weights == "equal" ? ", equal weights" : "");
 }
 
 }  // namespace gca

@@ -33,17 +33,26 @@ struct Reading {
   void add_to(Flags& flags);
 };
 
-// What the retriever is replaced by.
+// The nearest e such that chunk c - e does not lie wholly in the window of every slot that it would serve, and is in
+// the past (candidates() in ops.h). The furthest of them, the last slot of chunk c+1, sees W slots back and itself.
+int64_t distance_beyond_window(int64_t window, int64_t S);
+
+// Which chunks are fetched in place of the best ones, and with what weights.
 struct Ablation {
-  bool no_retrieval = false, random_retrieval = false;
+  std::string picks = "learned", weights = "scores";
   void add_to(Flags& flags);
-  Selection selection(int64_t seed) const;  // a UsageError where both are asked for
-  void check(const Config& config) const;   // a UsageError where that model retrieves nothing
-  const char* name() const { return no_retrieval ? "none" : random_retrieval ? "random" : "learned"; }
-  // The end of a line that says what was measured.
-  const char* remark() const {
-    return no_retrieval ? ", without retrieval" : random_retrieval ? ", random retrieval" : "";
-  }
+  // After flags were parsed. A UsageError where they contradict each other.
+  void settle(Flags& flags);
+  // A UsageError where that model retrieves nothing.
+  void check(const Config& config) const;
+  bool replaces() const { return picks != "learned" || weights != "scores"; }
+  Selection selection(const Config& config, int64_t seed) const;
+  std::string name() const { return picks + (weights == "equal" ? ", equal weights" : ""); }
+  // The end of a line that says what was measured; of the best chunks, weighed by their scores, nothing.
+  std::string remark() const;
+
+ private:
+  bool no_retrieval_ = false, random_retrieval_ = false;  // short forms
 };
 
 }  // namespace gca

@@ -1,6 +1,7 @@
 // The program from outside: build/cpu/train_gca as a user runs it.
 #include <signal.h>
 
+#include "commands/shared.h"
 #include "dataloader.h"
 #include "model.h"
 #include "dev/test/workshop.h"
@@ -99,6 +100,70 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
   CHECK(inspected.exit == 0);
   CHECK(says(inspected, "group 1 fetches"));
   CHECK(shop.run(shop.training("tuned") + " --steps 2 --null-slot off --init " + shop.path + "/run").exit == 0);
+}
+
+TEST_CASE("the newest chunks that are fetched are those that do not lie wholly in the window of all that they serve") {
+  CHECK(distance_beyond_window(128, 64) == 1);
+  // Slot 63 of chunk c+1 sees 513 slots: chunks c+1 .. c-6 whole, and one slot of c-7.
+  CHECK(distance_beyond_window(512, 64) == 7);
+  CHECK(distance_beyond_window(12, 8) == 1);
+  CHECK(distance_beyond_window(0, 8) == 1);
+  // Slot by slot: the chunk at that distance has a slot that the last one does not see, the one after it has none.
+  for (int64_t S = 2; S < 9; S++)
+    for (int64_t W = 0; W < 70; W++) {
+      const int64_t c = 100, last_served = (c + 2) * S - 1, m = c - distance_beyond_window(W, S);
+      CHECK(m * S < last_served - W);
+      if (m + 1 < candidates(c)) CHECK((m + 1) * S >= last_served - W);
+    }
+}
+
+TEST_CASE("picks and their weights are chosen alike in eval, passkey and inspect; short forms mean the same") {
+  const Workshop shop;
+  REQUIRE(shop.run(shop.training("run", {{"steps", "3"}})).exit == 0);
+  REQUIRE(shop.run(shop.training("baseline", {{"steps", "1"}, {"groups", ""}})).exit == 0);
+  write_file(shop.path + "/short.txt", read_file(shop.path + "/text.txt", size_t{1} << 24).substr(0, 70));
+  const std::string checkpoint = " --checkpoint " + shop.path + "/run",
+                    eval = "eval --data '" + shop.path + "/shards/t_val_*'" + checkpoint + " ",
+                    inspect = "inspect --text " + shop.path + "/short.txt" + checkpoint + " ";
+  const auto hash = [&](const std::string& flags) {
+    const Workshop::Result result = shop.run(eval + flags);
+    CAPTURE(flags);
+    REQUIRE(result.exit == 0);
+    return result.out.substr(result.out.find("hash ") + 5, 8);
+  };
+  const std::vector<std::string> each = {hash(""), hash("--picks random"), hash("--picks newest"), hash("--picks none"),
+                                         hash("--pick-weights equal")};
+  for (size_t i = 0; i < each.size(); i++)
+    for (size_t j = 0; j < i; j++) CHECK(each[i] != each[j]);
+  CHECK(hash("--picks learned --pick-weights scores") == each[0]);
+  CHECK(hash("--random-retrieval") == each[1]);
+  CHECK(hash("--no-retrieval --picks none") == each[3]);
+  CHECK(says(shop.run(eval + "--picks newest --pick-weights equal"), " tokens), newest chunks, equal weights\n"));
+
+  // Chunks of 8 slots, windows of 12: chunk 5 fetches 4 and 3, half and half.
+  const Workshop::Result newest = shop.run(inspect + "--picks newest --pick-weights equal");
+  CHECK(says(newest, "10 chunks of 8 slots, newest chunks, equal weights\n"));
+  const std::string of_five = newest.out.substr(newest.out.find("\nchunk 5:"));
+  for (const char* group : {"0", "1"}) {
+    const size_t at = of_five.find(str("  group ", group, " fetches     4  0.500"));
+    CHECK(at < of_five.find(str("  group ", group, " fetches     3  0.500")));
+    CHECK(at < of_five.find("\nchunk 6:"));
+  }
+  CHECK(shop.run(inspect).out != newest.out);
+  CHECK_FALSE(says(shop.run(inspect + "--no-retrieval"), "fetches"));
+
+  for (const std::string& command :
+       {eval, inspect, "passkey --haystack " + shop.path + "/short.txt" + checkpoint + " "}) {
+    shop.fails(command + "--picks newest --random-retrieval", 2, "expected no other picks, found --picks newest");
+    shop.fails(command + "--picks learned --no-retrieval", 2, "--no-retrieval: expected no other picks");
+    shop.fails(command + "--picks last", 2, "learned|random|newest|none");
+    shop.fails(command + "--no-retrieval --pick-weights equal", 2, "expected chunks to weigh");
+  }
+  const std::string baseline =
+      "eval --checkpoint " + shop.path + "/baseline --data '" + shop.path + "/shards/t_val_*' ";
+  CHECK(shop.run(baseline + "--picks learned").exit == 0);
+  for (const char* picks : {"--picks newest", "--picks none", "--random-retrieval", "--pick-weights equal"})
+    shop.fails(baseline + picks, 2, "found a sliding-window baseline");
 }
 
 TEST_CASE(

@@ -173,6 +173,14 @@ TEST_CASE("data: rows") {
   CHECK(tokens == std::vector<int32_t>{12, 13, 14, 257, 15, 16, 17, 257});
   CHECK(targets == std::vector<int32_t>{13, 14, 15, -100, 16, 17, 18, -100});
   CHECK_THROWS_AS(rows.fill_window(16, tokens.data(), targets.data()), Error);
+  // With the window before it, to the same end.
+  std::vector<int32_t> longer(2 * T), longer_targets(2 * T);
+  rows.fill_window(2, longer.data(), longer_targets.data(), 2);
+  CHECK(longer == std::vector<int32_t>{6, 7, 8, 257, 9, 10, 11, 257, 12, 13, 14, 257, 15, 16, 17, 257});
+  CHECK(longer_targets == std::vector<int32_t>{7, 8, 9, -100, 10, 11, 12, -100, 13, 14, 15, -100, 16, 17, 18, -100});
+  CHECK(rows.has_past(15, 16));
+  CHECK_FALSE(rows.has_past(14, 16));
+  CHECK_THROWS_AS(rows.fill_window(0, longer.data(), longer_targets.data(), 2), Error);
 
   // Every window once an epoch, in an order of its own; the same again from the same seed.
   std::vector<std::vector<int32_t>> orders;
@@ -243,6 +251,12 @@ TEST_CASE("data: rows of one document each") {
     CHECK(tokens == want[w].first);
     CHECK(targets == want[w].second);
   }
+  // With more past, of its own document.
+  for (int64_t w = 0; w < rows.count(); w++) CHECK(rows.has_past(w, 2) == (w == 1));
+  std::vector<int32_t> tokens(12), targets(12);
+  rows.fill_window(1, tokens.data(), targets.data(), 2);
+  CHECK(tokens == std::vector<int32_t>{E, 1, L, 2, 3, L, 4, 5, L, 6, 7, L});
+  CHECK(targets == std::vector<int32_t>{1, 2, N, 3, 4, N, 5, 6, N, 7, E, N});
 }
 
 TEST_CASE("data: a checkpoint knows its data again") {

@@ -354,6 +354,10 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
   CHECK(none.exit == 0);
   CHECK(says(none, "without retrieval"));
   CHECK(shop.run(passkey + " --random-retrieval --far-only").exit == 0);
+  const Workshop::Result newest =
+      shop.run(passkey + " --picks newest --pick-weights equal --out " + shop.path + "/newest.jsonl");
+  CHECK(says(newest, "single, newest chunks, equal weights: "));
+  CHECK(has(read_file(shop.path + "/newest.jsonl", size_t{1} << 20), "\"newest, equal weights\""));
   CHECK(shop.run(passkey + " --task two-hop --value-tokens 2 --gap 1").exit == 0);
   auto fails = [&](const std::string& arguments, int exit, const std::string& words) {
     shop.fails(arguments, exit, words);
