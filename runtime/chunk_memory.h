@@ -112,6 +112,14 @@ class ChunkMemory {
     std::fill(chunk_in_.begin(), chunk_in_.end(), -1);
     std::fill(used_.begin(), used_.end(), never);
   }
+  // Chunks first .. last - 1 are forgotten, and others may be appended in their place. What is on its way to or from
+  // theirs is let finish: a place is given away no sooner than it would have been.
+  void forget(int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; chunk++) {
+      if (place_of_[chunk] >= 0) chunk_in_[place_of_[chunk]] = -1;
+      place_of_[chunk] = -1;
+    }
+  }
   // A round begins: its copies wait for what the device has been given to do up to here.
   void next_round() {
     round_++;
@@ -121,8 +129,10 @@ class ChunkMemory {
   void arrive() { device_.wait_for_side(); }
   // Chunks first .. first + n - 1, new, from the device's memory, (n, chunk_bytes), into places.
   void append(const void* from, int64_t first, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++) {
+      GCA_CHECK(place_of_[first + i] < 0, "chunk ", first + i, " is new");
       device_.copy_bytes(at(take_place(first + i)), static_cast<const char*>(from) + i * chunk_bytes_, chunk_bytes_);
+    }
   }
   // These from their places to the host, once the device has done what it was given so far.
   void store(int64_t first, int64_t n) {
