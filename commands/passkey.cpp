@@ -8,13 +8,16 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "base/progress.h"
 #include "base/text.h"
 #include "commands/commands.h"
 #include "commands/device.h"
 #include "commands/shared.h"
+#include "commands/trial_reader.h"
 #include "runtime/needles.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
+#include "runtime/trials.h"
 
 namespace gca {
 namespace {
@@ -25,7 +28,7 @@ struct Options {
   TaskSettings task;
   Ablation ablation;
   std::vector<int64_t> lengths = {4096}, trials = {100};
-  int64_t others = 4, chains = 2, show = 0, seed = 1;
+  int64_t others = 4, chains = 2, asks = 1, show = 0, seed = 1;
   Reading reading;
   bool far_only = false;
   std::string out;
@@ -39,13 +42,20 @@ Flags passkey_flags(Options& options) {
   add_task_flags(flags, options.task, Flags::setup);
   flags.add("length", options.lengths, 1, int64_t{1} << 40,
             "slots of a row, whole chunks; several lengths are tried in turn");
-  flags.add("trials", options.trials, 1, 1 << 30, "trials a length; the last number stays");
+  flags.add("trials", options.trials, 1, 1 << 30, "haystacks a length; the last number stays");
   flags.add("others", options.others, 0, 1 << 20, "single: needles with other names in each row");
   flags.add("chains", options.chains, 1, 1 << 20, "two-hop: chains in each row");
+  flags.add(
+      "asks", options.asks, 1, 1 << 20,
+      "questions of each haystack, which is read once: other needles asked in the same place, at most all that lie "
+      "as far. Each is a trial; the interval counts as many as are independent, by a cluster-robust standard error");
   options.ablation.add_to(flags);
   flags.add_switch("far-only", options.far_only, "leave out the trials whose needle the stacked windows may reach");
   flags.add("show", options.show, 0, 1 << 20, "trials of the first length to print in words");
-  flags.add("out", options.out, "FILE", "append the figures to it, a line of JSON a row of the table");
+  flags.add(
+      "out", options.out, "FILE",
+      "append to it, in lines of JSON, each haystack's trials as they are done, and the figures of each row of the "
+      "table; the same command goes on after the trials that it finds there");
   options.reading.add_to(flags);
   flags.add("seed", options.seed, 0, INT64_MAX, "of text, needles and places, and of --random-retrieval");
   return flags;
@@ -59,14 +69,6 @@ void check_lengths(const Options& options, int64_t S) {
       throw UsageError(str("--length: expected a multiple of ", S,
                            ", the slots of a chunk, and three chunks at least, found ", length));
 }
-
-// The rows of C chunks whose needles lie in chunks first .. end - 1.
-struct Place {
-  int64_t C, first, end;
-  bool near;
-  const char* name() const { return near ? "near" : "far"; }
-  int64_t depth_of(int64_t chunk) const { return (chunk - first) * Score::depths / (end - first); }
-};
 
 // What all trials share.
 struct Trials {
@@ -94,6 +96,22 @@ struct Trials {
   }
 };
 
+// What trials have in common whose records may stand for each other, as a name: all that their outcomes depend on.
+std::string run_name(const Trials& trials) {
+  const Options& options = trials.options;
+  const TaskSettings& task = options.task;
+  Json all = Json::object();
+  for (const std::string& word : {task.task, task.style, task.values, std::string(options.ablation.name()),
+                                  options.source.precision, trials.haystack.state().dump()})
+    all["words"].push_back(word);
+  for (const int64_t number :
+       {task.value_tokens, task.name_tokens, task.gap, trials.others(), options.asks, options.seed,
+        trials.config().reach.topk, trials.config().reach.window, static_cast<int64_t>(trials.saved.weights_crc())})
+    all["numbers"].push_back(number);
+  const std::string text = all.dump();
+  return hex(crc32c(text.data(), text.size()), 8);
+}
+
 // What would stop a later length, said before the first is tried.
 void check_trials(const Trials& trials) {
   trials.task.check_names(trials.others() + 1);
@@ -109,109 +127,39 @@ void check_trials(const Trials& trials) {
   if (!trials.options.out.empty()) check_can_append(trials.options.out);
 }
 
-// What reading a row came to. Greedy and right so far, the model reads what stands in the row already: the row's own
-// answer gives free-running figures too.
-struct Answer {
-  std::vector<FetchedFor> fetched;  // a group: for the answer's chunk
-  std::vector<int32_t> answer;      // the likeliest tokens at its slots
-  double margin = NAN;              // of the needle, see needle_margin()
-};
-
-// Reads rows of equal length, numbers first_row and up.
-using Reader = std::function<std::vector<Answer>(const std::vector<TaskRow>& rows, int64_t first_row)>;
-
-// The score of the needle less that of the K-th best chunk that holds none: what must be above 0 for a hit, whatever
-// else the row holds. Of several needles the least, of several groups the best. scores: a group's, of all that chunk
-// may fetch.
-double needle_margin(const TaskRow& row, const std::vector<std::vector<double>>& scores, int64_t K) {
-  double least = INFINITY;
-  for (const int64_t needle : row.questions[0].needles) {
-    double best = -INFINITY;
-    for (const std::vector<double>& of_group : scores) {
-      std::vector<double> text = of_group;
-      for (const Needle& other : row.needles)
-        if (other.chunk < std::ssize(text)) text[other.chunk] = -INFINITY;
-      if (std::ssize(text) - std::ssize(row.needles) < K || row.needles[needle].chunk >= std::ssize(text)) return NAN;
-      std::nth_element(text.begin(), text.begin() + (K - 1), text.end(), std::greater<double>());
-      best = std::max(best, of_group[row.needles[needle].chunk] - text[K - 1]);
-    }
-    least = std::min(least, best);
-  }
-  return least;
-}
-
-template <class Device>
-std::vector<Answer> read_rows(DRT<Device>& model, RowReader<Device>& reader, const std::vector<TaskRow>& rows,
-                              const Selection& selection, int32_t landmark) {
-  const int64_t B = reader.state().B, T = std::ssize(rows[0].tokens), S = model.config.chunk;
-  std::vector<int32_t> tokens;
-  for (int64_t b = 0; b < B; b++) {  // the last row again where there are fewer
-    const TaskRow& row = rows[std::min(b, std::ssize(rows) - 1)];
-    tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
-  }
-  std::vector<Answer> readings(rows.size());
-  reader.rewind();
-  std::vector<std::vector<std::vector<double>>> scores(rows.size());  // a row, a group
-  const auto picked = [&](size_t g, int64_t first, int64_t count) {
-    for (int64_t b = 0; b < std::ssize(rows); b++)
-      if (const int64_t c = rows[b].questions[0].first_slot / S - 1;
-          c >= first / S && c < (first + count) / S && selection.picking == Picking::learned)
-        scores[b].push_back(retrieval_scores(model, reader.state(), g, b, c, first / S, count / S));
-  };
-  reader.read(tokens.data(), nullptr, T, T, selection, picked, [&](int64_t first, int64_t count) {
-    const std::vector<FetchedChunks> fetched = reader.fetched();
-    for (int64_t b = 0; b < std::ssize(rows); b++) {
-      const Question& question = rows[b].questions[0];
-      const int64_t answer_chunk = question.first_slot / S;
-      if (question.first_slot < first || question.first_slot >= first + count) continue;
-      if (!scores[b].empty()) readings[b].margin = needle_margin(rows[b], scores[b], model.reach.topk);
-      for (const FetchedChunks& of_group : fetched)
-        readings[b].fetched.push_back(of_group.serving(b, answer_chunk - first / S));
-      for (std::vector<float>& logits :
-           logits_of_slots(model, b * count + question.first_slot - first, std::ssize(question.answer))) {
-        logits[landmark] = -INFINITY;  // put in by the reader of a text, never an answer
-        readings[b].answer.push_back(sample_token(logits, 0, 1, 0, 0));
-      }
-    }
-  });
-  return readings;
-}
+// Reads haystacks of equal length, numbers first_number and up; at: see TrialReader.
+using Reader =
+    std::function<Answers(const Haystacks& haystacks, int64_t first_number, const std::function<void(int64_t)>& at)>;
 
 // ---- trials of one length, scored ---------------------------------------------------------------------------------
-void score_batch(const std::vector<TaskRow>& rows, const std::vector<Answer>& readings, const Place& place,
-                 Score& score) {
-  for (int64_t b = 0; b < std::ssize(rows); b++) {
-    const Question& question = rows[b].questions[0];
-    bool hit = true;
-    double weight = INFINITY;  // of several needles the least, of several groups the best
-    for (const int64_t needle : question.needles) {
-      double best = 0;
-      bool is_fetched = false;
-      for (const FetchedFor& fetched : readings[b].fetched)
-        for (size_t k = 0; k < fetched.pick.size(); k++)
-          if (fetched.pick[k] == rows[b].needles[needle].chunk) {
-            is_fetched = true;
-            best = std::max(best, fetched.w[k]);
-          }
-      hit &= is_fetched;
-      weight = std::min(weight, best);
-    }
-    score.add(readings[b].answer, question.answer, hit, place.depth_of(rows[b].needles[0].chunk));
-    score.margins.push_back(readings[b].margin);
-    score.weight += weight;
-  }
-}
-
-Score score_trials(const Trials& trials, const Place& place, int64_t count, const Reader& read) {
-  const Config& config = trials.config();
-  const int64_t B = std::max<int64_t>(1, trials.options.reading.batch_slots / (place.C * config.chunk));
+// `count` haystacks: those that the file has already, then the others, read B at a time.
+Score score_trials(const Trials& trials, const Place& place, int64_t count, const Reader& read, TrialFile& file) {
+  const int64_t S = trials.config().chunk, T = place.C * S, question = place.C - 2 - trials.options.task.gap,
+                B = std::max<int64_t>(1, trials.options.reading.batch_slots / T), asks = trials.options.asks,
+                asked = asks > 1 ? T - question * S : 0;  // slots that each question after the first takes
   Score score;
-  for (int64_t first = 0; first < count; first += B) {
-    std::vector<TaskRow> rows;
-    for (int64_t i = first; i < std::min(first + B, count); i++) rows.push_back(trials.row(i, place.C, place.near));
+  for (const TrialRecord& record : file.found(T, place, count)) score.add(record);
+  const int64_t there = score.haystacks;
+  if (there)
+    print_error("'", file.path(), "' has ", there, " of ", count, " haystacks of ", T, " slots, ", place.name(),
+                there < count ? ": going on after them\n" : "\n");
+  Progress progress("passkey", (count - there) * T, "M slots", 1e6);
+  for (int64_t first = there; first < count; first += B) {
+    Haystacks rows;
+    for (int64_t i = first; i < std::min(first + B, count); i++)
+      rows.push_back(trials.task.questions_of(trials.row(i, place.C, place.near), asks, trials.reach(), place.near));
+    const int64_t here = std::ssize(rows);
     const auto began = std::chrono::steady_clock::now();
-    score_batch(rows, read(rows, first), place, score);
-    score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    const Answers answers =
+        read(rows, first, [&](int64_t slots) { progress.at((first - there) * T + here * std::min(slots, T)); });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    for (int64_t b = 0; b < here; b++) {
+      const int64_t questions = std::ssize(rows[b]);
+      TrialRecord record{first + b, T + (questions - 1) * asked, seconds / static_cast<double>(here), {}};
+      for (int64_t q = 0; q < questions; q++) record.questions.push_back(outcome_of(rows[b][q], answers[b][q], place));
+      file.add(T, place, record);
+      score.add(record);
+    }
   }
   return score;
 }
@@ -229,11 +177,11 @@ void print_heading(const Trials& trials) {
 
 // The figures of one row of the table.
 struct Figures {
-  int64_t slots, tokens, chunks;
+  int64_t slots, tokens, chunks, haystacks, trials;
   ReaderBytes memory;
   double exact, low, high, forced, first, hit, chance, slots_per_second;
   double margin, margin_5, weight;  // of the needle: its margin's mean and 5% quantile, its mean weight
-  double by_depth[Score::depths];   // of exact; not a number where there was no trial
+  double by_depth[Place::depths];   // of exact; not a number where there was no trial
 };
 
 double share(int64_t part, int64_t of) { return static_cast<double>(part) / static_cast<double>(of); }
@@ -242,10 +190,12 @@ Figures figures(const Trials& trials, const Place& place, const Score& score, co
   const Config& config = trials.config();
   const int64_t C = place.C, T = C * config.chunk,
                 random = trials.options.ablation.random_retrieval ? config.reach.topk : 0;
-  const auto [low, high] = Score::interval(score.exact, score.trials);
+  const auto [low, high] = score.exact_interval();
   Figures f{.slots = T,
             .tokens = C * (config.chunk - 1),
             .chunks = C,
+            .haystacks = score.haystacks,
+            .trials = score.trials,
             .memory = memory,
             .exact = share(score.exact, score.trials),
             .low = low,
@@ -254,12 +204,12 @@ Figures figures(const Trials& trials, const Place& place, const Score& score, co
             .first = share(score.first, score.trials),
             .hit = share(score.hits, score.trials),
             .chance = trials.task.chance(C, random, config.groups.size()),
-            .slots_per_second = static_cast<double>(score.trials * T) / score.seconds,
+            .slots_per_second = static_cast<double>(score.slots) / score.seconds,
             .margin = score.margin(),
             .margin_5 = score.margin_quantile(0.05),
             .weight = score.weight / static_cast<double>(score.trials),
             .by_depth = {}};
-  for (int i = 0; i < Score::depths; i++) f.by_depth[i] = share(score.depth_exact[i], score.depth_trials[i]);
+  for (int i = 0; i < Place::depths; i++) f.by_depth[i] = share(score.depth_exact[i], score.depth_trials[i]);
   return f;
 }
 
@@ -269,20 +219,20 @@ std::string percent(double share, size_t width, int digits = 1) {
 
 std::string figure(double x) { return std::isnan(x) ? "-" : fixed(x, 2); }
 
-void print_row(const Figures& f, const Place& place, int64_t trials) {
+void print_row(const Figures& f, const Place& place) {
   std::string by_depth;
   for (const double there : f.by_depth) by_depth += std::isnan(there) ? "    - " : percent(there, 4, 0);
   const std::string interval = str("(", fixed(100 * f.low, 1), "-", fixed(100 * f.high, 1), ")");
   print(right(f.slots, 9), " ", right(f.tokens, 9), " ", right(f.chunks, 7), " ", left(place.name(), 5), " ",
-        right(trials, 6), " ", percent(f.exact, 6), left(interval, 14), " ", percent(f.forced, 6), percent(f.first, 6),
-        percent(f.hit, 6), right(significant(100 * f.chance, 2), 7), "%  ", right(figure(f.margin), 6), " ",
-        left("(" + figure(f.margin_5) + ")", 8), " ", right(fixed(f.weight, 3), 6), "  ", left(by_depth, 22), " ",
-        right(fixed(f.slots_per_second, 0), 8), " ", right(mebibytes(f.memory.device), 11), " ",
-        right(mebibytes(f.memory.host), 11), "\n");
+        right(f.trials, 6), " ", percent(f.exact, 6), left(interval, 14), " ", percent(f.forced, 6),
+        percent(f.first, 6), percent(f.hit, 6), right(significant(100 * f.chance, 2), 7), "%  ",
+        right(figure(f.margin), 6), " ", left("(" + figure(f.margin_5) + ")", 8), " ", right(fixed(f.weight, 3), 6),
+        "  ", left(by_depth, 22), " ", right(fixed(f.slots_per_second, 0), 8), " ",
+        right(mebibytes(f.memory.device), 11), " ", right(mebibytes(f.memory.host), 11), "\n");
   fflush(stdout);
 }
 
-Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& trials) {
+Json json_of(const Figures& f, const Place& place, const Trials& trials) {
   Json line = Json::object();
   line["task"] = trials.options.task.task;
   line["retrieval"] = trials.options.ablation.name();
@@ -290,7 +240,8 @@ Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& 
   line["slots"] = f.slots;
   line["tokens"] = f.tokens;
   line["chunks"] = f.chunks;
-  line["trials"] = count;
+  line["haystacks"] = f.haystacks;
+  line["trials"] = f.trials;
   line["exact"] = f.exact;
   line["exact_low"] = f.low;
   line["exact_high"] = f.high;
@@ -311,7 +262,8 @@ Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& 
 }
 
 // `count` trials whose needles lie out of the windows' reach, then as many whose needles lie within.
-void try_length(const Trials& trials, int64_t length, int64_t count, const ReaderBytes& memory, const Reader& read) {
+void try_length(const Trials& trials, int64_t length, int64_t count, const ReaderBytes& memory, const Reader& read,
+                TrialFile& file) {
   const int64_t C = trials.chunks(length);
   for (const Place& place : trials.places(C)) {
     if (place.end - place.first < trials.fewest_places()) {
@@ -319,9 +271,9 @@ void try_length(const Trials& trials, int64_t length, int64_t count, const Reade
             left(place.name(), 5), " no chunk lies there\n");
       continue;
     }
-    const Figures f = figures(trials, place, score_trials(trials, place, count, read), memory);
-    print_row(f, place, count);
-    if (!trials.options.out.empty()) append_line(trials.options.out, json_of(f, place, count, trials).dump());
+    const Figures f = figures(trials, place, score_trials(trials, place, count, read, file), memory);
+    print_row(f, place);
+    if (!file.has_figures(length, place, count)) file.add_figures(json_of(f, place, trials));
   }
 }
 
@@ -361,7 +313,7 @@ void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
         words(row, answer_slot, answer_slot + 1, tokenizer), "\n");
   Answer reading;
   for (int64_t i = 0; i < std::ssize(question.answer); i++) {
-    reading = read({row}, 0)[0];
+    reading = read({{row}}, 0, [](int64_t) {})[0][0];
     row.tokens[answer_slot + i + 1] = reading.answer[i];
   }
   print_fetched(row, reading, S, tokenizer);
@@ -379,15 +331,15 @@ void show_trials(const Trials& trials, const Reader& read) {
 // A model for up to B rows of that length, and body(what reads with it, what it takes).
 template <class Device, class Body>
 void with_model(Device& device, const Trials& trials, int64_t B, int64_t length, Body body) {
+  const bool split = trials.options.asks > 1;
   DRT model(device, trials.config(), Use::inference);
-  const auto reader =
-      open_reader(trials.saved, model,
-                  {.B = B, .chunks = trials.chunks(length), .segment_slots = trials.options.reading.batch_slots},
-                  trials.options.reading.memory, "a shorter --length");
-  const auto read = [&](const std::vector<TaskRow>& rows, int64_t first_row) {
-    Selection selection = trials.selection;
-    selection.first_row = first_row;
-    return read_rows(model, *reader, rows, selection, trials.saved.tokenizer.landmark);
+  const auto reader = open_reader(
+      trials.saved, model,
+      {.B = B, .chunks = trials.chunks(length), .segment_slots = trials.options.reading.batch_slots, .kept = split},
+      trials.options.reading.memory, "a shorter --length");
+  TrialReader<Device> trial_reader(model, *reader, trials.selection, trials.saved.tokenizer.landmark, split);
+  const auto read = [&](const Haystacks& haystacks, int64_t first_number, const std::function<void(int64_t)>& at) {
+    return trial_reader.read(haystacks, first_number, at);
   };
   body(read, reader->bytes());
 }
@@ -395,11 +347,16 @@ void with_model(Device& device, const Trials& trials, int64_t B, int64_t length,
 template <class Device>
 void run_trials(Device& device, const Trials& trials) {
   const Options& options = trials.options;
+  TrialFile file(options.out, run_name(trials));
+  if (file.damaged())
+    print_error("'", options.out, "': ", file.damaged(),
+                " lines are cut off or damaged, as of a process that was killed: they are left out\n");
   for (size_t l = 0; l < options.lengths.size(); l++) {
     const int64_t length = options.lengths[l], count = options.trials[std::min(l, options.trials.size() - 1)],
                   B = std::min(count, std::max<int64_t>(1, options.reading.batch_slots / length));
-    with_model(device, trials, B, length,
-               [&](const Reader& read, const ReaderBytes& memory) { try_length(trials, length, count, memory, read); });
+    with_model(device, trials, B, length, [&](const Reader& read, const ReaderBytes& memory) {
+      try_length(trials, length, count, memory, read, file);
+    });
   }
   if (options.show)
     with_model(device, trials, 1, options.lengths[0],
