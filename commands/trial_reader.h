@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "commands/device.h"
@@ -24,6 +25,10 @@ class TrialReader {
   TrialReader(DRT<Device>& model, RowReader<Device>& rows, const Selection& selection, int32_t landmark, bool split)
       : model_(model), rows_(rows), selection_(selection), landmark_(landmark), split_(split) {}
 
+  // In place of reading the slots before the question, and after it; where split.
+  using Before = std::function<void(std::span<const int32_t> slots)>;
+  Before load = nullptr, save = nullptr;
+
   // first_number: of the first haystack. at(slots): so many slots of each row are read.
   Answers read(const Haystacks& haystacks, int64_t first_number, const std::function<void(int64_t)>& at) {
     selection_.first_row = first_number;
@@ -37,8 +42,10 @@ class TrialReader {
     rows_.rewind();
     if (split_) {
       const std::vector<int32_t> slots = side_by_side(haystacks, 0, 0, first);
-      rows_.read(slots.data(), nullptr, first, first, selection_,
-                 [&](int64_t from, int64_t count) { at(from + count); });
+      const auto read_on = [&](int64_t from, int64_t count) { at(from + count); };
+      if (load) load(slots);
+      else rows_.read(slots.data(), nullptr, first, first, selection_, read_on);
+      if (save) save(slots);
       rows_.keep();
     }
     for (int64_t q = 0; q < most; q++) {

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -163,6 +164,19 @@ class ChunkMemory {
     fetched_bytes += std::ssize(copies_) * chunk_bytes_;
   }
 
+  // n_bytes of the host's memory, chunks one after the other, from byte `first` on: out of it and into it. The device
+  // has no copies under way.
+  void get(void* out, int64_t first, int64_t n_bytes) {
+    in_chunks(first, n_bytes, [&](char* there, int64_t done, int64_t n) {
+      memcpy(static_cast<char*>(out) + done, there, static_cast<size_t>(n));
+    });
+  }
+  void put(const void* in, int64_t first, int64_t n_bytes) {
+    in_chunks(first, n_bytes, [&](char* there, int64_t done, int64_t n) {
+      memcpy(there, static_cast<const char*>(in) + done, static_cast<size_t>(n));
+    });
+  }
+
   // Counted since the beginning.
   int64_t asked = 0, fetched_bytes = 0, stored_bytes = 0;
 
@@ -171,6 +185,15 @@ class ChunkMemory {
 
   char* at(int32_t place) const { return places_ + place * chunk_bytes_; }
   char* on_host(int64_t chunk) { return slabs_[chunk / chunks_of_slab_] + chunk % chunks_of_slab_ * chunk_bytes_; }
+
+  template <class Copy>
+  void in_chunks(int64_t first, int64_t n_bytes, Copy copy) {
+    for (int64_t done = 0; done < n_bytes;) {
+      const int64_t at = first + done, inside = at % chunk_bytes_, n = std::min(n_bytes - done, chunk_bytes_ - inside);
+      copy(on_host(at / chunk_bytes_) + inside, done, n);
+      done += n;
+    }
+  }
 
   // The place becomes the most recently used.
   void use(int32_t place) {

@@ -135,6 +135,12 @@ class RowReader {
       memory_->forget(b * stream_.capacity + stream_.slots / model_.config.chunk, (b + 1) * stream_.capacity);
   }
   int64_t slots() const { return stream_.slots; }
+  // What state() points at, and host_memory(), have been written from outside: the rows go on after so many slots.
+  void go_on_after(int64_t slots) {
+    stream_.slots = slots;
+    forget_kept(-1);
+    if (memory_) memory_->clear();
+  }
   const typename Net::StreamState& state() const { return stream_; }
   // Where the memory of chunks lies on the host; or null.
   ChunkMemory<Device>* host_memory() { return memory_.get(); }
