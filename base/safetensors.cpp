@@ -104,6 +104,12 @@ template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, 
 template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, int32_t*) const;
 template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, uint8_t*) const;
 
+void SafetensorsFile::read_bytes(const SafetensorsTensor& tensor, int64_t first, int64_t n_bytes, void* out) const {
+  const int64_t all = tensor.count * tensor.dtype.bytes();
+  GCA_CHECK(first >= 0 && n_bytes >= 0 && first <= all && n_bytes <= all - first, "bytes of '", tensor.name, "'");
+  file_.read(out, n_bytes, tensor.offset_bytes + first);
+}
+
 SafetensorsFile::SafetensorsFile(File file) : file_(std::move(file)) {
   const int64_t file_bytes = file_.size_bytes();
   uint64_t header_bytes = 0;

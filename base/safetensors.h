@@ -81,6 +81,9 @@ class SafetensorsFile {
   template <class T>
   void read(const SafetensorsTensor& tensor, int64_t first, int64_t count, T* out) const;
 
+  // out = bytes first .. of the tensor as the file has them, whatever their type.
+  void read_bytes(const SafetensorsTensor& tensor, int64_t first, int64_t n_bytes, void* out) const;
+
   // out = the whole tensor of that name, which must have this shape.
   template <class T>
   void read(const std::string& name, const Shape& shape, T* out) const {

@@ -1,5 +1,6 @@
 // The command generate: continues a text.
 #include <cmath>
+#include <optional>
 #include <span>
 
 #include "base/files.h"
@@ -8,6 +9,7 @@
 #include "commands/device.h"
 #include "commands/shared.h"
 #include "runtime/decode.h"
+#include "runtime/memory_file.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
 
@@ -17,7 +19,7 @@ namespace {
 struct Options {
   ModelSource source;
   Reading reading;
-  std::string prompt, context;
+  std::string prompt, context, save_memory, load_memory;
   std::vector<int64_t> prompt_ids;
   int64_t count = 200, seed = 1;
   double temperature = 0.8, top_p = 0.95;
@@ -32,6 +34,10 @@ Flags generate_flags(Options& options) {
             "the prompt as token ids, special ones too, instead of --prompt");
   flags.add("context", options.context, "FILE",
             "text that goes before the prompt; its front is cut so that the prompt's last token opens a chunk");
+  flags.add("save-memory", options.save_memory, "FILE",
+            "once context and prompt are read, write what later slots read of them: window rings, picks, all chunks");
+  flags.add("load-memory", options.load_memory, "FILE",
+            "go on after the text that a memory was saved of, instead of reading it: the prompt follows it");
   flags.add("count", options.count, 1, int64_t{1} << 36, "tokens to generate at most (end-of-text ends it)");
   flags.add("temperature", options.temperature, 0, 100, "0: always the likeliest token");
   flags.add("top-p", options.top_p, 0, 1, "draw from the smallest set of tokens with this probability");
@@ -70,14 +76,20 @@ template <class Device>
 void continue_text(Device& device, const Options& options, const SavedRun& saved, const std::vector<int32_t>& ids) {
   const Tokenizer& tokenizer = saved.tokenizer;
   DRT model(device, saved.settings.config, Use::inference);
-  const int64_t longest = std::ssize(ids) + options.count;
+  const MemoryFields fields = memory_fields(model, saved.weights_crc());
+  std::optional<MemoryFile> memory;
+  if (!options.load_memory.empty()) memory.emplace(options.load_memory, fields);
+  const int64_t longest = std::ssize(ids) + options.count, S = model.config.chunk,
+                before = memory ? ceil_div(memory->slots(), S) : 0;
   const auto rows = open_reader(
-      saved, model, {.chunks = ceil_div(longest, model.config.chunk - 1), .segment_slots = options.reading.batch_slots},
+      saved, model, {.chunks = before + ceil_div(longest, S - 1), .segment_slots = options.reading.batch_slots},
       options.reading.memory, "a shorter --context or a smaller --count");
   rows->rewind();
+  if (memory) load_memory(*memory, model, *rows);
   TokenReader reader(model, *rows, tokenizer.landmark);
   print_bytes(options.prompt);
   reader.read(ids);
+  if (!options.save_memory.empty()) save_memory(options.save_memory, fields, "", model, *rows);
   Decoder decoder(
       model, *rows, tokenizer.landmark,
       {.temperature = options.temperature, .top_p = options.top_p, .seed = static_cast<uint64_t>(options.seed)},
@@ -97,6 +109,11 @@ int generate_command(const std::vector<std::string>& arguments) {
   flags.need("checkpoint");
   if (!options.prompt.empty() && !options.prompt_ids.empty())
     throw UsageError("--prompt and --prompt-ids exclude each other: choose one");
+  if (!options.load_memory.empty() && !options.context.empty())
+    throw UsageError("--load-memory stands in place of --context: choose one");
+  if (!options.load_memory.empty() && options.prompt.empty() && options.prompt_ids.empty())
+    throw UsageError("--load-memory goes on with a prompt: give --prompt or --prompt-ids");
+  check_can_save(options.save_memory);
   const SavedRun saved = SavedRun::open(options.source.checkpoint, options.source.fallback);
   std::vector<int32_t> ids = prompt_tokens(options, saved);
   if (!options.context.empty())

@@ -8,30 +8,23 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "base/progress.h"
 #include "base/text.h"
 #include "commands/commands.h"
 #include "commands/device.h"
-#include "commands/shared.h"
+#include "commands/passkey.h"
+#include "commands/trial_reader.h"
+#include "runtime/memory_file.h"
 #include "runtime/needles.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
+#include "runtime/trials.h"
 
 namespace gca {
 namespace {
 
 // ---- what the command line asks for -------------------------------------------------------------------------------
-struct Options {
-  ModelSource source;
-  TaskSettings task;
-  Ablation ablation;
-  std::vector<int64_t> lengths = {4096}, trials = {100};
-  int64_t others = 4, chains = 2, show = 0, seed = 1;
-  Reading reading;
-  bool far_only = false;
-  std::string out;
-};
-
-Flags passkey_flags(Options& options) {
+Flags passkey_flags(PasskeyOptions& options) {
   Flags flags("passkey", "Hides needles in a text, asks for them at its end, and counts the right answers.");
   options.source.add_to(flags);
   flags.add_choice("task", options.task.task, "single|two-hop",
@@ -39,19 +32,31 @@ Flags passkey_flags(Options& options) {
   add_task_flags(flags, options.task, Flags::setup);
   flags.add("length", options.lengths, 1, int64_t{1} << 40,
             "slots of a row, whole chunks; several lengths are tried in turn");
-  flags.add("trials", options.trials, 1, 1 << 30, "trials a length; the last number stays");
+  flags.add("trials", options.trials, 1, 1 << 30, "haystacks a length; the last number stays");
   flags.add("others", options.others, 0, 1 << 20, "single: needles with other names in each row");
   flags.add("chains", options.chains, 1, 1 << 20, "two-hop: chains in each row");
+  flags.add(
+      "asks", options.asks, 1, 1 << 20,
+      "questions of each haystack, which is read once: other needles asked in the same place, at most all that lie "
+      "as far. Each is a trial; the interval counts as many as are independent, by a cluster-robust standard error");
   options.ablation.add_to(flags);
   flags.add_switch("far-only", options.far_only, "leave out the trials whose needle the stacked windows may reach");
   flags.add("show", options.show, 0, 1 << 20, "trials of the first length to print in words");
-  flags.add("out", options.out, "FILE", "append the figures to it, a line of JSON a row of the table");
+  flags.add(
+      "out", options.out, "FILE",
+      "append to it, in lines of JSON, each haystack's trials as they are done, and the figures of each row of the "
+      "table; the same command goes on after the trials that it finds there");
+  flags.add("save-memory", options.save_memory, "FILE",
+            "once the text before the question is read, write what the question and its answer read of it: one "
+            "--length, --trials 1, --far-only");
+  flags.add("load-memory", options.load_memory, "FILE",
+            "take the memory that was saved of that text, instead of reading it; the same flags");
   options.reading.add_to(flags);
   flags.add("seed", options.seed, 0, INT64_MAX, "of text, needles and places, and of --picks random");
   return flags;
 }
 
-void check_lengths(const Options& options, int64_t S) {
+void check_lengths(const PasskeyOptions& options, int64_t S) {
   if (options.lengths.empty() || options.trials.empty())
     throw UsageError("--length and --trials: expected one number at least, found none");
   for (const int64_t length : options.lengths)
@@ -60,39 +65,35 @@ void check_lengths(const Options& options, int64_t S) {
                            ", the slots of a chunk, and three chunks at least, found ", length));
 }
 
-// The rows of C chunks whose needles lie in chunks first .. end - 1.
-struct Place {
-  int64_t C, first, end;
-  bool near;
-  const char* name() const { return near ? "near" : "far"; }
-  int64_t depth_of(int64_t chunk) const { return (chunk - first) * Score::depths / (end - first); }
-};
+// A file holds the memory of one row.
+void check_memory(const PasskeyOptions& options) {
+  if (!options.one_memory()) return;
+  check_can_save(options.save_memory);
+  const char* flag = options.save_memory.empty() ? "--load-memory" : "--save-memory";
+  if (options.lengths.size() != 1 || options.trials != std::vector<int64_t>{1} || !options.far_only || options.show)
+    throw UsageError(str(flag,
+                         ": a file holds the memory of one text: expected one --length, --trials 1 and --far-only, "
+                         "without --show"));
+  if (!options.out.empty())
+    throw UsageError(
+        str(flag, " and --out exclude each other: trials that --out finds are not read again; leave one out"));
+}
 
-// What all trials share.
-struct Trials {
-  const Options& options;
-  const SavedRun& saved;
-  const Haystack& haystack;
-  const Task& task;
-  const Selection selection;
-
-  const Config& config() const { return saved.settings.config; }
-  int64_t chunks(int64_t length) const { return length / config().chunk; }
-  int64_t reach() const {
-    return (config().lower + config().upper()) * config().reach.window;
-  }  // slots, of stacked windows
-  int64_t others() const { return options.task.two_hop() ? options.chains - 1 : options.others; }
-  // Out of the windows' reach, then within, where that is wanted.
-  std::vector<Place> places(int64_t C) const {
-    const int64_t far = task.far_chunks(C, reach()), question_chunk = C - 2 - options.task.gap;
-    if (options.far_only) return {{C, 0, far, false}};
-    return {{C, 0, far, false}, {C, far, question_chunk, true}};
-  }
-  int64_t fewest_places() const { return options.task.two_hop() ? 2 : 1; }  // chunks that hold a question's needles
-  TaskRow row(int64_t number, int64_t C, bool near) const {
-    return task.trial(static_cast<uint64_t>(options.seed), number, C, others(), reach(), near);
-  }
-};
+// What trials have in common whose records may stand for each other, as a name: all that their outcomes depend on.
+std::string run_name(const Trials& trials) {
+  const PasskeyOptions& options = trials.options;
+  const TaskSettings& task = options.task;
+  Json all = Json::object();
+  for (const std::string& word : {task.task, task.style, task.values, std::string(options.ablation.name()),
+                                  options.source.precision, trials.haystack.state().dump()})
+    all["words"].push_back(word);
+  for (const int64_t number :
+       {task.value_tokens, task.name_tokens, task.gap, trials.others(), options.asks, options.seed,
+        trials.config().reach.topk, trials.config().reach.window, static_cast<int64_t>(trials.saved.weights_crc())})
+    all["numbers"].push_back(number);
+  const std::string text = all.dump();
+  return hex(crc32c(text.data(), text.size()), 8);
+}
 
 // What would stop a later length, said before the first is tried.
 void check_trials(const Trials& trials) {
@@ -109,209 +110,42 @@ void check_trials(const Trials& trials) {
   if (!trials.options.out.empty()) check_can_append(trials.options.out);
 }
 
-// What reading a row came to. Greedy and right so far, the model reads what stands in the row already: the row's own
-// answer gives free-running figures too.
-struct Answer {
-  std::vector<FetchedFor> fetched;  // a group: for the answer's chunk
-  std::vector<int32_t> answer;      // the likeliest tokens at its slots
-  double margin = NAN;              // of the needle, see needle_margin()
-};
-
-// Reads rows of equal length, numbers first_row and up.
-using Reader = std::function<std::vector<Answer>(const std::vector<TaskRow>& rows, int64_t first_row)>;
-
-// The score of the needle less that of the K-th best chunk that holds none: what must be above 0 for a hit, whatever
-// else the row holds. Of several needles the least, of several groups the best. scores: a group's, of all that chunk
-// may fetch.
-double needle_margin(const TaskRow& row, const std::vector<std::vector<double>>& scores, int64_t K) {
-  double least = INFINITY;
-  for (const int64_t needle : row.questions[0].needles) {
-    double best = -INFINITY;
-    for (const std::vector<double>& of_group : scores) {
-      std::vector<double> text = of_group;
-      for (const Needle& other : row.needles)
-        if (other.chunk < std::ssize(text)) text[other.chunk] = -INFINITY;
-      if (std::ssize(text) - std::ssize(row.needles) < K || row.needles[needle].chunk >= std::ssize(text)) return NAN;
-      std::nth_element(text.begin(), text.begin() + (K - 1), text.end(), std::greater<double>());
-      best = std::max(best, of_group[row.needles[needle].chunk] - text[K - 1]);
-    }
-    least = std::min(least, best);
-  }
-  return least;
-}
-
-template <class Device>
-std::vector<Answer> read_rows(DRT<Device>& model, RowReader<Device>& reader, const std::vector<TaskRow>& rows,
-                              const Selection& selection, int32_t landmark) {
-  const int64_t B = reader.state().B, T = std::ssize(rows[0].tokens), S = model.config.chunk;
-  std::vector<int32_t> tokens;
-  for (int64_t b = 0; b < B; b++) {  // the last row again where there are fewer
-    const TaskRow& row = rows[std::min(b, std::ssize(rows) - 1)];
-    tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
-  }
-  std::vector<Answer> readings(rows.size());
-  reader.rewind();
-  std::vector<std::vector<std::vector<double>>> scores(rows.size());  // a row, a group
-  const auto picked = [&](size_t g, int64_t first, int64_t count) {
-    for (int64_t b = 0; b < std::ssize(rows); b++)
-      if (const int64_t c = rows[b].questions[0].first_slot / S - 1;
-          c >= first / S && c < (first + count) / S && selection.picking == Picking::learned)
-        scores[b].push_back(retrieval_scores(model, reader.state(), g, b, c, first / S, count / S));
-  };
-  reader.read(tokens.data(), nullptr, T, T, selection, picked, [&](int64_t first, int64_t count) {
-    const std::vector<FetchedChunks> fetched = reader.fetched();
-    for (int64_t b = 0; b < std::ssize(rows); b++) {
-      const Question& question = rows[b].questions[0];
-      const int64_t answer_chunk = question.first_slot / S;
-      if (question.first_slot < first || question.first_slot >= first + count) continue;
-      if (!scores[b].empty()) readings[b].margin = needle_margin(rows[b], scores[b], model.reach.topk);
-      for (const FetchedChunks& of_group : fetched)
-        readings[b].fetched.push_back(of_group.serving(b, answer_chunk - first / S));
-      for (std::vector<float>& logits :
-           logits_of_slots(model, b * count + question.first_slot - first, std::ssize(question.answer))) {
-        logits[landmark] = -INFINITY;  // put in by the reader of a text, never an answer
-        readings[b].answer.push_back(sample_token(logits, 0, 1, 0, 0));
-      }
-    }
-  });
-  return readings;
-}
-
 // ---- trials of one length, scored ---------------------------------------------------------------------------------
-void score_batch(const std::vector<TaskRow>& rows, const std::vector<Answer>& readings, const Place& place,
-                 Score& score) {
-  for (int64_t b = 0; b < std::ssize(rows); b++) {
-    const Question& question = rows[b].questions[0];
-    bool hit = true;
-    double weight = INFINITY;  // of several needles the least, of several groups the best
-    for (const int64_t needle : question.needles) {
-      double best = 0;
-      bool is_fetched = false;
-      for (const FetchedFor& fetched : readings[b].fetched)
-        for (size_t k = 0; k < fetched.pick.size(); k++)
-          if (fetched.pick[k] == rows[b].needles[needle].chunk) {
-            is_fetched = true;
-            best = std::max(best, fetched.w[k]);
-          }
-      hit &= is_fetched;
-      weight = std::min(weight, best);
-    }
-    score.add(readings[b].answer, question.answer, hit, place.depth_of(rows[b].needles[0].chunk));
-    score.margins.push_back(readings[b].margin);
-    score.weight += weight;
-  }
-}
-
-Score score_trials(const Trials& trials, const Place& place, int64_t count, const Reader& read) {
-  const Config& config = trials.config();
-  const int64_t B = std::max<int64_t>(1, trials.options.reading.batch_slots / (place.C * config.chunk));
+// `count` haystacks: those that the file has already, then the others, read B at a time.
+Score score_trials(const Trials& trials, const Place& place, int64_t count, const Reader& read, TrialFile& file) {
+  const int64_t S = trials.config().chunk, T = place.C * S, question = place.C - 2 - trials.options.task.gap,
+                B = std::max<int64_t>(1, trials.options.reading.batch_slots / T), asks = trials.options.asks,
+                asked = asks > 1 ? T - question * S : 0;  // slots that each question after the first takes
   Score score;
-  for (int64_t first = 0; first < count; first += B) {
-    std::vector<TaskRow> rows;
-    for (int64_t i = first; i < std::min(first + B, count); i++) rows.push_back(trials.row(i, place.C, place.near));
+  for (const TrialRecord& record : file.found(T, place, count)) score.add(record);
+  const int64_t there = score.haystacks;
+  if (there)
+    print_error("'", file.path(), "' has ", there, " of ", count, " haystacks of ", T, " slots, ", place.name(),
+                there < count ? ": going on after them\n" : "\n");
+  Progress progress("passkey", (count - there) * T, "M slots", 1e6);
+  for (int64_t first = there; first < count; first += B) {
+    Haystacks rows;
+    for (int64_t i = first; i < std::min(first + B, count); i++)
+      rows.push_back(trials.task.questions_of(trials.row(i, place.C, place.near), asks, trials.reach(), place.near));
+    const int64_t here = std::ssize(rows);
     const auto began = std::chrono::steady_clock::now();
-    score_batch(rows, read(rows, first), place, score);
-    score.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    const Answers answers =
+        read(rows, first, [&](int64_t slots) { progress.at((first - there) * T + here * std::min(slots, T)); });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    for (int64_t b = 0; b < here; b++) {
+      const int64_t questions = std::ssize(rows[b]);
+      TrialRecord record{first + b, T + (questions - 1) * asked, seconds / static_cast<double>(here), {}};
+      for (int64_t q = 0; q < questions; q++) record.questions.push_back(outcome_of(rows[b][q], answers[b][q], place));
+      file.add(T, place, record);
+      score.add(record);
+    }
   }
   return score;
 }
 
-// ---- the table ----------------------------------------------------------------------------------------------------
-void print_heading(const Trials& trials) {
-  const Options& options = trials.options;
-  print(options.task.task, options.ablation.remark(), ": ", trials.task.answer_length(), " tokens in an answer, ",
-        trials.others(), " other ", options.task.two_hop() ? "chains" : "needles", "; text of ", trials.haystack.files,
-        " files (", trials.haystack.left_out, " left out); windows reach ", trials.reach(), " slots\n");
-  print(
-      "    slots    tokens  chunks place trials   exact (95%)           forced   first     hit   chance  "
-      "margin (5%)     weight  exact by depth, oldest  slots/s      memory     of host\n");
-}
-
-// The figures of one row of the table.
-struct Figures {
-  int64_t slots, tokens, chunks;
-  ReaderBytes memory;
-  double exact, low, high, forced, first, hit, chance, slots_per_second;
-  double margin, margin_5, weight;  // of the needle: its margin's mean and 5% quantile, its mean weight
-  double by_depth[Score::depths];   // of exact; not a number where there was no trial
-};
-
-double share(int64_t part, int64_t of) { return static_cast<double>(part) / static_cast<double>(of); }
-
-Figures figures(const Trials& trials, const Place& place, const Score& score, const ReaderBytes& memory) {
-  const Config& config = trials.config();
-  const int64_t C = place.C, T = C * config.chunk,
-                random = trials.options.ablation.picks == "random" ? config.reach.topk : 0;
-  const auto [low, high] = Score::interval(score.exact, score.trials);
-  Figures f{.slots = T,
-            .tokens = C * (config.chunk - 1),
-            .chunks = C,
-            .memory = memory,
-            .exact = share(score.exact, score.trials),
-            .low = low,
-            .high = high,
-            .forced = share(score.tokens_right, score.tokens),
-            .first = share(score.first, score.trials),
-            .hit = share(score.hits, score.trials),
-            .chance = trials.task.chance(C, random, config.groups.size()),
-            .slots_per_second = static_cast<double>(score.trials * T) / score.seconds,
-            .margin = score.margin(),
-            .margin_5 = score.margin_quantile(0.05),
-            .weight = score.weight / static_cast<double>(score.trials),
-            .by_depth = {}};
-  for (int i = 0; i < Score::depths; i++) f.by_depth[i] = share(score.depth_exact[i], score.depth_trials[i]);
-  return f;
-}
-
-std::string percent(double share, size_t width, int digits = 1) {
-  return right(fixed(100 * share, digits), width) + "% ";
-}
-
-std::string figure(double x) { return std::isnan(x) ? "-" : fixed(x, 2); }
-
-void print_row(const Figures& f, const Place& place, int64_t trials) {
-  std::string by_depth;
-  for (const double there : f.by_depth) by_depth += std::isnan(there) ? "    - " : percent(there, 4, 0);
-  const std::string interval = str("(", fixed(100 * f.low, 1), "-", fixed(100 * f.high, 1), ")");
-  print(right(f.slots, 9), " ", right(f.tokens, 9), " ", right(f.chunks, 7), " ", left(place.name(), 5), " ",
-        right(trials, 6), " ", percent(f.exact, 6), left(interval, 14), " ", percent(f.forced, 6), percent(f.first, 6),
-        percent(f.hit, 6), right(significant(100 * f.chance, 2), 7), "%  ", right(figure(f.margin), 6), " ",
-        left("(" + figure(f.margin_5) + ")", 8), " ", right(fixed(f.weight, 3), 6), "  ", left(by_depth, 22), " ",
-        right(fixed(f.slots_per_second, 0), 8), " ", right(mebibytes(f.memory.device), 11), " ",
-        right(mebibytes(f.memory.host), 11), "\n");
-  fflush(stdout);
-}
-
-Json json_of(const Figures& f, const Place& place, int64_t count, const Trials& trials) {
-  Json line = Json::object();
-  line["task"] = trials.options.task.task;
-  line["retrieval"] = trials.options.ablation.name();
-  line["place"] = place.name();
-  line["slots"] = f.slots;
-  line["tokens"] = f.tokens;
-  line["chunks"] = f.chunks;
-  line["trials"] = count;
-  line["exact"] = f.exact;
-  line["exact_low"] = f.low;
-  line["exact_high"] = f.high;
-  line["teacher_forced"] = f.forced;
-  line["first_right"] = f.first;
-  line["hit"] = f.hit;
-  line["margin"] = f.margin;
-  line["margin_5"] = f.margin_5;
-  line["needle_weight"] = f.weight;
-  line["exact_by_depth"] = std::vector<double>(std::begin(f.by_depth), std::end(f.by_depth));
-  line["slots_per_second"] = f.slots_per_second;
-  line["memory_bytes"] = f.memory.device;
-  line["host_memory_bytes"] = f.memory.host;
-  line["chance"] = f.chance;
-  line["checkpoint"] = trials.saved.checkpoint.folder;
-  line["seed"] = trials.options.seed;
-  return line;
-}
-
 // `count` trials whose needles lie out of the windows' reach, then as many whose needles lie within.
-void try_length(const Trials& trials, int64_t length, int64_t count, const ReaderBytes& memory, const Reader& read) {
+void try_length(const Trials& trials, int64_t length, int64_t count, const ReaderBytes& memory, const Reader& read,
+                TrialFile& file) {
   const int64_t C = trials.chunks(length);
   for (const Place& place : trials.places(C)) {
     if (place.end - place.first < trials.fewest_places()) {
@@ -319,87 +153,52 @@ void try_length(const Trials& trials, int64_t length, int64_t count, const Reade
             left(place.name(), 5), " no chunk lies there\n");
       continue;
     }
-    const Figures f = figures(trials, place, score_trials(trials, place, count, read), memory);
-    print_row(f, place, count);
-    if (!trials.options.out.empty()) append_line(trials.options.out, json_of(f, place, count, trials).dump());
+    const Json figures = print_row(trials, place, score_trials(trials, place, count, read, file), memory);
+    if (!file.has_figures(length, place, count)) file.add_figures(figures);
   }
-}
-
-// ---- a trial in words ---------------------------------------------------------------------------------------------
-std::string words(const std::vector<int32_t>& tokens, const Tokenizer& tokenizer) {
-  std::string text;
-  for (const int32_t token : tokens)
-    if (token != tokenizer.landmark) text += tokenizer.printable(token);
-  return text;
-}
-// Slots first .. last - 1 of a row.
-std::string words(const TaskRow& row, int64_t first, int64_t last, const Tokenizer& tokenizer) {
-  return words({row.tokens.begin() + first, row.tokens.begin() + last}, tokenizer);
-}
-
-void print_fetched(const TaskRow& row, const Answer& reading, int64_t S, const Tokenizer& tokenizer) {
-  for (size_t g = 0; g < reading.fetched.size(); g++) {
-    const FetchedFor& fetched = reading.fetched[g];
-    print("fetched for it", reading.fetched.size() > 1 ? str(" by group ", g) : "", ", with weight:\n");
-    for (size_t k = 0; k < fetched.pick.size(); k++)
-      if (const int32_t pick = fetched.pick[k]; pick >= 0)
-        print("  chunk ", right(pick, 5), "  ", fixed(fetched.w[k], 3), "  ",
-              words(row, pick * S, (pick + 1) * S, tokenizer), "\n");
-  }
-}
-
-// The question, what was fetched for its answer, and the answer as the model gives it when nobody helps: the row gets
-// the model's own tokens in place of the right ones.
-void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
-  const Tokenizer& tokenizer = trials.saved.tokenizer;
-  const int64_t S = trials.config().chunk;
-  const Question question = row.questions[0];
-  const int64_t answer_slot = question.first_slot;
-  print("\n", std::ssize(row.tokens) / S, " chunks; the needle is in chunk ", row.needles[question.needles[0]].chunk,
-        ". The question ends chunk ", question.chunk, ", the answer is in chunk ", answer_slot / S, ":\n  ...",
-        words(row, question.chunk * S, answer_slot, tokenizer), "|",
-        words(row, answer_slot, answer_slot + 1, tokenizer), "\n");
-  Answer reading;
-  for (int64_t i = 0; i < std::ssize(question.answer); i++) {
-    reading = read({row}, 0)[0];
-    row.tokens[answer_slot + i + 1] = reading.answer[i];
-  }
-  print_fetched(row, reading, S, tokenizer);
-  const std::string answer = words(reading.answer, tokenizer), expected = words(question.answer, tokenizer);
-  print("answer: ", answer, " (", answer == expected ? "right" : "expected " + expected, ")\n");
-}
-
-void show_trials(const Trials& trials, const Reader& read) {
-  const int64_t C = trials.chunks(trials.options.lengths[0]);
-  const bool near = trials.task.far_chunks(C, trials.reach()) < trials.fewest_places();
-  for (int64_t i = 0; i < trials.options.show; i++) show_trial(trials, trials.row(i, C, near), read);
 }
 
 // ---- on a backend -------------------------------------------------------------------------------------------------
 // A model for up to B rows of that length, and body(what reads with it, what it takes).
 template <class Device, class Body>
 void with_model(Device& device, const Trials& trials, int64_t B, int64_t length, Body body) {
+  const bool split = trials.options.asks > 1 || trials.options.one_memory();
   DRT model(device, trials.config(), Use::inference);
-  const auto reader =
-      open_reader(trials.saved, model,
-                  {.B = B, .chunks = trials.chunks(length), .segment_slots = trials.options.reading.batch_slots},
-                  trials.options.reading.memory, "a shorter --length");
-  const auto read = [&](const std::vector<TaskRow>& rows, int64_t first_row) {
-    Selection selection = trials.selection;
-    selection.first_row = first_row;
-    return read_rows(model, *reader, rows, selection, trials.saved.tokenizer.landmark);
+  const auto reader = open_reader(
+      trials.saved, model,
+      {.B = B, .chunks = trials.chunks(length), .segment_slots = trials.options.reading.batch_slots, .kept = split},
+      trials.options.reading.memory, "a shorter --length");
+  TrialReader<Device> trial_reader(model, *reader, trials.selection, trials.saved.tokenizer.landmark, split);
+  const MemoryFields fields = memory_fields(model, trials.saved.weights_crc(), trials.options.ablation.name());
+  if (!trials.options.load_memory.empty())
+    trial_reader.load = [&](std::span<const int32_t> slots) {
+      const MemoryFile file(trials.options.load_memory, fields);
+      file.check_text(slots);
+      load_memory(file, model, *reader);
+    };
+  if (!trials.options.save_memory.empty())
+    trial_reader.save = [&](std::span<const int32_t> slots) {
+      save_memory(trials.options.save_memory, fields, text_name(slots), model, *reader);
+    };
+  const auto read = [&](const Haystacks& haystacks, int64_t first_number, const std::function<void(int64_t)>& at) {
+    return trial_reader.read(haystacks, first_number, at);
   };
   body(read, reader->bytes());
 }
 
 template <class Device>
 void run_trials(Device& device, const Trials& trials) {
-  const Options& options = trials.options;
+  const PasskeyOptions& options = trials.options;
+  TrialFile file(options.out, run_name(trials));
+  if (file.damaged())
+    print_error("'", options.out, "': ", file.damaged(),
+                " lines are cut off or damaged, as of a process that was killed: they are left out\n");
   for (size_t l = 0; l < options.lengths.size(); l++) {
     const int64_t length = options.lengths[l], count = options.trials[std::min(l, options.trials.size() - 1)],
                   B = std::min(count, std::max<int64_t>(1, options.reading.batch_slots / length));
-    with_model(device, trials, B, length,
-               [&](const Reader& read, const ReaderBytes& memory) { try_length(trials, length, count, memory, read); });
+    with_model(device, trials, B, length, [&](const Reader& read, const ReaderBytes& memory) {
+      try_length(trials, length, count, memory, read, file);
+    });
   }
   if (options.show)
     with_model(device, trials, 1, options.lengths[0],
@@ -409,7 +208,7 @@ void run_trials(Device& device, const Trials& trials) {
 }  // namespace
 
 int passkey_command(const std::vector<std::string>& arguments) {
-  Options options;
+  PasskeyOptions options;
   std::unique_ptr<SavedRun> saved;
   if (const std::string checkpoint = Flags::peek(arguments, "checkpoint"); !checkpoint.empty()) {
     const bool fallback = std::find(arguments.begin(), arguments.end(), "--fallback") != arguments.end();
@@ -427,6 +226,7 @@ int passkey_command(const std::vector<std::string>& arguments) {
   options.ablation.settle(flags);
   options.ablation.check(saved->settings.config);
   const Selection selection = options.ablation.selection(saved->settings.config, options.seed);
+  check_memory(options);
   const Haystack haystack = Haystack::load(options.task.haystack, saved->tokenizer);
   const Task task(options.task, saved->tokenizer, haystack, S);
   const Trials trials{options, *saved, haystack, task, selection};

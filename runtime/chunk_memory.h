@@ -12,6 +12,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -112,6 +113,14 @@ class ChunkMemory {
     std::fill(chunk_in_.begin(), chunk_in_.end(), -1);
     std::fill(used_.begin(), used_.end(), never);
   }
+  // Chunks first .. last - 1 are forgotten, and others may be appended in their place. What is on its way to or from
+  // theirs is let finish: a place is given away no sooner than it would have been.
+  void forget(int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; chunk++) {
+      if (place_of_[chunk] >= 0) chunk_in_[place_of_[chunk]] = -1;
+      place_of_[chunk] = -1;
+    }
+  }
   // A round begins: its copies wait for what the device has been given to do up to here.
   void next_round() {
     round_++;
@@ -121,8 +130,10 @@ class ChunkMemory {
   void arrive() { device_.wait_for_side(); }
   // Chunks first .. first + n - 1, new, from the device's memory, (n, chunk_bytes), into places.
   void append(const void* from, int64_t first, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++) {
+      GCA_CHECK(place_of_[first + i] < 0, "chunk ", first + i, " is new");
       device_.copy_bytes(at(take_place(first + i)), static_cast<const char*>(from) + i * chunk_bytes_, chunk_bytes_);
+    }
   }
   // These from their places to the host, once the device has done what it was given so far.
   void store(int64_t first, int64_t n) {
@@ -153,6 +164,19 @@ class ChunkMemory {
     fetched_bytes += std::ssize(copies_) * chunk_bytes_;
   }
 
+  // n_bytes of the host's memory, chunks one after the other, from byte `first` on: out of it and into it. The device
+  // has no copies under way.
+  void get(void* out, int64_t first, int64_t n_bytes) {
+    in_chunks(first, n_bytes, [&](char* there, int64_t done, int64_t n) {
+      memcpy(static_cast<char*>(out) + done, there, static_cast<size_t>(n));
+    });
+  }
+  void put(const void* in, int64_t first, int64_t n_bytes) {
+    in_chunks(first, n_bytes, [&](char* there, int64_t done, int64_t n) {
+      memcpy(there, static_cast<const char*>(in) + done, static_cast<size_t>(n));
+    });
+  }
+
   // Counted since the beginning.
   int64_t asked = 0, fetched_bytes = 0, stored_bytes = 0;
 
@@ -161,6 +185,15 @@ class ChunkMemory {
 
   char* at(int32_t place) const { return places_ + place * chunk_bytes_; }
   char* on_host(int64_t chunk) { return slabs_[chunk / chunks_of_slab_] + chunk % chunks_of_slab_ * chunk_bytes_; }
+
+  template <class Copy>
+  void in_chunks(int64_t first, int64_t n_bytes, Copy copy) {
+    for (int64_t done = 0; done < n_bytes;) {
+      const int64_t at = first + done, inside = at % chunk_bytes_, n = std::min(n_bytes - done, chunk_bytes_ - inside);
+      copy(on_host(at / chunk_bytes_) + inside, done, n);
+      done += n;
+    }
+  }
 
   // The place becomes the most recently used.
   void use(int32_t place) {

@@ -195,6 +195,27 @@ TaskRow Task::trial(uint64_t seed, int64_t number, int64_t C, int64_t others, in
   });
 }
 
+std::vector<TaskRow> Task::questions_of(const TaskRow& trial, int64_t asks, int64_t reach, bool near) const {
+  const int64_t C = std::ssize(trial.tokens) / S_, hops = two_hop_ ? 2 : 1, far = far_chunks(C, reach);
+  std::vector<TaskRow> rows = {trial};
+  if (asks == 1) return rows;
+  Text text;  // its real tokens
+  for (int64_t i = 0; i < C * S_; i++)
+    if (i % S_ < S_ - 1) text.push_back(trial.tokens[i]);
+  text.push_back(trial.targets[C * S_ - 2]);
+  for (int64_t first = hops; first < std::ssize(trial.needles) && std::ssize(rows) < asks; first += hops) {
+    const auto lies_there = [&](const Needle& needle) { return (needle.chunk >= far) == near; };
+    if (!std::all_of(&trial.needles[first], &trial.needles[first] + hops, lies_there)) continue;
+    TaskRow row{{}, {}, trial.needles, {}};
+    ask(row, trial.questions[0].chunk, first);
+    write_question(row, row.questions[0], text);
+    if (!unique(row, text)) continue;  // by accident the new question or answer makes a value once more
+    lay(row, text, C);
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
 int64_t Task::far_chunks(int64_t C, int64_t reach) const {
   return std::clamp<int64_t>(((C - 1) * S_ - reach) / S_, 0, C - 2 - s_.gap);
 }
@@ -246,34 +267,48 @@ void Task::ask(TaskRow& row, int64_t chunk, int64_t first) const {
   row.questions.push_back(std::move(question));
 }
 
+void Task::put(Text& text, int64_t& at, const Text& tokens) {
+  std::copy(tokens.begin(), tokens.end(), text.begin() + at);
+  at += std::ssize(tokens);
+}
+
+// The question before its chunk's end, and its answer.
+void Task::write_question(const TaskRow& row, const Question& question, Text& text) const {
+  const Text& name = row.needles[question.needles[0]].name;
+  int64_t at = (question.chunk + 1) * (S_ - 1) - question_length(), answer_at = question.first_slot / S_ * (S_ - 1);
+  put(text, at, ask_);
+  put(text, at, name);
+  if (middle_.size() > 1) put(text, at, Text(middle_.begin(), middle_.end() - 1));
+  put(text, answer_at, {middle_.empty() ? name.back() : middle_.back()});
+  put(text, answer_at, question.answer);
+}
+
 // Questions and answers to their places; needles anywhere in what is free of their chunks.
 void Task::write(Draws& draws, TaskRow& row, Text& text, int64_t C) const {
   std::vector<int64_t> head(C), tail(head.size());
-  auto put = [&](int64_t& at, const Text& tokens) {
-    std::copy(tokens.begin(), tokens.end(), text.begin() + at);
-    at += std::ssize(tokens);
-  };
   for (const Question& question : row.questions) {
-    const Text& name = row.needles[question.needles[0]].name;
-    int64_t at = (question.chunk + 1) * (S_ - 1) - question_length(), answer_at = question.first_slot / S_ * (S_ - 1);
     tail[question.chunk] = question_length();
     head[question.first_slot / S_] = 1 + answer_length();
-    put(at, ask_);
-    put(at, name);
-    if (middle_.size() > 1) put(at, Text(middle_.begin(), middle_.end() - 1));
-    put(answer_at, {middle_.empty() ? name.back() : middle_.back()});
-    put(answer_at, question.answer);
+    write_question(row, question, text);
   }
   for (Needle& needle : row.needles) {
     const size_t chunk = needle.chunk;
     needle.first = head[chunk] + draws.below(S_ - head[chunk] - tail[chunk] - needle.length);
     int64_t at = needle.chunk * (S_ - 1) + needle.first;
-    put(at, open_);
-    put(at, needle.name);
-    put(at, middle_);
-    put(at, needle.value);
-    put(at, close_);
+    put(text, at, open_);
+    put(text, at, needle.name);
+    put(text, at, middle_);
+    put(text, at, needle.value);
+    put(text, at, close_);
   }
+}
+
+// The text as the row's tokens and targets.
+void Task::lay(TaskRow& row, const Text& text, int64_t C) const {
+  row.tokens.resize(C * S_);
+  row.targets.resize(row.tokens.size());
+  std::copy(text.begin(), text.end(), row.tokens.begin());
+  spread_chunks(row.tokens.data(), row.targets.data(), std::ssize(text), C, S_, tokenizer_.landmark);
 }
 
 // Whether every value stands where it was put and nowhere else. One token stands anywhere by chance: then nothing is
@@ -307,45 +342,6 @@ bool Task::share(const Text& a, const Text& b) {
 
 bool Task::stands_in(const Text& value, const Text& text) const {
   return s_.value_tokens > 1 && std::search(text.begin(), text.end(), value.begin(), value.end()) != text.end();
-}
-
-// ---- figures ------------------------------------------------------------------------------------------------------
-void Score::add(const std::vector<int32_t>& given, const std::vector<int32_t>& answer, bool hit, int64_t depth) {
-  const bool right = given == answer;
-  trials++;
-  exact += right;
-  first += given[0] == answer[0];
-  hits += hit;
-  for (size_t i = 0; i < given.size(); i++) {
-    tokens++;
-    tokens_right += given[i] == answer[i];
-  }
-  depth_trials[depth]++;
-  depth_exact[depth] += right;
-}
-
-double Score::margin() const {
-  double sum = 0, count = 0;
-  for (const double x : margins)
-    if (!std::isnan(x)) {
-      sum += x;
-      count++;
-    }
-  return sum / count;
-}
-
-double Score::margin_quantile(double q) const {
-  std::vector<double> known;
-  std::copy_if(margins.begin(), margins.end(), std::back_inserter(known), [](double x) { return !std::isnan(x); });
-  if (known.empty()) return NAN;
-  std::sort(known.begin(), known.end());
-  return known[static_cast<size_t>(q * static_cast<double>(known.size() - 1))];
-}
-
-std::pair<double, double> Score::interval(int64_t right, int64_t of) {
-  const double z = 1.959964, n = static_cast<double>(of), p = static_cast<double>(right) / n,
-               middle = p + z * z / (2 * n), half = z * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
-  return {(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)};
 }
 
 }  // namespace gca

@@ -107,6 +107,9 @@ class Task {
   // Trial `number`: one question at the row's end, whose needle lies further back than `reach` slots (near: not so far)
   // with `others` more needles (two-hop: chains) anywhere before the question.
   TaskRow trial(uint64_t seed, int64_t number, int64_t C, int64_t others, int64_t reach, bool near) const;
+  // That row, and the same with others of its needles (two-hop: chains) asked in its question's place, `asks` rows at
+  // most: those that lie as far as the trial's own, in their order. The rows differ from the question's chunk on.
+  std::vector<TaskRow> questions_of(const TaskRow& trial, int64_t asks, int64_t reach, bool near) const;
   // How many chunks, from the row's first on, lie wholly further back than `reach` slots from the answer.
   int64_t far_chunks(int64_t C, int64_t reach) const;
 
@@ -125,10 +128,7 @@ class Task {
       plan(draws, row, text);
       write(draws, row, text, C);
       if (!unique(row, text)) continue;
-      row.tokens.resize(C * S_);
-      row.targets.resize(row.tokens.size());
-      std::copy(text.begin(), text.end(), row.tokens.begin());
-      spread_chunks(row.tokens.data(), row.targets.data(), real, C, S_, tokenizer_.landmark);
+      lay(row, text, C);
       return row;
     }
     throw too_short();
@@ -140,6 +140,9 @@ class Task {
   void ask(TaskRow& row, int64_t chunk, int64_t first) const;
 
   void write(Draws& draws, TaskRow& row, Text& text, int64_t C) const;
+  static void put(Text& text, int64_t& at, const Text& tokens);
+  void write_question(const TaskRow& row, const Question& question, Text& text) const;
+  void lay(TaskRow& row, const Text& text, int64_t C) const;
 
   bool unique(const TaskRow& row, const Text& text) const;
 
@@ -153,25 +156,6 @@ class Task {
   const Haystack& haystack_;
   int64_t S_, name_tokens_ = 1;
   Text open_, middle_, close_, ask_, comma_, names_, values_;
-};
-
-// ---- figures ------------------------------------------------------------------------------------------------------
-// What trials of one length came to. A question's answer counts as found if every token is right.
-struct Score {
-  int64_t trials = 0, exact = 0, first = 0, hits = 0, tokens = 0, tokens_right = 0;
-  static constexpr int depths = 4;  // quarters of the places that needles may have, the oldest first
-  int64_t depth_trials[depths] = {}, depth_exact[depths] = {};
-  std::vector<double> margins;  // of the needles, a trial; not a number where the row is too short for one
-  double weight = 0;            // sum of the needles'
-  double seconds = 0;
-
-  // One more trial: the tokens given and those expected, whether its chunks were fetched, and its quarter.
-  void add(const std::vector<int32_t>& given, const std::vector<int32_t>& answer, bool hit, int64_t depth);
-  // Mean and quantile of the margins that are numbers; not a number where there is none.
-  double margin() const;
-  double margin_quantile(double q) const;
-  // 95% Wilson interval of a share.
-  static std::pair<double, double> interval(int64_t right, int64_t of);
 };
 
 }  // namespace gca

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -11,6 +12,14 @@
 #include "tokenizer/tokenizer.h"
 
 namespace gca {
+
+uint32_t SavedRun::weights_crc() const {
+  const Manifest manifest = Manifest::read(checkpoint.folder);
+  const auto entry = std::find_if(manifest.entries.begin(), manifest.entries.end(),
+                                  [](const Manifest::Entry& file) { return file.name == model_file; });
+  GCA_CHECK(entry != manifest.entries.end(), "'", checkpoint.folder, "' lists its weights");
+  return entry->crc;
+}
 
 SavedRun SavedRun::open(const std::string& path, bool fallback) {
   Checkpoint checkpoint = open_checkpoint(path, fallback);

@@ -17,6 +17,9 @@ struct SavedRun {
 
   JsonField state() const { return {checkpoint.state, checkpoint.folder + "/state.json"}; }
 
+  // Of the file of weights: what tells a model from another.
+  uint32_t weights_crc() const;
+
   // path: a RUN (its newest step) or a STEP.
   static SavedRun open(const std::string& path, bool fallback = false);
 };

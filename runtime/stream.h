@@ -20,6 +20,7 @@ struct ReaderPlan {
   int64_t segment_slots = 1;  // slots at once, of all rows together (a chunk of each row at least)
   bool on_host = false;       // the memory of chunks lies in host memory
   int64_t places = 0;         // on_host: chunks that the device's memory holds; 0: twice what rounds need
+  int64_t kept = 0;           // how many places in the rows can be kept at once, to go back to
 
   int64_t segment_chunks(const Config& c) const {
     return std::clamp<int64_t>(segment_slots / B / c.chunk, 1, std::max<int64_t>(chunks, 1));
@@ -68,11 +69,13 @@ class RowReader {
 
   // model: for inference, allocated; its activations become this reader's.
   RowReader(Net& model, const ReaderPlan& plan)
-      : model_(model), segment_(plan.segment_chunks(model.config) * model.config.chunk) {
+      : model_(model), segment_(plan.segment_chunks(model.config) * model.config.chunk), kept_(plan.kept) {
     model_.plan(plan.B, segment_);
     model_.commit_activations();
     const bool on_host = plan.on_host && !model_.groups.empty();
     model_.open(stream_, plan.B, plan.chunks, !on_host);
+    for (auto& kept : kept_) model_.open(kept, plan.B, 0, false);
+    forget_kept(-1);
     if (!on_host) return;
     held_.plan(model_, plan);
     held_.allocate(model_);
@@ -82,6 +85,7 @@ class RowReader {
   ~RowReader() {
     memory_.reset();
     held_.release(model_);
+    for (auto& kept : kept_) model_.close(kept);
     model_.close(stream_);
   }
   RowReader(const RowReader&) = delete;
@@ -94,26 +98,53 @@ class RowReader {
     const bool on_host = plan.on_host && !model.groups.empty();
     typename Net::StreamState stream;
     model.plan(stream, plan.B, plan.chunks, !on_host);
+    typename Net::StreamState kept;
+    model.plan(kept, plan.B, 0, false);
     Held held;
     if (on_host) held.plan(model, plan);
-    return {model.activation_memory().total_bytes() + stream.arena.total_bytes() + held.arena.total_bytes(),
+    return {model.activation_memory().total_bytes() + stream.arena.total_bytes() +
+                plan.kept * kept.arena.total_bytes() + held.arena.total_bytes(),
             on_host ? plan.B * plan.chunks * chunk_bytes(model.config) : 0};
   }
 
   // What it and the model have taken.
   ReaderBytes bytes() const {
+    int64_t kept = 0;
+    for (const auto& state : kept_) kept += state.arena.total_bytes();
     return {model_.model_memory().total_bytes() + model_.activation_memory().total_bytes() +
-                stream_.arena.total_bytes() + held_.arena.total_bytes(),
+                stream_.arena.total_bytes() + kept + held_.arena.total_bytes(),
             memory_ ? stream_.B * stream_.capacity * chunk_bytes(model_.config) : 0};
   }
 
   // To the beginning of new rows.
   void rewind() {
     model_.rewind(stream_);
+    forget_kept(-1);
     if (memory_) memory_->clear();
     serving_stale_ = true;
   }
+  // The place where the rows are now, as number i of plan.kept: all that later slots read but the memory of chunks,
+  // which stays where it is.
+  void keep(size_t i = 0) { copy_state(kept_.at(i), stream_); }
+  // To that place, as if nothing had been read after it: other slots may follow. Places kept further on are lost.
+  void back(size_t i = 0) {
+    const auto& kept = kept_.at(i);
+    GCA_CHECK(kept.slots >= 0, "place ", i, " was kept of these rows, and nothing before it was gone back to");
+    copy_state(stream_, kept);
+    forget_kept(stream_.slots);
+    serving_stale_ = true;
+    if (!memory_) return;
+    for (int64_t b = 0; b < stream_.B; b++)
+      memory_->forget(b * stream_.capacity + stream_.slots / model_.config.chunk, (b + 1) * stream_.capacity);
+  }
   int64_t slots() const { return stream_.slots; }
+  // What state() points at, and host_memory(), have been written from outside: the rows go on after so many slots.
+  void go_on_after(int64_t slots) {
+    stream_.slots = slots;
+    forget_kept(-1);
+    serving_stale_ = true;
+    if (memory_) memory_->clear();
+  }
   const typename Net::StreamState& state() const { return stream_; }
   // Where the memory of chunks lies on the host; or null.
   ChunkMemory<Device>* host_memory() { return memory_.get(); }
@@ -355,6 +386,24 @@ class RowReader {
     pass.place.kv = reinterpret_cast<const act*>(held_.places);
     pass.place.kv_chunks = 0;  // all rows' chunks lie among the same places
   }
+  // All of a stream but its memory of chunks.
+  void copy_state(typename Net::StreamState& to, const typename Net::StreamState& from) {
+    const int64_t B = from.B, D = model_.config.width;
+    to.slots = from.slots;
+    for (size_t l = 0; l < from.rings.size(); l++)
+      model_.device.copy(to.rings[l], from.rings[l], B * from.reach.window * 2 * D);
+    for (size_t g = 0; g < from.pick.size(); g++) {
+      model_.device.copy(to.pick[g], from.pick[g], B * from.reach.topk);
+      model_.device.copy(to.w[g], from.w[g], B * from.reach.topk);
+    }
+    if (from.unfinished_chunk)
+      model_.device.copy(to.unfinished_chunk, from.unfinished_chunk, B * model_.config.chunk * D);
+  }
+  // Kept places of more than so many slots.
+  void forget_kept(int64_t slots) {
+    for (auto& kept : kept_)
+      if (kept.slots > slots) kept.slots = -1;
+  }
   template <class After>
   void give(const Segment& segment, const int32_t* targets, int64_t stride, After after) {
     if (targets) {
@@ -373,6 +422,7 @@ class RowReader {
   Net& model_;
   int64_t segment_;  // slots of a row at once: whole chunks
   typename Net::StreamState stream_;
+  std::vector<typename Net::StreamState> kept_;  // of no chunks; slots -1: nothing is kept there
   Held held_;
   std::unique_ptr<ChunkMemory<Device>> memory_;
   const Segment* given_ = nullptr;  // the one that after() is called for

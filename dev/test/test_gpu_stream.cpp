@@ -2,6 +2,7 @@
 // retrieval in segments of any length picks what one call picks (test_gpu_ops.cpp).
 #include "dev/test/gpu_test.h"
 #include "dev/test/decode_check.h"
+#include "runtime/memory_file.h"
 #include "runtime/stream.h"
 
 namespace gca::test {
@@ -43,6 +44,71 @@ void check_host_memory(const Config& config, int64_t C) {
       CHECK(same_bits(read(true, segment, fewest), want));
     }
   }
+}
+
+// Rows that went further, and back to a place that was kept, go on as rows that never did; so do rows whose memory came
+// out of a file.
+template <class Device>
+void check_kept(const Config& config, int64_t C, int64_t place) {
+  using act = typename Device::act;
+  Device& device = *shared_device<Device>();
+  DRT<Device> net(device, config, Use::inference);
+  ThreadPool pool(2);
+  net.allocate();
+  net.initialise(3, pool);
+  const int64_t S = config.chunk, D = config.width;
+  const Batch first(config, 1, C), second(config, 1, C, 9);
+  const TempFolder folder;
+  const auto read = [&](RowReader<Device>& reader, const Batch& batch, int64_t from, int64_t last) {
+    std::vector<act> out, piece;
+    reader.read(batch.tokens.data() + from, nullptr, 0, last - from, {}, [&](int64_t, int64_t T) {
+      piece.resize(T * D);
+      device.download(piece.data(), net.final_n, static_cast<int64_t>(piece.size() * sizeof(act)));
+      out.insert(out.end(), piece.begin(), piece.end());
+    });
+    return out;
+  };
+  std::vector<act> want;
+  for (const bool on_host : {false, true}) {
+    CAPTURE(on_host);
+    RowReader<Device> reader(net, {.chunks = C, .segment_slots = 4 * S, .on_host = on_host, .kept = 1});
+    reader.rewind();
+    read(reader, first, 0, place);
+    if (want.empty()) want = read(reader, second, place, C * S);
+    reader.rewind();
+    read(reader, first, 0, place);
+    reader.keep();
+    save_memory(folder.path + "/memory", memory_fields(net, 1), "", net, reader);
+    read(reader, first, place, C * S);
+    for (int again = 0; again < 2; again++) {
+      reader.back();
+      CHECK(same_bits(read(reader, second, place, C * S), want));
+    }
+    for (const bool loads_to_host : {false, true}) {
+      RowReader<Device> other(net, {.chunks = C, .segment_slots = 4 * S, .on_host = loads_to_host});
+      other.rewind();
+      read(other, second, 0, C * S);
+      load_memory(MemoryFile(folder.path + "/memory", memory_fields(net, 1)), net, other);
+      CHECK(same_bits(read(other, second, place, C * S), want));
+    }
+  }
+}
+
+TEST_CASE("GPU: rows go back to a place that was kept, and on after a memory out of a file, with the same bits") {
+  if (no_gpu()) return;
+  Config config{.vocab = 67,
+                .width = 64,
+                .heads = 2,
+                .ffn = 96,
+                .lower = 1,
+                .groups = {1, 1},
+                .encoder = 1,
+                .chunk = 64,
+                .reach = {.topk = 3, .window = 70}};
+  check_kept<Gpu<__nv_bfloat16>>(config, 40, 24 * 64);
+  config.chunk = 16;
+  check_kept<Gpu<__nv_bfloat16>>(config, 50, 32 * 16);
+  check_kept<Gpu<float>>(config, 50, 32 * 16);
 }
 
 TEST_CASE("GPU: a stream with its memory on the host has the bits of one with its memory here") {

@@ -149,5 +149,126 @@ TEST_CASE("decoding: the tokens that reading and choosing by turns gives, memory
   for (const std::vector<int64_t>& groups : {std::vector<int64_t>{1, 1}, {}}) check_decoder(cpu, small(groups), 11, 30);
 }
 
+// Slots first .. last - 1 of each row of a batch, read on; final_n of these, (B,last-first,D), and what was fetched.
+Read read_part(Model<Cpu<double>>& model, RowReader<Cpu<double>>& reader, const Batch& batch, int64_t first,
+               int64_t last) {
+  const int64_t D = model.net.config.width, T = last - first;
+  Read part{Vec(batch.B * T * D), {}, {}};
+  reader.read(batch.tokens.data() + first, nullptr, batch.T, T, {}, [&](int64_t at, int64_t n) {
+    for (int64_t b = 0; b < batch.B; b++)
+      std::copy_n(model.net.final_n + b * n * D, n * D, part.out.begin() + (b * T + at - first) * D);
+    for (const FetchedChunks& fetched : reader.fetched()) {
+      part.pick.push_back(fetched.pick);
+      part.w.push_back(fetched.w);
+    }
+  });
+  return part;
+}
+
+TEST_CASE("stream: a row goes on from a place that was kept with the bits of one that never went further") {
+  for (const std::vector<int64_t>& groups : {std::vector<int64_t>{2}, {1, 1}, {}})
+    for (const int64_t B : {1, 3}) {
+      const Config c = small(groups, 5, 3);
+      const int64_t C = 30, S = c.chunk;
+      const Batch batch(c, B, C, 1), other(c, B, C, 40), third(c, B, C, 70);
+      // Places at a chunk's end and inside one, whose chunk then becomes another.
+      for (const int64_t place : {20 * S, 20 * S + 2})
+        for (const bool on_host : {false, true})
+          for (const int64_t segment : {1, 4}) {
+            CAPTURE(groups.size());
+            CAPTURE(B);
+            CAPTURE(place);
+            CAPTURE(on_host);
+            CAPTURE(segment);
+            ReaderPlan plan{.B = B, .chunks = C, .segment_slots = segment * S * B, .on_host = on_host, .kept = 2};
+            plan.places = ChunkRounds::fewest_places(plan.of_round(c)) + 7;
+            Model<Cpu<double>> model(c, B, S, Use::inference);
+            RowReader<Cpu<double>> reader(model.net, plan);
+            const int64_t whole = place / S * S, next = std::min(ceil_div(place + 1, S) * S, C * S);
+            const auto begin = [&](const Batch& row) {
+              read_part(model, reader, row, 0, whole);
+              if (place > whole) read_part(model, reader, row, whole, place);
+            };
+            const auto rest = [&](const Batch& row) {
+              std::vector<Read> all;
+              if (place > whole) all.push_back(read_part(model, reader, row, place, next));
+              const int64_t from = place > whole ? next : place;
+              all.push_back(read_part(model, reader, row, from, (C - 1) * S));
+              all.push_back(
+                  read_part(model, reader, row, (C - 1) * S, C * S - 3));  // into the unfinished chunk's place
+              all.push_back(read_part(model, reader, row, C * S - 3, C * S));
+              return all;
+            };
+            const auto alone = [&](const Batch& tail) {
+              reader.rewind();
+              begin(batch);
+              return rest(tail);
+            };
+            const std::vector<Read> want_other = alone(other), want_third = alone(third);
+            reader.rewind();
+            read_part(model, reader, batch, 0, 10 * S);
+            reader.keep(1);
+            read_part(model, reader, batch, 10 * S, whole);
+            if (place > whole) read_part(model, reader, batch, whole, place);
+            reader.keep(0);
+            const auto check = [&](const Batch& tail, const std::vector<Read>& want) {
+              const std::vector<Read> found = rest(tail);
+              for (size_t i = 0; i < want.size(); i++) {
+                CHECK(same_bits(found[i].out, want[i].out));
+                CHECK(found[i].pick == want[i].pick);
+                CHECK(found[i].w == want[i].w);
+              }
+            };
+            check(other, want_other);
+            CHECK(!same_bits(want_other.back().out, want_third.back().out));
+            for (int again = 0; again < 3; again++) {
+              reader.back();
+              CHECK(reader.slots() == place);
+              check(again % 2 ? other : third, again % 2 ? want_other : want_third);
+            }
+            // Further back, and what was kept beyond is gone; a new row keeps nothing of the old one.
+            reader.back(1);
+            CHECK(reader.slots() == 10 * S);
+            CHECK_THROWS_AS(reader.back(0), Error);
+            read_part(model, reader, batch, 10 * S, whole);
+            if (place > whole) read_part(model, reader, batch, whole, place);
+            check(third, want_third);
+            reader.rewind();
+            CHECK_THROWS_AS(reader.back(1), Error);
+          }
+    }
+}
+
+TEST_CASE("chunk memory: chunks that were forgotten are appended anew, whatever places they had") {
+  Cpu<double> cpu(1);
+  const int64_t chunks = 40, bytes = 64, most = 4;
+  std::vector<char> fast(24 * bytes);
+  ChunkMemory<Cpu<double>> memory(cpu, chunks, bytes, fast.data(), 24);
+  std::vector<char> content(chunks);
+  int64_t wrong = 0;
+  uint64_t seed = 3;
+  const auto round = [&](int64_t first, char value) {
+    memory.next_round();
+    const std::vector<char> fresh(2 * bytes, value);
+    memory.append(fresh.data(), first, 2);
+    memory.store(first, 2);
+    content[first] = content[first + 1] = value;
+    memory.arrive();
+    std::vector<int32_t> picks = random_ids(most, seed++, first + 2), places(most);
+    memory.fetch(places.data(), picks.data(), most, 0);
+    for (int64_t i = 0; i < most; i++) wrong += fast[places[i] * bytes] != content[picks[i]];
+  };
+  char value = 1;
+  for (int64_t first = 0; first < 30; first += 2) round(first, value++);
+  for (int again = 0; again < 12; again++) {
+    memory.forget(20, chunks);
+    for (int64_t first = 20; first < 20 + 2 * (again % 5 + 1); first += 2) round(first, value++);
+  }
+  CHECK(wrong == 0);
+  memory.next_round();
+  const std::vector<char> fresh(bytes);
+  CHECK_THROWS_AS(memory.append(fresh.data(), 20, 1), Error);  // it is there
+}
+
 }  // namespace
 }  // namespace gca::test

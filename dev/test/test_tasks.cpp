@@ -3,6 +3,9 @@
 #include <set>
 
 #include "runtime/needles.h"
+#include "runtime/trials.h"
+#include "commands/trial_reader.h"
+#include "dev/test/small_model.h"
 #include "dev/test/workshop.h"
 
 using namespace gca;
@@ -250,6 +253,196 @@ TEST_CASE("chance, and the interval of a share") {
   CHECK(Score::interval(8, 10).second == doctest::Approx(0.94331).epsilon(1e-4));
 }
 
+TEST_CASE("other questions of a trial: the same text and needles, another needle as far away asked in the same place") {
+  Bench bench;
+  const int64_t C = 22, reach = 320;
+  for (const char* task : {"single", "two-hop"})
+    for (const int64_t gap : {0, 1})
+      for (const bool near : {false, true}) {
+        CAPTURE(task);
+        CAPTURE(gap);
+        CAPTURE(near);
+        bench.settings.task = task;
+        bench.settings.gap = gap;
+        bench.settings.value_tokens = bench.settings.two_hop() ? 2 : 3;
+        const Task maker = bench.task();
+        const int64_t far = maker.far_chunks(C, reach);
+        int64_t questions = 0, expected = 0;
+        for (int64_t number = 0; number < 40; number++) {
+          const TaskRow trial = maker.trial(1, number, C, bench.settings.two_hop() ? 2 : 4, reach, near);
+          const std::vector<TaskRow> rows = maker.questions_of(trial, 1000, reach, near);
+          CHECK(rows[0].tokens == trial.tokens);
+          std::set<int64_t> asked;
+          for (const TaskRow& row : rows) {
+            check_row(row, bench, C);
+            CHECK(row.questions[0].chunk == trial.questions[0].chunk);
+            const int64_t same = row.questions[0].chunk * S;
+            CHECK(std::equal(row.tokens.begin(), row.tokens.begin() + same, trial.tokens.begin()));
+            for (size_t i = 0; i < row.needles.size(); i++) CHECK(row.needles[i].chunk == trial.needles[i].chunk);
+            for (const int64_t needle : row.questions[0].needles) {
+              CHECK(asked.insert(needle).second);
+              CHECK((row.needles[needle].chunk >= far) == near);
+            }
+          }
+          const size_t hops = bench.settings.two_hop() ? 2 : 1;
+          for (size_t i = 0; i < trial.needles.size(); i += hops) {
+            bool there = true;
+            for (size_t j = i; j < i + hops; j++) there = there && (trial.needles[j].chunk >= far) == near;
+            expected += there;
+          }
+          questions += std::ssize(rows);
+          CHECK(maker.questions_of(trial, 1, reach, near).size() == 1);
+          CHECK(maker.questions_of(trial, 2, reach, near).size() == std::min<size_t>(2, rows.size()));
+        }
+        // A few are left out, whose answer would stand twice.
+        CHECK(questions <= expected);
+        CHECK(questions >= expected - 4);
+        CHECK(questions > 44);
+      }
+}
+
+TEST_CASE("other questions of a trial: none whose answer would stand in the row twice") {
+  Bench bench;
+  bench.settings.task = "single";
+  bench.settings.value_tokens = 2;
+  const Task maker = bench.task();
+  int64_t left_out = 0;
+  for (int64_t number = 0; number < 20; number++) {
+    TaskRow trial = maker.trial(1, number, 14, 4, 60, false);
+    // Another needle's value follows the answer: asked, it would stand there and behind.
+    const int64_t after = trial.questions[0].first_slot + 3;
+    const std::vector<int32_t>& value = trial.needles[1].value;
+    std::copy(value.begin(), value.end(), trial.tokens.begin() + after);
+    std::copy(value.begin(), value.end(), trial.targets.begin() + after - 1);
+    for (const TaskRow& row : maker.questions_of(trial, 100, 60, false)) CHECK(row.questions[0].needles[0] != 1);
+    left_out += trial.needles[1].chunk < maker.far_chunks(14, 60);
+  }
+  CHECK(left_out > 3);
+}
+
+TEST_CASE("questions of a haystack that was read once are answered as each in a row of its own") {
+  Bench bench;
+  bench.settings.task = "single";
+  bench.settings.value_tokens = 3;
+  const Task maker = bench.task();
+  Config config = test::small({1, 1}, S, 2);
+  config.vocab = bench.tokenizer.vocab_size();
+  const int64_t C = 14, reach = 60;
+  test::Model<Cpu<float>> model(config, 1, S, Use::inference);
+  Haystacks haystacks;
+  size_t questions = 0;
+  for (int64_t number = 5; number < 8; number++) {
+    haystacks.push_back(maker.questions_of(maker.trial(1, number, C, 4, reach, false), 3 + number % 2, reach, false));
+    questions += haystacks.back().size();
+  }
+  REQUIRE(questions > 8);
+  for (const Picking picking : {Picking::learned, Picking::uniform})
+    for (const bool on_host : {false, true}) {
+      CAPTURE(on_host);
+      Selection selection;
+      selection.picking = picking;
+      const auto read = [&](const Haystacks& rows, int64_t first_number, bool split) {
+        RowReader<Cpu<float>> reader(
+            model.net, {.B = 3, .chunks = C, .segment_slots = 3 * 4 * S, .on_host = on_host, .kept = split});
+        int64_t last = 0;
+        const Answers answers = TrialReader<Cpu<float>>(model.net, reader, selection, bench.tokenizer.landmark, split)
+                                    .read(rows, first_number, [&](int64_t slots) {
+                                      CHECK(slots > last);
+                                      last = slots;
+                                    });
+        CHECK(last >= C * S);
+        return answers;
+      };
+      const Answers together = read(haystacks, 5, true);
+      std::set<std::vector<int32_t>> different;
+      for (size_t b = 0; b < haystacks.size(); b++) {
+        REQUIRE(together[b].size() == haystacks[b].size());
+        for (size_t q = 0; q < haystacks[b].size(); q++) {
+          const Answer alone = read({{haystacks[b][q]}}, 5 + static_cast<int64_t>(b), false)[0][0];
+          CHECK(together[b][q].answer == alone.answer);
+          CHECK(alone.answer.size() == 3);
+          const double margins[2] = {together[b][q].margin, alone.margin};
+          CHECK(!memcmp(&margins[0], &margins[1], sizeof(double)));
+          REQUIRE(together[b][q].fetched.size() == 2);
+          for (size_t g = 0; g < 2; g++) {
+            CHECK(together[b][q].fetched[g].pick == alone.fetched[g].pick);
+            CHECK(together[b][q].fetched[g].w == alone.fetched[g].w);
+          }
+          different.insert(alone.answer);
+        }
+      }
+      CHECK(different.size() > 1);
+    }
+}
+
+TEST_CASE("the interval of several questions a haystack; records of trials in a file") {
+  const auto record = [](int64_t number, std::initializer_list<bool> right) {
+    TrialRecord made{number, 100, 0.1, {}};
+    for (const bool is : right) made.questions.push_back({{is ? 1 : 2, 3}, {1, 3}, is, 1, 0.1 + is, 1.0 / 3});
+    return made;
+  };
+  const auto interval = [&](std::initializer_list<std::initializer_list<bool>> haystacks) {
+    Score score;
+    for (const auto& right : haystacks) score.add(record(score.haystacks, right));
+    return score.exact_interval();
+  };
+  // One question a haystack: Wilson's.
+  CHECK(interval({{true}, {true}, {false}, {true}}) == Score::interval(3, 4));
+  // Haystacks whose questions all come out alike tell no more than one question each: p = 1/2, the rests are 1, -1, 1,
+  // -1, variance = 4/3 * 4 / 64 = 1/12, p q / variance = 3.
+  const auto alike = interval({{true, true}, {false, false}, {true, true}, {false, false}});
+  CHECK(alike.first == doctest::Approx(Score::interval(1.5, 3).first));
+  CHECK(alike.second == doctest::Approx(Score::interval(1.5, 3).second));
+  // Rests 0: as many as there are, and no more.
+  CHECK(interval({{true, false}, {false, true}}) == Score::interval(2, 4));
+  // All right: that of the haystacks.
+  CHECK(interval({{true, true}, {true, true}, {true, true}}) == Score::interval(3, 3));
+
+  const test::TempFolder folder;
+  const std::string path = folder.path + "/trials.jsonl";
+  const Place far{8, 0, 4, false}, near{8, 4, 6, true};
+  {
+    TrialFile file(path, "a");
+    for (int64_t number = 0; number < 3; number++) file.add(256, far, record(number, {true, false}));
+    file.add(256, near, record(0, {true}));
+    file.add(256, far, record(4, {true}));  // 3 is missing
+    Json figures = Json::object();
+    figures["slots"] = 256;
+    figures["place"] = "far";
+    figures["exact"] = 0.5;
+    figures["haystacks"] = 3;
+    file.add_figures(figures);
+    TrialFile(path, "b").add(256, far, record(0, {false}));
+    TrialFile(path, "b").add(256, near, record(1, {true}));
+    TrialFile(path, "b").add(256, near, record(0, {true, true}));
+  }
+  const TrialFile file(path, "a");
+  CHECK(file.damaged() == 0);
+  CHECK(file.found(256, far, 100).size() == 3);
+  CHECK(file.found(256, far, 2).size() == 2);
+  CHECK(file.found(256, near, 100).size() == 1);
+  CHECK(file.found(256, near, 100)[0].questions.size() == 1);
+  CHECK(file.found(512, far, 100).empty());
+  CHECK(file.has_figures(256, far, 3));
+  CHECK(!file.has_figures(256, far, 4));
+  CHECK(!file.has_figures(256, near, 3));
+  CHECK(file.found(256, far, 100)[1].json() == record(1, {true, false}).json());
+  CHECK(TrialFile(path, "b").found(256, far, 100)[0].json() == record(0, {false}).json());
+  // Cut off anywhere: the whole lines count, and what is added next is a line of its own.
+  const std::string text = read_file(path, 1 << 20);
+  for (size_t size = 0; size <= text.size(); size += 7) {
+    write_file(path, std::string_view(text).substr(0, size));
+    const int64_t whole = std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(size), '\n');
+    TrialFile cut(path, "a");
+    CAPTURE(size);
+    const int64_t there = std::ssize(cut.found(256, far, 100));
+    CHECK((there == std::min<int64_t>(whole, 3) || there == std::min<int64_t>(whole + 1, 3)));
+    CHECK(cut.damaged() <= 1);
+    cut.add(256, far, record(there, {true}));
+    CHECK(std::ssize(TrialFile(path, "a").found(256, far, 100)) >= there + 1);
+  }
+}
+
 TEST_CASE("the haystack leaves out files with the task's words; sizes that cannot hold a needle are refused") {
   const test::TempFolder folder;
   Bench bench;
@@ -346,8 +539,9 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
     CHECK(says(table, words));
   }
   const std::string figures = read_file(shop.path + "/figures.jsonl", size_t{1} << 20);
-  CHECK(std::count(figures.begin(), figures.end(), '\n') == 4);
-  const Json line = parse_json(figures.substr(0, figures.find('\n')), "line");
+  CHECK(std::count(figures.begin(), figures.end(), '\n') == 4 + 4 * 6);
+  const size_t exact = figures.rfind("{", figures.find("\"exact\""));
+  const Json line = parse_json(figures.substr(exact, figures.find('\n', exact) - exact), "line");
   CHECK(JsonField(line, "line").at("trials").integer() == 6);
   CHECK(JsonField(line, "line").at("chunks").integer() == 12);
   const Workshop::Result none = shop.run(passkey + " --no-retrieval");
@@ -387,4 +581,71 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
   fails(recall(shop, "new") + " --steps 3 --curriculum 2", 2, "--curriculum: expected");
   fails("train --task recall --steps 3 --out " + shop.path + "/new", 2, "needs --haystack");
   fails(shop.training("new") + " --steps 3 --promote 0.5", 2, "give --task");
+}
+
+// The lines of a file of figures, less what differs from run to run: times, and the folder's name.
+std::vector<std::string> figures_of(const std::string& path, const std::string& with) {
+  std::vector<std::string> lines;
+  std::istringstream text(read_file(path, size_t{1} << 24));
+  for (std::string line; std::getline(text, line);) {
+    if (!has(line, with)) continue;
+    const Json json = parse_json(line, "line");
+    Json kept = Json::object();
+    for (const auto& [name, value] : JsonField(json, "line").members())
+      if (name != "seconds" && name != "slots_per_second") kept[name] = value;
+    lines.push_back(kept.dump());
+  }
+  std::sort(lines.begin(), lines.end());
+  return lines;
+}
+
+TEST_CASE("passkey --out: a run that was stopped goes on after its last whole line, to the figures of a whole one") {
+  const Workshop shop;
+  REQUIRE(shop.run(recall(shop, "run") + " --chunks 8 --steps 3").exit == 0);
+  const std::string whole = shop.path + "/whole.jsonl", cut = shop.path + "/cut.jsonl",
+                    passkey = "passkey --checkpoint " + shop.path + "/run --length 192,256 --asks 3 --trials ";
+  REQUIRE(shop.run(passkey + "5 --out " + whole).exit == 0);
+  const std::string text = read_file(whole, size_t{1} << 24);
+  CHECK(std::count(text.begin(), text.end(), '\n') == 4 * 5 + 4);
+  const auto same = [&] {
+    for (const char* kind : {"\"questions\"", "\"exact\""}) CHECK(figures_of(cut, kind) == figures_of(whole, kind));
+  };
+  // Inside the first row, inside a line of the second, after its figures, whole.
+  std::vector<size_t> ends;
+  for (size_t at = 0; (at = text.find('\n', at)) != text.npos; at++) ends.push_back(at + 1);
+  for (const size_t size : {ends[2], ends[8] + 40, ends[11], ends[11] - 1, text.size()}) {
+    CAPTURE(size);
+    write_file(cut, text.substr(0, size));
+    const Workshop::Result result = shop.run(passkey + "5 --out " + cut);
+    CHECK(result.exit == 0);
+    CHECK(says(result, "going on after them") == (size < ends[11] - 1));
+    CHECK(says(result, "cut off") == (size == ends[8] + 40));
+    std::string now = read_file(cut, size_t{1} << 24);
+    if (size == ends[8] + 40) {  // the line that was cut off stays as it is; all else is there
+      CHECK(std::count(now.begin(), now.end(), '\n') == 25);
+      now.erase(ends[8], 41);
+      write_file(cut, now);
+    }
+    same();
+  }
+  // More trials of the same go on too; other settings begin anew, in the same file.
+  write_file(cut, text);
+  CHECK(says(shop.run(passkey + "7 --out " + cut), "has 5 of 7 haystacks of 192 slots, far: going on"));
+  CHECK(figures_of(cut, "\"questions\"").size() == 4 * 7);
+  for (const char* other : {"5 --seed 2", "5 --asks 2", "5 --others 3", "5 --no-retrieval", "5 --gap 1"}) {
+    CAPTURE(other);
+    write_file(cut, text);
+    std::string command = passkey + other + " --out " + cut;
+    if (has(other, "asks")) command.replace(command.find("--asks 3 "), 9, "");
+    const Workshop::Result result = shop.run(command);
+    CHECK(result.exit == 0);
+    CHECK(!says(result, "haystacks of"));
+    CHECK(figures_of(cut, "\"exact\"").size() >= 6);  // a gap leaves no chunk near
+  }
+  // Memory elsewhere, fewer rows at once: the same outcomes.
+  for (const char* other : {" --memory host", " --batch-slots 200"}) {
+    remove_tree(cut);
+    REQUIRE(shop.run(passkey + "5 --out " + cut + other).exit == 0);
+    CHECK(figures_of(cut, "\"questions\"") == figures_of(whole, "\"questions\""));
+  }
 }
