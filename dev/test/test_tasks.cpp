@@ -591,7 +591,8 @@ std::vector<std::string> figures_of(const std::string& path, const std::string& 
     if (!has(line, with)) continue;
     const Json json = parse_json(line, "line");
     Json kept = Json::object();
-    for (const auto& [name, value] : JsonField(json, "line").members())
+    const JsonField found(json, "line");
+    for (const auto& [name, value] : found.members())
       if (name != "seconds" && name != "slots_per_second") kept[name] = value;
     lines.push_back(kept.dump());
   }
