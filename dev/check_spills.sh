@@ -18,7 +18,7 @@ plain/chunk_attention_ACT | attention_backward_key_plain_kernel<ACT, InChunk<ACT
 plain/sliding_attention_ACT | attention_backward_query_plain_kernel<ACT, Sliding<ACT>, 1> | sm_80 96, sm_90a 144 | $plain
 plain/sliding_attention_ACT | attention_backward_key_plain_kernel<ACT, Sliding<ACT>, 1> | sm_80 320, sm_90a 288 | $plain
 plain/gca_ACT | gca_backward_memory_plain_kernel<ACT, 1> | sm_80 136, sm_90a 188 | $plain
-choose_token | choose_token_kernel<ACT, 1, true> | sm_80 56 | $any_row
+choose_token | choose_token_kernel<ACT, 1, true> | sm_80 104 | $any_row
 mma/gca | gca_backward_query_mma_kernel<64> | sm_80 40, sm_90a 24 | $full
 mma/gca | gca_backward_memory_mma_kernel<64> | sm_80 32, sm_90a 88 | $full
 mma/sliding_attention_forward | sliding_attention_forward_mma_kernel<64, true> | sm_80 80 | $window
