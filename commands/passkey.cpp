@@ -184,6 +184,9 @@ void with_model(Device& device, const Trials& trials, int64_t B, int64_t length,
     return trial_reader.read(haystacks, first_number, at);
   };
   body(read, reader->bytes());
+  if (const auto* memory = reader->host_memory())
+    print("    memory on the host: ", mebibytes(memory->stored_bytes), " stored, ", mebibytes(memory->fetched_bytes),
+          " fetched for ", memory->asked, " picks\n");
 }
 
 template <class Device>

@@ -538,6 +538,11 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
     CAPTURE(words);
     CHECK(says(table, words));
   }
+  // Where the memory is on the host, what went there and came back is said.
+  const Workshop::Result on_host = shop.run(passkey + " --memory host");
+  CHECK(says(on_host, "memory on the host: "));
+  CHECK(says(on_host, "fetched for"));
+  CHECK(!says(table, "memory on the host"));
   const std::string figures = read_file(shop.path + "/figures.jsonl", size_t{1} << 20);
   CHECK(std::count(figures.begin(), figures.end(), '\n') == 4 + 4 * 6);
   const size_t exact = figures.rfind("{", figures.find("\"exact\""));
