@@ -9,6 +9,17 @@
 
 namespace gca {
 
+// The largest n below too_many for which fits(n) holds, which it does up to some n and not beyond; 0 if there is none.
+template <class Fits>
+int64_t most_that_fit(int64_t too_many, Fits fits) {
+  int64_t most = 0;
+  while (too_many - most > 1) {
+    const int64_t middle = most + (too_many - most) / 2;
+    (fits(middle) ? most : too_many) = middle;
+  }
+  return most;
+}
+
 class Arena {
  public:
   struct Wish {

@@ -29,11 +29,7 @@ void fit_memory(DRT<Device>& model, ReaderPlan& plan, const std::string& memory,
   plan.on_host = memory == "host" || (memory == "auto" && !fits(plan.chunks, false) && fits(plan.chunks, true));
   if (fits(plan.chunks, plan.on_host)) return;
   const ReaderBytes bytes = RowReader<Device>::memory_bytes(model, plan);
-  int64_t longest = 0;  // by bisection: as many chunks fit, too_many do not
-  for (int64_t too_many = plan.chunks; too_many - longest > 1;) {
-    const int64_t middle = longest + (too_many - longest) / 2;
-    (fits(middle, plan.on_host) ? longest : too_many) = middle;
-  }
+  const int64_t longest = most_that_fit(plan.chunks, [&](int64_t chunks) { return fits(chunks, plan.on_host); });
   const std::string of_host =
       plan.on_host ? str(" and ", mebibytes(bytes.host), " of the host's, ", mebibytes(host_room)) : "";
   throw Error(str(plan.B > 1 ? str(plan.B, " rows") : "a row", " of ", plan.chunks * S, " slots: the memory needs ",

@@ -114,11 +114,7 @@ void allocate_or_explain(DRT<Device>& model, int64_t B, int64_t T) {
     return model.model_memory().total_bytes() + model.activation_memory().total_bytes();
   };
   if (const int64_t n_bytes = needed(B); n_bytes > room) {
-    int64_t fits = 0;  // by bisection: fits rows do, too_many do not
-    for (int64_t too_many = B; too_many - fits > 1;) {
-      const int64_t middle = fits + (too_many - fits) / 2;
-      (needed(middle) > room ? too_many : fits) = middle;
-    }
+    const int64_t fits = most_that_fit(B, [&](int64_t rows) { return needed(rows) <= room; });
     throw Error(str("the model and ", B, " rows of ", T, " slots need ", mebibytes(n_bytes), ", ", mebibytes(room),
                     " are free; ") +
                 (fits ? str("--micro-batch ", fits, " fits")

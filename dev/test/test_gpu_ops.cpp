@@ -313,22 +313,23 @@ TEST_CASE("GPU: chunk attention") {
 
 // ---- retrieval ----------------------------------------------------------------------------------------------------
 
+struct RetrievalSize {
+  int64_t B, C;
+  int D, K;
+  int64_t first_chunk;
+};
+
 TEST_CASE("GPU: retrieval picks what the CPU picks") {
   if (no_gpu()) return;
-  struct Size {
-    int64_t B, C;
-    int D, K;
-    int64_t first_chunk;
-  };
-  for (const Size& size : {Size{1, 1, 1, 1, 0},
-                           {2, 7, 6, 3, 0},
-                           {1, 113, 64, 8, 0},
-                           {1, 203, 100, 32, 0},
-                           {1, 3, 16, 8, 500},
-                           {1, 66, 7, 1, 130},
-                           {3, 113, 192, 8, 0},
-                           {1, 7, 768, 32, 0},
-                           {2, 20, 40, 1, 70}})
+  for (const RetrievalSize& size : {RetrievalSize{1, 1, 1, 1, 0},
+                                    {2, 7, 6, 3, 0},
+                                    {1, 113, 64, 8, 0},
+                                    {1, 203, 100, 32, 0},
+                                    {1, 3, 16, 8, 500},
+                                    {1, 66, 7, 1, 130},
+                                    {3, 113, 192, 8, 0},
+                                    {1, 7, 768, 32, 0},
+                                    {2, 20, 40, 1, 70}})
     for (int kind = 0; kind < 10; kind++) {
       if (kind == 2 && size.first_chunk) continue;  // given noise is of whole rows
       compare(str("retrieval of ", size.C, " chunks after ", size.first_chunk, ", kind ", kind),
@@ -395,17 +396,12 @@ TEST_CASE("GPU: retrieval over many landmarks picks what the CPU picks, ties and
   if (no_gpu()) return;
   Gpu<bf16>& gpu = *shared_device<Gpu<bf16>>();
   Cpu<double> cpu;
-  struct Size {
-    int64_t B, C;
-    int D, K;
-    int64_t first_chunk;
-  };
   // Of the last, D is no multiple of a slab of columns, and the last queries see more than the first.
-  for (const Size& size : {Size{1, 1, 64, 8, 20000},
-                           {1, 17, 64, 32, 5000},
-                           {1, 130, 64, 8, 20000},
-                           {3, 70, 24, 5, 12000},
-                           {1, 300, 72, 12, 11000}}) {
+  for (const RetrievalSize& size : {RetrievalSize{1, 1, 64, 8, 20000},
+                                    {1, 17, 64, 32, 5000},
+                                    {1, 130, 64, 8, 20000},
+                                    {3, 70, 24, 5, 12000},
+                                    {1, 300, 72, 12, 11000}}) {
     const auto [B, C, D, K, first_chunk] = size;
     const int64_t M = first_chunk + C;
     const RetrievalShape s{B, C, D, K, first_chunk, D, M * D};

@@ -8,6 +8,18 @@
 namespace gca::test {
 namespace {
 
+Config two_heads(std::vector<int64_t> groups, int64_t chunk, int64_t window) {
+  return {.vocab = 67,
+          .width = 64,
+          .heads = 2,
+          .ffn = 96,
+          .lower = 1,
+          .groups = std::move(groups),
+          .encoder = 1,
+          .chunk = chunk,
+          .reach = {.topk = 3, .window = window}};
+}
+
 template <class Device>
 void check_host_memory(const Config& config, int64_t C) {
   using act = typename Device::act;
@@ -96,15 +108,7 @@ void check_kept(const Config& config, int64_t C, int64_t place) {
 
 TEST_CASE("GPU: rows go back to a place that was kept, and on after a memory out of a file, with the same bits") {
   if (no_gpu()) return;
-  Config config{.vocab = 67,
-                .width = 64,
-                .heads = 2,
-                .ffn = 96,
-                .lower = 1,
-                .groups = {1, 1},
-                .encoder = 1,
-                .chunk = 64,
-                .reach = {.topk = 3, .window = 70}};
+  Config config = two_heads({1, 1}, 64, 70);
   check_kept<Gpu<__nv_bfloat16>>(config, 40, 24 * 64);
   config.chunk = 16;
   check_kept<Gpu<__nv_bfloat16>>(config, 50, 32 * 16);
@@ -113,15 +117,7 @@ TEST_CASE("GPU: rows go back to a place that was kept, and on after a memory out
 
 TEST_CASE("GPU: a stream with its memory on the host has the bits of one with its memory here") {
   if (no_gpu()) return;
-  Config config{.vocab = 67,
-                .width = 64,
-                .heads = 2,
-                .ffn = 96,
-                .lower = 1,
-                .groups = {1},
-                .encoder = 1,
-                .chunk = 64,
-                .reach = {.topk = 3, .window = 70}};
+  Config config = two_heads({1}, 64, 70);
   check_host_memory<Gpu<__nv_bfloat16>>(config, 40);
   config.groups = {1, 1};
   config.chunk = 16;
@@ -133,15 +129,7 @@ TEST_CASE("GPU: decoding gives the tokens that reading and choosing by turns giv
   if (no_gpu()) return;
   // A window of two chunks, so that captured work comes round; 40 slots, so that it comes round after five chunks.
   for (const int64_t window : {32, 40, 1000}) {
-    Config config{.vocab = 67,
-                  .width = 64,
-                  .heads = 2,
-                  .ffn = 96,
-                  .lower = 1,
-                  .groups = {1, 1},
-                  .encoder = 1,
-                  .chunk = 16,
-                  .reach = {.topk = 3, .window = window}};
+    Config config = two_heads({1, 1}, 16, window);
     CAPTURE(window);
     check_decoder(*shared_device<Gpu<float>>(), config, 50, 200);
     check_decoder(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 200);
