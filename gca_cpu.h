@@ -527,6 +527,57 @@ void Cpu<real, bf16>::gca_backward_memory(act* dkv, const FetchingLayer<act, sta
   });
 }
 
+// ---- one slot of each row (ops.h, SlotRow) ----------------------------------------------------------------------
+// y = Norm(x) W^T, for passes that keep nothing: n (rows,in), rstd (rows) are working memory, which may stay as it was.
+// y (rows,out), x (rows,in), gain (in), W (out,in)
+template <class real, bool bf16>
+void Cpu<real, bf16>::norm_matmul_forward(act* y, act* n, stat* rstd, const act* x, const weight* gain, const weight* W,
+                                          int64_t rows, int64_t in, int64_t out, double eps) {
+  rmsnorm_forward(n, rstd, x, gain, rows, in, in, eps);
+  matmul_forward(y, n, W, nullptr, rows, in, out);
+}
+// y = SwiGLU(gate_up) W^T + residual, likewise: h (rows,F) is working memory.
+// y, residual (rows,out), gate_up (rows,2F): gate | up, W (out,F)
+template <class real, bool bf16>
+void Cpu<real, bf16>::swiglu_matmul_forward(act* y, act* h, const act* gate_up, const weight* W, const act* residual,
+                                            int64_t rows, int64_t F, int64_t out) {
+  swiglu_forward(h, gate_up, rows, F);
+  matmul_forward(y, h, W, residual, rows, F, out);
+}
+// Sliding-window attention; the slot's k | v go into the ring. out (B,D), qkv (B,3D)
+template <class real, bool bf16>
+void Cpu<real, bf16>::slot_attention_forward(act* out, const act* qkv, const SlotRow<act, stat>* rows, int64_t layer,
+                                             const SlotShape& s) {
+  const int64_t D = s.H * s.d;
+  grow(partial_, s.H);
+  for (int64_t b = 0; b < s.B; b++) {
+    const SlidingShape one{1, 1, s.H, s.d, s.W, rows[b].slot};
+    act* ring = rows[b].ring + layer * rows[b].ring_stride;
+    sliding_attention_forward(out + b * D, partial_.data(), qkv + b * 3 * D, ring, one);
+    ring_append(ring, qkv + b * 3 * D, one);
+  }
+}
+// Grouped cross attention to the picks that serve the slot. out, q (B,D)
+template <class real, bool bf16>
+void Cpu<real, bf16>::slot_gca_forward(act* out, const act* q, const SlotRow<act, stat>* rows, int64_t group,
+                                       const SlotShape& s) {
+  const int64_t D = s.H * s.d;
+  for (int64_t b = 0; b < s.B; b++)
+    gca_forward(out + b * D, nullptr, q + b * D, rows[b].kv, rows[b].pick + group * rows[b].pick_stride,
+                rows[b].w + group * rows[b].w_stride, {1, 1, s.H, s.d, s.S, s.K, 0, rows[b].slot, s.null_slot});
+}
+// The slot's place in the row's unfinished chunk. x (B,D)
+template <class real, bool bf16>
+void Cpu<real, bf16>::keep_slot(const act* x, const SlotRow<act, stat>* rows, const SlotShape& s) {
+  const int64_t D = s.H * s.d;
+  for (int64_t b = 0; b < s.B; b++) std::copy_n(x + b * D, D, rows[b].unfinished_chunk + rows[b].slot % s.S * D);
+}
+// The rows stand one slot further. rows (B)
+template <class real, bool bf16>
+void Cpu<real, bf16>::next_slot(SlotRow<act, stat>* rows, int64_t B) {
+  for (int64_t b = 0; b < B; b++) rows[b].slot++;
+}
+
 // ---- cross entropy, a piece of logits at a time -----------------------------------------------------------------
 // loss[r] = logsumexp(logits[r]) - logits[r,target[r]], 0 where target[r] is -1 or less.
 // scale != 0: logits become their gradient, scale * weight[r] * (softmax - onehot).

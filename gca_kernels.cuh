@@ -269,6 +269,25 @@ class Gpu : public GpuDevice {
   void gca_backward_memory(act* dkv, const FetchingLayer<act, float>* layers, int n_layers, const act* kv,
                            const GcaShape& s);
 
+  // ---- one slot of each row, as decoding reads it (ops.h, SlotRow) ----
+  // y = Norm(x) W^T, for passes that keep nothing: n (rows,in), rstd (rows) are working memory, which may stay as it
+  // was. y (rows,out), x (rows,in), gain (in), W (out,in)
+  void norm_matmul_forward(act* y, act* n, float* rstd, const act* x, const weight* gain, const weight* W, int64_t rows,
+                           int64_t in, int64_t out, double eps);
+  // y = SwiGLU(gate_up) W^T + residual, likewise: h (rows,F) is working memory. y, residual (rows,out), gate_up
+  // (rows,2F): gate | up, W (out,F)
+  void swiglu_matmul_forward(act* y, act* h, const act* gate_up, const weight* W, const act* residual, int64_t rows,
+                             int64_t F, int64_t out);
+  // Sliding-window attention; the slot's k | v go into the ring of that layer. out (B,D), qkv (B,3D), rows (B)
+  void slot_attention_forward(act* out, const act* qkv, const SlotRow<act, float>* rows, int64_t layer,
+                              const SlotShape& s);
+  // Grouped cross attention to the group's picks that serve the slot. out, q (B,D), rows (B)
+  void slot_gca_forward(act* out, const act* q, const SlotRow<act, float>* rows, int64_t group, const SlotShape& s);
+  // The slot's place in the row's unfinished chunk = x. x (B,D), rows (B)
+  void keep_slot(const act* x, const SlotRow<act, float>* rows, const SlotShape& s);
+  // The rows stand one slot further. rows (B)
+  void next_slot(SlotRow<act, float>* rows, int64_t B);
+
   // ---- cross entropy, a piece of logits at a time ----
   // loss[r] = logsumexp(logits[r]) - logits[r,target[r]], 0 where target[r] is negative. scale != 0: logits become
   // their gradient, scale * weight[r] * (softmax - onehot).

@@ -70,6 +70,16 @@ class Cpu : public CpuDevice {
   void gca_backward_query(const GcaBackward<act, stat>& a, const GcaShape& s);
   void gca_backward_memory(act* dkv, const FetchingLayer<act, stat>* layers, int n_layers, const act* kv,
                            const GcaShape& s);
+  // ---- one slot of each row, where ops.h's SlotRow says ------------------------------------------------------------
+  void norm_matmul_forward(act* y, act* n, stat* rstd, const act* x, const weight* gain, const weight* W, int64_t rows,
+                           int64_t in, int64_t out, double eps);
+  void swiglu_matmul_forward(act* y, act* h, const act* gate_up, const weight* W, const act* residual, int64_t rows,
+                             int64_t F, int64_t out);
+  void slot_attention_forward(act* out, const act* qkv, const SlotRow<act, stat>* rows, int64_t layer,
+                              const SlotShape& s);
+  void slot_gca_forward(act* out, const act* q, const SlotRow<act, stat>* rows, int64_t group, const SlotShape& s);
+  void keep_slot(const act* x, const SlotRow<act, stat>* rows, const SlotShape& s);
+  void next_slot(SlotRow<act, stat>* rows, int64_t B);
   // ---- cross entropy, a piece of logits at a time -----------------------------------------------------------------
   void cross_entropy(stat* loss, act* logits, const int32_t* target, const float* weight, double scale, int64_t rows,
                      int64_t V, int64_t stride);
