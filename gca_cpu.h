@@ -615,10 +615,10 @@ void Cpu<real, bf16>::add_loss(StepState* state, const stat* loss, const float* 
   }
 }
 
-// noted[index[r] % places, r] = token[r], and index[r] is one more. noted (places,rows), token, index (rows)
+// noted[r, index[r] % places] = token[r], and index[r] is one more. noted (rows,places), token, index (rows)
 template <class real, bool bf16>
 void Cpu<real, bf16>::note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places) {
-  for (int64_t r = 0; r < rows; r++) noted[index[r]++ % places * rows + r] = token[r];
+  for (int64_t r = 0; r < rows; r++) noted[r * places + index[r]++ % places] = token[r];
 }
 // ---- the next token of each row (cpu/choose_token.h) --------------------------------------------------------------
 // token (rows), logits (rows,V) rows stride apart, taken as floats: what a text is continued with is the same in double

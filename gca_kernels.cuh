@@ -298,7 +298,7 @@ class Gpu : public GpuDevice {
   // ---- the next token of each row ----
   // What the CPU chooses from the same logits, but that a draw within about a millionth of an edge between two tokens
   // may fall to either side. token (rows), logits (rows,V), their rows stride apart
-  // noted[index[r] % places, r] = token[r], and index[r] is one more. noted (places,rows): of allocate_host(), where
+  // noted[r, index[r] % places] = token[r], and index[r] is one more. noted (rows,places): of allocate_host(), where
   // the host sees each as soon as it is there; token, index (rows)
   void note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places);
   void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);

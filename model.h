@@ -27,23 +27,25 @@ struct DRT {
   using master = typename Device::master;
   using grad = typename Device::grad;
   using stat = typename Device::stat;
+  using Row = SlotRow<act, stat>;
   enum class Kind { lower, encoder, upper };
 
   // A layer: where its tensors lie, and what its forward leaves for its backward. rows: slots of all rows together.
   //   a = x + Wo attended;  upper kind: mlp_in = a + Wo' fetched, else mlp_in = a;  out = a + MLP(Norm(mlp_in))
   struct Layer {
     LayerTensors tensors;
-    act* n1;        // (rows,D)    Norm(x)
-    stat* rstd1;    // (rows)
-    act* qkv;       // (rows,3D)   q | k | v
-    act* attended;  // (rows,D)
-    stat* lse;      // (B,H,T), in the encoder (N,H,S)
-    act* a;         // (rows,D)
-    act* n2;        // (rows,D)    Norm(mlp_in)
-    stat* rstd2;    // (rows)
-    act* gate_up;   // (rows,2F)   gate | up
-    act* h;         // (rows,F)    silu(gate) * up
-    act* out;       // (rows,D)
+    int64_t number;  // among the lower and upper layers, whose windows have rings
+    act* n1;         // (rows,D)    Norm(x)
+    stat* rstd1;     // (rows)
+    act* qkv;        // (rows,3D)   q | k | v
+    act* attended;   // (rows,D)
+    stat* lse;       // (B,H,T), in the encoder (N,H,S)
+    act* a;          // (rows,D)
+    act* n2;         // (rows,D)    Norm(mlp_in)
+    stat* rstd2;     // (rows)
+    act* gate_up;    // (rows,2F)   gate | up
+    act* h;          // (rows,F)    silu(gate) * up
+    act* out;        // (rows,D)
     // Upper kind.
     act* gca_n;      // (B,T,D)     Norm(a)
     stat* gca_rstd;  // (B,T)
@@ -66,15 +68,16 @@ struct DRT {
   // What B rows leave behind for their later slots, when they are read a segment at a time, all alike.
   struct StreamState {
     int64_t B = 1;
-    Reach reach;                 // the model's, when it was opened
-    int64_t slots = 0;           // read so far, of each row
-    int64_t capacity = 0;        // chunks of memory a row
-    std::vector<act*> rings;     // (B,W,2D) a layer, lower ones first: k | v of the window's slots
-    std::vector<int32_t*> pick;  // (B,K) a group: what the last whole chunk picked, which serves the slots that follow
-    std::vector<stat*> w;        // (B,K) a group: the weights of these
+    Reach reach;              // the model's, when it was opened
+    int64_t slots = 0;        // read so far, of each row
+    int64_t capacity = 0;     // chunks of memory a row
+    std::vector<act*> rings;  // (B,W,2D) a layer, lower ones first, all equally far apart: k | v of the window's slots
+    std::vector<int32_t*> pick;  // (B,K) a group, likewise: what the last whole chunk picked, for the slots that follow
+    std::vector<stat*> w;        // (B,K) a group, likewise: the weights of these
     act* kv = nullptr;           // (B,capacity,S,2D) CK | CV
     act* landmarks = nullptr;    // (B,capacity,D)
     act* unfinished_chunk = nullptr;  // (B,S,D) lower layers' output for the slots of a chunk that is not yet whole
+    Row* rows = nullptr;              // (B) for who reads slot by slot: see slot_row()
     Arena arena;
   };
   // What one forward pass reads.
@@ -82,6 +85,7 @@ struct DRT {
     int64_t B, T;
     Selection selection;
     StreamState* stream = nullptr;
+    Row* rows = nullptr;  // (B), T = 1: where each row's slot stands and what it reads of its past; or null
   };
 
   // Where a pass finds what lies before its slots and leaves what comes from them: the model's own buffers (whole rows,
@@ -165,6 +169,12 @@ struct DRT {
   Pass begin(const Input& in);
   void lower_part(Pass& pass);
   void group_part(Pass& pass, size_t g);
+  // One slot, no landmark, of each of B rows that may stand anywhere, as rows (B) in the device's memory says; they
+  // stand one slot further afterwards. Nothing in it depends on where: the same work, done again, reads the next slots.
+  // From the tokens in `token` to final_n, (B,D).
+  void read_slots(Row* rows, int64_t B);
+  // Row b of a stream, for read_slots() or Input::rows: its slot is the next one.
+  Row slot_row(const StreamState& stream, int64_t b) const;
 
   // Logits of rows first .. first + count - 1 into the piece `logits`, rows padded_vocab apart: logits = E Norm(x).
   void piece_of_logits(int64_t first, int64_t count);
@@ -212,6 +222,7 @@ struct DRT {
   act *dkv_ = nullptr, *dr_ = nullptr;        // (B,C,S,2D), (B,C,D)
 
   SlidingShape sliding_shape() const;
+  SlotShape slot_shape() const;
   ChunkShape chunk_shape(int64_t rows) const;
   GcaShape gca_shape() const;
   RetrievalShape retrieval_shape() const;
@@ -221,6 +232,10 @@ struct DRT {
 
   act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group);
   void layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group);
+  void norm_product(act* y, act* n, stat* rstd, const act* x, int64_t gain, int64_t W, int64_t rows, int64_t out,
+                    double eps);
+  void attend(Layer& l, act* ring);
+  void attend_fetched(Layer& l, Group& group);
 
   void layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group);
 
@@ -242,6 +257,7 @@ struct DRT {
   void keep(int64_t first_chunk, int64_t done);
 
   void retrieve(Group& group, const act* x);
+  void keep_picks(size_t g);
 };
 
 template <class Device>
@@ -328,10 +344,14 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
     kept(l.delta, " gca delta", RC * c.heads * K);
     kept(l.dfetched, " gca dout", rows * D);
   };
+  int64_t number = 0;
   auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& of_table, Kind kind, int64_t rows,
                          const std::string& name) {
     layers.resize(of_table.size());
-    for (size_t i = 0; i < of_table.size(); i++) want_layer(layers[i], of_table[i], kind, rows, name, i);
+    for (size_t i = 0; i < of_table.size(); i++) {
+      want_layer(layers[i], of_table[i], kind, rows, name, i);
+      if (kind != Kind::encoder) layers[i].number = number++;
+    }
   };
   want_layers(lower, table.lower, Kind::lower, R, "lower");
   groups.resize(c.groups.size());
@@ -395,6 +415,7 @@ typename DRT<Device>::Pass DRT<Device>::begin(const Input& in) {
       reach.window);
   GCA_CHECK(!in.stream || in.stream->reach == reach, "a stream is read with the K and W that it was opened with");
   GCA_CHECK(in.stream ? in.B == in.stream->B : in.T % S == 0, "rows are whole chunks, or a stream's, read in segments");
+  GCA_CHECK(!in.rows || in.T == 1, "rows of their own place are read slot by slot");
   Pass pass{in, {}, nullptr};
   if (StreamState* stream = in.stream) {
     pass.place = {.first_slot = stream->slots,
@@ -460,15 +481,25 @@ void DRT<Device>::group_part(Pass& pass, size_t g) {
   const act* x = pass.x;
   for (Layer& layer : groups[g].layers)
     x = layer_forward(layer, Kind::upper, x, pass.in.B * pass.in.T, *ring++, &groups[g]);
+  if (pass.in.rows) keep_picks(g);  // not before: this slot was served by what is there
   if (g + 1 == groups.size()) return finish(x);
   retrieve(groups[g + 1], x);
   pass.x = x;
+}
+template <class Device>
+void DRT<Device>::read_slots(Row* rows, int64_t B) {
+  GCA_CHECK(B <= max_rows_, "planned for ", max_rows_, " slots, found ", B);
+  Pass pass{{B, 1, {}, nullptr, rows}, {}, nullptr};
+  pass.place.rings.resize(config.lower + config.upper());
+  lower_part(pass);
+  for (size_t g = 0; g < groups.size(); g++) group_part(pass, g);
 }
 template <class Device>
 void DRT<Device>::finish(const act* x) {
   top = x;
   device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, pass_.in.B * pass_.in.T, config.width,
                          config.width, config.eps);
+  if (pass_.in.rows) device.next_slot(pass_.in.rows, pass_.in.B);
 }
 template <class Device>
 void DRT<Device>::piece_of_logits(int64_t first, int64_t count) {
@@ -531,13 +562,12 @@ void DRT<Device>::plan(StreamState& stream, int64_t B, int64_t chunks, bool with
   stream.reach = reach;
   stream.capacity = chunks;
   stream.rings.assign(config.lower + config.upper(), nullptr);
-  for (act*& ring : stream.rings) stream.arena.want(ring, "window", B * reach.window * 2 * D);
   stream.pick.assign(config.groups.size(), nullptr);
   stream.w.assign(config.groups.size(), nullptr);
-  for (size_t g = 0; g < config.groups.size(); g++) {
-    stream.arena.want(stream.pick[g], "picks", B * reach.topk);
-    stream.arena.want(stream.w[g], "weights", B * reach.topk);
-  }
+  for (act*& ring : stream.rings) stream.arena.want(ring, "window", B * reach.window * 2 * D);
+  for (int32_t*& pick : stream.pick) stream.arena.want(pick, "picks", B * reach.topk);
+  for (stat*& w : stream.w) stream.arena.want(w, "weights", B * reach.topk);
+  stream.arena.want(stream.rows, "places of slots", B);
   if (!config.groups.empty()) {
     if (with_kv) stream.arena.want(stream.kv, "chunk memory", B * chunks * config.chunk * 2 * D);
     stream.arena.want(stream.landmarks, "landmarks", B * chunks * D);
@@ -549,6 +579,33 @@ void DRT<Device>::rewind(StreamState& stream) {
   stream.slots = 0;
   for (size_t g = 0; g < stream.pick.size(); g++)
     device.no_pick(stream.pick[g], stream.w[g], stream.B, 0, static_cast<int>(reach.topk));
+}
+template <class Device>
+typename DRT<Device>::Row DRT<Device>::slot_row(const StreamState& stream, int64_t b) const {
+  const int64_t D = config.width, K = stream.reach.topk;
+  const auto apart = [](const auto& parts) { return parts.size() > 1 ? parts[1] - parts[0] : 0; };
+  Row row{};
+  row.slot = stream.slots;
+  row.ring = stream.rings[0] + b * stream.reach.window * 2 * D;
+  row.ring_stride = apart(stream.rings);
+  if (groups.empty()) return row;
+  row.unfinished_chunk = stream.unfinished_chunk + b * config.chunk * D;
+  if (stream.kv) row.kv = stream.kv + b * stream.capacity * config.chunk * 2 * D;
+  row.pick = stream.pick[0] + b * K;
+  row.pick_stride = apart(stream.pick);
+  row.w = stream.w[0] + b * K;
+  row.w_stride = apart(stream.w);
+  return row;
+}
+template <class Device>
+SlotShape DRT<Device>::slot_shape() const {
+  return {pass_.in.B,
+          static_cast<int>(config.heads),
+          static_cast<int>(config.head_size()),
+          static_cast<int>(config.chunk),
+          static_cast<int>(reach.topk),
+          reach.window,
+          config.null_slot};
 }
 template <class Device>
 SlidingShape DRT<Device>::sliding_shape() const {
@@ -591,34 +648,57 @@ RetrievalShape DRT<Device>::retrieval_shape() const {
 template <class Device>
 typename DRT<Device>::act* DRT<Device>::layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, act* ring,
                                                       Group* group) {
+  const int64_t D = config.width, F = config.ffn;
   layer_inside(l, kind, x, rows, ring, group);
-  device.matmul_forward(l.out, l.h, weights + l.tensors.down, l.a, rows, config.ffn, config.width);
+  if (use == Use::inference) {
+    device.swiglu_matmul_forward(l.out, l.h, l.gate_up, weights + l.tensors.down, l.a, rows, F, D);
+  } else {
+    device.swiglu_forward(l.h, l.gate_up, rows, F);
+    device.matmul_forward(l.out, l.h, weights + l.tensors.down, l.a, rows, F, D);
+  }
   return l.out;
 }
-// All but the last product: up to h = SwiGLU(Wgate_up Norm(mlp_in)).
+// All up to gate | up = Wgate_up Norm(mlp_in).
 template <class Device>
 void DRT<Device>::layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group) {
-  const int64_t D = config.width, F = config.ffn;
+  const int64_t D = config.width;
   const double eps = eps_of(kind);
-  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.tensors.norm1, rows, D, D, eps);
-  device.matmul_forward(l.qkv, l.n1, weights + l.tensors.qkv, nullptr, rows, D, 3 * D);
-  if (kind == Kind::encoder) {
-    device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
-  } else {
-    device.sliding_attention_forward(l.attended, l.lse, l.qkv, ring, sliding_shape());
-    if (ring) device.ring_append(ring, l.qkv, sliding_shape());
-  }
+  norm_product(l.qkv, l.n1, l.rstd1, x, l.tensors.norm1, l.tensors.qkv, rows, 3 * D, eps);
+  if (kind == Kind::encoder) device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
+  else attend(l, ring);
   device.matmul_forward(l.a, l.attended, weights + l.tensors.o, x, rows, D, D);
   if (kind == Kind::upper) {
-    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps);
-    device.matmul_forward(l.q, l.gca_n, weights + l.tensors.gca_q, nullptr, rows, D, D);
-    const auto& picks = pass_.place.picks[group - groups.data()];
-    device.gca_forward(l.fetched, l.gca_lse, l.q, pass_.place.kv, picks.pick, picks.w, gca_shape());
+    norm_product(l.q, l.gca_n, l.gca_rstd, l.a, l.tensors.gca_norm, l.tensors.gca_q, rows, D, eps);
+    attend_fetched(l, *group);
     device.matmul_forward(l.mlp_in, l.fetched, weights + l.tensors.gca_o, l.a, rows, D, D);
   }
-  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps);
-  device.matmul_forward(l.gate_up, l.n2, weights + l.tensors.gate_up, nullptr, rows, D, 2 * F);
-  device.swiglu_forward(l.h, l.gate_up, rows, F);
+  norm_product(l.gate_up, l.n2, l.rstd2, mlp_in(l, kind), l.tensors.norm2, l.tensors.gate_up, rows, 2 * config.ffn,
+               eps);
+}
+// y = Norm(x) W^T; n and rstd, the norm's, are there afterwards where something goes back through it.
+// y (rows,out), n, x (rows,D), rstd (rows); gain (D), W (out,D): where they lie
+template <class Device>
+void DRT<Device>::norm_product(act* y, act* n, stat* rstd, const act* x, int64_t gain, int64_t W, int64_t rows,
+                               int64_t out, double eps) {
+  const int64_t D = config.width;
+  if (use == Use::inference)
+    return device.norm_matmul_forward(y, n, rstd, x, weights + gain, weights + W, rows, D, out, eps);
+  device.rmsnorm_forward(n, rstd, x, weights + gain, rows, D, D, eps);
+  device.matmul_forward(y, n, weights + W, nullptr, rows, D, out);
+}
+// Window attention; keys and values go into the ring, where there is one.
+template <class Device>
+void DRT<Device>::attend(Layer& l, act* ring) {
+  if (pass_.in.rows) return device.slot_attention_forward(l.attended, l.qkv, pass_.in.rows, l.number, slot_shape());
+  device.sliding_attention_forward(l.attended, l.lse, l.qkv, ring, sliding_shape());
+  if (ring) device.ring_append(ring, l.qkv, sliding_shape());
+}
+template <class Device>
+void DRT<Device>::attend_fetched(Layer& l, Group& group) {
+  const int64_t g = &group - groups.data();
+  if (pass_.in.rows) return device.slot_gca_forward(l.fetched, l.q, pass_.in.rows, g, slot_shape());
+  const auto& picks = pass_.place.picks[g];
+  device.gca_forward(l.fetched, l.gca_lse, l.q, pass_.place.kv, picks.pick, picks.w, gca_shape());
 }
 // The chunk encoder over the chunks that these slots complete: enc_out, CK | CV into the memory, and their landmarks.
 // x (B,T,D): lower layers' output.
@@ -627,7 +707,10 @@ void DRT<Device>::encode(const act* x) {
   const int64_t D = config.width, S = config.chunk, first_slot = pass_.place.first_slot, first_chunk = first_slot / S,
                 done = completed_chunks(), N = pass_.in.B * done, rows = N * S;
   const act* chunks = x;  // (N,S,D)
-  if (first_slot % S || pass_.in.T % S) {
+  if (pass_.in.rows) {
+    device.keep_slot(x, pass_.in.rows, slot_shape());
+    chunks = pass_.place.unfinished_chunk;
+  } else if (first_slot % S || pass_.in.T % S) {
     for (int64_t b = 0; b < pass_.in.B; b++)
       device.copy(pass_.place.unfinished_chunk + (b * S + first_slot % S) * D, x + b * pass_.in.T * D, pass_.in.T * D);
     chunks = pass_.place.unfinished_chunk;
@@ -659,7 +742,8 @@ void DRT<Device>::retrieve(Group& group, const act* x) {
                 g = &group - groups.data();
   const PickTable picks = gca_shape().table();
   // What the chunk before these slots picked serves the first of them.
-  if (const StreamState* last = pass_.place.last_picks)
+  if (pass_.in.rows) {  // they know it
+  } else if (const StreamState* last = pass_.place.last_picks)
     for (int64_t b = 0; b < B; b++) {
       device.copy(group.pick + picks.serving(b, 0), last->pick[g] + b * K, K);
       device.copy(group.w + picks.serving(b, 0), last->w[g] + b * K, K);
@@ -673,11 +757,19 @@ void DRT<Device>::retrieve(Group& group, const act* x) {
   selection.group = static_cast<int>(g);
   if (selection.given_noise) selection.given_noise += selection.group * B * done * done;
   device.chunk_retrieval_forward(group.pick, group.w, group.r, pass_.place.landmarks, retrieval_shape(), selection);
-  if (StreamState* last = pass_.place.last_picks)
-    for (int64_t b = 0; b < B; b++) {
-      device.copy(last->pick[g] + b * K, group.pick + picks.picked_by(b, done - 1), K);
-      device.copy(last->w[g] + b * K, group.w + picks.picked_by(b, done - 1), K);
-    }
+  if (!pass_.in.rows) keep_picks(g);
+}
+// What the last of the chunks that these slots complete has picked serves the slots that follow.
+template <class Device>
+void DRT<Device>::keep_picks(size_t g) {
+  const int64_t K = reach.topk, done = completed_chunks();
+  StreamState* last = pass_.place.last_picks;
+  if (!last || !done) return;
+  const PickTable picks = gca_shape().table();
+  for (int64_t b = 0; b < pass_.in.B; b++) {
+    device.copy(last->pick[g] + b * K, groups[g].pick + picks.picked_by(b, done - 1), K);
+    device.copy(last->w[g] + b * K, groups[g].w + picks.picked_by(b, done - 1), K);
+  }
 }
 
 }  // namespace gca

@@ -336,13 +336,13 @@ __global__ void __launch_bounds__(threads)
 }
 
 // A thread a row.
-__global__ void note_tokens_kernel(int32_t* noted,        // (places,rows), the host's
+__global__ void note_tokens_kernel(int32_t* noted,        // (rows,places), the host's
                                    int64_t* index,        // (rows)
                                    const int32_t* token,  // (rows)
                                    int64_t rows, int64_t places) {
   const int64_t r = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (r >= rows) return;
-  *static_cast<volatile int32_t*>(noted + index[r] % places * rows + r) = token[r];
+  *static_cast<volatile int32_t*>(noted + r * places + index[r] % places) = token[r];
   index[r]++;
 }
 
