@@ -65,7 +65,8 @@ class Decoder {
   // It goes no further.
   void end(int64_t i) { texts_[i].count = 0; }
 
-  // The next token of a text, of those that have one by turns; text -1 when none goes on. What is read ahead of it stays read.
+  // The next token of a text, of those that have one by turns; text -1 when none goes on. What is read ahead of it
+  // stays read.
   Chosen next() {
     const int64_t n = std::ssize(texts_);
     while (can_step()) step();
