@@ -69,6 +69,12 @@ struct Columns {
     for (int p = 0; p < Cut::packs; p++)
       if (column(p) < d) pack[p] = load_pack<Cut::N>(head + column(p));
   }
+  __device__ static void prefetch(const typename Cut::Act* head,  // (d)
+                                  int d) {
+#pragma unroll
+    for (int p = 0; p < Cut::packs; p++)
+      if (column(p) < d) asm volatile("prefetch.global.L2 [%0];" ::"l"(head + column(p)));
+  }
   __device__ void store(typename Cut::Act* head,  // (d)
                         int d) const {
 #pragma unroll
@@ -214,14 +220,25 @@ __global__ void __launch_bounds__(threads)
   Act* ring = row.ring + layer * row.ring_stride + team.h * s.d;
   const Act* own = qkv + team.b * 3 * D + team.h * s.d;
   const float scale = attention_scale(s.d), slope = static_cast<float>(alibi_slope(team.h, s.H));
-  const int64_t slot = row.slot;
+  const int64_t begin = team.split * int64_t{Cut::keys_of_block}, step = splits * int64_t{Cut::keys_of_block};
+  // The ring on its way to the second cache, which is where kernels agree on what it holds: no load before the wait.
+#pragma unroll
+  for (int i = 0; i < Cut::keys; i++) {
+    const int64_t place = begin + i * Cut::groups + group;
+    if (place < s.W) {
+      Columns<Cut>::prefetch(ring + place * 2 * D, s.d);
+      Columns<Cut>::prefetch(ring + place * 2 * D + D, s.d);
+    }
+  }
+  let_next_begin();
+  wait_for_earlier();
+  const int64_t slot = __ldcg(&row.slot);  // not from the first cache, where the row's addresses have been read from
   Columns<Cut> q, own_k[1], own_v[1];
   q.load(own, s.d);
   own_k[0].load(own + D, s.d);
   own_v[0].load(own + 2 * D, s.d);
   Part<Cut> part;
   int here = 0;  // the slot's place in the ring
-  const int64_t begin = team.split * int64_t{Cut::keys_of_block}, step = splits * int64_t{Cut::keys_of_block};
   for (int64_t first = begin; first < s.W; first += step) {
     Columns<Cut> k[Cut::keys], v[Cut::keys];
     float bias[Cut::keys];
@@ -276,6 +293,8 @@ __global__ void __launch_bounds__(threads)
   const float* w = row.w + group_of_layers * row.w_stride;
   const Act* kv = row.kv + team.h * s.d;
   const float scale = attention_scale(s.d);
+  let_next_begin();
+  wait_for_earlier();
   Columns<Cut> q;
   q.load(query + team.b * D + team.h * s.d, s.d);
   Part<Cut> sum;  // of the picks so far, weighted
@@ -322,6 +341,8 @@ template <class Act>
 __global__ void keep_slot_kernel(const Act* x,                     // (B,D)
                                  const SlotRow<Act, float>* rows,  // (B)
                                  int64_t B, int64_t D, int S) {
+  let_next_begin();
+  wait_for_earlier();
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i < B * D) rows[i / D].unfinished_chunk[modulo(rows[i / D].slot, S) * D + i % D] = x[i];
 }
@@ -329,8 +350,17 @@ __global__ void keep_slot_kernel(const Act* x,                     // (B,D)
 template <class Act>
 __global__ void next_slot_kernel(SlotRow<Act, float>* rows,  // (B)
                                  int64_t B) {
+  let_next_begin();
+  wait_for_earlier();
   const int64_t b = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (b < B) rows[b].slot++;
+}
+
+// Blocks of a head, for so many pieces of its keys: a power of two, as many as every card of that kind lets be a
+// cluster. Of the shape alone, as the order of the sums.
+int splits_of(int64_t pieces) {
+  if (!compiled_for_hopper()) return 1;
+  return static_cast<int>(std::bit_ceil(static_cast<uint64_t>(std::clamp<int64_t>(pieces, 1, most_splits))));
 }
 
 }  // namespace
@@ -341,8 +371,10 @@ void Gpu<Act>::slot_attention_forward(Act* out, const Act* qkv, const SlotRow<Ac
   check_head(s.d);
   GCA_CHECK(s.W >= 0 && s.W <= INT32_MAX, "a window of ", s.W, " slots");
   with_cut<Act>(s.d, [&](auto cut) {
-    launch("attention of one slot", stream_, slot_attention_forward_kernel<decltype(cut)>, s.B * s.H, threads, 0, out,
-           qkv, rows, layer, s, 1);
+    const int splits = splits_of(ceil_div(s.W, cut.keys_of_block));
+    launch_as({.early = true, .cluster = splits}, "attention of one slot", stream_,
+              slot_attention_forward_kernel<decltype(cut)>, s.B * s.H * splits, threads, 0, out, qkv, rows, layer, s,
+              splits);
   });
 }
 
@@ -352,20 +384,21 @@ void Gpu<Act>::slot_gca_forward(Act* out, const Act* q, const SlotRow<Act, float
   check_head(s.d);
   GCA_CHECK(s.S >= 2 && s.S <= 128 && s.K >= 1 && s.K <= max_topk, s.K, " chunks of ", s.S, " slots");
   with_cut<Act>(s.d, [&](auto cut) {
-    launch("grouped cross attention of one slot", stream_, slot_gca_forward_kernel<decltype(cut)>, s.B * s.H, threads,
-           0, out, q, rows, group, s, 1);
+    const int splits = splits_of(s.K);
+    launch_as({.early = true, .cluster = splits}, "grouped cross attention of one slot", stream_,
+              slot_gca_forward_kernel<decltype(cut)>, s.B * s.H * splits, threads, 0, out, q, rows, group, s, splits);
   });
 }
 
 template <class Act>
 void Gpu<Act>::keep_slot(const Act* x, const SlotRow<Act, float>* rows, const SlotShape& s) {
   const int64_t D = static_cast<int64_t>(s.H) * s.d;
-  launch("keeping a slot", stream_, keep_slot_kernel<Act>, ceil_div(s.B * D, 256), 256, 0, x, rows, s.B, D, s.S);
+  launch_early("keeping a slot", stream_, keep_slot_kernel<Act>, ceil_div(s.B * D, 256), 256, x, rows, s.B, D, s.S);
 }
 
 template <class Act>
 void Gpu<Act>::next_slot(SlotRow<Act, float>* rows, int64_t B) {
-  launch("the next slot", stream_, next_slot_kernel<Act>, ceil_div(B, 32), 32, 0, rows, B);
+  launch_early("the next slot", stream_, next_slot_kernel<Act>, ceil_div(B, 32), 32, rows, B);
 }
 
 GCA_BOTH_TYPES(slot_attention_forward);
