@@ -36,16 +36,16 @@ constexpr int threads = 128, warps = threads / 32, most_splits = 8, most_parts =
 static_assert(most_parts == 32, "a lane for each part");
 
 // How a head's columns lie in the lanes of a group: N neighbours a lane, `packs` times, lanes * N apart.
-template <class Type, int N_, int lanes_, int packs_>
+template <class Type, int N_, int lanes_, int packs_, int keys_ = 4>
 struct Cut {
   using Act = Type;
   static constexpr int N = N_, lanes = lanes_, packs = packs_, columns = N * lanes * packs, groups = threads / lanes,
-                       keys = 4, keys_of_block = groups * keys;
+                       keys = keys_, keys_of_block = groups * keys;
 };
 // body(cut) for heads of d columns
 template <class Act, class Body>
 void with_cut(int d, Body&& body) {
-  if (d % wide<Act>) return body(Cut<Act, 2, 32, 4>{});
+  if (d % wide<Act>) return body(Cut<Act, 2, 32, 4, 2>{});
   if constexpr (std::is_same_v<Act, bf16>) {
     if (d <= 32) return body(Cut<Act, 8, 4, 1>{});
     if (d <= 64) return body(Cut<Act, 8, 8, 1>{});
@@ -57,29 +57,54 @@ void with_cut(int d, Body&& body) {
   }
 }
 
-// A lane's columns of one head's q, k or v.
+// A lane's columns of one head's q, k or v, as they lie in memory.
 template <class Cut>
 struct Columns {
-  Pack<typename Cut::Act, Cut::N> pack[Cut::packs] = {};
+  using Act = typename Cut::Act;
+  static constexpr int words_of_pack = Cut::N * static_cast<int>(sizeof(Act)) / 4, words = Cut::packs * words_of_pack;
+  using Words = Pack<uint32_t, words_of_pack>;
+  uint32_t word[words];
+
   __device__ static int column(int p) { return (p * Cut::lanes + static_cast<int>(threadIdx.x) % Cut::lanes) * Cut::N; }
-  __device__ float operator[](int i) const { return to_float(pack[i / Cut::N].at[i % Cut::N]); }
-  __device__ void load(const typename Cut::Act* head,  // (d)
+  __device__ float operator[](int i) const {
+    if constexpr (sizeof(Act) == 4) return __uint_as_float(word[i]);
+    else return __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+  }
+  // Loads stand under no condition, so that all are on their way at once: what lies past the head is its first columns
+  // once more, which meet zeros of q and go nowhere.
+  __device__ void load(const Act* head,  // (d)
                        int d) {
 #pragma unroll
-    for (int p = 0; p < Cut::packs; p++)
-      if (column(p) < d) pack[p] = load_pack<Cut::N>(head + column(p));
+    for (int p = 0; p < Cut::packs; p++) {
+      const Words from = *reinterpret_cast<const Words*>(head + (column(p) < d ? column(p) : 0));
+#pragma unroll
+      for (int i = 0; i < words_of_pack; i++) word[p * words_of_pack + i] = from.at[i];
+    }
   }
-  __device__ static void prefetch(const typename Cut::Act* head,  // (d)
+  __device__ void store(Act* head,  // (d)
+                        int d) const {
+#pragma unroll
+    for (int p = 0; p < Cut::packs; p++) {
+      Words to;
+#pragma unroll
+      for (int i = 0; i < words_of_pack; i++) to.at[i] = word[p * words_of_pack + i];
+      if (column(p) < d) *reinterpret_cast<Words*>(head + column(p)) = to;
+    }
+  }
+  __device__ static void prefetch(const Act* head,  // (d)
                                   int d) {
 #pragma unroll
     for (int p = 0; p < Cut::packs; p++)
       if (column(p) < d) asm volatile("prefetch.global.L2 [%0];" ::"l"(head + column(p)));
   }
-  __device__ void store(typename Cut::Act* head,  // (d)
-                        int d) const {
+  __device__ void clear_past(int d) {
 #pragma unroll
-    for (int p = 0; p < Cut::packs; p++)
-      if (column(p) < d) store_pack(head + column(p), pack[p]);
+    for (int i = 0; i < words; i++)
+      if (column(i / words_of_pack) >= d) word[i] = 0;
+  }
+  __device__ void clear_unless(bool kept) {
+#pragma unroll
+    for (uint32_t& x : word) x = kept ? x : 0;
   }
 };
 
@@ -89,17 +114,20 @@ struct Part {
   static constexpr int size = Cut::N * Cut::packs;
   float top = -INFINITY, sum = 0, o[size] = {};
 
+  // What top - .. is taken of: a number, also where no key has been seen.
+  __device__ float base() const { return top == -INFINITY ? 0 : top; }
   __device__ void rescale(float new_top) {
-    const float shrink = expf(top - (new_top == -INFINITY ? 0 : new_top));
+    const float old_top = top;
+    top = new_top;
+    const float shrink = expf(old_top - base());
     sum *= shrink;
 #pragma unroll
     for (float& x : o) x *= shrink;
-    top = new_top;
   }
-  // bias: added to a logit; seen: whether the key takes part. What k and v hold where not is nothing.
+  // bias: added to a logit; seen: whether the key takes part. What k and v hold where not is nothing, and v is cleared.
   template <int n>
-  __device__ void add(const Columns<Cut>& q, const Columns<Cut> (&k)[n], const Columns<Cut> (&v)[n],
-                      const float (&bias)[n], const bool (&seen)[n], float scale) {
+  __device__ void add(const Columns<Cut>& q, const Columns<Cut> (&k)[n], Columns<Cut> (&v)[n], const float (&bias)[n],
+                      const bool (&seen)[n], float scale) {
     float score[n], new_top = top;
 #pragma unroll
     for (int i = 0; i < n; i++) {
@@ -111,14 +139,13 @@ struct Part {
       new_top = fmaxf(new_top, score[i]);
     }
     rescale(new_top);
-    if (top == -INFINITY) return;
 #pragma unroll
     for (int i = 0; i < n; i++) {
-      const float p = expf(score[i] - top);
+      const float p = expf(score[i] - base());
       sum += p;
+      v[i].clear_unless(seen[i]);
 #pragma unroll
-      for (int e = 0; e < size; e++)
-        if (seen[i]) o[e] = fmaf(p, v[i][e], o[e]);
+      for (int e = 0; e < size; e++) o[e] = fmaf(p, v[i][e], o[e]);
     }
   }
   // Over the groups of the warp; all get the result.
@@ -179,9 +206,13 @@ template <class Cut>
 __device__ void add_parts(typename Cut::Act* out,  // (d)
                           const Parts<Cut>& parts, float factor, int splits, int d) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 1
   for (int first = static_cast<int>(threadIdx.x) / 32 * 32; first < d; first += threads) {
     float sum = 0;
-    for (int i = 0; i < splits * warps; i++) sum = fmaf(parts.o[i][first + lane], __shfl_sync(~0u, factor, i), sum);
+#pragma unroll 1
+    for (int part = 0; part < splits * warps; part += warps)
+#pragma unroll
+      for (int i = part; i < part + warps; i++) sum = fmaf(parts.o[i][first + lane], __shfl_sync(~0u, factor, i), sum);
     if (first + lane < d) out[first + lane] = from_float<typename Cut::Act>(sum);
   }
 }
@@ -219,7 +250,7 @@ __global__ void __launch_bounds__(threads)
   const SlotRow<Act, float>& row = rows[team.b];
   Act* ring = row.ring + layer * row.ring_stride + team.h * s.d;
   const Act* own = qkv + team.b * 3 * D + team.h * s.d;
-  const float scale = attention_scale(s.d), slope = static_cast<float>(alibi_slope(team.h, s.H));
+  __builtin_assume(__isGlobal(ring));
   const int64_t begin = team.split * int64_t{Cut::keys_of_block}, step = splits * int64_t{Cut::keys_of_block};
   // The ring on its way to the second cache, which is where kernels agree on what it holds: no load before the wait.
 #pragma unroll
@@ -231,10 +262,12 @@ __global__ void __launch_bounds__(threads)
     }
   }
   let_next_begin();
+  const float scale = attention_scale(s.d), slope = static_cast<float>(alibi_slope(team.h, s.H));
   wait_for_earlier();
   const int64_t slot = __ldcg(&row.slot);  // not from the first cache, where the row's addresses have been read from
   Columns<Cut> q, own_k[1], own_v[1];
   q.load(own, s.d);
+  q.clear_past(s.d);
   own_k[0].load(own + D, s.d);
   own_v[0].load(own + 2 * D, s.d);
   Part<Cut> part;
@@ -245,11 +278,9 @@ __global__ void __launch_bounds__(threads)
     bool seen[Cut::keys];
 #pragma unroll
     for (int i = 0; i < Cut::keys; i++) {
-      const int64_t place = first + i * Cut::groups + group;
-      if (place < s.W) {
-        k[i].load(ring + place * 2 * D, s.d);
-        v[i].load(ring + place * 2 * D + D, s.d);
-      }
+      const int64_t place = min(first + i * Cut::groups + group, s.W - 1);
+      k[i].load(ring + place * 2 * D, s.d);
+      v[i].load(ring + place * 2 * D + D, s.d);
     }
     if (first == begin) here = modulo(slot, s.W);  // no load waits for the slot's number
 #pragma unroll
@@ -293,10 +324,14 @@ __global__ void __launch_bounds__(threads)
   const float* w = row.w + group_of_layers * row.w_stride;
   const Act* kv = row.kv + team.h * s.d;
   const float scale = attention_scale(s.d);
+  __builtin_assume(__isGlobal(kv));
+  __builtin_assume(__isGlobal(pick));
+  __builtin_assume(__isGlobal(w));
   let_next_begin();
   wait_for_earlier();
   Columns<Cut> q;
   q.load(query + team.b * D + team.h * s.d, s.d);
+  q.clear_past(s.d);
   Part<Cut> sum;  // of the picks so far, weighted
   int buffer = 0;
   for (int i = team.split; i < s.K; i += splits) {
@@ -313,10 +348,8 @@ __global__ void __launch_bounds__(threads)
       for (int j = 0; j < Cut::keys; j++) {
         const int at = first + j * Cut::groups + group;
         seen[j] = at < keys;
-        if (seen[j]) {
-          k[j].load(key + at * 2 * D, s.d);
-          v[j].load(key + at * 2 * D + D, s.d);
-        }
+        k[j].load(key + min(at, keys - 1) * 2 * D, s.d);
+        v[j].load(key + min(at, keys - 1) * 2 * D + D, s.d);
       }
       part.add(q, k, v, bias, seen, scale);
     }
