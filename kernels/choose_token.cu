@@ -307,6 +307,8 @@ __global__ void __launch_bounds__(threads)
                         int V, int64_t stride, float rate, float rate_rest, Choice choice) {
   __shared__ Shared shared;
   static_assert(sizeof shared == 4 * 2 * bins + 8 * warps + 16);
+  let_next_begin();
+  wait_for_earlier();
   const int64_t r = blockIdx.x;
   const Row<Act, N> row{logits + r * stride, V, choice.excluded};
   if constexpr (draws)
@@ -340,6 +342,8 @@ __global__ void note_tokens_kernel(int32_t* noted,        // (rows,places), the 
                                    int64_t* index,        // (rows)
                                    const int32_t* token,  // (rows)
                                    int64_t rows, int64_t places) {
+  let_next_begin();
+  wait_for_earlier();
   const int64_t r = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (r >= rows) return;
   *static_cast<volatile int32_t*>(noted + r * places + index[r] % places) = token[r];
@@ -350,7 +354,7 @@ __global__ void note_tokens_kernel(int32_t* noted,        // (rows,places), the 
 
 template <class Act>
 void Gpu<Act>::note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places) {
-  launch("noting tokens", stream_, note_tokens_kernel, ceil_div(rows, 32), 32, 0, noted, index, token, rows, places);
+  launch_early("noting tokens", stream_, note_tokens_kernel, ceil_div(rows, 32), 32, noted, index, token, rows, places);
 }
 
 template <class Act>
@@ -363,8 +367,8 @@ void Gpu<Act>::choose_token(int32_t* token, const Act* logits, int64_t rows, int
   const float rounded = static_cast<float>(rate), rest = static_cast<float>(rate - static_cast<double>(rounded));
   with_width<Act>({stride}, [&](auto N) {
     const auto kernel = c.temperature > 0 ? choose_token_kernel<Act, N, true> : choose_token_kernel<Act, N, false>;
-    launch("the next token", stream_, kernel, rows, threads, 0, token, logits, static_cast<int>(V), stride, rounded,
-           rest, c);
+    launch_early("the next token", stream_, kernel, rows, threads, token, logits, static_cast<int>(V), stride, rounded,
+                 rest, c);
   });
 }
 

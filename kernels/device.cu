@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <thread>
 #include <vector>
 
@@ -37,6 +38,25 @@ void check(cudaError_t result, const Doing& doing) {
         "one that did";
   throw Error(str(doing.where.file_name(), ":", static_cast<unsigned>(doing.where.line()), ": GPU, ", doing.what, ": ",
                   cudaGetErrorString(result), " (", cudaGetErrorName(result), ")", hint));
+}
+
+// The version of the kernels' code, not of the card: a newer card may run the code for 8.0, which waits for nothing.
+// One GPU a process, or several of a kind.
+bool compiled_for_hopper() {
+  static const bool answer = [] {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cast_weights_kernel)),
+          "asking what kernels were compiled for");
+    return attributes.ptxVersion >= 90;
+  }();
+  return answer;
+}
+bool launches_early() {
+  static const bool answer = [] {
+    const char* asked = std::getenv("GCA_EARLY_LAUNCH");
+    return compiled_for_hopper() && !(asked && *asked == '0');
+  }();
+  return answer;
 }
 
 int gpu_count() noexcept {

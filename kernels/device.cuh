@@ -28,11 +28,21 @@ struct Doing {
 // Throws an Error with place, deed, CUDA's words and a hint.
 void check(cudaError_t result, const Doing& doing);
 
+// How a kernel is launched where it differs from kernel after kernel.
+struct LaunchKind {
+  bool early = false;  // see launch_early
+  int cluster = 1;     // blocks that run together and see each other's shared memory
+};
+// Whether the kernels that run here were compiled for compute capability 9.0, which has early launches and clusters.
+bool compiled_for_hopper();
+// The same and GCA_EARLY_LAUNCH in the environment is not 0, so that both ways can be timed.
+bool launches_early();
+
 // Puts kernel(arguments) on the stream: `blocks` blocks (nothing for 0) of `threads`, with shared_bytes of dynamic
 // shared memory.
 template <class... Parameters, class... Arguments>
-void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
-            int64_t shared_bytes, Arguments&&... arguments) {
+void launch_as(const LaunchKind& kind, const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...),
+               int64_t blocks, int threads, int64_t shared_bytes, Arguments&&... arguments) {
   if (blocks == 0) return;
   GCA_CHECK(blocks > 0 && blocks <= INT32_MAX, doing.what, ": a grid of ", blocks,
             " blocks; use a smaller --micro-batch or --chunks");
@@ -46,7 +56,46 @@ void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters..
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (kind.early && launches_early()) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (kind.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(kind.cluster), 1, 1};
+  }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), doing);
+}
+template <class... Parameters, class... Arguments>
+void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
+            int64_t shared_bytes, Arguments&&... arguments) {
+  launch_as({}, doing, stream, kernel, blocks, threads, shared_bytes, std::forward<Arguments>(arguments)...);
+}
+
+// ---- early launches -----------------------------------------------------------------------------------------------
+// A kernel of launch_early() may begin before the one ahead of it on the stream is done, as soon as all blocks of that
+// one have begun and called let_next_begin() (or are done). Till wait_for_earlier() returns it may therefore read only
+// what no kernel writes (weights, addresses that were copied to the GPU), and write nothing. All its threads call that,
+// so that whoever waits for this kernel waits for all before it. Elsewhere both do nothing.
+constexpr int64_t few_rows = 16;  // up to so many, as decoding has them, an op takes no longer than its launch
+template <class... Parameters, class... Arguments>
+void launch_early(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
+                  Arguments&&... arguments) {
+  launch_as({.early = true}, doing, stream, kernel, blocks, threads, 0, std::forward<Arguments>(arguments)...);
+}
+__device__ inline void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // ---- numbers ------------------------------------------------------------------------------------------------------

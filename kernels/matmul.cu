@@ -249,6 +249,26 @@ void Gpu<Act>::matmul_forward(Act* y, const Act* x, const Act* W, const Act* res
   products_->multiply<Act>("product x W^T", y, {W, true, in}, {x, false, in}, residual, out, rows, in, scratch_,
                            scratch_bytes, stream_);
 }
+template <class Act>
+void Gpu<Act>::norm_matmul_forward(Act* y, Act* n, float* rstd, const Act* x, const Act* gain, const Act* W,
+                                   int64_t rows, int64_t in, int64_t out, double eps) {
+  if constexpr (std::is_same_v<Act, bf16>) {
+    if (skinny_norm_matmul_fits(x, gain, W, rows, in, out))
+      return skinny_norm_matmul(stream_, processors_, y, x, gain, eps, W, rows, in, out);
+  }
+  rmsnorm_forward(n, rstd, x, gain, rows, in, in, eps);
+  matmul_forward(y, n, W, nullptr, rows, in, out);
+}
+template <class Act>
+void Gpu<Act>::swiglu_matmul_forward(Act* y, Act* h, const Act* gate_up, const Act* W, const Act* residual,
+                                     int64_t rows, int64_t F, int64_t out) {
+  if constexpr (std::is_same_v<Act, bf16>) {
+    if (skinny_swiglu_matmul_fits(gate_up, W, rows, F, out))
+      return skinny_swiglu_matmul(stream_, processors_, y, gate_up, W, residual, rows, F, out);
+  }
+  swiglu_forward(h, gate_up, rows, F);
+  matmul_forward(y, h, W, residual, rows, F, out);
+}
 // dx^T (in,rows) = W^T (in,out) dy^T (out,rows)
 template <class Act>
 void Gpu<Act>::matmul_backward_input(Act* dx, const Act* dy, const Act* W, bool accumulate, int64_t rows, int64_t in,
@@ -290,6 +310,8 @@ double Gpu<Act>::peak_flops() {
 
 GCA_BOTH_TYPES(peak_flops);
 GCA_BOTH_TYPES(matmul_forward);
+GCA_BOTH_TYPES(norm_matmul_forward);
+GCA_BOTH_TYPES(swiglu_matmul_forward);
 GCA_BOTH_TYPES(matmul_backward_input);
 GCA_BOTH_TYPES(matmul_backward_weight);
 

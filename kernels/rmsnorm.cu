@@ -19,6 +19,8 @@ __global__ void rmsnorm_forward_kernel(Act* out,         // (rows,D)
                                        const Act* x,     // (rows,D), stride apart
                                        const Act* gain,  // (D)
                                        int64_t rows, int64_t D, int64_t stride, float eps) {
+  let_next_begin();
+  wait_for_earlier();
   const int64_t r = (blockIdx.x * int64_t{blockDim.x} + threadIdx.x) / 32;
   const int first = static_cast<int>(threadIdx.x) % 32 * N;
   if (r >= rows) return;
@@ -112,8 +114,9 @@ template <class Act>
 void Gpu<Act>::rmsnorm_forward(Act* out, float* rstd, const Act* x, const Act* gain, int64_t rows, int64_t D,
                                int64_t stride, double eps) {
   with_width<Act>({D, stride}, [&](auto N) {
-    launch("RMSNorm", stream_, rmsnorm_forward_kernel<Act, N>, ceil_div(rows * 32, forward_threads), forward_threads, 0,
-           out, rstd, x, gain, rows, D, stride, static_cast<float>(eps));
+    launch_as({.early = rows <= few_rows}, "RMSNorm", stream_, rmsnorm_forward_kernel<Act, N>,
+              ceil_div(rows * 32, forward_threads), forward_threads, 0, out, rstd, x, gain, rows, D, stride,
+              static_cast<float>(eps));
   });
 }
 

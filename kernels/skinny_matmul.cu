@@ -12,17 +12,29 @@
 //            +--------+--------+--+--------+
 //              = 16 x `columns` sums a warp; added over the warps in their order, then the residual, and rounded once
 //
+// What x is may be made on the way, by each block for itself, so that a norm or SwiGLU costs no kernel of its own: its
+// prologue, between the loads of the first weights and their use. The kernel begins before the one ahead of it is done
+// (launch_early): those loads wait for nothing.
+//
 // A block takes the tiles blockIdx.x, + gridDim.x, ..; the next tile's weights are on their way while this one is
 // summed. Shared memory: the sums of a tile by all warps, twice, so that one barrier a tile does: a buffer is written
-// again one barrier after it was read.
+// again one barrier after it was read. Of a norm: the sums of squares of a row by all warps. Of SwiGLU: each warp's
+// slice of its result.
 #include "gca_kernels.cuh"
 #include "kernels/mma/mma.cuh"
 #include "kernels/skinny_matmul.cuh"
+#include "kernels/swiglu.cuh"
 
 namespace gca {
 namespace {
 
 constexpr int most_rows = 16, step_columns = 32;
+// SwiGLU is made by each block: of more rows that takes longer than a kernel of its own.
+constexpr int most_swiglu_rows = 4;
+// Of a norm x, gain and the weights are in registers together.
+constexpr int64_t most_norm_columns = 16 * 4 * step_columns;
+
+enum class Prologue { none, norm, swiglu };  // of x: as it is; gain * x * rstd; silu(gate) * up
 
 // 16 bytes that this block alone reads, once: no place in the first cache.
 __device__ inline uint4 load_once(const bf16* from) {
@@ -33,18 +45,39 @@ __device__ inline uint4 load_once(const bf16* from) {
   return x;
 }
 
-template <int warps, int steps, int columns>
-__global__ void __launch_bounds__(32 * warps) skinny_matmul_kernel(bf16* y,               // (rows,out)
-                                                                   const bf16* x,         // (rows,in)
-                                                                   const bf16* W,         // (out,in)
-                                                                   const bf16* residual,  // (rows,out) or null
-                                                                   int rows, int64_t in, int64_t out) {
+// Two neighbours in bf16, the first in the lower half.
+__device__ inline float2 unpack_pair(uint32_t pair) {
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
+// body(a float2 of x, of y) for each pair of neighbours, into a word of the result
+template <class Words, class Body>
+__device__ inline Words by_pairs(const Words& x, const Words& y, Body body) {
+  Words result;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof x / 4); i++)
+    reinterpret_cast<uint32_t*>(&result)[i] = body(unpack_pair(reinterpret_cast<const uint32_t*>(&x)[i]),
+                                                   unpack_pair(reinterpret_cast<const uint32_t*>(&y)[i]));
+  return result;
+}
+
+// Keeps the compiler from holding on to what it has unpacked, which is twice the registers.
+__device__ inline void unpack_anew(uint4& x) { asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w)); }
+
+template <Prologue prologue, int warps, int steps, int columns>
+__global__ void __launch_bounds__(32 * warps)
+    skinny_matmul_kernel(bf16* y,               // (rows,out)
+                         const bf16* x,         // (rows,in); of SwiGLU (rows,2 in): gate | up
+                         const bf16* gain,      // (in): of a norm
+                         float eps,             // the same
+                         const bf16* W,         // (out,in)
+                         const bf16* residual,  // (rows,out) or null
+                         int rows, int64_t in, int64_t out) {
   constexpr int tile = most_rows * columns, eights = columns / 8;
   __shared__ float of_warp[2][warps][tile];
   static_assert(sizeof of_warp == 128 * warps * columns && sizeof of_warp <= 48 << 10);
   static_assert(tile <= 32 * warps, "a thread adds up one output");
   const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / 32, lane_row = lane / 4;
-  const int64_t begin = warp * steps * step_columns + lane % 4 * 8;  // the lane's first column of `in`
+  const int64_t slice = warp * steps * step_columns, begin = slice + lane % 4 * 8;  // the lane's first column of `in`
 
   uint4 w[steps][eights];
   // The lane's weights of the outputs first ..: zeros behind `in`; behind `out` anything, which is not stored.
@@ -59,15 +92,84 @@ __global__ void __launch_bounds__(32 * warps) skinny_matmul_kernel(bf16* y,     
   };
   int64_t first = blockIdx.x * int64_t{columns};
   load(first);  // before x: weights come from afar, x from the second cache
-  uint4 upper[steps], lower[steps];
+  let_next_begin();
+  uint4 upper[steps], lower[steps];  // of x, the lane's columns of rows lane_row and lane_row + 8
+  if constexpr (prologue == Prologue::swiglu) {
+    // The slice's columns, four at a time, are shared among the lanes whatever the rows.
+    __shared__ __align__(16) uint2 made[warps][most_swiglu_rows][steps * 8];
+    static_assert(sizeof made + sizeof of_warp <= 48 << 10);
+    wait_for_earlier();
+    for (int i = lane; i < rows * steps * 8; i += 32) {
+      const int r = i / (steps * 8), four = i % (steps * 8);
+      const int64_t at = slice + 4 * four;
+      const bf16* gate = x + 2 * r * in + at;
+      if (at < in)
+        made[warp][r][four] =
+            by_pairs(*reinterpret_cast<const uint2*>(gate), *reinterpret_cast<const uint2*>(gate + in),
+                     [](float2 z, float2 up) { return pack_pair(swiglu(z.x, up.x), swiglu(z.y, up.y)); });
+      else made[warp][r][four] = {};
+    }
+    __syncwarp();
 #pragma unroll
-  for (int s = 0; s < steps; s++) {
-    const int64_t at = begin + s * step_columns;
-    const auto part = [&](int row) {
-      return row < rows && at < in ? *reinterpret_cast<const uint4*>(x + row * in + at) : uint4{};
-    };
-    upper[s] = part(lane_row);
-    lower[s] = part(lane_row + 8);
+    for (int s = 0; s < steps; s++) {
+      upper[s] =
+          lane_row < rows
+              ? *reinterpret_cast<const uint4*>(&made[warp][min(lane_row, most_swiglu_rows - 1)][8 * s + lane % 4 * 2])
+              : uint4{};
+      lower[s] = {};
+    }
+  } else {
+    uint4 by[steps];  // gain, which nothing writes
+    if constexpr (prologue == Prologue::norm) {
+#pragma unroll
+      for (int s = 0; s < steps; s++) {
+        const int64_t at = begin + s * step_columns;
+        by[s] = at < in ? *reinterpret_cast<const uint4*>(gain + at) : uint4{};
+      }
+    }
+    wait_for_earlier();
+#pragma unroll
+    for (int s = 0; s < steps; s++) {
+      const int64_t at = begin + s * step_columns;
+      const auto part = [&](int row) {
+        return row < rows && at < in ? *reinterpret_cast<const uint4*>(x + row * in + at) : uint4{};
+      };
+      upper[s] = part(lane_row);
+      lower[s] = part(lane_row + 8);
+    }
+    if constexpr (prologue == Prologue::norm) {
+      __shared__ float squares[warps][most_rows];
+      const auto sum_squares = [&](const uint4(&of)[steps], int row) {
+        float sum = 0;
+#pragma unroll
+        for (int s = 0; s < steps; s++)
+#pragma unroll
+          for (const uint32_t pair : {of[s].x, of[s].y, of[s].z, of[s].w}) {
+            const float2 at = unpack_pair(pair);
+            sum = fmaf(at.y, at.y, fmaf(at.x, at.x, sum));
+          }
+        sum = warp_sum<4>(sum);
+        if (lane % 4 == 0) squares[warp][row] = sum;
+      };
+      const auto scale = [&](uint4(&of)[steps], int row) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < warps; i++) sum += squares[i][row];
+        const float rstd = 1 / sqrtf(sum / static_cast<float>(in) + eps);
+#pragma unroll
+        for (int s = 0; s < steps; s++) {
+          unpack_anew(of[s]);
+          unpack_anew(by[s]);
+          of[s] = by_pairs(of[s], by[s],
+                           [rstd](float2 a, float2 g) { return pack_pair(g.x * a.x * rstd, g.y * a.y * rstd); });
+        }
+      };
+      sum_squares(upper, lane_row);
+      if (rows > 8) sum_squares(lower, lane_row + 8);
+      __syncthreads();
+      scale(upper, lane_row);
+      if (rows > 8) scale(lower, lane_row + 8);
+    }
   }
 
   const int row = static_cast<int>(threadIdx.x) / columns, column = static_cast<int>(threadIdx.x) % columns;
@@ -147,21 +249,45 @@ void with_plan(const SkinnyPlan& plan, Body&& body) {
   else with_columns(std::integral_constant<int, 8>{}, std::integral_constant<int, 2>{});
 }
 
+template <Prologue prologue>
+void skinny_product(const Doing& doing, cudaStream_t stream, int processors, bf16* y, const bf16* x, const bf16* gain,
+                    double eps, const bf16* W, const bf16* residual, int64_t rows, int64_t in, int64_t out) {
+  const SkinnyPlan plan = skinny_plan(in, out, processors);
+  with_plan(plan, [&](auto warps, auto steps, auto columns) {
+    if constexpr (prologue != Prologue::norm || warps * steps * step_columns <= most_norm_columns)
+      launch_early(doing, stream, skinny_matmul_kernel<prologue, warps, steps, columns>, plan.blocks, 32 * warps, y, x,
+                   gain, static_cast<float>(eps), W, residual, static_cast<int>(rows), in, out);
+  });
+}
+bool aligned(const bf16* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
+
 }  // namespace
 
 bool skinny_matmul_fits(const bf16* x, const bf16* W, int64_t rows, int64_t in, int64_t out) {
-  const auto aligned = [](const bf16* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
   return rows >= 1 && rows <= most_rows && in >= 8 && in <= most_columns && in % 8 == 0 && out >= 1 && aligned(x) &&
          aligned(W);
+}
+bool skinny_norm_matmul_fits(const bf16* x, const bf16* gain, const bf16* W, int64_t rows, int64_t in, int64_t out) {
+  return skinny_matmul_fits(x, W, rows, in, out) && in <= most_norm_columns && aligned(gain);
+}
+bool skinny_swiglu_matmul_fits(const bf16* gate_up, const bf16* W, int64_t rows, int64_t F, int64_t out) {
+  return skinny_matmul_fits(gate_up, W, rows, F, out) && rows <= most_swiglu_rows;
 }
 
 void skinny_matmul(cudaStream_t stream, int processors, bf16* y, const bf16* x, const bf16* W, const bf16* residual,
                    int64_t rows, int64_t in, int64_t out) {
-  const SkinnyPlan plan = skinny_plan(in, out, processors);
-  with_plan(plan, [&](auto warps, auto steps, auto columns) {
-    launch("product of few rows", stream, skinny_matmul_kernel<warps, steps, columns>, plan.blocks, 32 * warps, 0, y, x,
-           W, residual, static_cast<int>(rows), in, out);
-  });
+  skinny_product<Prologue::none>("product of few rows", stream, processors, y, x, nullptr, 0, W, residual, rows, in,
+                                 out);
+}
+void skinny_norm_matmul(cudaStream_t stream, int processors, bf16* y, const bf16* x, const bf16* gain, double eps,
+                        const bf16* W, int64_t rows, int64_t in, int64_t out) {
+  skinny_product<Prologue::norm>("product of few normed rows", stream, processors, y, x, gain, eps, W, nullptr, rows,
+                                 in, out);
+}
+void skinny_swiglu_matmul(cudaStream_t stream, int processors, bf16* y, const bf16* gate_up, const bf16* W,
+                          const bf16* residual, int64_t rows, int64_t F, int64_t out) {
+  skinny_product<Prologue::swiglu>("product of few rows of SwiGLU", stream, processors, y, gate_up, nullptr, 0, W,
+                                   residual, rows, F, out);
 }
 
 }  // namespace gca

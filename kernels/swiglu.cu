@@ -1,7 +1,7 @@
 // SwiGLU: h = silu(gate) * up, silu(z) = z / (1 + e^-z), and its gradient.
 // A thread takes N neighbours of a row; no shared memory.
 #include "gca_kernels.cuh"
-#include "kernels/device.cuh"
+#include "kernels/swiglu.cuh"
 
 namespace gca {
 namespace {
@@ -10,16 +10,15 @@ template <class Act, int N>
 __global__ void swiglu_forward_kernel(Act* h,              // (rows,F)
                                       const Act* gate_up,  // (rows,2F)
                                       int64_t rows, int64_t F) {
+  let_next_begin();
+  wait_for_earlier();
   const int64_t packs = F / N, i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= rows * packs) return;
   const int64_t r = i / packs, j = i % packs * N;
   const auto gate = load_pack<N>(gate_up + 2 * r * F + j), up = load_pack<N>(gate_up + (2 * r + 1) * F + j);
   Pack<Act, N> out;
 #pragma unroll
-  for (int e = 0; e < N; e++) {
-    const float z = to_float(gate.at[e]);
-    out.at[e] = from_float<Act>(z / (1 + expf(-z)) * to_float(up.at[e]));
-  }
+  for (int e = 0; e < N; e++) out.at[e] = from_float<Act>(swiglu(to_float(gate.at[e]), to_float(up.at[e])));
   store_pack(h + r * F + j, out);
 }
 
@@ -51,8 +50,8 @@ __global__ void swiglu_backward_kernel(Act* dgate_up,       // (rows,2F)
 template <class Act>
 void Gpu<Act>::swiglu_forward(Act* h, const Act* gate_up, int64_t rows, int64_t F) {
   with_width<Act>({F}, [&](auto N) {
-    launch("SwiGLU", stream_, swiglu_forward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, h, gate_up, rows,
-           F);
+    launch_as({.early = rows <= few_rows}, "SwiGLU", stream_, swiglu_forward_kernel<Act, N>,
+              ceil_div(rows * (F / N), 256), 256, 0, h, gate_up, rows, F);
   });
 }
 template <class Act>
