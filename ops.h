@@ -150,19 +150,19 @@ struct FetchingLayer {
   const int32_t *start, *fetches;  // (B,M+1), (B,C*K)
 };
 
-// A row that is read slot by slot, as the ops of one slot find it in the device's memory: what changes from slot to slot
-// lies there too, so that the same work, done again, reads the next one. Rows of one call may stand anywhere, each with
-// its own past.
+// A row that is read slot by slot, as the ops of one slot find it in the device's memory: what changes from slot to
+// slot lies there too, so that the same work, done again, reads the next one. Rows of one call may stand anywhere, each
+// with its own past.
 template <class act, class stat>
 struct SlotRow {
-  int64_t slot;             // number of the slot that is read
-  act* ring;                // (W,2D) of layer 0, as in SlidingShape; of layer l at ring + l * ring_stride
+  int64_t slot;  // number of the slot that is read
+  act* ring;     // (W,2D) of layer 0, as in SlidingShape; of layer l at ring + l * ring_stride
   int64_t ring_stride;
-  act* unfinished_chunk;    // (S,D) lower layers' output for the slots of this chunk
-  const act* kv;            // (..,S,2D) CK | CV, as in GcaShape
-  const int32_t* pick;      // (K) the chunks of kv that serve this slot in group 0; of group g at pick + g * pick_stride
+  act* unfinished_chunk;  // (S,D) lower layers' output for the slots of this chunk
+  const act* kv;          // (..,S,2D) CK | CV, as in GcaShape
+  const int32_t* pick;    // (K) the chunks of kv that serve this slot in group 0; of group g at pick + g * pick_stride
   int64_t pick_stride;
-  const stat* w;            // (K) their weights; of group g at w + g * w_stride
+  const stat* w;  // (K) their weights; of group g at w + g * w_stride
   int64_t w_stride;
 };
 struct SlotShape {
