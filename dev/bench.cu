@@ -211,6 +211,10 @@ const char* const op_names[] = {"gca_forward",
                                 "matmul_forward",
                                 "cross_entropy",
                                 "skinny_matmul",
+                                "norm_matmul",
+                                "swiglu_matmul",
+                                "slot_attention",
+                                "slot_gca",
                                 "choose_token"};
 
 #ifdef GCA_CUDA
@@ -484,31 +488,94 @@ double microseconds_in_graph(Gpu<Act>& gpu, int64_t count, Call call) {
   return 1e3 * median_ms(gpu, [&] { gpu.replay(graph); }) / static_cast<double>(count);
 }
 
-// The products of a token of the 146M preset, for 1 and 16 rows. Each call has weights of its own, until all together
-// are five times the second cache: from token to token nothing of them is left there.
+constexpr int64_t cold_bytes = int64_t{256} << 20;  // five times the second cache: nothing of it is left there
+
+void print_token_op(const std::string& what, double us, double bytes, double copied, uint32_t hash) {
+  const double rate = bytes / us * 1e6;
+  print(what, ": ", right(fixed(us, 2), 6), " us, ", right(fixed(rate * 1e-9, 0), 4), " GB/s, ",
+        right(fixed(100 * rate / copied, 0), 3), "% of what a copy reaches, results ", hex(hash, 8), "\n");
+}
+
+// The products of a token of the 146M preset, for 1, 4 and 16 rows: plain, after a norm, or of SwiGLU. Each call has
+// weights of its own: from token to token nothing of them is left in the cache.
 template <class Act>
-void time_skinny_matmul(Gpu<Act>& gpu, double copied) {
+void time_few_rows(Gpu<Act>& gpu, const std::string& name, double copied) {
   struct Shape {
     int64_t in, out;
   };
-  for (const auto& [in, out] : {Shape{768, 2304}, {768, 768}, {768, 4096}, {2048, 768}, {768, 50304}}) {
-    const int64_t size = in * out, count = ceil_div(int64_t{256} << 20, size * static_cast<int64_t>(sizeof(Act)));
+  const bool norm = name == "norm_matmul", swiglu = name == "swiglu_matmul";
+  const std::vector<Shape> shapes =
+      swiglu ? std::vector<Shape>{{2048, 768}}
+      : norm ? std::vector<Shape>{{768, 2304}, {768, 768}, {768, 4096}, {768, 50304}}
+             : std::vector<Shape>{{768, 2304}, {768, 768}, {768, 4096}, {2048, 768}, {768, 50304}};
+  for (const auto& [in, out] : shapes) {
+    const int64_t size = in * out, count = ceil_div(cold_bytes, size * static_cast<int64_t>(sizeof(Act)));
     Act* W = random_numbers<Act>(gpu, count * size);
-    for (const int64_t rows : {1, 16}) {
+    for (const int64_t rows : {1, 4, 16}) {
       Bench<Gpu<Act>> bench(gpu);
       bench.keep = false;
-      const Act* x = bench.template put<Act>(randoms(true, rows * in, 1));
-      Act* y = bench.template make<Act>(rows * out);
-      const double us = microseconds_in_graph(
-          gpu, count, [&](int64_t i) { gpu.matmul_forward(y, x, W + i * size, nullptr, rows, in, out); });
-      gpu.matmul_forward(y, x, W, nullptr, rows, in, out);
+      const int64_t columns = swiglu ? 2 * in : in;
+      const Act *x = bench.template put<Act>(randoms(true, rows * columns, 1)),
+                *gain = bench.template put<Act>(randoms(true, in, 2, 0.3, 1)),
+                *residual = bench.template put<Act>(randoms(true, rows * out, 3));
+      Act *y = bench.template make<Act>(rows * out), *made = bench.template make<Act>(rows * in);
+      float* rstd = bench.template make<float>(rows);
+      const auto call = [&](int64_t i) {
+        const Act* weights = W + i * size;
+        if (norm) gpu.norm_matmul_forward(y, made, rstd, x, gain, weights, rows, in, out, 1e-5);
+        else if (swiglu) gpu.swiglu_matmul_forward(y, made, x, weights, residual, rows, in, out);
+        else gpu.matmul_forward(y, x, weights, nullptr, rows, in, out);
+      };
+      const double us = microseconds_in_graph(gpu, count, call);
+      call(0);
       bench.result("y", y, rows * out);
-      const double rate = static_cast<double>(size + rows * (in + out)) * sizeof(Act) / us * 1e6;
-      print("skinny_matmul, ", right(rows, 2), " x ", right(in, 4), " -> ", right(out, 5), ": ", right(fixed(us, 2), 6),
-            " us, ", right(fixed(rate * 1e-9, 0), 4), " GB/s, ", right(fixed(100 * rate / copied, 0), 3),
-            "% of what a copy reaches, results ", hex(bench.hash, 8), "\n");
+      print_token_op(name + ", " + right(rows, 2) + " x " + right(in, 4) + " -> " + right(out, 5), us,
+                     static_cast<double>(size + rows * (columns + out)) * sizeof(Act), copied, bench.hash);
     }
     gpu.release(W);
+  }
+}
+
+// One slot of 1 and of 16 rows: each call has a ring, or chunks, of its own.
+template <class Act>
+void time_slot(Gpu<Act>& gpu, const std::string& name, const OpShape& shape, double copied) {
+  const bool window = name == "slot_attention";
+  const int64_t D = shape.H * shape.d, K = shape.K, past = window ? shape.W : K * shape.S;
+  for (const int64_t rows : {1, 16}) {
+    const int64_t size = past * 2 * D, at_once = rows * size * static_cast<int64_t>(sizeof(Act)),
+                  count = ceil_div(cold_bytes, std::max<int64_t>(at_once, 1 << 20));
+    Bench<Gpu<Act>> bench(gpu);
+    bench.keep = false;
+    Act* kv = random_numbers<Act>(gpu, rows * count * size);
+    Ids pick(count * K);
+    for (size_t i = 0; i < pick.size(); i++) pick[i] = static_cast<int32_t>(i);
+    const int32_t* picks = bench.put(pick);
+    const float* w = bench.template put<float>(randoms(true, K, 2, 0.05, 0.125));
+    std::vector<SlotRow<Act, float>> host(rows);
+    for (int64_t b = 0; b < rows; b++) {
+      Act* its = kv + b * count * size;
+      host[b] = {100'000 + 77 * b, its, size, nullptr, its, picks, K, w, 0};
+    }
+    const int64_t n_bytes = static_cast<int64_t>(host.size() * sizeof host[0]);
+    auto* there = static_cast<SlotRow<Act, float>*>(gpu.allocate(n_bytes));
+    gpu.upload(there, host.data(), n_bytes);
+    const SlotShape slot{
+        rows,   static_cast<int>(shape.H), static_cast<int>(shape.d), static_cast<int>(shape.S), static_cast<int>(K),
+        shape.W};
+    const Act* qkv = bench.template put<Act>(randoms(true, rows * 3 * D, 1));
+    Act* out = bench.template make<Act>(rows * D);
+    const auto call = [&](int64_t i) {
+      if (window) gpu.slot_attention_forward(out, qkv, there, i, slot);
+      else gpu.slot_gca_forward(out, qkv, there, i, slot);
+    };
+    const double us = microseconds_in_graph(gpu, count, call);
+    call(0);
+    bench.result("out", out, rows * D);
+    print_token_op(name + ", " + right(rows, 2) + " x " + str(shape.H) + " heads of " + str(shape.d) + ", " +
+                       (window ? "window " + str(shape.W) : str(K) + " chunks of " + str(shape.S)),
+                   us, static_cast<double>(rows * (size + 4 * D)) * sizeof(Act), copied, bench.hash);
+    gpu.release(there);
+    gpu.release(kv);
   }
 }
 
@@ -546,8 +613,12 @@ void bench_ops(const std::vector<std::string>& names, const OpShape& shape, bool
   print(gpu.description(), "\n");
   const double peak = gpu.peak_flops(), copied = copy_rate(gpu);
   for (const std::string& name : names) {
-    if (name == "skinny_matmul") {
-      time_skinny_matmul(gpu, copied);
+    if (name == "skinny_matmul" || name == "norm_matmul" || name == "swiglu_matmul") {
+      time_few_rows(gpu, name, copied);
+      continue;
+    }
+    if (name.starts_with("slot_")) {
+      time_slot(gpu, name, shape, copied);
       continue;
     }
     if (name == "choose_token") {
@@ -578,9 +649,9 @@ Flags bench_flags(Settings& settings) {
   Flags flags(
       "bench",
       "Without flags: this backend's peak, the products of a training step, and the step. With --op, built with "
-      "nvcc:\n  one op of the GPU's, against Cpu<double>, and its time (of skinny_matmul, whose shapes are a token's, "
-      "and of\n  "
-      "choose_token: times alone). Ops: " +
+      "nvcc:\n  one op of the GPU's, against Cpu<double>, and its time (of skinny_matmul, norm_matmul and "
+      "swiglu_matmul, whose shapes\n  "
+      "are a token's, and of slot_attention, slot_gca and choose_token: times alone). Ops: " +
           comma_list_of_ops());
   flags.add("op", settings.op, "NAME|all", "what to time; the flags below are its");
   flags.add("B", s.B, 1, 1 << 20, "rows");
