@@ -85,7 +85,6 @@ struct DRT {
     int64_t B, T;
     Selection selection;
     StreamState* stream = nullptr;
-    Row* rows = nullptr;  // (B), T = 1: where each row's slot stands and what it reads of its past; or null
   };
 
   // Where a pass finds what lies before its slots and leaves what comes from them: the model's own buffers (whole rows,
@@ -113,7 +112,8 @@ struct DRT {
   struct Pass {
     Input in;
     Place place;
-    const act* x;  // (B,T,D) what enters the next part
+    const act* x;         // (B,T,D) what enters the next part
+    Row* rows = nullptr;  // (B), T = 1, of read_slots(); or null
   };
 
   Device& device;
@@ -169,11 +169,14 @@ struct DRT {
   Pass begin(const Input& in);
   void lower_part(Pass& pass);
   void group_part(Pass& pass, size_t g);
-  // One slot, no landmark, of each of B rows that may stand anywhere, as rows (B) in the device's memory says; they
-  // stand one slot further afterwards. Nothing in it depends on where: the same work, done again, reads the next slots.
-  // From the tokens in `token` to final_n, (B,D).
+  // One slot of each of B rows that may stand anywhere, as rows (B) in the device's memory say; they stand one slot
+  // further afterwards. Nothing in it depends on where: the same work, done again, reads the next slots. From the
+  // tokens in `token` to final_n, (B,D).
   void read_slots(Row* rows, int64_t B);
-  // Row b of a stream, for read_slots() or Input::rows: its slot is the next one.
+  // After it, where rows first .. of these are a stream's and their slots were landmarks: the chunks go into its
+  // memory, and what they pick serves the slots that follow.
+  void close_chunks(StreamState& stream, int64_t first, const Selection& selection);
+  // Row b of a stream, for read_slots(): its slot is the next one.
   Row slot_row(const StreamState& stream, int64_t b) const;
 
   // Logits of rows first .. first + count - 1 into the piece `logits`, rows padded_vocab apart: logits = E Norm(x).
@@ -221,6 +224,7 @@ struct DRT {
   act *dmlp_in_ = nullptr, *denc_ = nullptr;  // (rows,D)
   act *dkv_ = nullptr, *dr_ = nullptr;        // (B,C,S,2D), (B,C,D)
 
+  Place place_in(StreamState& stream) const;
   SlidingShape sliding_shape() const;
   SlotShape slot_shape() const;
   ChunkShape chunk_shape(int64_t rows) const;
@@ -254,10 +258,10 @@ struct DRT {
 
   void finish(const act* x);
   void encode(const act* x);
+  void encode_chunks(const act* chunks);
   void keep(int64_t first_chunk, int64_t done);
 
   void retrieve(Group& group, const act* x);
-  void keep_picks(size_t g);
 };
 
 template <class Device>
@@ -415,22 +419,9 @@ typename DRT<Device>::Pass DRT<Device>::begin(const Input& in) {
       reach.window);
   GCA_CHECK(!in.stream || in.stream->reach == reach, "a stream is read with the K and W that it was opened with");
   GCA_CHECK(in.stream ? in.B == in.stream->B : in.T % S == 0, "rows are whole chunks, or a stream's, read in segments");
-  GCA_CHECK(!in.rows || in.T == 1, "rows of their own place are read slot by slot");
   Pass pass{in, {}, nullptr};
   if (StreamState* stream = in.stream) {
-    pass.place = {.first_slot = stream->slots,
-                  .capacity = stream->capacity,
-                  .rings = stream->rings,
-                  .landmarks = stream->landmarks,
-                  .landmark_stride = D,
-                  .landmark_row_stride = stream->capacity * D,
-                  .kept_kv = stream->kv,
-                  .kept_landmarks = stream->landmarks,
-                  .unfinished_chunk = stream->unfinished_chunk,
-                  .last_picks = stream,
-                  .kv = stream->kv,
-                  .kv_chunks = stream->capacity,
-                  .picks = {}};
+    pass.place = place_in(*stream);
     GCA_CHECK(stream->slots % S + in.T <= S || (stream->slots % S == 0 && in.T % S == 0),
               "a segment is whole chunks, or slots of one chunk");
     GCA_CHECK(groups.empty() || (stream->slots + in.T) / S <= stream->capacity, "the stream holds ", stream->capacity,
@@ -455,6 +446,23 @@ typename DRT<Device>::Pass DRT<Device>::begin(const Input& in) {
   return pass;
 }
 template <class Device>
+typename DRT<Device>::Place DRT<Device>::place_in(StreamState& stream) const {
+  const int64_t D = config.width;
+  return {.first_slot = stream.slots,
+          .capacity = stream.capacity,
+          .rings = stream.rings,
+          .landmarks = stream.landmarks,
+          .landmark_stride = D,
+          .landmark_row_stride = stream.capacity * D,
+          .kept_kv = stream.kv,
+          .kept_landmarks = stream.landmarks,
+          .unfinished_chunk = stream.unfinished_chunk,
+          .last_picks = &stream,
+          .kv = stream.kv,
+          .kv_chunks = stream.capacity,
+          .picks = {}};
+}
+template <class Device>
 void DRT<Device>::forward(const Input& in) {
   Pass pass = begin(in);
   lower_part(pass);
@@ -469,9 +477,10 @@ void DRT<Device>::lower_part(Pass& pass) {
   const act* x = embedded;
   for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, *ring++, nullptr);
   if (groups.empty()) return finish(x);
+  pass.x = x;
+  if (pass.rows) return device.keep_slot(x, pass.rows, slot_shape());
   encode(x);  // before anybody retrieves
   retrieve(groups[0], x);
-  pass.x = x;
 }
 template <class Device>
 void DRT<Device>::group_part(Pass& pass, size_t g) {
@@ -481,25 +490,40 @@ void DRT<Device>::group_part(Pass& pass, size_t g) {
   const act* x = pass.x;
   for (Layer& layer : groups[g].layers)
     x = layer_forward(layer, Kind::upper, x, pass.in.B * pass.in.T, *ring++, &groups[g]);
-  if (pass.in.rows) keep_picks(g);  // not before: this slot was served by what is there
   if (g + 1 == groups.size()) return finish(x);
-  retrieve(groups[g + 1], x);
+  if (!pass.rows) retrieve(groups[g + 1], x);
   pass.x = x;
 }
 template <class Device>
 void DRT<Device>::read_slots(Row* rows, int64_t B) {
   GCA_CHECK(B <= max_rows_, "planned for ", max_rows_, " slots, found ", B);
-  Pass pass{{B, 1, {}, nullptr, rows}, {}, nullptr};
+  Pass pass{{B, 1, {}, nullptr}, {}, nullptr, rows};
   pass.place.rings.resize(config.lower + config.upper());
   lower_part(pass);
   for (size_t g = 0; g < groups.size(); g++) group_part(pass, g);
+}
+template <class Device>
+void DRT<Device>::close_chunks(StreamState& stream, int64_t first, const Selection& selection) {
+  if (groups.empty()) return;
+  const int64_t S = config.chunk, D = config.width;
+  GCA_CHECK(stream.slots % S == 0 && stream.slots / S <= stream.capacity, "slot ", stream.slots, " of a stream of ",
+            stream.capacity, " chunks ends no chunk that it holds");
+  pass_ = {{stream.B, 1, selection, &stream}, place_in(stream), nullptr};
+  pass_.place.first_slot--;  // the landmark's
+  encode_chunks(stream.unfinished_chunk);
+  // What entered each group is still where the layers before it have left it.
+  const act* x = lower.empty() ? embedded : lower.back().out;
+  for (Group& group : groups) {
+    retrieve(group, x + first * D);
+    x = group.layers.back().out;
+  }
 }
 template <class Device>
 void DRT<Device>::finish(const act* x) {
   top = x;
   device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, pass_.in.B * pass_.in.T, config.width,
                          config.width, config.eps);
-  if (pass_.in.rows) device.next_slot(pass_.in.rows, pass_.in.B);
+  if (pass_.rows) device.next_slot(pass_.rows, pass_.in.B);
 }
 template <class Device>
 void DRT<Device>::piece_of_logits(int64_t first, int64_t count) {
@@ -689,40 +713,39 @@ void DRT<Device>::norm_product(act* y, act* n, stat* rstd, const act* x, int64_t
 // Window attention; keys and values go into the ring, where there is one.
 template <class Device>
 void DRT<Device>::attend(Layer& l, act* ring) {
-  if (pass_.in.rows) return device.slot_attention_forward(l.attended, l.qkv, pass_.in.rows, l.number, slot_shape());
+  if (pass_.rows) return device.slot_attention_forward(l.attended, l.qkv, pass_.rows, l.number, slot_shape());
   device.sliding_attention_forward(l.attended, l.lse, l.qkv, ring, sliding_shape());
   if (ring) device.ring_append(ring, l.qkv, sliding_shape());
 }
 template <class Device>
 void DRT<Device>::attend_fetched(Layer& l, Group& group) {
   const int64_t g = &group - groups.data();
-  if (pass_.in.rows) return device.slot_gca_forward(l.fetched, l.q, pass_.in.rows, g, slot_shape());
+  if (pass_.rows) return device.slot_gca_forward(l.fetched, l.q, pass_.rows, g, slot_shape());
   const auto& picks = pass_.place.picks[g];
   device.gca_forward(l.fetched, l.gca_lse, l.q, pass_.place.kv, picks.pick, picks.w, gca_shape());
 }
-// The chunk encoder over the chunks that these slots complete: enc_out, CK | CV into the memory, and their landmarks.
-// x (B,T,D): lower layers' output.
+// The chunk encoder over the chunks that these slots complete. x (B,T,D): lower layers' output.
 template <class Device>
 void DRT<Device>::encode(const act* x) {
-  const int64_t D = config.width, S = config.chunk, first_slot = pass_.place.first_slot, first_chunk = first_slot / S,
-                done = completed_chunks(), N = pass_.in.B * done, rows = N * S;
-  const act* chunks = x;  // (N,S,D)
-  if (pass_.in.rows) {
-    device.keep_slot(x, pass_.in.rows, slot_shape());
-    chunks = pass_.place.unfinished_chunk;
-  } else if (first_slot % S || pass_.in.T % S) {
+  const int64_t D = config.width, S = config.chunk, T = pass_.in.T, place = pass_.place.first_slot % S;
+  if (place || T % S) {
     for (int64_t b = 0; b < pass_.in.B; b++)
-      device.copy(pass_.place.unfinished_chunk + (b * S + first_slot % S) * D, x + b * pass_.in.T * D, pass_.in.T * D);
-    chunks = pass_.place.unfinished_chunk;
+      device.copy(pass_.place.unfinished_chunk + (b * S + place) * D, x + b * T * D, T * D);
+    x = pass_.place.unfinished_chunk;
   }
-  if (!N) return;
+  if (completed_chunks()) encode_chunks(x);
+}
+// enc_out, CK | CV into the memory, and the landmarks of chunks (N,S,D), those that these slots complete.
+template <class Device>
+void DRT<Device>::encode_chunks(const act* chunks) {
+  const int64_t D = config.width, S = config.chunk, done = completed_chunks(), N = pass_.in.B * done, rows = N * S;
   device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
   const act* h = enc_in;
   for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, nullptr, nullptr);
   device.rmsnorm_forward(enc_out, enc_out_rstd, h, weights + table.enc_norm, rows, D, D, Config::encoder_eps);
   device.matmul_forward(kv, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);
   device.zero_landmarks(kv, N, S, D);
-  keep(first_chunk, done);
+  keep(pass_.place.first_slot / S, done);
 }
 // What encode() has made, chunks first_chunk .. first_chunk + done - 1 of each row, where later slots find it.
 template <class Device>
@@ -742,8 +765,7 @@ void DRT<Device>::retrieve(Group& group, const act* x) {
                 g = &group - groups.data();
   const PickTable picks = gca_shape().table();
   // What the chunk before these slots picked serves the first of them.
-  if (pass_.in.rows) {  // they know it
-  } else if (const StreamState* last = pass_.place.last_picks)
+  if (const StreamState* last = pass_.place.last_picks)
     for (int64_t b = 0; b < B; b++) {
       device.copy(group.pick + picks.serving(b, 0), last->pick[g] + b * K, K);
       device.copy(group.w + picks.serving(b, 0), last->w[g] + b * K, K);
@@ -757,19 +779,11 @@ void DRT<Device>::retrieve(Group& group, const act* x) {
   selection.group = static_cast<int>(g);
   if (selection.given_noise) selection.given_noise += selection.group * B * done * done;
   device.chunk_retrieval_forward(group.pick, group.w, group.r, pass_.place.landmarks, retrieval_shape(), selection);
-  if (!pass_.in.rows) keep_picks(g);
-}
-// What the last of the chunks that these slots complete has picked serves the slots that follow.
-template <class Device>
-void DRT<Device>::keep_picks(size_t g) {
-  const int64_t K = reach.topk, done = completed_chunks();
-  StreamState* last = pass_.place.last_picks;
-  if (!last || !done) return;
-  const PickTable picks = gca_shape().table();
-  for (int64_t b = 0; b < pass_.in.B; b++) {
-    device.copy(last->pick[g] + b * K, groups[g].pick + picks.picked_by(b, done - 1), K);
-    device.copy(last->w[g] + b * K, groups[g].w + picks.picked_by(b, done - 1), K);
-  }
+  if (StreamState* last = pass_.place.last_picks)
+    for (int64_t b = 0; b < B; b++) {
+      device.copy(last->pick[g] + b * K, group.pick + picks.picked_by(b, done - 1), K);
+      device.copy(last->w[g] + b * K, group.w + picks.picked_by(b, done - 1), K);
+    }
 }
 
 }  // namespace gca

@@ -161,7 +161,8 @@ void bench_stream(Device& device, double peak, double copied, const Config& conf
     read_seconds = now() - start;
   }
   model.piece_of_logits(0, 1);
-  Decoder<Device> decoder(model, rows, static_cast<int32_t>(V - 1), {}, 2 * tokens);
+  Decoder<Device> decoder(model, 1, static_cast<int32_t>(V - 1), {});
+  decoder.begin(0, rows, 2 * tokens);
   for (int64_t i = 0; i < tokens; i++) decoder.next();
   const double start = now();
   for (int64_t i = 0; i < tokens; i++) decoder.next();

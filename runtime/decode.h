@@ -16,26 +16,26 @@ struct Chosen {
   int32_t token;
 };
 
-// A step: the chosen token of each text is read, all in one pass, and the next ones are chosen. Texts may stand
-// anywhere; one whose next slot is a landmark's reads that by itself before. What a step does depends on nothing that
-// changes from step to step but what lies in the device's memory: it is captured once.
+// A step: a slot of each text is read, all in one pass, and the next tokens are chosen. Texts may stand anywhere: where
+// a chunk ends, a text's slot is the landmark's, its token waits for the next step, and the chunk is closed after this
+// one. What a step does depends on nothing that changes from step to step but what lies in the device's memory: it is
+// captured once.
 template <class Device>
 class Decoder {
  public:
   // texts: how many may go on at once. landmark: put in where a chunk ends, never chosen. choice: without its index and
   // sequence.
   Decoder(DRT<Device>& model, int64_t texts, int32_t landmark, Choice choice)
-      : model_(model), choice_(choice), texts_(texts) {
+      : model_(model), choice_(choice), landmark_(landmark), texts_(texts) {
     Device& device = model_.device;
     arena_.want(rows_, "places of texts", texts);
     arena_.want(index_, "numbers of the tokens", texts);
     arena_.want(sequence_, "numbers of the texts", texts);
     arena_.want(token_, "the next tokens", texts);
-    arena_.want(landmark_, "the landmark", 1);
+    arena_.want(fresh_, "tokens as they are chosen", texts);
     arena_.commit(device);
     noted_bytes_ = texts * ahead * static_cast<int64_t>(sizeof(int32_t));
     noted_ = static_cast<int32_t*>(device.allocate_host(noted_bytes_));
-    device.upload(landmark_, &landmark, sizeof landmark);
     choice_.excluded = landmark;
   }
   ~Decoder() {
@@ -60,7 +60,7 @@ class Decoder {
     device.upload(index_ + i, &index, sizeof index);
     device.upload(sequence_ + i, &sequence, sizeof sequence);
     reader.keep_rows_at(rows_ + i);
-    choose(i, 1);
+    choose(i, 1, nullptr);
   }
   // It goes no further.
   void end(int64_t i) { texts_[i].count = 0; }
@@ -109,57 +109,58 @@ class Decoder {
   }
 
   void step() {
-    const int64_t n = std::ssize(texts_);
+    Device& device = model_.device;
+    const int64_t n = std::ssize(texts_), S = model_.config.chunk;
     for (Text& text : texts_) {
       GCA_CHECK(text.reader, "all texts begin before the first token is asked for");
-      if (!goes_on(text)) continue;
-      if (text.reader->slot_closes()) {
-        model_.device.copy(model_.token, landmark_, 1);
-        text.reader->read_slot({});
-      }
-      text.reader->prepare_slot();
+      if (goes_on(text)) text.reader->prepare_slot();
     }
     const auto work = [&] {
-      model_.device.copy(model_.token, token_, n);
+      device.feed_tokens(model_.token, token_, rows_, landmark_, n, S);
       model_.read_slots(rows_, n);
       for (int64_t first = 0; first < n; first += model_.logits_rows()) {
         const int64_t count = std::min(model_.logits_rows(), n - first);
         model_.piece_of_logits(first, count);
-        choose(first, count);
+        choose(first, count, rows_ + first);
       }
     };
     bool done = false;
     if constexpr (Device::captures) {
       // Once by calls: each op sets itself up at its first one.
-      if (steps_ == 1) graph_ = model_.device.capture(work);
-      if ((done = steps_ >= 1)) model_.device.replay(graph_);
+      if (steps_ == 1) graph_ = device.capture(work);
+      if ((done = steps_ >= 1)) device.replay(graph_);
     }
     if (!done) work();
     steps_++;
-    for (Text& text : texts_) {
-      text.chosen++;
-      text.reader->slot_was_read();
+    for (int64_t i = 0; i < n; i++) {
+      Text& text = texts_[i];
+      if (!goes_on(text)) continue;
+      text.chosen += !text.reader->slot_closes();
+      text.reader->slot_was_read(i, {});
     }
   }
-  // The tokens of texts first .. first + count - 1, from as many rows of logits.
-  void choose(int64_t first, int64_t count) {
+  // The tokens of texts first .. first + count - 1, from as many rows of logits; of those only whose slot was no
+  // landmark's, where rows say where they stand now.
+  void choose(int64_t first, int64_t count, const typename DRT<Device>::Row* rows) {
     Choice choice = choice_;
     choice.index = index_ + first;
     choice.sequence = sequence_ + first;
-    model_.device.choose_token(token_ + first, model_.logits, count, model_.config.vocab, model_.table.padded_vocab,
+    model_.device.choose_token(fresh_ + first, model_.logits, count, model_.config.vocab, model_.table.padded_vocab,
                                choice);
-    model_.device.note_tokens(noted_ + first * ahead, index_ + first, token_ + first, count, ahead);
+    model_.device.note_tokens(noted_ + first * ahead, index_ + first, token_ + first, fresh_ + first, rows, count,
+                              model_.config.chunk, ahead);
   }
 
   DRT<Device>& model_;
   Choice choice_;
+  int32_t landmark_;
   std::vector<Text> texts_;
   int64_t turn_ = 0, steps_ = 0;
   Arena arena_;
   typename DRT<Device>::Row* rows_ = nullptr;       // (texts)
   int64_t* index_ = nullptr;                        // (texts)
-  int32_t *sequence_ = nullptr, *token_ = nullptr;  // (texts)
-  int32_t* landmark_ = nullptr;                     // (1)
+  int32_t *sequence_ = nullptr, *token_ = nullptr;  // (texts) token: to be read next, landmarks aside
+  int32_t* fresh_ = nullptr;                        // (texts) what the last logits say, a landmark's too
   int32_t* noted_ = nullptr;                        // (texts,ahead), the host's: tokens as they come, none before
   int64_t noted_bytes_ = 0;
   typename Device::Graph graph_;  // of a step

@@ -199,22 +199,11 @@ class RowReader {
   }
 
   // One more slot of each row, whose token is in model.token already: what read() does for it, put on the device's
-  // stream without a wait after prepare_slot(). With a landmark there, it closes the chunk.
+  // stream without a wait after prepare_slot(). The last one of a chunk is a landmark.
   void read_slot(const Selection& selection) {
-    const int64_t S = model_.config.chunk, first_slot = stream_.slots;
-    const bool closes = slot_closes();
     prepare_slot();
-    if (!closes) {
-      model_.read_slots(rows_, stream_.B);
-      return slot_was_read();
-    }
-    if (memory_) memory_->next_round();
-    typename Net::Pass pass = model_.begin({stream_.B, 1, selection, &stream_, rows_});
-    model_.lower_part(pass);
-    if (memory_) put_away(first_slot / S, 1);
-    for (size_t g = 0; g < model_.groups.size(); g++) model_.group_part(pass, g);
-    rows_slot_ = stream_.slots;
-    serving_stale_ = true;
+    model_.read_slots(rows_, stream_.B);
+    slot_was_read(0, selection);
   }
   // Whether the next slot is a landmark's.
   bool slot_closes() const { return stream_.slots % model_.config.chunk == model_.config.chunk - 1; }
@@ -238,8 +227,17 @@ class RowReader {
     rows_ = rows;
     rows_slot_ = -1;
   }
-  // A slot of each row, no landmark, has been read by model.read_slots().
-  void slot_was_read() { rows_slot_ = ++stream_.slots; }
+  // A slot of each row has been read by model.read_slots(), as rows first .. of those. A landmark's closes the chunk:
+  // before model.read_slots() is called again.
+  void slot_was_read(int64_t first, const Selection& selection) {
+    const bool closed = slot_closes();
+    rows_slot_ = ++stream_.slots;
+    if (!closed) return;
+    if (memory_) memory_->next_round();
+    model_.close_chunks(stream_, first, selection);
+    if (memory_) put_away(stream_.slots / model_.config.chunk - 1, 1);
+    serving_stale_ = true;
+  }
 
   // In after(): what each group fetched for the segment.
   std::vector<FetchedChunks> fetched() const {
