@@ -305,8 +305,8 @@ class Gpu : public GpuDevice {
   // noted[r, index[r] % places] = token[r] = fresh[r], and index[r] is one more; of all rows, or of those (rows) whose
   // slot before this one was no landmark's. noted (B,places): of allocate_host(), where the host sees each as soon as
   // it is there; token, fresh, index, rows (B)
-  void note_tokens(int32_t* noted, int64_t* index, int32_t* token, const int32_t* fresh, const SlotRow<act, float>* rows,
-                   int64_t B, int64_t S, int64_t places);
+  void note_tokens(int32_t* noted, int64_t* index, int32_t* token, const int32_t* fresh,
+                   const SlotRow<act, float>* rows, int64_t B, int64_t S, int64_t places);
 
   // ---- optimiser ----
   // masters, m, v, gradient: flat buffers; weights: the working copy (the masters themselves, or rounded from them), as
