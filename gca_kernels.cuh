@@ -8,6 +8,9 @@
 // retrieval (a width that is a multiple of 8), plain kernels elsewhere, and everywhere with GCA_PLAIN_ATTENTION=1 in
 // the environment.
 //
+// On cards of compute capability 9.0 ops of few rows begin while the one before them ends, and wait for it inside:
+// GCA_EARLY_LAUNCH=0 in the environment makes them wait outside.
+//
 // Every op is put on one stream and returns at once: nothing in it waits for the GPU or allocates. The same bits on
 // every run. Written (=): everything, but these, which are added to (+=): gradients of weights (dgain, dW, dE), dw of
 // the picks, dlandmark, the sums in StepState, and dx of matmul_backward_input when it says so. Letters: see ops.h.
@@ -270,8 +273,10 @@ class Gpu : public GpuDevice {
                            const GcaShape& s);
 
   // ---- one slot of each row, as decoding reads it (ops.h, SlotRow) ----
-  // y = Norm(x) W^T, for passes that keep nothing: n (rows,in), rstd (rows) are working memory, which may stay as it
-  // was. y (rows,out), x (rows,in), gain (in), W (out,in)
+  // A row has the same bits alone and among others (products: in bf16, up to 16 rows). Addresses and strides of a
+  // SlotRow are uploaded, never written by a kernel: they are read before the op ahead is done. y = Norm(x) W^T, for
+  // passes that keep nothing: n (rows,in), rstd (rows) are working memory, which may stay as it was. y (rows,out), x
+  // (rows,in), gain (in), W (out,in)
   void norm_matmul_forward(act* y, act* n, float* rstd, const act* x, const weight* gain, const weight* W, int64_t rows,
                            int64_t in, int64_t out, double eps);
   // y = SwiGLU(gate_up) W^T + residual, likewise: h (rows,F) is working memory. y, residual (rows,out), gate_up

@@ -54,7 +54,11 @@ bool compiled_for_hopper() {
 bool launches_early() {
   static const bool answer = [] {
     const char* asked = std::getenv("GCA_EARLY_LAUNCH");
-    return compiled_for_hopper() && !(asked && *asked == '0');
+    const int first_to_capture_them = 12030;
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+    return compiled_for_hopper() && std::min(driver, CUDART_VERSION) >= first_to_capture_them &&
+           !(asked && *asked == '0');
   }();
   return answer;
 }

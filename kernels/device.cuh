@@ -79,8 +79,8 @@ void launch(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters..
 // ---- early launches -----------------------------------------------------------------------------------------------
 // A kernel of launch_early() may begin before the one ahead of it on the stream is done, as soon as all blocks of that
 // one have begun and called let_next_begin() (or are done). Till wait_for_earlier() returns it may therefore read only
-// what no kernel writes (weights, addresses that were copied to the GPU), and write nothing. All its threads call that,
-// so that whoever waits for this kernel waits for all before it. Elsewhere both do nothing.
+// what was there before the last ordinary launch or copy (weights, uploaded addresses), and write nothing. All its
+// threads call that, so that whoever waits for this kernel waits for all before it. Elsewhere both do nothing.
 constexpr int64_t few_rows = 16;  // up to so many, as decoding has them, an op takes no longer than its launch
 template <class... Parameters, class... Arguments>
 void launch_early(const Doing& doing, cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, int threads,

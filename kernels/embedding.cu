@@ -18,7 +18,6 @@ __global__ void embedding_forward_kernel(Act* x,                // (rows,D)
                                          const Act* E,          // (V,D)
                                          int64_t rows, int64_t D) {
   let_next_begin();
-  wait_for_earlier();
   const int64_t packs = D / N;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < rows * packs;
        i += gridDim.x * int64_t{blockDim.x}) {
@@ -77,11 +76,13 @@ __global__ void embedding_backward_join_kernel(float* dE,             // (V,D)
 
 }  // namespace
 
+// Not launched early itself: whatever came before is done when it begins, new weights too, so that the kernels behind
+// it may read them before they wait.
 template <class Act>
 void Gpu<Act>::embedding_forward(Act* x, const int32_t* token, const Act* E, int64_t rows, int64_t D) {
   with_width<Act>({D}, [&](auto N) {
-    launch_as({.early = rows <= few_rows}, "embedding", stream_, embedding_forward_kernel<Act, N>,
-              std::min(ceil_div(rows * (D / N), 256), int64_t{16} * processors_), 256, 0, x, token, E, rows, D);
+    launch("embedding", stream_, embedding_forward_kernel<Act, N>,
+           std::min(ceil_div(rows * (D / N), 256), int64_t{16} * processors_), 256, 0, x, token, E, rows, D);
   });
 }
 

@@ -17,7 +17,7 @@
 // with compute capability 9.0; before it one block walks over all keys of a head.
 //
 // The ring: slot i is kept at place i mod W, where slot i - W is, which slot i still sees. The lanes that read that
-// place are the ones that write it, afterwards: no other lane of any block touches it.
+// place are the ones that write it, afterwards: no other lane of any block uses what is there.
 //
 // Shared memory: a row of floats for each warp of the cluster, 4 to 32 KiB, filled before the cluster's barrier and
 // read after it by the first block.
@@ -231,6 +231,11 @@ __device__ void leave_part(const Team& team, Parts<Cut>& mine, const Part<Cut>& 
   team.barrier();
 }
 
+// Not from the first cache: addresses beside it are read before the kernel that counts slots is done.
+template <class Act>
+__device__ int64_t slot_of(const SlotRow<Act, float>& row) {
+  return __ldcg(&row.slot);
+}
 __device__ inline int modulo(int64_t x, int64_t by) {
   return static_cast<int>(x >> 32 ? x % by : static_cast<uint32_t>(x) % static_cast<uint32_t>(by));
 }
@@ -264,7 +269,7 @@ __global__ void __launch_bounds__(threads)
   let_next_begin();
   const float scale = attention_scale(s.d), slope = static_cast<float>(alibi_slope(team.h, s.H));
   wait_for_earlier();
-  const int64_t slot = __ldcg(&row.slot);  // not from the first cache, where the row's addresses have been read from
+  const int64_t slot = slot_of(row);
   Columns<Cut> q, own_k[1], own_v[1];
   q.load(own, s.d);
   q.clear_past(s.d);
@@ -377,7 +382,7 @@ __global__ void keep_slot_kernel(const Act* x,                     // (B,D)
   let_next_begin();
   wait_for_earlier();
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (i < B * D) rows[i / D].unfinished_chunk[modulo(rows[i / D].slot, S) * D + i % D] = x[i];
+  if (i < B * D) rows[i / D].unfinished_chunk[modulo(slot_of(rows[i / D]), S) * D + i % D] = x[i];
 }
 
 template <class Act>
@@ -386,7 +391,7 @@ __global__ void next_slot_kernel(SlotRow<Act, float>* rows,  // (B)
   let_next_begin();
   wait_for_earlier();
   const int64_t b = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (b < B) rows[b].slot++;
+  if (b < B) rows[b].slot = slot_of(rows[b]) + 1;
 }
 
 // Blocks of a head, for so many pieces of its keys: a power of two, as many as every card of that kind lets be a
