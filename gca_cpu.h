@@ -615,10 +615,21 @@ void Cpu<real, bf16>::add_loss(StepState* state, const stat* loss, const float* 
   }
 }
 
-// noted[index[r] % places, r] = token[r], and index[r] is one more. noted (places,rows), token, index (rows)
+// token[r] = the landmark where that is row r's slot, else chosen[r]. token, chosen, rows (B)
 template <class real, bool bf16>
-void Cpu<real, bf16>::note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places) {
-  for (int64_t r = 0; r < rows; r++) noted[index[r]++ % places * rows + r] = token[r];
+void Cpu<real, bf16>::feed_tokens(int32_t* token, const int32_t* chosen, const SlotRow<act, stat>* rows,
+                                  int32_t landmark, int64_t B, int64_t S) {
+  for (int64_t b = 0; b < B; b++) token[b] = rows[b].slot % S == S - 1 ? landmark : chosen[b];
+}
+// noted[r, index[r] % places] = token[r] = fresh[r], and index[r] is one more; of all rows, or of those (rows) whose
+// slot before this one was no landmark's. noted (B,places), token, fresh, index, rows (B)
+template <class real, bool bf16>
+void Cpu<real, bf16>::note_tokens(int32_t* noted, int64_t* index, int32_t* token, const int32_t* fresh,
+                                  const SlotRow<act, stat>* rows, int64_t B, int64_t S, int64_t places) {
+  for (int64_t b = 0; b < B; b++) {
+    if (rows && rows[b].slot % S == 0) continue;
+    noted[b * places + index[b]++ % places] = token[b] = fresh[b];
+  }
 }
 // ---- the next token of each row (cpu/choose_token.h) --------------------------------------------------------------
 // token (rows), logits (rows,V) rows stride apart, taken as floats: what a text is continued with is the same in double

@@ -303,10 +303,15 @@ class Gpu : public GpuDevice {
   // ---- the next token of each row ----
   // What the CPU chooses from the same logits, but that a draw within about a millionth of an edge between two tokens
   // may fall to either side. token (rows), logits (rows,V), their rows stride apart
-  // noted[index[r] % places, r] = token[r], and index[r] is one more. noted (places,rows): of allocate_host(), where
-  // the host sees each as soon as it is there; token, index (rows)
-  void note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places);
   void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);
+  // token[r] = the landmark where that is row r's slot, else chosen[r]. token, chosen, rows (B)
+  void feed_tokens(int32_t* token, const int32_t* chosen, const SlotRow<act, float>* rows, int32_t landmark, int64_t B,
+                   int64_t S);
+  // noted[r, index[r] % places] = token[r] = fresh[r], and index[r] is one more; of all rows, or of those (rows) whose
+  // slot before this one was no landmark's. noted (B,places): of allocate_host(), where the host sees each as soon as
+  // it is there; token, fresh, index, rows (B)
+  void note_tokens(int32_t* noted, int64_t* index, int32_t* token, const int32_t* fresh,
+                   const SlotRow<act, float>* rows, int64_t B, int64_t S, int64_t places);
 
   // ---- optimiser ----
   // masters, m, v, gradient: flat buffers; weights: the working copy (the masters themselves, or rounded from them), as

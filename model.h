@@ -27,23 +27,25 @@ struct DRT {
   using master = typename Device::master;
   using grad = typename Device::grad;
   using stat = typename Device::stat;
+  using Row = SlotRow<act, stat>;
   enum class Kind { lower, encoder, upper };
 
   // A layer: where its tensors lie, and what its forward leaves for its backward. rows: slots of all rows together.
   //   a = x + Wo attended;  upper kind: mlp_in = a + Wo' fetched, else mlp_in = a;  out = a + MLP(Norm(mlp_in))
   struct Layer {
     LayerTensors tensors;
-    act* n1;        // (rows,D)    Norm(x)
-    stat* rstd1;    // (rows)
-    act* qkv;       // (rows,3D)   q | k | v
-    act* attended;  // (rows,D)
-    stat* lse;      // (B,H,T), in the encoder (N,H,S)
-    act* a;         // (rows,D)
-    act* n2;        // (rows,D)    Norm(mlp_in)
-    stat* rstd2;    // (rows)
-    act* gate_up;   // (rows,2F)   gate | up
-    act* h;         // (rows,F)    silu(gate) * up
-    act* out;       // (rows,D)
+    int64_t number;  // among the lower and upper layers, whose windows have rings
+    act* n1;         // (rows,D)    Norm(x)
+    stat* rstd1;     // (rows)
+    act* qkv;        // (rows,3D)   q | k | v
+    act* attended;   // (rows,D)
+    stat* lse;       // (B,H,T), in the encoder (N,H,S)
+    act* a;          // (rows,D)
+    act* n2;         // (rows,D)    Norm(mlp_in)
+    stat* rstd2;     // (rows)
+    act* gate_up;    // (rows,2F)   gate | up
+    act* h;          // (rows,F)    silu(gate) * up
+    act* out;        // (rows,D)
     // Upper kind.
     act* gca_n;      // (B,T,D)     Norm(a)
     stat* gca_rstd;  // (B,T)
@@ -66,15 +68,16 @@ struct DRT {
   // What B rows leave behind for their later slots, when they are read a segment at a time, all alike.
   struct StreamState {
     int64_t B = 1;
-    Reach reach;                 // the model's, when it was opened
-    int64_t slots = 0;           // read so far, of each row
-    int64_t capacity = 0;        // chunks of memory a row
-    std::vector<act*> rings;     // (B,W,2D) a layer, lower ones first: k | v of the window's slots
-    std::vector<int32_t*> pick;  // (B,K) a group: what the last whole chunk picked, which serves the slots that follow
-    std::vector<stat*> w;        // (B,K) a group: the weights of these
+    Reach reach;              // the model's, when it was opened
+    int64_t slots = 0;        // read so far, of each row
+    int64_t capacity = 0;     // chunks of memory a row
+    std::vector<act*> rings;  // (B,W,2D) a layer, lower ones first, all equally far apart: k | v of the window's slots
+    std::vector<int32_t*> pick;  // (B,K) a group, likewise: what the last whole chunk picked, for the slots that follow
+    std::vector<stat*> w;        // (B,K) a group, likewise: the weights of these
     act* kv = nullptr;           // (B,capacity,S,2D) CK | CV
     act* landmarks = nullptr;    // (B,capacity,D)
     act* unfinished_chunk = nullptr;  // (B,S,D) lower layers' output for the slots of a chunk that is not yet whole
+    Row* rows = nullptr;              // (B) for who reads slot by slot: see slot_row()
     Arena arena;
   };
   // What one forward pass reads.
@@ -109,7 +112,8 @@ struct DRT {
   struct Pass {
     Input in;
     Place place;
-    const act* x;  // (B,T,D) what enters the next part
+    const act* x;         // (B,T,D) what enters the next part
+    Row* rows = nullptr;  // (B), T = 1, of read_slots(); or null
   };
 
   Device& device;
@@ -165,6 +169,15 @@ struct DRT {
   Pass begin(const Input& in);
   void lower_part(Pass& pass);
   void group_part(Pass& pass, size_t g);
+  // One slot of each of B rows that may stand anywhere, as rows (B) in the device's memory say; they stand one slot
+  // further afterwards. Nothing in it depends on where: the same work, done again, reads the next slots. From the
+  // tokens in `token` to final_n, (B,D).
+  void read_slots(Row* rows, int64_t B);
+  // After it, where rows first .. of these are a stream's and their slots were landmarks: the chunks go into its
+  // memory, and what they pick serves the slots that follow.
+  void close_chunks(StreamState& stream, int64_t first, const Selection& selection);
+  // Row b of a stream, for read_slots(): its slot is the next one.
+  Row slot_row(const StreamState& stream, int64_t b) const;
 
   // Logits of rows first .. first + count - 1 into the piece `logits`, rows padded_vocab apart: logits = E Norm(x).
   void piece_of_logits(int64_t first, int64_t count);
@@ -211,7 +224,9 @@ struct DRT {
   act *dmlp_in_ = nullptr, *denc_ = nullptr;  // (rows,D)
   act *dkv_ = nullptr, *dr_ = nullptr;        // (B,C,S,2D), (B,C,D)
 
+  Place place_in(StreamState& stream) const;
   SlidingShape sliding_shape() const;
+  SlotShape slot_shape() const;
   ChunkShape chunk_shape(int64_t rows) const;
   GcaShape gca_shape() const;
   RetrievalShape retrieval_shape() const;
@@ -221,6 +236,10 @@ struct DRT {
 
   act* layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group);
   void layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group);
+  void norm_product(act* y, act* n, stat* rstd, const act* x, int64_t gain, int64_t W, int64_t rows, int64_t out,
+                    double eps);
+  void attend(Layer& l, act* ring);
+  void attend_fetched(Layer& l, Group& group);
 
   void layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group);
 
@@ -239,6 +258,7 @@ struct DRT {
 
   void finish(const act* x);
   void encode(const act* x);
+  void encode_chunks(const act* chunks);
   void keep(int64_t first_chunk, int64_t done);
 
   void retrieve(Group& group, const act* x);
@@ -328,10 +348,14 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
     kept(l.delta, " gca delta", RC * c.heads * K);
     kept(l.dfetched, " gca dout", rows * D);
   };
+  int64_t number = 0;
   auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& of_table, Kind kind, int64_t rows,
                          const std::string& name) {
     layers.resize(of_table.size());
-    for (size_t i = 0; i < of_table.size(); i++) want_layer(layers[i], of_table[i], kind, rows, name, i);
+    for (size_t i = 0; i < of_table.size(); i++) {
+      want_layer(layers[i], of_table[i], kind, rows, name, i);
+      if (kind != Kind::encoder) layers[i].number = number++;
+    }
   };
   want_layers(lower, table.lower, Kind::lower, R, "lower");
   groups.resize(c.groups.size());
@@ -397,19 +421,7 @@ typename DRT<Device>::Pass DRT<Device>::begin(const Input& in) {
   GCA_CHECK(in.stream ? in.B == in.stream->B : in.T % S == 0, "rows are whole chunks, or a stream's, read in segments");
   Pass pass{in, {}, nullptr};
   if (StreamState* stream = in.stream) {
-    pass.place = {.first_slot = stream->slots,
-                  .capacity = stream->capacity,
-                  .rings = stream->rings,
-                  .landmarks = stream->landmarks,
-                  .landmark_stride = D,
-                  .landmark_row_stride = stream->capacity * D,
-                  .kept_kv = stream->kv,
-                  .kept_landmarks = stream->landmarks,
-                  .unfinished_chunk = stream->unfinished_chunk,
-                  .last_picks = stream,
-                  .kv = stream->kv,
-                  .kv_chunks = stream->capacity,
-                  .picks = {}};
+    pass.place = place_in(*stream);
     GCA_CHECK(stream->slots % S + in.T <= S || (stream->slots % S == 0 && in.T % S == 0),
               "a segment is whole chunks, or slots of one chunk");
     GCA_CHECK(groups.empty() || (stream->slots + in.T) / S <= stream->capacity, "the stream holds ", stream->capacity,
@@ -434,6 +446,23 @@ typename DRT<Device>::Pass DRT<Device>::begin(const Input& in) {
   return pass;
 }
 template <class Device>
+typename DRT<Device>::Place DRT<Device>::place_in(StreamState& stream) const {
+  const int64_t D = config.width;
+  return {.first_slot = stream.slots,
+          .capacity = stream.capacity,
+          .rings = stream.rings,
+          .landmarks = stream.landmarks,
+          .landmark_stride = D,
+          .landmark_row_stride = stream.capacity * D,
+          .kept_kv = stream.kv,
+          .kept_landmarks = stream.landmarks,
+          .unfinished_chunk = stream.unfinished_chunk,
+          .last_picks = &stream,
+          .kv = stream.kv,
+          .kv_chunks = stream.capacity,
+          .picks = {}};
+}
+template <class Device>
 void DRT<Device>::forward(const Input& in) {
   Pass pass = begin(in);
   lower_part(pass);
@@ -448,9 +477,10 @@ void DRT<Device>::lower_part(Pass& pass) {
   const act* x = embedded;
   for (Layer& layer : lower) x = layer_forward(layer, Kind::lower, x, R, *ring++, nullptr);
   if (groups.empty()) return finish(x);
+  pass.x = x;
+  if (pass.rows) return device.keep_slot(x, pass.rows, slot_shape());
   encode(x);  // before anybody retrieves
   retrieve(groups[0], x);
-  pass.x = x;
 }
 template <class Device>
 void DRT<Device>::group_part(Pass& pass, size_t g) {
@@ -461,14 +491,39 @@ void DRT<Device>::group_part(Pass& pass, size_t g) {
   for (Layer& layer : groups[g].layers)
     x = layer_forward(layer, Kind::upper, x, pass.in.B * pass.in.T, *ring++, &groups[g]);
   if (g + 1 == groups.size()) return finish(x);
-  retrieve(groups[g + 1], x);
+  if (!pass.rows) retrieve(groups[g + 1], x);
   pass.x = x;
+}
+template <class Device>
+void DRT<Device>::read_slots(Row* rows, int64_t B) {
+  GCA_CHECK(B <= max_rows_, "planned for ", max_rows_, " slots, found ", B);
+  Pass pass{{B, 1, {}, nullptr}, {}, nullptr, rows};
+  pass.place.rings.resize(config.lower + config.upper());
+  lower_part(pass);
+  for (size_t g = 0; g < groups.size(); g++) group_part(pass, g);
+}
+template <class Device>
+void DRT<Device>::close_chunks(StreamState& stream, int64_t first, const Selection& selection) {
+  if (groups.empty()) return;
+  const int64_t S = config.chunk, D = config.width;
+  GCA_CHECK(stream.slots % S == 0 && stream.slots / S <= stream.capacity, "slot ", stream.slots, " of a stream of ",
+            stream.capacity, " chunks ends no chunk that it holds");
+  pass_ = {{stream.B, 1, selection, &stream}, place_in(stream), nullptr};
+  pass_.place.first_slot--;  // the landmark's
+  encode_chunks(stream.unfinished_chunk);
+  // What entered each group is still where the layers before it have left it.
+  const act* x = lower.empty() ? embedded : lower.back().out;
+  for (Group& group : groups) {
+    retrieve(group, x + first * D);
+    x = group.layers.back().out;
+  }
 }
 template <class Device>
 void DRT<Device>::finish(const act* x) {
   top = x;
   device.rmsnorm_forward(final_n, final_rstd, x, weights + table.norm, pass_.in.B * pass_.in.T, config.width,
                          config.width, config.eps);
+  if (pass_.rows) device.next_slot(pass_.rows, pass_.in.B);
 }
 template <class Device>
 void DRT<Device>::piece_of_logits(int64_t first, int64_t count) {
@@ -531,13 +586,12 @@ void DRT<Device>::plan(StreamState& stream, int64_t B, int64_t chunks, bool with
   stream.reach = reach;
   stream.capacity = chunks;
   stream.rings.assign(config.lower + config.upper(), nullptr);
-  for (act*& ring : stream.rings) stream.arena.want(ring, "window", B * reach.window * 2 * D);
   stream.pick.assign(config.groups.size(), nullptr);
   stream.w.assign(config.groups.size(), nullptr);
-  for (size_t g = 0; g < config.groups.size(); g++) {
-    stream.arena.want(stream.pick[g], "picks", B * reach.topk);
-    stream.arena.want(stream.w[g], "weights", B * reach.topk);
-  }
+  for (act*& ring : stream.rings) stream.arena.want(ring, "window", B * reach.window * 2 * D);
+  for (int32_t*& pick : stream.pick) stream.arena.want(pick, "picks", B * reach.topk);
+  for (stat*& w : stream.w) stream.arena.want(w, "weights", B * reach.topk);
+  stream.arena.want(stream.rows, "places of slots", B);
   if (!config.groups.empty()) {
     if (with_kv) stream.arena.want(stream.kv, "chunk memory", B * chunks * config.chunk * 2 * D);
     stream.arena.want(stream.landmarks, "landmarks", B * chunks * D);
@@ -549,6 +603,33 @@ void DRT<Device>::rewind(StreamState& stream) {
   stream.slots = 0;
   for (size_t g = 0; g < stream.pick.size(); g++)
     device.no_pick(stream.pick[g], stream.w[g], stream.B, 0, static_cast<int>(reach.topk));
+}
+template <class Device>
+typename DRT<Device>::Row DRT<Device>::slot_row(const StreamState& stream, int64_t b) const {
+  const int64_t D = config.width, K = stream.reach.topk;
+  const auto apart = [](const auto& parts) { return parts.size() > 1 ? parts[1] - parts[0] : 0; };
+  Row row{};
+  row.slot = stream.slots;
+  row.ring = stream.rings[0] + b * stream.reach.window * 2 * D;
+  row.ring_stride = apart(stream.rings);
+  if (groups.empty()) return row;
+  row.unfinished_chunk = stream.unfinished_chunk + b * config.chunk * D;
+  if (stream.kv) row.kv = stream.kv + b * stream.capacity * config.chunk * 2 * D;
+  row.pick = stream.pick[0] + b * K;
+  row.pick_stride = apart(stream.pick);
+  row.w = stream.w[0] + b * K;
+  row.w_stride = apart(stream.w);
+  return row;
+}
+template <class Device>
+SlotShape DRT<Device>::slot_shape() const {
+  return {pass_.in.B,
+          static_cast<int>(config.heads),
+          static_cast<int>(config.head_size()),
+          static_cast<int>(config.chunk),
+          static_cast<int>(reach.topk),
+          reach.window,
+          config.null_slot};
 }
 template <class Device>
 SlidingShape DRT<Device>::sliding_shape() const {
@@ -591,55 +672,80 @@ RetrievalShape DRT<Device>::retrieval_shape() const {
 template <class Device>
 typename DRT<Device>::act* DRT<Device>::layer_forward(Layer& l, Kind kind, const act* x, int64_t rows, act* ring,
                                                       Group* group) {
+  const int64_t D = config.width, F = config.ffn;
   layer_inside(l, kind, x, rows, ring, group);
-  device.matmul_forward(l.out, l.h, weights + l.tensors.down, l.a, rows, config.ffn, config.width);
+  if (use == Use::inference) {
+    device.swiglu_matmul_forward(l.out, l.h, l.gate_up, weights + l.tensors.down, l.a, rows, F, D);
+  } else {
+    device.swiglu_forward(l.h, l.gate_up, rows, F);
+    device.matmul_forward(l.out, l.h, weights + l.tensors.down, l.a, rows, F, D);
+  }
   return l.out;
 }
-// All but the last product: up to h = SwiGLU(Wgate_up Norm(mlp_in)).
+// All up to gate | up = Wgate_up Norm(mlp_in).
 template <class Device>
 void DRT<Device>::layer_inside(Layer& l, Kind kind, const act* x, int64_t rows, act* ring, Group* group) {
-  const int64_t D = config.width, F = config.ffn;
+  const int64_t D = config.width;
   const double eps = eps_of(kind);
-  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.tensors.norm1, rows, D, D, eps);
-  device.matmul_forward(l.qkv, l.n1, weights + l.tensors.qkv, nullptr, rows, D, 3 * D);
-  if (kind == Kind::encoder) {
-    device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
-  } else {
-    device.sliding_attention_forward(l.attended, l.lse, l.qkv, ring, sliding_shape());
-    if (ring) device.ring_append(ring, l.qkv, sliding_shape());
-  }
+  norm_product(l.qkv, l.n1, l.rstd1, x, l.tensors.norm1, l.tensors.qkv, rows, 3 * D, eps);
+  if (kind == Kind::encoder) device.chunk_attention_forward(l.attended, l.lse, l.qkv, chunk_shape(rows));
+  else attend(l, ring);
   device.matmul_forward(l.a, l.attended, weights + l.tensors.o, x, rows, D, D);
   if (kind == Kind::upper) {
-    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps);
-    device.matmul_forward(l.q, l.gca_n, weights + l.tensors.gca_q, nullptr, rows, D, D);
-    const auto& picks = pass_.place.picks[group - groups.data()];
-    device.gca_forward(l.fetched, l.gca_lse, l.q, pass_.place.kv, picks.pick, picks.w, gca_shape());
+    norm_product(l.q, l.gca_n, l.gca_rstd, l.a, l.tensors.gca_norm, l.tensors.gca_q, rows, D, eps);
+    attend_fetched(l, *group);
     device.matmul_forward(l.mlp_in, l.fetched, weights + l.tensors.gca_o, l.a, rows, D, D);
   }
-  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps);
-  device.matmul_forward(l.gate_up, l.n2, weights + l.tensors.gate_up, nullptr, rows, D, 2 * F);
-  device.swiglu_forward(l.h, l.gate_up, rows, F);
+  norm_product(l.gate_up, l.n2, l.rstd2, mlp_in(l, kind), l.tensors.norm2, l.tensors.gate_up, rows, 2 * config.ffn,
+               eps);
 }
-// The chunk encoder over the chunks that these slots complete: enc_out, CK | CV into the memory, and their landmarks.
-// x (B,T,D): lower layers' output.
+// y = Norm(x) W^T; n and rstd, the norm's, are there afterwards where something goes back through it.
+// y (rows,out), n, x (rows,D), rstd (rows); gain (D), W (out,D): where they lie
+template <class Device>
+void DRT<Device>::norm_product(act* y, act* n, stat* rstd, const act* x, int64_t gain, int64_t W, int64_t rows,
+                               int64_t out, double eps) {
+  const int64_t D = config.width;
+  if (use == Use::inference)
+    return device.norm_matmul_forward(y, n, rstd, x, weights + gain, weights + W, rows, D, out, eps);
+  device.rmsnorm_forward(n, rstd, x, weights + gain, rows, D, D, eps);
+  device.matmul_forward(y, n, weights + W, nullptr, rows, D, out);
+}
+// Window attention; keys and values go into the ring, where there is one.
+template <class Device>
+void DRT<Device>::attend(Layer& l, act* ring) {
+  if (pass_.rows) return device.slot_attention_forward(l.attended, l.qkv, pass_.rows, l.number, slot_shape());
+  device.sliding_attention_forward(l.attended, l.lse, l.qkv, ring, sliding_shape());
+  if (ring) device.ring_append(ring, l.qkv, sliding_shape());
+}
+template <class Device>
+void DRT<Device>::attend_fetched(Layer& l, Group& group) {
+  const int64_t g = &group - groups.data();
+  if (pass_.rows) return device.slot_gca_forward(l.fetched, l.q, pass_.rows, g, slot_shape());
+  const auto& picks = pass_.place.picks[g];
+  device.gca_forward(l.fetched, l.gca_lse, l.q, pass_.place.kv, picks.pick, picks.w, gca_shape());
+}
+// The chunk encoder over the chunks that these slots complete. x (B,T,D): lower layers' output.
 template <class Device>
 void DRT<Device>::encode(const act* x) {
-  const int64_t D = config.width, S = config.chunk, first_slot = pass_.place.first_slot, first_chunk = first_slot / S,
-                done = completed_chunks(), N = pass_.in.B * done, rows = N * S;
-  const act* chunks = x;  // (N,S,D)
-  if (first_slot % S || pass_.in.T % S) {
+  const int64_t D = config.width, S = config.chunk, T = pass_.in.T, place = pass_.place.first_slot % S;
+  if (place || T % S) {
     for (int64_t b = 0; b < pass_.in.B; b++)
-      device.copy(pass_.place.unfinished_chunk + (b * S + first_slot % S) * D, x + b * pass_.in.T * D, pass_.in.T * D);
-    chunks = pass_.place.unfinished_chunk;
+      device.copy(pass_.place.unfinished_chunk + (b * S + place) * D, x + b * T * D, T * D);
+    x = pass_.place.unfinished_chunk;
   }
-  if (!N) return;
+  if (completed_chunks()) encode_chunks(x);
+}
+// enc_out, CK | CV into the memory, and the landmarks of chunks (N,S,D), those that these slots complete.
+template <class Device>
+void DRT<Device>::encode_chunks(const act* chunks) {
+  const int64_t D = config.width, S = config.chunk, done = completed_chunks(), N = pass_.in.B * done, rows = N * S;
   device.rmsnorm_forward(enc_in, enc_in_rstd, chunks, weights + table.enc_prenorm, rows, D, D, config.eps);
   const act* h = enc_in;
   for (Layer& layer : encoder) h = layer_forward(layer, Kind::encoder, h, rows, nullptr, nullptr);
   device.rmsnorm_forward(enc_out, enc_out_rstd, h, weights + table.enc_norm, rows, D, D, Config::encoder_eps);
   device.matmul_forward(kv, enc_out, weights + table.chunk_kv, nullptr, rows, D, 2 * D);
   device.zero_landmarks(kv, N, S, D);
-  keep(first_chunk, done);
+  keep(pass_.place.first_slot / S, done);
 }
 // What encode() has made, chunks first_chunk .. first_chunk + done - 1 of each row, where later slots find it.
 template <class Device>

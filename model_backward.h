@@ -105,12 +105,15 @@ StepState DRT<Device>::step_state() const {
 template <class Device>
 void DRT<Device>::layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group) {
   if (recompute == Recompute::none) return;
-  if (recompute == Recompute::layers) return layer_inside(l, kind, x, rows, nullptr, group);
   const int64_t D = config.width;
-  device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.tensors.norm1, rows, D, D, eps_of(kind));
-  if (kind == Kind::upper)
-    device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps_of(kind));
-  device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps_of(kind));
+  if (recompute == Recompute::layers) {
+    layer_inside(l, kind, x, rows, nullptr, group);
+  } else {
+    device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.tensors.norm1, rows, D, D, eps_of(kind));
+    if (kind == Kind::upper)
+      device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps_of(kind));
+    device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps_of(kind));
+  }
   device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
 }
 // dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.

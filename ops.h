@@ -13,7 +13,6 @@ struct GpuLayout {
   static constexpr int64_t alignment_bytes = 256;
   static constexpr int64_t vocab_multiple = 128;  // V is rounded up to it in memory: whole tiles of the head's product
   static constexpr int64_t logits_bytes = 512 << 20;  // of a piece of logits
-  static constexpr int64_t slot_tile = 128;  // slots from 0 on, of a row: a multiple of all tiles of window attention
 };
 
 // Sliding-window attention. qkv is (B,T,3D): q | k | v. The T slots are numbers first_slot.. of their row; the window's

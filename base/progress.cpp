@@ -10,11 +10,7 @@
 
 namespace gca {
 
-namespace {
-
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-}  // namespace
 
 Progress::Progress(std::string doing, int64_t total, std::string unit, double unit_size)
     : doing_(std::move(doing)),

@@ -1,4 +1,4 @@
-// A line on a terminal that says how far some work is.
+// How far some work is, and how long it took.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -6,6 +6,9 @@
 #include "common.h"
 
 namespace gca {
+
+// Seconds of a clock that never goes back.
+double now();
 
 // A line on a terminal that says how far some work is; nothing where stderr is a file or a pipe.
 class Progress {
@@ -20,7 +23,7 @@ class Progress {
   std::string doing_, unit_;
   double unit_size_, total_;
   bool shown_;
-  double start_, last_;  // seconds of a clock that never goes back
+  double start_, last_;  // of now()
 };
 
 }  // namespace gca

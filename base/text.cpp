@@ -22,6 +22,23 @@ size_t utf8_length(std::string_view text) {
   return length;
 }
 
+std::string WholeCharacters::take(std::string_view piece) {
+  std::string text = std::exchange(held_, {}) + std::string(piece);
+  // Up to three last bytes that begin a character: with continuation bytes behind them they may be one.
+  for (size_t held = 1; held <= std::min<size_t>(3, text.size()); held++) {
+    const std::string_view end = std::string_view(text).substr(text.size() - held);
+    const auto lead = static_cast<unsigned char>(end[0]);
+    if ((lead & 0xC0) == 0x80) continue;
+    const size_t wanted = lead < 0xC2 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 1;
+    if (held < wanted) {
+      held_ = end;
+      text.resize(text.size() - held);
+    }
+    break;
+  }
+  return text;
+}
+
 std::string printable(std::string_view text, bool keep_lines) {
   std::string out;
   while (!text.empty()) {

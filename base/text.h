@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "common.h"
@@ -16,6 +17,18 @@ size_t utf8_length(std::string_view text);
 // Bytes as a person may see them on a terminal: control characters and whatever is not UTF-8 as \n, \t, \r or \xNN.
 // keep_lines: newlines and tabs stay.
 std::string printable(std::string_view text, bool keep_lines = false);
+
+// Text that comes in pieces, cut anywhere: given on in whole characters.
+class WholeCharacters {
+ public:
+  // What there is to give on once `piece` has come: all but a character that may still be completed.
+  std::string take(std::string_view piece);
+  // What was held back to the end.
+  std::string rest() { return std::exchange(held_, {}); }
+
+ private:
+  std::string held_;
+};
 
 // The number of single-character edits from a to b, at most.
 size_t edit_distance(const std::string& a, const std::string& b);

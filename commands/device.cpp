@@ -32,21 +32,25 @@ void fit_memory(DRT<Device>& model, ReaderPlan& plan, const std::string& memory,
   const int64_t longest = most_that_fit(plan.chunks, [&](int64_t chunks) { return fits(chunks, plan.on_host); });
   const std::string of_host =
       plan.on_host ? str(" and ", mebibytes(bytes.host), " of the host's, ", mebibytes(host_room)) : "";
-  throw Error(str(plan.B > 1 ? str(plan.B, " rows") : "a row", " of ", plan.chunks * S, " slots: the memory needs ",
+  const int64_t rows = plan.B * plan.readers;
+  throw Error(str(rows > 1 ? str(rows, " rows") : "a row", " of ", plan.chunks * S, " slots: the memory needs ",
                   mebibytes(own + bytes.device), ", ", mebibytes(room), of_host, " are free; use ",
                   longest ? str(shorter, " (", longest * S, " slots fit)") : "fewer --batch-slots",
-                  plan.B > 1 ? ", fewer rows at once" : "",
+                  rows > 1 ? ", fewer rows at once" : "",
                   !plan.on_host && Device::runs_ahead && fits(plan.chunks, true) ? ", --memory host" : "",
                   sizeof(typename Device::act) > 2 ? ", --precision bf16 on a GPU" : "", ", or a narrower model"));
 }
 
 template <class Device>
-std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, ReaderPlan plan,
-                                               const std::string& memory, const char* shorter) {
+std::vector<std::unique_ptr<RowReader<Device>>> open_readers(const SavedRun& saved, DRT<Device>& model, ReaderPlan plan,
+                                                             const std::string& memory, const char* shorter) {
   fit_memory(model, plan, memory, shorter);
   model.allocate();
   load_weights_of(saved, model);
-  return std::make_unique<RowReader<Device>>(model, plan);
+  std::vector<std::unique_ptr<RowReader<Device>>> readers;
+  for (int64_t i = 0; i < plan.readers; i++)
+    readers.push_back(std::make_unique<RowReader<Device>>(model, plan, i ? readers[0].get() : nullptr));
+  return readers;
 }
 
 template <class Device>
@@ -86,8 +90,8 @@ std::vector<std::vector<float>> logits_of_slots(DRT<Device>& model, int64_t firs
 
 #define GCA_INSTANTIATE(Device)                                                                                       \
   template void load_weights_of(const SavedRun&, DRT<Device>&);                                                       \
-  template std::unique_ptr<RowReader<Device>> open_reader(const SavedRun&, DRT<Device>&, ReaderPlan,                  \
-                                                          const std::string&, const char*);                           \
+  template std::vector<std::unique_ptr<RowReader<Device>>> open_readers(const SavedRun&, DRT<Device>&, ReaderPlan,    \
+                                                                        const std::string&, const char*);             \
   template std::vector<double> retrieval_scores(const DRT<Device>&, const typename DRT<Device>::StreamState&,         \
                                                 size_t g, int64_t b, int64_t c, int64_t first_chunk, int64_t chunks); \
   template std::vector<std::vector<float>> logits_of_slots(DRT<Device>&, int64_t first, int64_t count)

@@ -39,11 +39,16 @@ int with_device(const std::string& device, const std::string& precision, int64_t
 // The run's weights into a model that is allocated.
 template <class Device>
 void load_weights_of(const SavedRun& saved, DRT<Device>& model);
-// The same, and a reader of that plan. memory: gpu, host, or auto, which is the GPU where it fits. Where there is no
+// The same, and the readers of that plan. memory: gpu, host, or auto, which is the GPU where it fits. Where there is no
 // room for it, an Error that says for what there is; shorter: how its user asks for less.
 template <class Device>
-std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, ReaderPlan plan,
-                                               const std::string& memory, const char* shorter);
+std::vector<std::unique_ptr<RowReader<Device>>> open_readers(const SavedRun& saved, DRT<Device>& model, ReaderPlan plan,
+                                                             const std::string& memory, const char* shorter);
+template <class Device>
+std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device>& model, const ReaderPlan& plan,
+                                               const std::string& memory, const char* shorter) {
+  return std::move(open_readers(saved, model, plan, memory, shorter)[0]);
+}
 
 // Scores r_c . L_m / sqrt(D) of all chunks m that chunk c of row b may fetch, summed in double. c is among the last
 // pass's chunks first_chunk .. first_chunk + chunks - 1, of which the stream has gone no further.

@@ -1,9 +1,12 @@
-// The command generate: continues a text.
-#include <cmath>
+// The command generate: continues a text, or several at once.
+#include <algorithm>
 #include <optional>
 #include <span>
+#include <sstream>
 
 #include "base/files.h"
+#include "base/json.h"
+#include "base/progress.h"
 #include "base/text.h"
 #include "commands/commands.h"
 #include "commands/device.h"
@@ -19,9 +22,9 @@ namespace {
 struct Options {
   ModelSource source;
   Reading reading;
-  std::string prompt, context, save_memory, load_memory;
+  std::string prompt, prompts, context, save_memory, load_memory;
   std::vector<int64_t> prompt_ids;
-  int64_t count = 200, seed = 1;
+  int64_t count = 200, seed = 1, batch = 16;
   double temperature = 0.8, top_p = 0.95;
 };
 
@@ -32,6 +35,11 @@ Flags generate_flags(Options& options) {
   flags.add("prompt", options.prompt, "TEXT", "what to continue");
   flags.add("prompt-ids", options.prompt_ids, 0, INT32_MAX,
             "the prompt as token ids, special ones too, instead of --prompt");
+  flags.add("prompts", options.prompts, "FILE",
+            "continue each of its lines: JSON lines {\"prompt\":N,\"text\":...} as the tokens come, N from 1 on, and "
+            "{\"prompt\":N,\"tokens\":...,\"end\":...}");
+  flags.add("batch", options.batch, 1, 1024,
+            "of --prompts, so many at once; the next takes the place of one that ends");
   flags.add("context", options.context, "FILE",
             "text that goes before the prompt; its front is cut so that the prompt's last token opens a chunk");
   flags.add("save-memory", options.save_memory, "FILE",
@@ -45,15 +53,20 @@ Flags generate_flags(Options& options) {
   return flags;
 }
 
+std::vector<int32_t> tokens_of(const std::string& prompt, const SavedRun& saved) {
+  std::vector<int32_t> ids = saved.tokenizer.encode(prompt);
+  if (ids.empty()) ids.push_back(saved.tokenizer.end_of_text);  // a document's beginning
+  return ids;
+}
+
 std::vector<int32_t> prompt_tokens(const Options& options, const SavedRun& saved) {
+  if (options.prompt_ids.empty()) return tokens_of(options.prompt, saved);
   std::vector<int32_t> ids;
   for (const int64_t id : options.prompt_ids) {
     if (const int64_t V = saved.settings.config.vocab; id >= V)
       throw UsageError(str("--prompt-ids: expected ids below ", V, ", the model's vocabulary, found ", id));
     ids.push_back(static_cast<int32_t>(id));
   }
-  if (options.prompt_ids.empty()) ids = saved.tokenizer.encode(options.prompt);
-  if (ids.empty()) ids.push_back(saved.tokenizer.end_of_text);  // a document's beginning
   return ids;
 }
 
@@ -71,32 +84,121 @@ void put_before(std::vector<int32_t>& prompt, std::vector<int32_t> context, int6
   prompt.insert(prompt.begin(), context.begin(), context.end());
 }
 
-// Prints up to options.count tokens that follow ids.
+// A text to be continued, and what has come of it.
+struct Text {
+  int64_t number;  // from 1 on
+  std::vector<int32_t> ids;
+  int64_t tokens = 0;
+  WholeCharacters characters = {};
+};
+
+// What comes of the texts, on standard output: of one its bytes, of several a line of JSON for each piece and for each
+// end.
+class Output {
+ public:
+  explicit Output(bool several) : several_(several) {}
+  void piece(const Text& text, const std::string& bytes) const {
+    if (!several_) return print_bytes(bytes);
+    if (bytes.empty()) return;
+    Json line;
+    line["prompt"] = text.number;
+    line["text"] = bytes;
+    print_bytes(line.dump() + "\n");
+  }
+  void end(Text& text, const char* why) const {
+    piece(text, text.characters.rest());
+    if (!several_) return print_bytes("\n");
+    Json line;
+    line["prompt"] = text.number;
+    line["tokens"] = text.tokens;
+    line["end"] = why;
+    print_bytes(line.dump() + "\n");
+  }
+
+ private:
+  bool several_;
+};
+
+// Prints up to options.count tokens that follow each text; as many at once as options.batch.
 template <class Device>
-void continue_text(Device& device, const Options& options, const SavedRun& saved, const std::vector<int32_t>& ids) {
+void continue_texts(Device& device, const Options& options, const SavedRun& saved, std::vector<Text> texts) {
   const Tokenizer& tokenizer = saved.tokenizer;
+  const Output output(!options.prompts.empty());
   DRT model(device, saved.settings.config, Use::inference);
   const MemoryFields fields = memory_fields(model, saved.weights_crc());
   std::optional<MemoryFile> memory;
   if (!options.load_memory.empty()) memory.emplace(options.load_memory, fields);
-  const int64_t longest = std::ssize(ids) + options.count, S = model.config.chunk,
-                before = memory ? ceil_div(memory->slots(), S) : 0;
-  const auto rows = open_reader(
-      saved, model, {.chunks = before + ceil_div(longest, S - 1), .segment_slots = options.reading.batch_slots},
-      options.reading.memory, "a shorter --context or a smaller --count");
-  rows->rewind();
-  if (memory) load_memory(*memory, model, *rows);
-  TokenReader reader(model, *rows, tokenizer.landmark);
-  print_bytes(options.prompt);
-  reader.read(ids);
-  if (!options.save_memory.empty()) save_memory(options.save_memory, fields, "", model, *rows);
+  int64_t longest = 0, slots_read = 0;
+  for (const Text& text : texts) longest = std::max(longest, std::ssize(text.ids) + options.count);
+  const int64_t S = model.config.chunk, before = memory ? ceil_div(memory->slots(), S) : 0,
+                at_once = std::min(options.batch, std::ssize(texts));
+  const auto readers = open_readers(
+      saved, model,
+      {.chunks = before + ceil_div(longest, S - 1), .segment_slots = options.reading.batch_slots, .readers = at_once},
+      options.reading.memory,
+      options.prompts.empty() ? "a shorter --context or a smaller --count"
+                              : "shorter prompts, a smaller --batch or a smaller --count");
   Decoder decoder(
-      model, *rows, tokenizer.landmark,
-      {.temperature = options.temperature, .top_p = options.top_p, .seed = static_cast<uint64_t>(options.seed)},
-      options.count);
-  for (int32_t token; (token = decoder.next()) >= 0 && token != tokenizer.end_of_text;)
-    print_bytes(tokenizer.decode(std::span(&token, 1)));
-  print("\n");
+      model, at_once, tokenizer.landmark,
+      {.temperature = options.temperature, .top_p = options.top_p, .seed = static_cast<uint64_t>(options.seed)});
+  std::vector<Text*> place(at_once);
+  size_t begun = 0;
+  double reading = 0;
+  const double start = now();
+  const auto begin = [&](int64_t i) {  // the next text that waits, at that place
+    if (begun == texts.size()) return;
+    const double began = now();
+    place[i] = &texts[begun++];
+    RowReader<Device>& rows = *readers[i];
+    rows.rewind();
+    if (memory) load_memory(*memory, model, rows);
+    TokenReader(model, rows, tokenizer.landmark).read(place[i]->ids);
+    if (!options.save_memory.empty()) save_memory(options.save_memory, fields, "", model, rows);
+    slots_read += rows.slots();
+    decoder.begin(i, rows, options.count, static_cast<int32_t>(place[i]->number - 1));
+    device.synchronize();
+    reading += now() - began;
+  };
+  for (int64_t i = 0; i < at_once; i++) begin(i);
+  int64_t tokens = 0;
+  for (Chosen chosen; (chosen = decoder.next()).text >= 0;) {
+    Text& text = *place[chosen.text];
+    const bool ends = chosen.token == tokenizer.end_of_text;
+    if (!ends) {
+      tokens++;
+      text.tokens++;
+      output.piece(text, text.characters.take(tokenizer.decode(std::span(&chosen.token, 1))));
+    }
+    if (!ends && text.tokens < options.count) continue;
+    output.end(text, ends ? "end of text" : "count");
+    decoder.end(chosen.text);
+    begin(chosen.text);
+  }
+  if (options.prompts.empty()) return;
+  const double seconds = now() - start - reading;
+  print_error(texts.size(), " prompts, ", at_once, " at once: ", slots_read, " slots read in ", fixed(reading, 2),
+              " s, ", tokens, " tokens generated in ", fixed(seconds, 2), " s, ",
+              static_cast<int64_t>(static_cast<double>(tokens) / std::max(seconds, 1e-9)), " tokens/s\n");
+}
+
+// The texts that are asked for, each with what goes before it.
+std::vector<Text> texts_of(const Options& options, const SavedRun& saved) {
+  std::vector<Text> texts;
+  if (options.prompts.empty()) {
+    texts.push_back({1, prompt_tokens(options, saved)});
+  } else {
+    std::istringstream lines(read_file(options.prompts, size_t{1} << 34));
+    for (std::string line; std::getline(lines, line);) {
+      if (line.ends_with('\r')) line.pop_back();
+      texts.push_back({std::ssize(texts) + 1, tokens_of(line, saved)});
+    }
+    if (texts.empty()) throw Error("'" + options.prompts + "': expected a prompt a line, found nothing");
+  }
+  if (!options.context.empty()) {
+    const std::vector<int32_t> context = saved.tokenizer.encode(read_file(options.context, size_t{1} << 40));
+    for (Text& text : texts) put_before(text.ids, context, saved.settings.config.chunk);
+  }
+  return texts;
 }
 
 }  // namespace
@@ -107,19 +209,21 @@ int generate_command(const std::vector<std::string>& arguments) {
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
   flags.need("checkpoint");
-  if (!options.prompt.empty() && !options.prompt_ids.empty())
-    throw UsageError("--prompt and --prompt-ids exclude each other: choose one");
+  if (!options.prompt.empty() + !options.prompt_ids.empty() + !options.prompts.empty() > 1)
+    throw UsageError("--prompt, --prompt-ids and --prompts exclude each other: choose one");
+  if (!options.prompts.empty() && !options.save_memory.empty())
+    throw UsageError("--save-memory is of one text: give --prompt, not --prompts");
+  if (flags.given("batch") && options.prompts.empty()) throw UsageError("--batch is of --prompts: give that too");
   if (!options.load_memory.empty() && !options.context.empty())
     throw UsageError("--load-memory stands in place of --context: choose one");
-  if (!options.load_memory.empty() && options.prompt.empty() && options.prompt_ids.empty())
-    throw UsageError("--load-memory goes on with a prompt: give --prompt or --prompt-ids");
+  if (!options.load_memory.empty() && options.prompt.empty() && options.prompt_ids.empty() && options.prompts.empty())
+    throw UsageError("--load-memory goes on with a prompt: give --prompt, --prompt-ids or --prompts");
   check_can_save(options.save_memory);
   const SavedRun saved = SavedRun::open(options.source.checkpoint, options.source.fallback);
-  std::vector<int32_t> ids = prompt_tokens(options, saved);
-  if (!options.context.empty())
-    put_before(ids, saved.tokenizer.encode(read_file(options.context, size_t{1} << 40)), saved.settings.config.chunk);
+  std::vector<Text> texts = texts_of(options, saved);
   return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
-    continue_text(device, options, saved, ids);
+    if (options.prompts.empty()) print_bytes(options.prompt);
+    continue_texts(device, options, saved, std::move(texts));
     return 0;
   });
 }

@@ -85,7 +85,10 @@ class Cpu : public CpuDevice {
                      int64_t V, int64_t stride);
   void add_loss(StepState* state, const stat* loss, const float* weight, double scale, int64_t rows);
   // ---- the next token ---------------------------------------------------------------------------------------------
-  void note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places);
+  void feed_tokens(int32_t* token, const int32_t* chosen, const SlotRow<act, stat>* rows, int32_t landmark, int64_t B,
+                   int64_t S);
+  void note_tokens(int32_t* noted, int64_t* index, int32_t* token, const int32_t* fresh, const SlotRow<act, stat>* rows,
+                   int64_t B, int64_t S, int64_t places);
   void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);
   // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------
   void begin_step(StepState* state);

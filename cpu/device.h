@@ -14,7 +14,6 @@ class CpuDevice {
  public:
   static constexpr int64_t alignment_bytes = 64;
   static constexpr int64_t vocab_multiple = 1;      // V is rounded up to it in memory
-  static constexpr int64_t slot_tile = 1;           // no tiles that lie at multiples of slots
   static constexpr int64_t logits_bytes = 8 << 20;  // of a piece of logits: stays in the cache
 
   // An Error where this process flushes denormal numbers to zero: a flag of the linker or a library may have set that.
@@ -57,6 +56,7 @@ class CpuDevice {
   static constexpr bool runs_ahead = false;
   struct Graph {};
   void look_for_errors() {}
+  void synchronize() {}
   static constexpr bool captures = false;  // no graphs of work: a call costs nothing here
   void take(Snapshot& snapshot, const StepState* state) { snapshot.value = *state; }
   StepState read(const Snapshot& snapshot) { return snapshot.value; }

@@ -144,7 +144,7 @@ void bench_stream(Device& device, double peak, double copied, const Config& conf
   model.initialise(1, pool);
   const int64_t S = config.chunk, V = config.vocab, chunks = slots / S;
   RowReader<Device> rows(
-      model, {.chunks = chunks + ceil_div(2 * tokens, S - 1) + 1, .segment_slots = 16384, .on_host = on_host});
+      model, {.chunks = chunks + ceil_div(2 * tokens, S - 1) + 9, .segment_slots = 16384, .on_host = on_host});
   if (rows.host_memory()) rows.host_memory()->ready();
   std::vector<int32_t> row(chunks * S);
   for (size_t i = 0; i < row.size(); i++) {
@@ -161,11 +161,29 @@ void bench_stream(Device& device, double peak, double copied, const Config& conf
     read_seconds = now() - start;
   }
   model.piece_of_logits(0, 1);
-  Decoder<Device> decoder(model, rows, static_cast<int32_t>(V - 1), {}, 2 * tokens);
-  for (int64_t i = 0; i < tokens; i++) decoder.next();
-  const double start = now();
-  for (int64_t i = 0; i < tokens; i++) decoder.next();
-  const double seconds = (now() - start) / static_cast<double>(tokens);
+  double seconds = 0;
+  {
+    Decoder<Device> decoder(model, 1, static_cast<int32_t>(V - 1), {});
+    decoder.begin(0, rows, 2 * tokens);
+    for (int64_t i = 0; i < tokens; i++) decoder.next();
+    const double start = now();
+    for (int64_t i = 0; i < tokens; i++) decoder.next();
+    seconds = (now() - start) / static_cast<double>(tokens);
+  }
+  // The token that closes a chunk and the one before it, each until all is done.
+  std::vector<double> inside, closing;
+  for (int64_t i = 0; i < 8 * S; i++) {
+    const int32_t token = rows.slot_closes() ? static_cast<int32_t>(V - 1) : 1;
+    model.upload(&token, nullptr, nullptr, 1);
+    wait_for(device);
+    const bool closes = rows.slot_closes();
+    const double start = now();
+    rows.read_slot({});
+    wait_for(device);
+    (closes ? closing : inside).push_back(now() - start);
+  }
+  std::sort(closing.begin(), closing.end());
+  std::sort(inside.begin(), inside.end());
   int64_t numbers = config.upper() * config.reach.topk * S * 2 * config.width;
   for (const Tensor& t : model.table.tensors)  // the encoder's are read once a chunk
     if (t.name.find("encoder") == std::string::npos && t.name.find("chunk_") == std::string::npos) numbers += t.size();
@@ -174,7 +192,8 @@ void bench_stream(Device& device, double peak, double copied, const Config& conf
         ": ", fixed(static_cast<double>(slots) / read_seconds, 0), " slots/s (",
         fixed(100 * forward_flops_per_slot(config, config.reach) * static_cast<double>(slots) / read_seconds / peak, 0),
         "% of the peak), then ", fixed(1 / seconds, 0), " tokens/s (", fixed(100 * n_bytes / seconds / copied, 0),
-        "% of a copy's bandwidth)\n");
+        "% of a copy's bandwidth), alone and waited for ", fixed(inside[inside.size() / 2] * 1e3, 2),
+        " ms, at a chunk's end ", fixed(closing[closing.size() / 2] * 1e3, 2), " ms\n");
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {

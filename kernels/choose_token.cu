@@ -338,25 +338,46 @@ __global__ void __launch_bounds__(threads)
 }
 
 // A thread a row.
-__global__ void note_tokens_kernel(int32_t* noted,        // (places,rows), the host's
-                                   int64_t* index,        // (rows)
-                                   const int32_t* token,  // (rows)
-                                   int64_t rows, int64_t places) {
+template <class Act>
+__global__ void feed_tokens_kernel(int32_t* token,                   // (B)
+                                   const int32_t* chosen,            // (B)
+                                   const SlotRow<Act, float>* rows,  // (B)
+                                   int32_t landmark, int64_t B, int64_t S) {
   let_next_begin();
   wait_for_earlier();
-  const int64_t r = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (r >= rows) return;
-  *static_cast<volatile int32_t*>(noted + index[r] % places * rows + r) = token[r];
-  index[r]++;
+  const int64_t b = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (b < B) token[b] = rows[b].slot % S == S - 1 ? landmark : chosen[b];
+}
+template <class Act>
+__global__ void note_tokens_kernel(int32_t* noted,                   // (B,places), the host's
+                                   int64_t* index,                   // (B)
+                                   int32_t* token,                   // (B)
+                                   const int32_t* fresh,             // (B)
+                                   const SlotRow<Act, float>* rows,  // (B) or null
+                                   int64_t B, int64_t S, int64_t places) {
+  let_next_begin();
+  wait_for_earlier();
+  const int64_t b = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (b >= B || (rows && rows[b].slot % S == 0)) return;
+  token[b] = fresh[b];
+  *static_cast<volatile int32_t*>(noted + b * places + index[b] % places) = fresh[b];
+  index[b]++;
 }
 
 }  // namespace
 
 template <class Act>
-void Gpu<Act>::note_tokens(int32_t* noted, int64_t* index, const int32_t* token, int64_t rows, int64_t places) {
-  launch_early("noting tokens", stream_, note_tokens_kernel, ceil_div(rows, 32), 32, noted, index, token, rows, places);
+void Gpu<Act>::feed_tokens(int32_t* token, const int32_t* chosen, const SlotRow<Act, float>* rows, int32_t landmark,
+                           int64_t B, int64_t S) {
+  launch_early("tokens to read", stream_, feed_tokens_kernel<Act>, ceil_div(B, 32), 32, token, chosen, rows, landmark,
+               B, S);
 }
-
+template <class Act>
+void Gpu<Act>::note_tokens(int32_t* noted, int64_t* index, int32_t* token, const int32_t* fresh,
+                           const SlotRow<Act, float>* rows, int64_t B, int64_t S, int64_t places) {
+  launch_early("noting tokens", stream_, note_tokens_kernel<Act>, ceil_div(B, 32), 32, noted, index, token, fresh, rows,
+               B, S, places);
+}
 template <class Act>
 void Gpu<Act>::choose_token(int32_t* token, const Act* logits, int64_t rows, int64_t V, int64_t stride,
                             const Choice& c) {
@@ -372,6 +393,7 @@ void Gpu<Act>::choose_token(int32_t* token, const Act* logits, int64_t rows, int
   });
 }
 
+GCA_BOTH_TYPES(feed_tokens);
 GCA_BOTH_TYPES(note_tokens);
 GCA_BOTH_TYPES(choose_token);
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <memory>
-#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -21,6 +20,7 @@ struct ReaderPlan {
   bool on_host = false;       // the memory of chunks lies in host memory
   int64_t places = 0;         // on_host: chunks that the device's memory holds; 0: twice what rounds need
   int64_t kept = 0;           // how many places in the rows can be kept at once, to go back to
+  int64_t readers = 1;        // of one model, by turns, whose rows Decoder reads on with at once
 
   int64_t segment_chunks(const Config& c) const {
     return std::clamp<int64_t>(segment_slots / B / c.chunk, 1, std::max<int64_t>(chunks, 1));
@@ -67,15 +67,19 @@ class RowReader {
   using act = typename Net::act;
   using stat = typename Net::stat;
 
-  // model: for inference, allocated; its activations become this reader's.
-  RowReader(Net& model, const ReaderPlan& plan)
+  // model: for inference, allocated; its activations become this reader's, or those of all readers of that plan: they
+  // are made one after another, each from the second on with `beside`, another of them.
+  RowReader(Net& model, const ReaderPlan& plan, const RowReader* beside = nullptr)
       : model_(model), segment_(plan.segment_chunks(model.config) * model.config.chunk), kept_(plan.kept) {
-    model_.plan(plan.B, segment_);
-    model_.commit_activations();
+    if (!beside) {
+      lay_out(model, plan);
+      model_.commit_activations();
+    }
     const bool on_host = plan.on_host && !model_.groups.empty();
     model_.open(stream_, plan.B, plan.chunks, !on_host);
     for (auto& kept : kept_) model_.open(kept, plan.B, 0, false);
     forget_kept(-1);
+    rows_ = stream_.rows;
     if (!on_host) return;
     held_.plan(model_, plan);
     held_.allocate(model_);
@@ -91,10 +95,10 @@ class RowReader {
   RowReader(const RowReader&) = delete;
   RowReader& operator=(const RowReader&) = delete;
 
-  // What one takes beside the model's own buffers, of the device's memory and of the host's, before anything is
-  // allocated.
+  // What all readers of a plan take beside the model's own buffers, of the device's memory and of the host's, before
+  // anything is allocated.
   static ReaderBytes memory_bytes(Net& model, const ReaderPlan& plan) {
-    model.plan(plan.B, plan.segment_chunks(model.config) * model.config.chunk);
+    lay_out(model, plan);
     const bool on_host = plan.on_host && !model.groups.empty();
     typename Net::StreamState stream;
     model.plan(stream, plan.B, plan.chunks, !on_host);
@@ -102,9 +106,10 @@ class RowReader {
     model.plan(kept, plan.B, 0, false);
     Held held;
     if (on_host) held.plan(model, plan);
-    return {model.activation_memory().total_bytes() + stream.arena.total_bytes() +
-                plan.kept * kept.arena.total_bytes() + held.arena.total_bytes(),
-            on_host ? plan.B * plan.chunks * chunk_bytes(model.config) : 0};
+    return {model.activation_memory().total_bytes() +
+                plan.readers *
+                    (stream.arena.total_bytes() + plan.kept * kept.arena.total_bytes() + held.arena.total_bytes()),
+            on_host ? plan.readers * plan.B * plan.chunks * chunk_bytes(model.config) : 0};
   }
 
   // What it and the model have taken.
@@ -121,7 +126,7 @@ class RowReader {
     model_.rewind(stream_);
     forget_kept(-1);
     if (memory_) memory_->clear();
-    serving_stale_ = true;
+    stand_elsewhere();
   }
   // The place where the rows are now, as number i of plan.kept: all that later slots read but the memory of chunks,
   // which stays where it is.
@@ -132,7 +137,7 @@ class RowReader {
     GCA_CHECK(kept.slots >= 0, "place ", i, " was kept of these rows, and nothing before it was gone back to");
     copy_state(stream_, kept);
     forget_kept(stream_.slots);
-    serving_stale_ = true;
+    stand_elsewhere();
     if (!memory_) return;
     for (int64_t b = 0; b < stream_.B; b++)
       memory_->forget(b * stream_.capacity + stream_.slots / model_.config.chunk, (b + 1) * stream_.capacity);
@@ -142,7 +147,7 @@ class RowReader {
   void go_on_after(int64_t slots) {
     stream_.slots = slots;
     forget_kept(-1);
-    serving_stale_ = true;
+    stand_elsewhere();
     if (memory_) memory_->clear();
   }
   const typename Net::StreamState& state() const { return stream_; }
@@ -194,40 +199,44 @@ class RowReader {
   }
 
   // One more slot of each row, whose token is in model.token already: what read() does for it, put on the device's
-  // stream without a wait, but where it closes a chunk and the memory is on the host. first_slot: its number, or one
-  // that stands for it (see slot_like()).
-  void read_slot(const Selection& selection) { read_slot(selection, stream_.slots); }
-  void read_slot(const Selection& selection, int64_t first_slot) {
-    const int64_t S = model_.config.chunk, G = std::ssize(model_.groups);
-    const bool closes = stream_.slots % S == S - 1;
+  // stream without a wait after prepare_slot(). The last one of a chunk is a landmark.
+  void read_slot(const Selection& selection) {
     prepare_slot();
-    if (memory_ && closes) memory_->next_round();
-    typename Net::Pass pass = model_.begin({stream_.B, 1, selection, &stream_});
-    pass.place.first_slot = first_slot;
-    if (memory_) {
-      take(pass);
-      for (int64_t g = 0; g < G; g++) pass.place.picks[g].pick = held_.serving[g];
-    }
-    model_.lower_part(pass);
-    if (memory_ && closes) put_away(first_slot / S, 1);
-    for (int64_t g = 0; g < G; g++) model_.group_part(pass, g);
-    serving_stale_ = serving_stale_ || closes;
+    model_.read_slots(rows_, stream_.B);
+    slot_was_read(0, selection);
   }
-  // What read_slot() may have to wait for, so that nothing in it does.
+  // Whether the next slot is a landmark's.
+  bool slot_closes() const { return stream_.slots % model_.config.chunk == model_.config.chunk - 1; }
+  // What read_slot() may have to wait for, so that nothing in it does: rows() is as the rows stand now.
   void prepare_slot() {
     if (memory_ && serving_stale_) refresh_serving();
+    if (rows_slot_ == stream_.slots) return;
+    std::vector<typename Net::Row> rows;
+    for (int64_t b = 0; b < stream_.B; b++) {
+      rows.push_back(model_.slot_row(stream_, b));
+      if (!memory_) continue;
+      rows.back().kv = reinterpret_cast<const act*>(held_.places);
+      rows.back().pick = held_.serving + b * model_.reach.topk;
+      rows.back().pick_stride = stream_.B * model_.reach.topk;
+    }
+    model_.device.upload(rows_, rows.data(), std::ssize(rows) * static_cast<int64_t>(sizeof rows[0]));
+    rows_slot_ = stream_.slots;
   }
-  // A slot has been read by work that was captured before.
-  void slot_was_read() { stream_.slots++; }
-  // A slot that stands for slot `slot` in all that one slot's pass asks of its number, so that passes of the same one
-  // are the same work, to the bit: its place in the window's ring, in its chunk, and in the tiles of slots that the
-  // window's kernels cut a row into, behind a whole window. -1 where there is none: slots that close a chunk, those
-  // that a whole window does not lie before, and sizes whose places meet too seldom.
-  int64_t slot_like(int64_t slot) const {
-    const int64_t S = model_.config.chunk, W = model_.reach.window,
-                  period = std::lcm(std::lcm(std::max<int64_t>(W, 1), S), Device::slot_tile);
-    if (slot < W || slot % S == S - 1 || period > most_periods) return -1;
-    return round_up(W, period) + slot % period;
+  // What the ops of one slot read of the rows lies there on the device from now on, (B).
+  void keep_rows_at(typename Net::Row* rows) {
+    rows_ = rows;
+    rows_slot_ = -1;
+  }
+  // A slot of each row has been read by model.read_slots(), as rows first .. of those. A landmark's closes the chunk:
+  // before model.read_slots() is called again.
+  void slot_was_read(int64_t first, const Selection& selection) {
+    const bool closed = slot_closes();
+    rows_slot_ = ++stream_.slots;
+    if (!closed) return;
+    if (memory_) memory_->next_round();
+    model_.close_chunks(stream_, first, selection);
+    if (memory_) put_away(stream_.slots / model_.config.chunk - 1, 1);
+    serving_stale_ = true;
   }
 
   // In after(): what each group fetched for the segment.
@@ -270,7 +279,7 @@ class RowReader {
     std::vector<std::array<act*, 2>> x;          // (B,T,D)
     std::vector<std::array<int32_t*, 2>> place;  // (B,C+1,K) where the picks lie
     std::vector<std::array<stat*, 2>> w;         // (B,C+1,K)
-    std::vector<int32_t*> serving;               // (B,2,K) where the picks for the next slots lie
+    int32_t* serving = nullptr;                  // (groups,B,K) where the picks for the next slots lie
     // The same in host memory, where a copy of them arrives.
     std::vector<std::array<int32_t*, 2>> host_pick;
     std::vector<std::array<stat*, 2>> host_w;
@@ -285,11 +294,10 @@ class RowReader {
       x.resize(G);
       place.resize(G);
       w.resize(G);
-      serving.resize(G);
       host_pick.resize(G);
       host_w.resize(G);
       host_bytes = std::ssize(c.groups) * 2 * table * static_cast<int64_t>(sizeof(int32_t) + sizeof(stat));
-      for (size_t g = 0; g < G; g++) arena.want(serving[g], "places of the last picks", plan.B * 2 * c.reach.topk);
+      arena.want(serving, "places of the last picks", std::ssize(c.groups) * plan.B * c.reach.topk);
       for (size_t g = 0; g < G; g++)
         for (size_t i = 0; i < 2; i++) {
           arena.want(x[g][i], "x between parts", plan.B * C * c.chunk * c.width);
@@ -319,6 +327,9 @@ class RowReader {
       host = nullptr;
     }
   };
+  static void lay_out(Net& model, const ReaderPlan& plan) {
+    model.plan(plan.B, std::max(plan.segment_chunks(model.config) * model.config.chunk, plan.readers));
+  }
   static int64_t chunk_bytes(const Config& c) { return c.chunk * 2 * c.width * static_cast<int64_t>(sizeof(act)); }
 
   // The lower part of the next segment; with the memory on the host, the chunks that it makes go there.
@@ -334,7 +345,7 @@ class RowReader {
     model_.lower_part(segment.pass);
     const int64_t first_chunk = segment.first() / S;
     if (memory_) put_away(first_chunk, (segment.first() + segment.T) / S - first_chunk);
-    serving_stale_ = true;
+    stand_elsewhere();
   }
   // The chunks that the last lower part has made, into the memory on the host.
   void put_away(int64_t first_chunk, int64_t done) {
@@ -348,10 +359,11 @@ class RowReader {
     const int64_t B = stream_.B, K = model_.reach.topk;
     memory_->next_round();
     for (size_t g = 0; g < model_.groups.size(); g++) {
-      std::vector<int32_t> picks(B * K), places(2 * B * K, -1);
-      model_.device.download(picks.data(), stream_.pick[g], B * K * static_cast<int64_t>(sizeof(int32_t)));
-      for (int64_t b = 0; b < B; b++) memory_->fetch(&places[2 * b * K], &picks[b * K], K, b * stream_.capacity);
-      model_.device.upload(held_.serving[g], places.data(), std::ssize(places) * static_cast<int64_t>(sizeof(int32_t)));
+      std::vector<int32_t> picks(B * K), places(B * K, -1);
+      const int64_t n_bytes = B * K * static_cast<int64_t>(sizeof(int32_t));
+      model_.device.download(picks.data(), stream_.pick[g], n_bytes);
+      for (int64_t b = 0; b < B; b++) memory_->fetch(&places[b * K], &picks[b * K], K, b * stream_.capacity);
+      model_.device.upload(held_.serving + static_cast<int64_t>(g) * B * K, places.data(), n_bytes);
     }
     memory_->arrive();
     serving_stale_ = false;
@@ -399,6 +411,11 @@ class RowReader {
     if (from.unfinished_chunk)
       model_.device.copy(to.unfinished_chunk, from.unfinished_chunk, B * model_.config.chunk * D);
   }
+  // The next slot is not the one after the last that was read slot by slot.
+  void stand_elsewhere() {
+    serving_stale_ = true;
+    rows_slot_ = -1;
+  }
   // Kept places of more than so many slots.
   void forget_kept(int64_t slots) {
     for (auto& kept : kept_)
@@ -425,9 +442,10 @@ class RowReader {
   std::vector<typename Net::StreamState> kept_;  // of no chunks; slots -1: nothing is kept there
   Held held_;
   std::unique_ptr<ChunkMemory<Device>> memory_;
-  const Segment* given_ = nullptr;  // the one that after() is called for
-  bool serving_stale_ = true;       // held_.serving is not that of the last whole chunk
-  static constexpr int64_t most_periods = 4096;
+  const Segment* given_ = nullptr;     // the one that after() is called for
+  bool serving_stale_ = true;          // held_.serving is not that of the last whole chunk
+  typename Net::Row* rows_ = nullptr;  // (B) on the device, stream_.rows or wherever keep_rows_at() says
+  int64_t rows_slot_ = -1;             // the slot where they stand there; -1: they do not say
 };
 
 // One row of real tokens; the landmarks are put in.

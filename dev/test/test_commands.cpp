@@ -95,6 +95,40 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
   CHECK(shop.run(drawn).out == shop.run(drawn + " --seed 1").out);
   CHECK(shop.run(drawn).out != shop.run(drawn + " --seed 2").out);
   CHECK(shop.run(greedy + " --context " + shop.path + "/text.txt").exit == 0);
+  // Several at once: what each gives alone, a line of JSON a piece.
+  write_file(shop.path + "/prompts", "the sea 3; \r\na ship\n\nthe sea 4; the sea 5; a");
+  for (const char* batch : {"1", "3", "16"}) {
+    const std::string several = "generate --temperature 0 --count 40 --prompts " + shop.path + "/prompts --batch ";
+    const Workshop::Result texts = shop.run(several + batch + checkpoint);
+    CHECK(texts.exit == 0);
+    std::map<int64_t, std::string> found;
+    std::map<int64_t, int> ends;
+    std::istringstream lines(texts.out);
+    for (std::string line; std::getline(lines, line);) {
+      if (!line.starts_with("{")) continue;  // of standard error
+      const Json json = parse_json(line, "a line");
+      const JsonField field{json, "a line"};
+      const int64_t prompt = field.at("prompt").integer();
+      if (field.has("text")) found[prompt] += field.at("text").string();
+      else ends[prompt] += field.at("tokens").integer() == 40 && field.at("end").string() == "count" ? 1 : 100;
+    }
+    CHECK(ends == std::map<int64_t, int>{{1, 1}, {2, 1}, {3, 1}, {4, 1}});
+    const auto alone = [&](const std::string& prompt) {  // as JSON has it: what is not UTF-8 is U+FFFD there
+      const std::string out =
+          shop.run("generate --temperature 0 --count 40 --prompt '" + prompt + "'" + checkpoint).out;
+      return JsonField(parse_json(Json(out).dump(), "x"), "x").string();
+    };
+    CHECK("the sea 3; " + found[1] + "\n" == alone("the sea 3; "));
+    CHECK("a ship" + found[2] + "\n" == alone("a ship"));
+    CHECK(found[3] + "\n" == alone(""));
+    CHECK(says(texts, "4 prompts, "));
+    CHECK(says(texts, "160 tokens generated"));
+  }
+  shop.fails("generate --prompts x --prompt y" + checkpoint, 2, "exclude each other");
+  shop.fails("generate --prompts x --save-memory y" + checkpoint, 2, "--save-memory is of one text");
+  shop.fails("generate --prompt x --batch 2" + checkpoint, 2, "--batch is of --prompts");
+  write_file(shop.path + "/none", "");
+  shop.fails("generate --prompts " + shop.path + "/none" + checkpoint, 1, "expected a prompt a line");
   write_file(shop.path + "/short.txt", "the sea 1; a ship 2; the sea 3; a ship 4; ");
   const Workshop::Result inspected = shop.run("inspect --text " + shop.path + "/short.txt" + checkpoint);
   CHECK(inspected.exit == 0);

@@ -127,16 +127,25 @@ TEST_CASE("GPU: a stream with its memory on the host has the bits of one with it
 
 TEST_CASE("GPU: decoding gives the tokens that reading and choosing by turns gives, memory here or on the host") {
   if (no_gpu()) return;
-  // A window of two chunks, so that captured work comes round; 40 slots, so that it comes round after five chunks.
   for (const int64_t window : {32, 40, 1000}) {
     Config config = two_heads({1, 1}, 16, window);
     CAPTURE(window);
-    check_decoder(*shared_device<Gpu<float>>(), config, 50, 200);
-    check_decoder(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 200);
+    check_decoder(*shared_device<Gpu<float>>(), config, 50, 200, false);
+    check_decoder(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 200, false);
+    check_slots(*shared_device<Gpu<float>>(), config, 50, 100, 1e-5);
+    check_slots(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 100, 0.02);
     config.groups = {};
     config.encoder = 0;
-    check_decoder(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 100);
+    check_decoder(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 100, false);
+    check_slots(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 100, 0.02);
   }
+}
+
+TEST_CASE("GPU: texts that go on at once have the tokens that each has alone") {
+  if (no_gpu()) return;
+  const Config config = two_heads({1, 1}, 16, 40);
+  check_texts_at_once(*shared_device<Gpu<float>>(), config, 100);
+  check_texts_at_once(*shared_device<Gpu<__nv_bfloat16>>(), config, 100);
 }
 
 }  // namespace

@@ -318,6 +318,27 @@ TEST_CASE("tokenizer: special ids") {
   CHECK(has(error_of([&] { bytes.decode(std::vector<int32_t>{-1}); }), "token id -1"));
 }
 
+TEST_CASE("tokenizer: text in pieces comes out in whole characters, and every byte of it") {
+  const std::string text = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x99\x82z\xFF\xE2\x82q\xC3\xC3\xA9\x82\xF0\x9F\x99";
+  std::vector<size_t> ends{0};  // of characters, and of bytes that are none
+  while (ends.back() < text.size()) {
+    const size_t length = utf8_length(std::string_view(text).substr(ends.back()));
+    ends.push_back(ends.back() + std::max<size_t>(1, length));
+  }
+  for (size_t size = 1; size <= text.size(); size++) {
+    CAPTURE(size);
+    WholeCharacters characters;
+    std::string found;
+    for (size_t at = 0; at < text.size(); at += size) {
+      found += characters.take(text.substr(at, size));
+      CHECK(std::find(ends.begin(), ends.end(), found.size()) != ends.end());
+      CHECK(found.size() + 3 >= std::min(text.size(), at + size));
+    }
+    CHECK(found + characters.rest() == text);
+    CHECK(characters.rest().empty());
+  }
+}
+
 TEST_CASE("tokenizer: for a terminal, control characters are escaped") {
   CHECK(printable("a\n\t\r\x1b[2J\x7f\xC3\xA9\xFF\xC2\x9B") == "a\\n\\t\\r\\x1b[2J\\x7f\xC3\xA9\\xff\\xc2\\x9b");
   CHECK(printable("a\n\tb\x07", true) == "a\n\tb\\x07");
