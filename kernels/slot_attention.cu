@@ -231,11 +231,6 @@ __device__ void leave_part(const Team& team, Parts<Cut>& mine, const Part<Cut>& 
   team.barrier();
 }
 
-// Not from the first cache: addresses beside it are read before the kernel that counts slots is done.
-template <class Act>
-__device__ int64_t slot_of(const SlotRow<Act, float>& row) {
-  return __ldcg(&row.slot);
-}
 __device__ inline int modulo(int64_t x, int64_t by) {
   return static_cast<int>(x >> 32 ? x % by : static_cast<uint32_t>(x) % static_cast<uint32_t>(by));
 }
