@@ -274,9 +274,10 @@ class Gpu : public GpuDevice {
 
   // ---- one slot of each row, as decoding reads it (ops.h, SlotRow) ----
   // A row has the same bits alone and among others (products: in bf16, up to 16 rows). Addresses and strides of a
-  // SlotRow are uploaded, never written by a kernel: they are read before the op ahead is done. y = Norm(x) W^T, for
-  // passes that keep nothing: n (rows,in), rstd (rows) are working memory, which may stay as it was. y (rows,out), x
-  // (rows,in), gain (in), W (out,in)
+  // SlotRow are uploaded, never written by a kernel: they are read before the op ahead is done.
+
+  // y = Norm(x) W^T, for passes that keep nothing: n (rows,in), rstd (rows) are working memory, which may stay as it
+  // was. y (rows,out), x (rows,in), gain (in), W (out,in)
   void norm_matmul_forward(act* y, act* n, float* rstd, const act* x, const weight* gain, const weight* W, int64_t rows,
                            int64_t in, int64_t out, double eps);
   // y = SwiGLU(gate_up) W^T + residual, likewise: h (rows,F) is working memory. y, residual (rows,out), gate_up

@@ -346,7 +346,7 @@ __global__ void feed_tokens_kernel(int32_t* token,                   // (B)
   let_next_begin();
   wait_for_earlier();
   const int64_t b = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (b < B) token[b] = rows[b].slot % S == S - 1 ? landmark : chosen[b];
+  if (b < B) token[b] = slot_of(rows[b]) % S == S - 1 ? landmark : chosen[b];
 }
 template <class Act>
 __global__ void note_tokens_kernel(int32_t* noted,                   // (B,places), the host's
@@ -358,7 +358,7 @@ __global__ void note_tokens_kernel(int32_t* noted,                   // (B,place
   let_next_begin();
   wait_for_earlier();
   const int64_t b = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (b >= B || (rows && rows[b].slot % S == 0)) return;
+  if (b >= B || (rows && slot_of(rows[b]) % S == 0)) return;
   token[b] = fresh[b];
   *static_cast<volatile int32_t*>(noted + b * places + index[b] % places) = fresh[b];
   index[b]++;

@@ -98,6 +98,13 @@ __device__ inline void wait_for_earlier() {
 #endif
 }
 
+// The slot that a row stands at, not from the first cache: addresses beside it are read before the kernel that counts
+// slots is done.
+template <class Act>
+__device__ int64_t slot_of(const SlotRow<Act, float>& row) {
+  return __ldcg(&row.slot);
+}
+
 // ---- numbers ------------------------------------------------------------------------------------------------------
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }

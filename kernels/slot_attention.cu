@@ -163,7 +163,7 @@ struct Part {
 
 // What the warps of a cluster leave in the shared memory of its first block.
 template <class Cut>
-struct Parts {
+struct alignas(16) Parts {
   float o[most_parts][Cut::columns];
   float top[most_parts], sum[most_parts];
 };
@@ -209,7 +209,7 @@ __device__ void add_parts(typename Cut::Act* out,  // (d)
 #pragma unroll 1
   for (int first = static_cast<int>(threadIdx.x) / 32 * 32; first < d; first += threads) {
     float sum = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int part = 0; part < splits * warps; part += warps)
 #pragma unroll
       for (int i = part; i < part + warps; i++) sum = fmaf(parts.o[i][first + lane], __shfl_sync(~0u, factor, i), sum);
@@ -220,9 +220,15 @@ template <class Cut>
 __device__ void leave_part(const Team& team, Parts<Cut>& mine, const Part<Cut>& part) {
   Parts<Cut>& parts = team.first_block(mine);
   const int warp = static_cast<int>(threadIdx.x) / 32, at = team.split * warps + warp;
+  constexpr int width = Cut::N < 4 ? Cut::N : 4;
   if (threadIdx.x % 32 < Cut::lanes) {
 #pragma unroll
-    for (int e = 0; e < Part<Cut>::size; e++) parts.o[at][Columns<Cut>::column(e / Cut::N) + e % Cut::N] = part.o[e];
+    for (int e = 0; e < Part<Cut>::size; e += width) {
+      Pack<float, width> some;
+#pragma unroll
+      for (int i = 0; i < width; i++) some.at[i] = part.o[e + i];
+      store_pack(parts.o[at] + Columns<Cut>::column(e / Cut::N) + e % Cut::N, some);
+    }
   }
   if (threadIdx.x % 32 == 0) {
     parts.top[at] = part.top;
@@ -231,11 +237,6 @@ __device__ void leave_part(const Team& team, Parts<Cut>& mine, const Part<Cut>& 
   team.barrier();
 }
 
-// Not from the first cache: addresses beside it are read before the kernel that counts slots is done.
-template <class Act>
-__device__ int64_t slot_of(const SlotRow<Act, float>& row) {
-  return __ldcg(&row.slot);
-}
 __device__ inline int modulo(int64_t x, int64_t by) {
   return static_cast<int>(x >> 32 ? x % by : static_cast<uint32_t>(x) % static_cast<uint32_t>(by));
 }

@@ -415,6 +415,7 @@ TEST_CASE("GPU: slots read one after another have the same bits waited for, in a
   if (no_gpu()) return;
   Gpu<bf16>& gpu = *shared_device<Gpu<bf16>>();
   for (const int64_t B : {1, 3, 7}) {
+    if (reduced() && B != 3) continue;
     SmallDecoder decoder(gpu, B);
     const auto waiting = [&] { decoder.step([&] { gpu.synchronize(); }); };
     const std::vector<char> each = decoder.read(true, waiting), last = decoder.read(false, waiting);
