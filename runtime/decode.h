@@ -87,7 +87,7 @@ class Decoder {
 
   struct Text {
     RowReader<Device>* reader = nullptr;
-    int64_t count = 0, chosen = 0, seen = 0;  // tokens: at most, so far, given to the caller
+    int64_t count = 0, chosen = 0, seen = 0;  // tokens: wanted, chosen so far, given to the caller
   };
 
   bool goes_on(const Text& text) const { return text.chosen < text.count; }
@@ -134,7 +134,10 @@ class Decoder {
     steps_++;
     for (int64_t i = 0; i < n; i++) {
       Text& text = texts_[i];
-      if (!goes_on(text)) continue;
+      if (!goes_on(text)) {
+        text.chosen++;  // at most: the device goes on noting tokens of it
+        continue;
+      }
       text.chosen += !text.reader->slot_closes();
       text.reader->slot_was_read(i, {});
     }
