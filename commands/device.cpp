@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "runtime/run.h"
 #include "runtime/stream.h"
@@ -50,6 +51,25 @@ std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device
 }
 
 template <class Device>
+void print_host_memory(RowReader<Device>& reader, const std::vector<double>& readings) {
+  if (!reader.host_memory()) return;
+  const MemoryFigures figures = reader.host_memory()->figures();
+  const double bytes = static_cast<double>(figures.stored_bytes + figures.fetched_bytes);
+  print("    memory on the host: ", mebibytes(figures.stored_bytes), " stored, ", mebibytes(figures.fetched_bytes),
+        " fetched for ", figures.asked, " picks");
+  if (figures.copy_seconds > 0)
+    print(", ", fixed(bytes / 1e9 / figures.copy_seconds, 2), " GB/s (copies were under way for ",
+          fixed(figures.copy_seconds, 3), " s)");
+  print("\n    waited ", fixed(figures.wait_seconds, 3), " s for host memory to be made ready");
+  if (!readings.empty()) print("; the first reading took ", fixed(readings[0], 3), " s");
+  if (const size_t later = readings.size(); later > 1)
+    print(", the later ones (", later - 1, ") ",
+          fixed(std::accumulate(readings.begin() + 1, readings.end(), 0.0) / static_cast<double>(later - 1), 3),
+          " s each");
+  print("\n");
+}
+
+template <class Device>
 std::vector<double> retrieval_scores(const DRT<Device>& model, const typename DRT<Device>::StreamState& stream,
                                      size_t g, int64_t b, int64_t c, int64_t first_chunk, int64_t chunks) {
   const int64_t D = model.config.width, count = candidates(c), at_once = 1 << 14;
@@ -88,6 +108,7 @@ std::vector<std::vector<float>> logits_of_slots(DRT<Device>& model, int64_t firs
   template void load_weights_of(const SavedRun&, DRT<Device>&);                                                       \
   template std::unique_ptr<RowReader<Device>> open_reader(const SavedRun&, DRT<Device>&, ReaderPlan,                  \
                                                           const std::string&, const char*);                           \
+  template void print_host_memory(RowReader<Device>&, const std::vector<double>&);                                    \
   template std::vector<double> retrieval_scores(const DRT<Device>&, const typename DRT<Device>::StreamState&,         \
                                                 size_t g, int64_t b, int64_t c, int64_t first_chunk, int64_t chunks); \
   template std::vector<std::vector<float>> logits_of_slots(DRT<Device>&, int64_t first, int64_t count)

@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "base/progress.h"
+
 namespace gca {
 
 CpuDevice::CpuDevice(int threads) : pool_(threads) {
@@ -26,6 +28,12 @@ void* CpuDevice::allocate(int64_t n_bytes) {
 }
 
 void CpuDevice::release(void* memory) { free(memory); }
+
+void CpuDevice::side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes) {
+  const Stopwatch clock;
+  for (const auto& [to, from] : to_from) copy_bytes(to, from, n_bytes);
+  side_copy_seconds_ += clock.seconds();
+}
 
 int64_t CpuDevice::free_bytes() {
   int64_t kibibytes = int64_t{1} << 40;
