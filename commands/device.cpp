@@ -20,25 +20,35 @@ template <class Device>
 void fit_memory(DRT<Device>& model, ReaderPlan& plan, const std::string& memory, const char* shorter) {
   const int64_t S = model.config.chunk, own = model.model_memory().total_bytes(), room = model.device.free_bytes(),
                 host_room = CpuDevice::free_bytes();
-  const auto fits = [&](int64_t chunks, bool on_host) {
-    ReaderPlan tried = plan;
-    tried.chunks = chunks;
-    tried.on_host = on_host;
+  const auto fits = [&](const ReaderPlan& tried) {
     const ReaderBytes bytes = RowReader<Device>::memory_bytes(model, tried);
+    if (!Device::runs_ahead) return own + bytes.device + bytes.host <= room;  // the same memory
     return own + bytes.device <= room && bytes.host <= host_room;
   };
-  plan.on_host = memory == "host" || (memory == "auto" && !fits(plan.chunks, false) && fits(plan.chunks, true));
-  if (fits(plan.chunks, plan.on_host)) return;
+  ReaderPlan on_host = plan;
+  plan.on_host = false;
+  on_host.on_host = true;
+  if (memory == "host" || (memory == "auto" && !fits(plan) && fits(on_host))) plan = on_host;
+  if (fits(plan)) return;
   const ReaderBytes bytes = RowReader<Device>::memory_bytes(model, plan);
-  const int64_t longest = most_that_fit(plan.chunks, [&](int64_t chunks) { return fits(chunks, plan.on_host); });
-  const std::string of_host =
-      plan.on_host ? str(" and ", mebibytes(bytes.host), " of the host's, ", mebibytes(host_room)) : "";
+  ReaderPlan small = plan;
+  small.segment_slots = S;
+  const int64_t longest = most_that_fit(plan.chunks, [&](int64_t chunks) {
+    ReaderPlan tried = plan;
+    tried.chunks = chunks;
+    return fits(tried);
+  });
+  std::string ways;
+  if (fits(small)) ways += "fewer --batch-slots, ";
+  if (longest) ways += str(shorter, " (", longest * S, " slots fit), ");
+  if (plan.B > 1) ways += "fewer rows at once, ";
+  if (!plan.on_host && Device::runs_ahead && fits(on_host)) ways += "--memory host, ";
+  if (sizeof(typename Device::act) > 2) ways += "--precision bf16 on a GPU, ";
   throw Error(str(plan.B > 1 ? str(plan.B, " rows") : "a row", " of ", plan.chunks * S, " slots: the memory needs ",
-                  mebibytes(own + bytes.device), ", ", mebibytes(room), of_host, " are free; use ",
-                  longest ? str(shorter, " (", longest * S, " slots fit)") : "fewer --batch-slots",
-                  plan.B > 1 ? ", fewer rows at once" : "",
-                  !plan.on_host && Device::runs_ahead && fits(plan.chunks, true) ? ", --memory host" : "",
-                  sizeof(typename Device::act) > 2 ? ", --precision bf16 on a GPU" : "", ", or a narrower model"));
+                  mebibytes(own + bytes.device),
+                  plan.on_host ? str(" and ", mebibytes(bytes.host), " of the host's") : "", ", ", mebibytes(room),
+                  plan.on_host ? str(" and ", mebibytes(host_room)) : "", " are free; use ", ways,
+                  "or a narrower model"));
 }
 
 template <class Device>

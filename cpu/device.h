@@ -24,7 +24,9 @@ class CpuDevice {
   // ---- memory -----------------------------------------------------------------------------------------------------
   void* allocate(int64_t n_bytes);
   void release(void* memory);
-  static int64_t free_bytes();  // what this machine could still give, by Linux's estimate; elsewhere plenty
+  // What this machine could still give, by Linux's estimate (elsewhere plenty), and this process still take (ulimit
+  // -v).
+  static int64_t free_bytes();
   void zero_bytes(void* memory, int64_t n_bytes) { memset(memory, 0, n_bytes); }
   template <class T>
   void zero(T* data, int64_t count) {  // data (count)

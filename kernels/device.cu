@@ -29,8 +29,8 @@ std::string cuda_version(int version) { return str(version / 1000, ".", version 
 void check(cudaError_t result, const Doing& doing) {
   if (result == cudaSuccess) return;
   cudaGetLastError();  // an error that is not for good must not come out of the next call too
-  const char* hint = "";
-  if (result == cudaErrorMemoryAllocation) hint = "; use a smaller --batch, --micro-batch or --chunks";
+  std::string hint;
+  if (result == cudaErrorMemoryAllocation) hint = str("; ", ask_for_less);
   if (result == cudaErrorIllegalAddress || result == cudaErrorLaunchFailure || result == cudaErrorMisalignedAddress)
     hint =
         "; this or an earlier kernel failed: with CUDA_LAUNCH_BLOCKING=1 in the environment the error comes from the "
@@ -139,10 +139,9 @@ void* GpuDevice::allocate(int64_t n_bytes) {
   cudaGetLastError();
   size_t unused = 0, total = 0;
   cudaMemGetInfo(&unused, &total);
-  throw Error(
-      str("out of GPU memory: ", fixed(mebibytes(size), 1), " MiB asked for, ", fixed(mebibytes(unused), 1), " of ",
-          fixed(mebibytes(total), 1),
-          " MiB free; use a smaller --batch, --micro-batch or --chunks, or see with nvidia-smi who holds the rest"));
+  throw Error(str("out of GPU memory: ", fixed(mebibytes(size), 1), " MiB asked for, ", fixed(mebibytes(unused), 1),
+                  " of ", fixed(mebibytes(total), 1), " MiB free; ", ask_for_less,
+                  ", or see with nvidia-smi who holds the rest"));
 }
 void GpuDevice::release(void* memory) {
   if (!memory) return;
