@@ -19,6 +19,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -75,6 +76,7 @@ class GpuDevice : public GpuLayout {
   void side_download(void* host, const void* device, int64_t n_bytes);
   // Pieces of n_bytes each, to and from such host memory or the device's.
   void side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes);
+  double side_copy_seconds();  // in which they were under way so far, by events around each call; waits for the last
 
   // The step's figures for the host, without a wait until they are read: the GPU runs ahead meanwhile.
   class Snapshot {
@@ -182,6 +184,15 @@ class GpuDevice : public GpuLayout {
   char* staging_ = nullptr;
   cudaEvent_t uploaded_[staging_pieces] = {};
   int next_piece_ = 0;
+
+  // Around a call of side_copies(). Those under way, the oldest first; events that can be used again.
+  struct TimedCopies {
+    cudaEvent_t begun = nullptr, done = nullptr;
+  };
+  std::deque<TimedCopies> under_way_;
+  std::vector<TimedCopies> unused_;
+  double side_copy_seconds_ = 0;
+  void count_copies(bool wait);  // those that are done, or all
 
   bool capturing_ = false;
   void not_while_capturing(const char* what) const;

@@ -110,6 +110,10 @@ struct GcaShape {
 GCA_HD inline int64_t gca_stat(const GcaShape& s, int64_t b, int64_t c, int k, int h) {
   return (((b * s.chunks() + c) * s.K + k) * s.H + h) * s.S;
 }
+// What to do where memory does not suffice; a command has some of these flags.
+inline constexpr const char* ask_for_less =
+    "use fewer rows at once or shorter ones (--batch, --micro-batch, --batch-slots, --chunks, --length)";
+
 inline constexpr int max_topk = 32;  // K at most
 
 // What the large backwards take, by name: whole rows; which outputs are = and which += stands at each.

@@ -4,32 +4,25 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <utility>
 
 namespace gca {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Progress::Progress(std::string doing, int64_t total, std::string unit, double unit_size)
     : doing_(std::move(doing)),
       unit_(std::move(unit)),
       unit_size_(unit_size),
       total_(static_cast<double>(std::max<int64_t>(1, total))),
-      shown_(::isatty(2)),
-      start_(now()),
-      last_(start_) {}
+      shown_(::isatty(2)) {}
 
 Progress::~Progress() {
   if (shown_) fputs("\r\x1b[K", stderr);
 }
 
-double Progress::seconds() const { return now() - start_; }
-
 void Progress::at(int64_t done) {
-  if (!shown_ || done <= 0 || now() - last_ < 0.2) return;
-  last_ = now();
+  if (!shown_ || done <= 0 || seconds() - last_ < 0.2) return;
+  last_ = seconds();
   const double part = static_cast<double>(done) / total_;
   const size_t filled = static_cast<size_t>(30 * std::min(1.0, part));
   const std::string bar = std::string(filled, '#') + std::string(30 - filled, '.');

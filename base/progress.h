@@ -1,5 +1,6 @@
-// How far some work is, and how long it took.
+// A line on a terminal that says how far some work is; how long something takes.
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -7,8 +8,15 @@
 
 namespace gca {
 
-// Seconds of a clock that never goes back.
-double now();
+class Stopwatch {
+ public:
+  double seconds() const {  // since it was made, of a clock that never goes back
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
 
 // A line on a terminal that says how far some work is; nothing where stderr is a file or a pipe.
 class Progress {
@@ -16,14 +24,15 @@ class Progress {
   // total: of the work, in whatever at() counts; unit of its speed: unit_size of these.
   Progress(std::string doing, int64_t total, std::string unit, double unit_size);
   ~Progress();
-  double seconds() const;  // since it was made
+  double seconds() const { return clock_.seconds(); }  // since it was made
   void at(int64_t done);
 
  private:
   std::string doing_, unit_;
   double unit_size_, total_;
   bool shown_;
-  double start_, last_;  // of now()
+  Stopwatch clock_;
+  double last_ = 0;  // when the line was drawn
 };
 
 }  // namespace gca

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "runtime/run.h"
 #include "runtime/stream.h"
@@ -19,26 +20,36 @@ template <class Device>
 void fit_memory(DRT<Device>& model, ReaderPlan& plan, const std::string& memory, const char* shorter) {
   const int64_t S = model.config.chunk, own = model.model_memory().total_bytes(), room = model.device.free_bytes(),
                 host_room = CpuDevice::free_bytes();
-  const auto fits = [&](int64_t chunks, bool on_host) {
-    ReaderPlan tried = plan;
-    tried.chunks = chunks;
-    tried.on_host = on_host;
+  const auto fits = [&](const ReaderPlan& tried) {
     const ReaderBytes bytes = RowReader<Device>::memory_bytes(model, tried);
+    if (!Device::runs_ahead) return own + bytes.device + bytes.host <= room;  // the same memory
     return own + bytes.device <= room && bytes.host <= host_room;
   };
-  plan.on_host = memory == "host" || (memory == "auto" && !fits(plan.chunks, false) && fits(plan.chunks, true));
-  if (fits(plan.chunks, plan.on_host)) return;
+  ReaderPlan on_host = plan;
+  plan.on_host = false;
+  on_host.on_host = true;
+  if (memory == "host" || (memory == "auto" && !fits(plan) && fits(on_host))) plan = on_host;
+  if (fits(plan)) return;
   const ReaderBytes bytes = RowReader<Device>::memory_bytes(model, plan);
-  const int64_t longest = most_that_fit(plan.chunks, [&](int64_t chunks) { return fits(chunks, plan.on_host); });
-  const std::string of_host =
-      plan.on_host ? str(" and ", mebibytes(bytes.host), " of the host's, ", mebibytes(host_room)) : "";
+  ReaderPlan small = plan;
+  small.segment_slots = S;
+  const int64_t longest = most_that_fit(plan.chunks, [&](int64_t chunks) {
+    ReaderPlan tried = plan;
+    tried.chunks = chunks;
+    return fits(tried);
+  });
+  std::string ways;
+  if (fits(small)) ways += "fewer --batch-slots, ";
+  if (longest) ways += str(shorter, " (", longest * S, " slots fit), ");
   const int64_t rows = plan.B * plan.readers;
+  if (rows > 1) ways += "fewer rows at once, ";
+  if (!plan.on_host && Device::runs_ahead && fits(on_host)) ways += "--memory host, ";
+  if (sizeof(typename Device::act) > 2) ways += "--precision bf16 on a GPU, ";
   throw Error(str(rows > 1 ? str(rows, " rows") : "a row", " of ", plan.chunks * S, " slots: the memory needs ",
-                  mebibytes(own + bytes.device), ", ", mebibytes(room), of_host, " are free; use ",
-                  longest ? str(shorter, " (", longest * S, " slots fit)") : "fewer --batch-slots",
-                  rows > 1 ? ", fewer rows at once" : "",
-                  !plan.on_host && Device::runs_ahead && fits(plan.chunks, true) ? ", --memory host" : "",
-                  sizeof(typename Device::act) > 2 ? ", --precision bf16 on a GPU" : "", ", or a narrower model"));
+                  mebibytes(own + bytes.device),
+                  plan.on_host ? str(" and ", mebibytes(bytes.host), " of the host's") : "", ", ", mebibytes(room),
+                  plan.on_host ? str(" and ", mebibytes(host_room)) : "", " are free; use ", ways,
+                  "or a narrower model"));
 }
 
 template <class Device>
@@ -51,6 +62,25 @@ std::vector<std::unique_ptr<RowReader<Device>>> open_readers(const SavedRun& sav
   for (int64_t i = 0; i < plan.readers; i++)
     readers.push_back(std::make_unique<RowReader<Device>>(model, plan, i ? readers[0].get() : nullptr));
   return readers;
+}
+
+template <class Device>
+void print_host_memory(RowReader<Device>& reader, const std::vector<double>& readings) {
+  if (!reader.host_memory()) return;
+  const MemoryFigures figures = reader.host_memory()->figures();
+  const double bytes = static_cast<double>(figures.stored_bytes + figures.fetched_bytes);
+  print("    memory on the host: ", mebibytes(figures.stored_bytes), " stored, ", mebibytes(figures.fetched_bytes),
+        " fetched for ", figures.asked, " picks");
+  if (figures.copy_seconds > 0)
+    print(", ", fixed(bytes / 1e9 / figures.copy_seconds, 2), " GB/s (copies were under way for ",
+          fixed(figures.copy_seconds, 3), " s)");
+  print("\n    waited ", fixed(figures.wait_seconds, 3), " s for host memory to be made ready");
+  if (!readings.empty()) print("; the first reading took ", fixed(readings[0], 3), " s");
+  if (const size_t later = readings.size(); later > 1)
+    print(", the later ones (", later - 1, ") ",
+          fixed(std::accumulate(readings.begin() + 1, readings.end(), 0.0) / static_cast<double>(later - 1), 3),
+          " s each");
+  print("\n");
 }
 
 template <class Device>
@@ -92,6 +122,7 @@ std::vector<std::vector<float>> logits_of_slots(DRT<Device>& model, int64_t firs
   template void load_weights_of(const SavedRun&, DRT<Device>&);                                                       \
   template std::vector<std::unique_ptr<RowReader<Device>>> open_readers(const SavedRun&, DRT<Device>&, ReaderPlan,    \
                                                                         const std::string&, const char*);             \
+  template void print_host_memory(RowReader<Device>&, const std::vector<double>&);                                    \
   template std::vector<double> retrieval_scores(const DRT<Device>&, const typename DRT<Device>::StreamState&,         \
                                                 size_t g, int64_t b, int64_t c, int64_t first_chunk, int64_t chunks); \
   template std::vector<std::vector<float>> logits_of_slots(DRT<Device>&, int64_t first, int64_t count)

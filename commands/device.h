@@ -50,6 +50,11 @@ std::unique_ptr<RowReader<Device>> open_reader(const SavedRun& saved, DRT<Device
   return std::move(open_readers(saved, model, plan, memory, shorter)[0]);
 }
 
+// How much went to the host's memory and came back, how fast, and what was waited for; nothing where the device has it
+// all. readings: seconds of each reading of rows, the first of which is while host memory is made ready.
+template <class Device>
+void print_host_memory(RowReader<Device>& reader, const std::vector<double>& readings);
+
 // Scores r_c . L_m / sqrt(D) of all chunks m that chunk c of row b may fetch, summed in double. c is among the last
 // pass's chunks first_chunk .. first_chunk + chunks - 1, of which the stream has gone no further.
 template <class Device>

@@ -1,12 +1,12 @@
 // The command eval: loss, perplexity and bits per byte of a checkpoint on token shards; by how far back a bigram last
 // stood, of every kind of picks; of the same tokens with more and less past.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <span>
 
 #include "base/files.h"
 #include "base/json.h"
+#include "base/progress.h"
 #include "base/text.h"
 #include "commands/commands.h"
 #include "commands/device.h"
@@ -103,20 +103,24 @@ void evaluate_once(Device& device, const Source& from) {
   const auto reader =
       open_reader(from.saved, model, {.B = B, .chunks = from.C, .segment_slots = options.reading.batch_slots},
                   options.reading.memory, "fewer --chunks");
-  const auto began = std::chrono::steady_clock::now();
+  const Stopwatch clock;
+  std::vector<double> readings;
   const auto read = [&](const int32_t* tokens, const int32_t* targets, int64_t first_row, const auto& after) {
     Selection of_rows = selection;
     of_rows.first_row = first_row;
+    const Stopwatch of_reading;
     reader->rewind();
     reader->read(tokens, targets, T, T, of_rows, after);
+    readings.push_back(of_reading.seconds());
   };
   const Evaluation result = evaluate(
       model, from.rows, options.max_rows, B, T, T - from.scored_chunks() * S, read, [] { return false; },
       &from.saved.tokenizer);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  const double seconds = clock.seconds();
   print("checkpoint ", from.saved.checkpoint.folder, ", ", result.rows, " rows of ", T, " slots (", from.C * (S - 1),
         " tokens)", options.ablation.remark(), "\n");
   print_losses(result, T, S, seconds);
+  print_host_memory(*reader, readings);
 }
 
 // ---- runs over the same tokens ------------------------------------------------------------------------------------
@@ -304,6 +308,7 @@ void compare(Device& device, const Source& from) {
       from.options.reading.memory, from.options.past.empty() ? "fewer --chunks" : "fewer --chunks, a smaller --past");
   for (int64_t first = 0; first < std::ssize(plan.windows); first += B) compare_rows(model, *reader, plan, first, B);
   print_tables(plan);
+  print_host_memory(*reader, {});
   if (!from.options.out.empty()) append_figures(plan);
 }
 

@@ -144,10 +144,10 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
   std::vector<Text*> place(at_once);
   size_t begun = 0;
   double reading = 0;
-  const double start = now();
+  const Stopwatch clock;
   const auto begin = [&](int64_t i) {  // the next text that waits, at that place
     if (begun == texts.size()) return;
-    const double began = now();
+    const Stopwatch of_reading;
     place[i] = &texts[begun++];
     RowReader<Device>& rows = *readers[i];
     rows.rewind();
@@ -157,7 +157,7 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
     slots_read += rows.slots();
     decoder.begin(i, rows, options.count, static_cast<int32_t>(place[i]->number - 1));
     device.synchronize();
-    reading += now() - began;
+    reading += of_reading.seconds();
   };
   for (int64_t i = 0; i < at_once; i++) begin(i);
   int64_t tokens = 0;
@@ -175,7 +175,7 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
     begin(chosen.text);
   }
   if (options.prompts.empty()) return;
-  const double seconds = now() - start - reading;
+  const double seconds = clock.seconds() - reading;
   print_error(texts.size(), " prompts, ", at_once, " at once: ", slots_read, " slots read in ", fixed(reading, 2),
               " s, ", tokens, " tokens generated in ", fixed(seconds, 2), " s, ",
               static_cast<int64_t>(static_cast<double>(tokens) / std::max(seconds, 1e-9)), " tokens/s\n");

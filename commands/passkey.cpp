@@ -1,6 +1,5 @@
 // The command passkey: hides needles in a text, asks for them at its end, and counts the right answers.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -128,10 +127,10 @@ Score score_trials(const Trials& trials, const Place& place, int64_t count, cons
     for (int64_t i = first; i < std::min(first + B, count); i++)
       rows.push_back(trials.task.questions_of(trials.row(i, place.C, place.near), asks, trials.reach(), place.near));
     const int64_t here = std::ssize(rows);
-    const auto began = std::chrono::steady_clock::now();
+    const Stopwatch clock;
     const Answers answers =
         read(rows, first, [&](int64_t slots) { progress.at((first - there) * T + here * std::min(slots, T)); });
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    const double seconds = clock.seconds();
     for (int64_t b = 0; b < here; b++) {
       const int64_t questions = std::ssize(rows[b]);
       TrialRecord record{first + b, T + (questions - 1) * asked, seconds / static_cast<double>(here), {}};
@@ -180,13 +179,15 @@ void with_model(Device& device, const Trials& trials, int64_t B, int64_t length,
     trial_reader.save = [&](std::span<const int32_t> slots) {
       save_memory(trials.options.save_memory, fields, text_name(slots), model, *reader);
     };
+  std::vector<double> readings;
   const auto read = [&](const Haystacks& haystacks, int64_t first_number, const std::function<void(int64_t)>& at) {
-    return trial_reader.read(haystacks, first_number, at);
+    const Stopwatch clock;
+    Answers answers = trial_reader.read(haystacks, first_number, at);
+    readings.push_back(clock.seconds());
+    return answers;
   };
   body(read, reader->bytes());
-  if (const auto* memory = reader->host_memory())
-    print("    memory on the host: ", mebibytes(memory->stored_bytes), " stored, ", mebibytes(memory->fetched_bytes),
-          " fetched for ", memory->asked, " picks\n");
+  print_host_memory(*reader, readings);
 }
 
 template <class Device>

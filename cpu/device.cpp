@@ -1,10 +1,14 @@
 // The CPU's memory, and the refusal to compute where denormals are flushed.
 #include "cpu/device.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
+
+#include "base/progress.h"
 
 namespace gca {
 
@@ -20,19 +24,34 @@ void* CpuDevice::allocate(int64_t n_bytes) {
   const int64_t rounded_bytes = round_up(std::max<int64_t>(n_bytes, 1), alignment_bytes);
   void* memory = std::aligned_alloc(alignment_bytes, rounded_bytes);
   if (!memory)
-    throw Error(str("out of memory: ", fixed(static_cast<double>(n_bytes) / (1 << 20), 1),
-                    " MiB asked for; use a smaller --batch, --micro-batch or --chunks"));
+    throw Error(
+        str("out of memory: ", fixed(static_cast<double>(n_bytes) / (1 << 20), 1), " MiB asked for; ", ask_for_less));
   return memory;
 }
 
 void CpuDevice::release(void* memory) { free(memory); }
 
+void CpuDevice::side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes) {
+  const Stopwatch clock;
+  for (const auto& [to, from] : to_from) copy_bytes(to, from, n_bytes);
+  side_copy_seconds_ += clock.seconds();
+}
+
 int64_t CpuDevice::free_bytes() {
-  int64_t kibibytes = int64_t{1} << 40;
-  if (FILE* file = fopen("/proc/meminfo", "r")) {
-    for (char line[128]; fgets(line, sizeof line, file);) sscanf(line, "MemAvailable: %" SCNd64, &kibibytes);
-    fclose(file);
-  }
+  // What stands after `word` in one of Linux's tables, in KiB.
+  const auto look_up = [](const char* path, const char* word, int64_t otherwise) {
+    int64_t kibibytes = otherwise;
+    if (FILE* file = fopen(path, "r")) {
+      for (char line[128]; fgets(line, sizeof line, file);) sscanf(line, word, &kibibytes);
+      fclose(file);
+    }
+    return kibibytes;
+  };
+  int64_t kibibytes = look_up("/proc/meminfo", "MemAvailable: %" SCNd64, int64_t{1} << 40);
+  if (rlimit limit{}; getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    kibibytes = std::clamp<int64_t>(
+        static_cast<int64_t>(limit.rlim_cur / 1024) - look_up("/proc/self/status", "VmSize: %" SCNd64, 0), 0,
+        kibibytes);
   return kibibytes * 1024;
 }
 

@@ -23,7 +23,9 @@ class CpuDevice {
   // ---- memory -----------------------------------------------------------------------------------------------------
   void* allocate(int64_t n_bytes);
   void release(void* memory);
-  static int64_t free_bytes();  // what this machine could still give, by Linux's estimate; elsewhere plenty
+  // What this machine could still give, by Linux's estimate (elsewhere plenty), and this process still take (ulimit
+  // -v).
+  static int64_t free_bytes();
   void zero_bytes(void* memory, int64_t n_bytes) { memset(memory, 0, n_bytes); }
   template <class T>
   void zero(T* data, int64_t count) {  // data (count)
@@ -45,9 +47,8 @@ class CpuDevice {
   void wait_for_side() {}
   void side_synchronize() {}
   void side_download(void* host, const void* device, int64_t n_bytes) { copy_bytes(host, device, n_bytes); }
-  void side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes) {
-    for (const auto& [to, from] : to_from) copy_bytes(to, from, n_bytes);
-  }
+  void side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes);
+  double side_copy_seconds() const { return side_copy_seconds_; }  // that side_copies() has taken so far
 
   // The step's figures for the host, without a wait until they are read: a GPU runs ahead meanwhile.
   struct Snapshot {
@@ -63,6 +64,9 @@ class CpuDevice {
 
  protected:
   ThreadPool pool_;
+
+ private:
+  double side_copy_seconds_ = 0;
 };
 
 }  // namespace gca

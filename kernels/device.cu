@@ -30,8 +30,8 @@ std::string cuda_version(int version) { return str(version / 1000, ".", version 
 void check(cudaError_t result, const Doing& doing) {
   if (result == cudaSuccess) return;
   cudaGetLastError();  // an error that is not for good must not come out of the next call too
-  const char* hint = "";
-  if (result == cudaErrorMemoryAllocation) hint = "; use a smaller --batch, --micro-batch or --chunks";
+  std::string hint;
+  if (result == cudaErrorMemoryAllocation) hint = str("; ", ask_for_less);
   if (result == cudaErrorIllegalAddress || result == cudaErrorLaunchFailure || result == cudaErrorMisalignedAddress)
     hint =
         "; this or an earlier kernel failed: with CUDA_LAUNCH_BLOCKING=1 in the environment the error comes from the "
@@ -120,6 +120,11 @@ void GpuDevice::close() noexcept {
     if (event) cudaEventDestroy(event);
   if (staging_) cudaFreeHost(staging_);
   if (passed_) cudaEventDestroy(passed_);
+  unused_.insert(unused_.end(), under_way_.begin(), under_way_.end());
+  for (const TimedCopies& timed : unused_) {
+    if (timed.begun) cudaEventDestroy(timed.begun);
+    if (timed.done) cudaEventDestroy(timed.done);
+  }
   if (side_) cudaStreamDestroy(side_);
   if (stream_) cudaStreamDestroy(stream_);
 }
@@ -158,10 +163,9 @@ void* GpuDevice::allocate(int64_t n_bytes) {
   cudaGetLastError();
   size_t unused = 0, total = 0;
   cudaMemGetInfo(&unused, &total);
-  throw Error(
-      str("out of GPU memory: ", fixed(mebibytes(size), 1), " MiB asked for, ", fixed(mebibytes(unused), 1), " of ",
-          fixed(mebibytes(total), 1),
-          " MiB free; use a smaller --batch, --micro-batch or --chunks, or see with nvidia-smi who holds the rest"));
+  throw Error(str("out of GPU memory: ", fixed(mebibytes(size), 1), " MiB asked for, ", fixed(mebibytes(unused), 1),
+                  " of ", fixed(mebibytes(total), 1), " MiB free; ", ask_for_less,
+                  ", or see with nvidia-smi who holds the rest"));
 }
 void GpuDevice::release(void* memory) {
   if (!memory) return;
@@ -246,8 +250,37 @@ void GpuDevice::side_download(void* host, const void* device, int64_t n_bytes) {
         "copying from the GPU");
 }
 void GpuDevice::side_copies(const std::vector<std::pair<void*, const void*>>& to_from, int64_t n_bytes) {
+  if (to_from.empty()) return;
+  count_copies(false);
+  if (unused_.empty()) {
+    unused_.emplace_back();
+    check(cudaEventCreate(&unused_.back().begun), "making an event");
+    check(cudaEventCreate(&unused_.back().done), "making an event");
+  }
+  const TimedCopies timed = unused_.back();
+  check(cudaEventRecord(timed.begun, side_), "copying chunks");
   for (const auto& [to, from] : to_from)
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(n_bytes), cudaMemcpyDefault, side_), "copying a chunk");
+  check(cudaEventRecord(timed.done, side_), "copying chunks");
+  unused_.pop_back();
+  under_way_.push_back(timed);
+}
+void GpuDevice::count_copies(bool wait) {
+  while (!under_way_.empty()) {
+    const TimedCopies timed = under_way_.front();
+    const cudaError_t state = wait ? cudaEventSynchronize(timed.done) : cudaEventQuery(timed.done);
+    if (state == cudaErrorNotReady) return;
+    float milliseconds = 0;
+    check(state, "waiting for copies");
+    check(cudaEventElapsedTime(&milliseconds, timed.begun, timed.done), "timing copies");
+    side_copy_seconds_ += milliseconds / 1e3;
+    under_way_.pop_front();
+    unused_.push_back(timed);
+  }
+}
+double GpuDevice::side_copy_seconds() {
+  count_copies(true);
+  return side_copy_seconds_;
 }
 
 GpuDevice::Snapshot::~Snapshot() {

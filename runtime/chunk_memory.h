@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/progress.h"
 #include "common.h"
 
 namespace gca {
@@ -40,7 +41,12 @@ class HostSlabs {
   // Waits until it is there. An Error where the host has no memory left for it.
   char* operator[](int64_t i) {
     std::unique_lock lock(mutex_);
-    made_.wait(lock, [&] { return slabs_[i] || !error_.empty(); });
+    const auto is_there = [&] { return slabs_[i] || !error_.empty(); };
+    if (!is_there()) {
+      const Stopwatch clock;
+      made_.wait(lock, is_there);
+      wait_seconds_ += clock.seconds();
+    }
     if (!slabs_[i]) throw Error(error_);
     return static_cast<char*>(slabs_[i]);
   }
@@ -48,6 +54,7 @@ class HostSlabs {
   void ready() {
     if (!slabs_.empty()) (*this)[std::ssize(slabs_) - 1];
   }
+  double wait_seconds() const { return wait_seconds_; }  // that its user has waited so far
 
  private:
   void make() {
@@ -72,6 +79,7 @@ class HostSlabs {
   int64_t slab_bytes_;
   std::vector<void*> slabs_;
   std::string error_;
+  double wait_seconds_ = 0;
   std::mutex mutex_;
   std::condition_variable made_;
   std::atomic<bool> stop_{false};
@@ -83,6 +91,13 @@ struct ChunkRounds {
   static int64_t fewest_places(int64_t of_round) { return 2 * of_round; }
 };
 
+// What a memory has done since it was made.
+struct MemoryFigures {
+  int64_t asked = 0, fetched_bytes = 0, stored_bytes = 0;
+  double copy_seconds = 0;  // in which copies to the host or from it were under way
+  double wait_seconds = 0;  // for host memory that was not ready when it was needed
+};
+
 template <class Device>
 class ChunkMemory {
  public:
@@ -91,6 +106,7 @@ class ChunkMemory {
   ChunkMemory(Device& device, int64_t chunks, int64_t chunk_bytes, void* device_places, int64_t places)
       : device_(device),
         chunk_bytes_(chunk_bytes),
+        copy_seconds_before_(device.side_copy_seconds()),
         chunks_of_slab_(std::max<int64_t>(1, std::min(chunks, slab_bytes / chunk_bytes))),
         slabs_(device, ceil_div(chunks, chunks_of_slab_), chunks_of_slab_ * chunk_bytes),
         places_(static_cast<char*>(device_places)),
@@ -141,7 +157,7 @@ class ChunkMemory {
     for (int64_t chunk = first; chunk < first + n; chunk++) copies_.push_back({on_host(chunk), at(place_of_[chunk])});
     device_.side_waits();
     device_.side_copies(copies_, chunk_bytes_);
-    stored_bytes += n * chunk_bytes_;
+    figures_.stored_bytes += n * chunk_bytes_;
   }
   // places = where the chunks of a table of picks lie or will lie (-1 stays): chunk `offset + pick`. Copies of those
   // that were not there begin. picks, places (count)
@@ -151,7 +167,7 @@ class ChunkMemory {
       places[i] = -1;
       if (picks[i] < 0) continue;
       const int64_t chunk = offset + picks[i];
-      asked++;
+      figures_.asked++;
       if (place_of_[chunk] < 0) {
         take_place(chunk);
         copies_.push_back({at(place_of_[chunk]), on_host(chunk)});
@@ -161,7 +177,7 @@ class ChunkMemory {
       places[i] = place_of_[chunk];
     }
     device_.side_copies(copies_, chunk_bytes_);
-    fetched_bytes += std::ssize(copies_) * chunk_bytes_;
+    figures_.fetched_bytes += std::ssize(copies_) * chunk_bytes_;
   }
 
   // n_bytes of the host's memory, chunks one after the other, from byte `first` on: out of it and into it. The device
@@ -177,8 +193,11 @@ class ChunkMemory {
     });
   }
 
-  // Counted since the beginning.
-  int64_t asked = 0, fetched_bytes = 0, stored_bytes = 0;
+  MemoryFigures figures() {
+    figures_.copy_seconds = device_.side_copy_seconds() - copy_seconds_before_;
+    figures_.wait_seconds = slabs_.wait_seconds();
+    return figures_;
+  }
 
  private:
   static constexpr int64_t slab_bytes = int64_t{1} << 30, never = -2;
@@ -218,7 +237,10 @@ class ChunkMemory {
   }
 
   Device& device_;
-  int64_t chunk_bytes_, chunks_of_slab_, round_ = 0;
+  int64_t chunk_bytes_;
+  double copy_seconds_before_;  // the device's, when this was made
+  MemoryFigures figures_;
+  int64_t chunks_of_slab_, round_ = 0;
   HostSlabs<Device> slabs_;
   char* places_;
   std::vector<int32_t> place_of_;                      // of each chunk, or -1

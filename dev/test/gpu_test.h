@@ -1,4 +1,10 @@
-// What the tests of the GPU share beside the bench.
+// What the tests of the GPU share beside the bench: how its ops are compared with the CPU's.
+// The measure: the error against Cpu<double> is at most twice that of the naive twin in the same precision (Cpu<float>,
+// Cpu<float,true>), or a few eps of the output's own type for what the twin does not round. Largest over largest entry,
+// and RMS over RMS. Both errors are sums of many roundings, draws of one size: a result of a few numbers, or of numbers
+// whose errors have one source, is compared over several draws of the inputs together. Everything runs twice and must
+// give the same bits; results start as NaN, so that nothing is left unwritten. In bf16 attention runs on tensor cores
+// and plainly, each measured so.
 #pragma once
 #include "dev/test/gpu_bench.h"
 #include "dev/test/test.h"
@@ -12,13 +18,6 @@ inline bool no_gpu() {
   return true;
 }
 
-// ---- an op against the CPU's -------------------------------------------------------------------------------------
-// The measure: the error against Cpu<double> is at most twice that of the naive twin in the same precision (Cpu<float>,
-// Cpu<float,true>), or a few eps of the output's own type for what the twin does not round. Largest over largest entry,
-// and RMS over RMS. Both errors are sums of many roundings, draws of one size: a result of a few numbers, or of numbers
-// whose errors have one source, is compared over several draws of the inputs together. Everything runs twice and must
-// give the same bits; results start as NaN, so that nothing is left unwritten. In bf16 attention runs on tensor cores
-// and plainly, each measured so.
 // body(bench), on four backends; results named "exact ..." must agree with Cpu<double>'s in every number.
 template <class Act>
 void compare_in(const std::string& name, auto&& body) {

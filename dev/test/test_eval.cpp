@@ -136,6 +136,8 @@ TEST_CASE("eval --by-reach: the losses of one run of each kind of picks, parted 
   const auto figures = [](const Workshop::Result& result) { return result.out.substr(result.out.find("\nlast seen")); };
   CHECK(figures(shop.run(eval + "--by-reach --reach-edges 12,30 --batch 7 --batch-slots 8")) == figures(table));
   CHECK(says(shop.run(eval + "--by-reach"), "\n13.. "));
+  for (const char* which : {"", "--by-reach "})
+    CHECK(says(shop.run(eval + which + "--memory host"), " GB/s (copies were under way for "));
   const Workshop::Result baseline = shop.run(data + "/baseline --by-reach");
   CHECK(says(baseline, "\n13.. "));
   CHECK(says(baseline, " baseline\n"));

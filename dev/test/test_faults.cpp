@@ -771,7 +771,8 @@ TEST_CASE("limits: where threads, memory or open files do not suffice, a sentenc
       CHECK_FALSE(says(result, "std::"));
       CHECK_FALSE(says(result, "terminate called"));
       if (result.exit == 1)
-        CHECK((says(result, "out of memory") || says(result, "--threads") || says(result, "ulimit")));
+        CHECK((says(result, "out of memory") || says(result, " are free; ") || says(result, "--threads") ||
+               says(result, "ulimit")));
     }
   }
 }

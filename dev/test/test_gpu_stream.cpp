@@ -1,5 +1,5 @@
 // Streams on the GPU: the memory of chunks on the host holds the bits that the GPU's own would, in float and bf16, and
-// retrieval in segments of any length picks what one call picks (test_gpu_ops.cpp).
+// retrieval in segments of any length picks what one call picks (test_gpu_retrieval.cpp).
 #include "dev/test/gpu_test.h"
 #include "dev/test/decode_check.h"
 #include "runtime/memory_file.h"

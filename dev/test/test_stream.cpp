@@ -1,6 +1,8 @@
 // Rows read in segments: by several at once, with the memory of chunks in the device's memory and on the host's, as one
 // whole pass has them; and the places of chunks in fast memory.
+#include <chrono>
 #include <deque>
+#include <thread>
 
 #include "dev/test/decode_check.h"
 #include "runtime/stream.h"
@@ -47,16 +49,47 @@ TEST_CASE("chunk memory: what is fetched lies where its places say, whatever was
       last.push_back(fetched);
     }
     CHECK(wrong == 0);
-    CHECK(memory.stored_bytes == chunks * bytes);
-    if (places == chunks) CHECK(memory.fetched_bytes == 0);
-    else CHECK(memory.fetched_bytes > 0);
-    CHECK(memory.fetched_bytes <= memory.asked * bytes);
+    const MemoryFigures figures = memory.figures();
+    CHECK(figures.stored_bytes == chunks * bytes);
+    if (places == chunks) CHECK(figures.fetched_bytes == 0);
+    else CHECK(figures.fetched_bytes > 0);
+    CHECK(figures.fetched_bytes <= figures.asked * bytes);
+    CHECK(figures.copy_seconds > 0);
   }
   std::vector<char> fast(4 * bytes);
   ChunkMemory<Cpu<double>> memory(cpu, chunks, bytes, fast.data(), 4);
   memory.next_round();
   std::vector<char> fresh(5 * bytes);
   CHECK_THROWS_AS(memory.append(fresh.data(), 0, 5), Error);
+}
+
+// Whose host memory is made ready slowly.
+struct SlowDevice : Cpu<double> {
+  using Cpu::Cpu;
+  void* allocate_host(int64_t n_bytes) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    return Cpu::allocate_host(n_bytes);
+  }
+};
+
+TEST_CASE("chunk memory: what was waited for is counted once, and copies of the memory itself") {
+  SlowDevice cpu(1);
+  const int64_t bytes = 64;
+  std::vector<char> fast(8 * bytes), fresh(bytes);
+  ChunkMemory<SlowDevice> memory(cpu, 4, bytes, fast.data(), 8);
+  memory.next_round();
+  memory.append(fresh.data(), 0, 1);
+  memory.store(0, 1);
+  const MemoryFigures first = memory.figures();
+  CHECK(first.wait_seconds > 0);
+  CHECK(first.wait_seconds < 100);
+  CHECK(first.copy_seconds > 0);
+  memory.append(fresh.data(), 1, 1);
+  memory.store(1, 1);
+  CHECK(memory.figures().wait_seconds == first.wait_seconds);
+  CHECK(memory.figures().copy_seconds > first.copy_seconds);
+  ChunkMemory<SlowDevice> other(cpu, 4, bytes, fast.data(), 8);
+  CHECK(other.figures().copy_seconds == 0);
 }
 
 // What a reader gives for rows of C chunks: final_n of all slots, (B,T,D), and each group's picks and weights, (B,C,K).

@@ -541,7 +541,9 @@ TEST_CASE("passkey: a table of far and near trials, the ablations, JSON, a trial
   // Where the memory is on the host, what went there and came back is said.
   const Workshop::Result on_host = shop.run(passkey + " --memory host");
   CHECK(says(on_host, "memory on the host: "));
-  CHECK(says(on_host, "fetched for"));
+  for (const char* words : {"fetched for", " GB/s (copies were under way for ", "    waited ",
+                            "the first reading took ", ", the later ones (1) "})
+    CHECK_MESSAGE(says(on_host, words), on_host.out);
   CHECK(!says(table, "memory on the host"));
   const std::string figures = read_file(shop.path + "/figures.jsonl", size_t{1} << 20);
   CHECK(std::count(figures.begin(), figures.end(), '\n') == 4 + 4 * 6);
@@ -654,4 +656,20 @@ TEST_CASE("passkey --out: a run that was stopped goes on after its last whole li
     REQUIRE(shop.run(passkey + "5 --out " + cut + other).exit == 0);
     CHECK(figures_of(cut, "\"questions\"") == figures_of(whole, "\"questions\""));
   }
+}
+
+TEST_CASE(
+    "passkey: what does not fit the memory is refused before it is read, with what would fit; both memories count") {
+  Workshop shop;
+  REQUIRE(shop.run(recall(shop, "run") + " --chunks 8 --steps 3").exit == 0);
+  shop.program = "ulimit -v 400000; exec " + shop.program;
+  if (shop.run("help").exit != 0)
+    return test::skip("the program does not start in 400 MB of addresses (a sanitizer's)");
+  const std::string passkey = "passkey --threads 1 --trials 1 --checkpoint " + shop.path + "/run --length ";
+  CHECK(shop.run(passkey + "256K --far-only").exit == 0);
+  shop.fails(passkey + "16M", 1, "are free; use a shorter --length (");
+  shop.fails(passkey + "16M --memory host", 1, " of the host's, ");
+  shop.fails(passkey + "256K --batch-slots 1G", 1, "are free; use fewer --batch-slots, a shorter --length (");
+  // 220 MiB of the device's memory and 192 of the host's, which are the same.
+  shop.fails(passkey + "1536K --memory host --batch-slots 64K", 1, " of the host's, ");
 }
