@@ -23,6 +23,8 @@ constexpr const char *format = "train_gca memory", *version = "1", *checksums = 
                          "; the file is damaged: take another copy, or read the text anew and save its memory "
                          "with --save-memory";
 
+constexpr int64_t most_slots = int64_t{1} << 40;
+
 uint32_t crc_of(const MemoryFields& fields) {
   uint32_t crc = 0;
   for (const auto& [name, value] : fields)
@@ -83,8 +85,8 @@ MemoryFile::MemoryFile(const std::string& path, const MemoryFields& expected) : 
     if (field(name) != value) refuse(name, value, field(name), mend);
   const std::string& slots = field("slots");
   const auto [end, error] = std::from_chars(slots.data(), slots.data() + slots.size(), slots_);
-  if (error != std::errc() || end != slots.data() + slots.size() || slots_ < 0)
-    refuse("slots", "a number", slots, damaged);
+  if (error != std::errc() || end != slots.data() + slots.size() || slots_ < 0 || slots_ > most_slots)
+    refuse("slots", str("a number up to ", most_slots), slots, damaged);
 }
 
 void MemoryFile::refuse(const std::string& field, const std::string& expected, const std::string& found,
@@ -126,6 +128,12 @@ void MemoryFile::read(const std::vector<MemoryPart>& parts) const {
       const int64_t n = std::min(piece_bytes, all - first);
       file_.read_bytes(tensor, first, n, piece.data());
       crc = crc32c(piece.data(), n, crc);
+      for (int64_t at = 0; part.pickable >= 0 && at < n; at += static_cast<int64_t>(sizeof(int32_t))) {
+        int32_t pick = 0;
+        memcpy(&pick, &piece[at], sizeof pick);
+        if (pick < -1 || pick >= part.pickable)  // what would be read beyond the chunks, whoever made the file
+          refuse("tensor '" + part.name + "'", str("chunks below ", part.pickable, ", or -1"), str(pick), damaged);
+      }
       part.put(piece.data(), first, n);
     }
     if (crc != crcs[i + 1])

@@ -33,6 +33,7 @@ struct MemoryPart {
   Shape shape;
   std::function<void(void* out, int64_t first, int64_t n_bytes)> get;
   std::function<void(const void* in, int64_t first, int64_t n_bytes)> put;
+  int64_t pickable = -1;  // of picks: chunks 0 .. pickable - 1, or -1, none
 };
 
 // What a memory must have been made with to serve this model. weights: CRC-32C of their file.
@@ -93,6 +94,7 @@ std::vector<MemoryPart> memory_parts(DRT<Device>& model, RowReader<Device>& read
     on_device(str("ring.", l), act_type, {std::min(slots, state.reach.window), 2 * D}, state.rings[l]);
   for (size_t g = 0; g < state.pick.size(); g++) {
     on_device(str("pick.", g), Dtype::I32, {K}, state.pick[g]);
+    parts.back().pickable = candidates(C - 1);
     on_device(str("weight.", g), Dtype::of<stat>(), {K}, state.w[g]);
   }
   if (state.pick.empty()) return parts;

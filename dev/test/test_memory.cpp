@@ -108,6 +108,20 @@ TEST_CASE("memory in a file: another model's, other sizes', damaged or cut off: 
   damaged(whole + "x");
   CHECK(accepted == 0);
   reading.load(path);
+  // Made by someone, with the right checksums: picks that are not in the past, more slots than can be counted.
+  std::vector<MemoryPart> made = memory_parts(reading.model.net, reading.rows, 18);
+  MemoryPart& picks = *std::find_if(made.begin(), made.end(), [](const MemoryPart& p) { return p.name == "pick.1"; });
+  for (const int32_t pick : {2, 1000000000, -2}) {
+    picks.get = [&](void* out, int64_t, int64_t n_bytes) {
+      std::fill_n(static_cast<int32_t*>(out), n_bytes / 4, pick);
+    };
+    write_memory(broken, memory_fields(reading.model.net, 7), 18, "", made);
+    told(error_of([&] { reading.load(broken); }),
+         {broken.c_str(), "tensor 'pick.1': expected chunks below 2, or -1, found "});
+  }
+  write_memory(broken, memory_fields(reading.model.net, 7), INT64_MAX, "", {});
+  told(error_of([&] { MemoryFile(broken, {}); }),
+       {"slots: expected a number up to 1099511627776, found 9223372036854"});
   // A save that fails leaves what was there, and nothing else.
   std::vector<MemoryPart> parts = memory_parts(reading.model.net, reading.rows, 18);
   parts.back().get = [](void*, int64_t, int64_t) { throw Error("no more"); };
