@@ -38,7 +38,7 @@ cpu: $(CPU)/train_gca
 
 # ---- what a program is linked from ----
 # ROOMS know nothing of GPUs and are compiled once. The commands and main() choose a backend: once for the CPU alone, once for both.
-ROOMS = $(patsubst %.cpp,$(CPU)/%.o,$(wildcard base/*.cpp tokenizer/*.cpp *.cpp cpu/*.cpp runtime/*.cpp))
+ROOMS = $(patsubst %.cpp,$(CPU)/%.o,$(wildcard base/*.cpp ranks/*.cpp tokenizer/*.cpp *.cpp cpu/*.cpp runtime/*.cpp))
 COMMANDS = $(patsubst %.cpp,%.o,$(wildcard commands/*.cpp))
 TESTS = $(patsubst %.cpp,$(CPU)/%.o,$(filter-out dev/test/test_gpu%,$(wildcard dev/test/*.cpp)))
 $(CPU)/train_gca: $(CPU)/train_gca.o $(COMMANDS:%=$(CPU)/%) $(ROOMS)

@@ -110,6 +110,14 @@ std::string GpuDevice::description() const {
              cuda_version(driver));
 }
 
+std::string GpuDevice::card() const {
+  cudaDeviceProp card{};
+  check(cudaGetDeviceProperties(&card, ordinal_), "asking for the GPU's properties");
+  std::string uuid;
+  for (const char byte : card.uuid.bytes) uuid += hex(static_cast<unsigned char>(byte), 2);
+  return uuid;
+}
+
 int64_t GpuDevice::free_bytes() const {
   size_t unused = 0, total = 0;
   check(cudaMemGetInfo(&unused, &total), "asking for free memory");
