@@ -127,6 +127,7 @@ PYTHON ?= python3
 bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),$(GPU)/bench)
 	$(CPU)/bench
 	$(if $(findstring gpu,$(HERE)),$(GPU)/bench && $(GPU)/bench --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --layers 6 --dtype bf16 --check off)
+	$(if $(findstring gpu,$(HERE)),$(GPU)/bench --ranks all)
 	@if $(PYTHON) -c 'import torch' 2>/dev/null; then $(PYTHON) dev/bench_peer.py; else echo "$(PYTHON) has no torch (PYTHON= names one that has): only this program is timed"; fi
 
 format:

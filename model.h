@@ -25,7 +25,7 @@ enum class Recompute { none, norms, layers };
 // for a link's full speed, small enough that little is left to send when backward ends.
 struct Share {
   int rank = 0, ranks = 1;
-  int64_t bucket_size = 8 << 20;
+  int64_t bucket_size = ranks > 1 ? 8 << 20 : 0;  // 0: one bucket
 };
 
 template <class Device>

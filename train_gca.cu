@@ -105,7 +105,7 @@ class Trainer {
         throw;
       }
       device_.take(snapshots_[step_ % 2], model_.state);
-      if (step_ == first_step && ranks_.first()) keep_products(device_);
+      if (step_ == first_step) keep_products(device_, ranks_);
       step_++;
       const bool last = step_ == s_.steps, due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || last;
       // A device that runs ahead is asked for a step's figures when the next step is already queued.
@@ -280,13 +280,14 @@ class Trainer {
     ranks_.at(Doing::saving);
     const Whole masters(model_, model_.masters, ranks_), adam_m(model_, model_.adam_m, ranks_),
         adam_v(model_, model_.adam_v, ranks_);
-    double saved = ranks_.first() && write(masters, adam_m, adam_v);
+    const std::string products = products_of(device_, ranks_);
+    double saved = ranks_.first() && write(masters, adam_m, adam_v, products);
     ranks_.sum(&saved, 1);
     if (saved > 0) saved_step_ = step_;
     ranks_.at(Doing::training);
     return saved > 0;
   }
-  bool write(const Whole& masters, const Whole& adam_m, const Whole& adam_v) {
+  bool write(const Whole& masters, const Whole& adam_m, const Whole& adam_v, const std::string& products) {
     const StepState counters = model_.step_state();
     Json state = Json::object();
     state["settings"] = run_.flags.values();
@@ -298,7 +299,7 @@ class Trainer {
     rows_->save(state);
     state["device"] = device_.description();
     state["build"] = build_description();
-    if constexpr (requires { device_.products(); }) state["products"] = device_.products();
+    if (!products.empty()) state["products"] = products;
     bool whole = false;
     try {
       const Manifest saved = write_checkpoint(
@@ -410,6 +411,7 @@ int train_as(const World& world, Train train) {
     return exit_code;
   } catch (const std::exception& error) {
     if (ranks.fail(error.what())) return 1;
+    ranks.tick();  // throws what ended the run, of which this error may be but the consequence
     throw;
   }
 }

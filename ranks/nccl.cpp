@@ -12,7 +12,7 @@ namespace gca {
 
 namespace {
 
-// Of nccl.h, as all versions 2 have them.
+// As the headers of all versions 2 have them.
 using NcclComm = struct NcclCommOpaque*;
 using NcclResult = int;
 struct NcclUniqueId {

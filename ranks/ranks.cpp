@@ -179,7 +179,8 @@ bool Ranks::tell_failure(int to, const std::string& why) noexcept {
 }
 bool Ranks::fail(const std::string& why) noexcept {
   if (size() == 1) return false;
-  if (failed_) {  // by whom it was ended, that one has said it
+  for (int i = 0; i < 20 && !failed_; i++) usleep(10000);  // another's end may be why: that is then what is said
+  if (failed_) {
     const std::lock_guard<std::mutex> lock(failure_mutex_);
     return told_by_first_;
   }

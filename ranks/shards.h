@@ -40,13 +40,14 @@ struct Shards {
 
   Shards() = default;
   // used: elements of a flat buffer. first_end: where its first tensor ends, whose gradient is complete last, and
-  // which has the last bucket. alignment: elements that slices begin at multiples of. bucket_size: elements, about.
+  // which has the last bucket. alignment: elements that slices begin at multiples of. bucket_size: elements, about; 0:
+  // one bucket.
   Shards(int rank_, int ranks_, int64_t used, int64_t first_end, int64_t alignment, int64_t bucket_size)
       : rank(rank_), ranks(ranks_), size(round_up(used, ranks_ * alignment)) {
-    const int64_t unit = ranks * alignment, first = ranks == 1 ? 0 : std::min(size, round_up(first_end, unit));
+    const int64_t unit = ranks * alignment, first = bucket_size ? std::min(size, round_up(first_end, unit)) : 0;
     for (int64_t begin, end = size; end > 0; end = begin) {
       begin = end > first ? std::max(first, (end - bucket_size) / unit * unit) : 0;
-      if (ranks == 1 || begin - first < bucket_size / 2) begin = end > first ? first : 0;  // no small rest
+      if (!bucket_size || begin - first < bucket_size / 2) begin = end > first ? first : 0;  // no small rest
       add(begin, end);
     }
   }

@@ -1,12 +1,16 @@
 // Several ranks, as processes on this CPU: what they share, how they meet, how they sum, and a model's step on them.
+#include <sys/socket.h>
+
 #include <cstring>
 #include <map>
 
 #include "base/files.h"
 #include "dev/test/small_model.h"
 #include "ranks/collectives.h"
+#include "ranks/meeting.h"
 #include "ranks/shards.h"
 #include "ranks/world.h"
+#include "runtime/matmul_cache.h"
 
 using namespace gca;
 using namespace gca::test;
@@ -226,6 +230,31 @@ TEST_CASE("ranks: one that goes another way, hangs or fails ends the run for all
   }
 }
 
+TEST_CASE("ranks: rank 0 listens on its own address alone") {
+  const Socket door = Socket::listen("127.0.0.1", 0);
+  CHECK(Socket::connect("127.0.0.1", door.port()));
+  CHECK(!Socket::connect("127.0.0.2", door.port()));  // this host's as well
+}
+
+TEST_CASE("ranks: a rank that sends what is no message, or too long a one, ends the run and is read no further") {
+  const TempFolder folder;
+  const std::string errors = folder.path + "/errors";
+  const Variable timeout("GCA_TIMEOUT", "2");
+  for (const ControlHead bad : {ControlHead{.magic = 1}, ControlHead{.bytes = 1u << 31}}) {
+    remove_tree(errors);
+    CHECK(on_ranks(2, errors, [&](Ranks& ranks) {
+            if (ranks.rank() == 1) {  // this process' control line, found among its files
+              for (int fd = 3; fd < 64; fd++) send(fd, &bad, sizeof bad, MSG_NOSIGNAL | MSG_DONTWAIT);
+              sleep(5);
+            }
+            double sum = 0;
+            ranks.sum(&sum, 1);
+            return true;
+          }) != 0);
+    CHECK(has(read_file(errors, 1 << 20), "sends what is no message of this program"));
+  }
+}
+
 TEST_CASE("ranks: without NCCL, or with something else, GPUs say what is missing") {
   Ranks alone{World{}};
   const Variable library("GCA_NCCL", "/nowhere/libnccl.so.2");
@@ -234,6 +263,13 @@ TEST_CASE("ranks: without NCCL, or with something else, GPUs say what is missing
   CHECK(has(missing, "set GCA_NCCL to the path"));
   const Variable other("GCA_NCCL", "libm.so.6");
   CHECK(has(error_of([&] { nccl_collectives(alone, nullptr); }), "'libm.so.6' is no NCCL 2: it has no ncclGetVersion"));
+}
+
+TEST_CASE("ranks: what they measured of products is put together, of one shape what the first rank says last") {
+  CHECK(united_products({}) == "");
+  CHECK(united_products({"card"}) == "card");
+  CHECK(united_products({"card\n1 2 a\n3 4 b", "card\n1 2 c\n5 6 d\n3 4 b", "other\n7 8 e"}) ==
+        "card\n1 2 c\n5 6 d\n3 4 b\n1 2 a");
 }
 
 // ---- a model's step -----------------------------------------------------------------------------------------------
