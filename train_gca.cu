@@ -447,8 +447,8 @@ int train_command(const std::vector<std::string>& arguments) {
     if (settings.threads == 0)
       settings.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / count);
   }
-  stop_on_signals();
   return train_as(world, [&](Ranks& ranks) {
+    stop_on_signals();  // until all ranks have met a signal ends this one at once
     Run run{settings, flags, std::move(tokenizer), saved.get(), ranks};
     return with_device(
         settings.device, settings.precision, settings.threads,

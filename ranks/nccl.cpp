@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 
 #include "ranks/collectives.h"
 
@@ -87,7 +88,8 @@ class NcclCollectives : public Collectives {
   ~NcclCollectives() override {
     ranks_.look_after(nullptr, nullptr);
     if (NcclComm comm = comm_.exchange(nullptr)) {
-      if (failed_) nccl_.comm_abort(comm);
+      // Where an error is on its way, operations that the others no longer take part in would never end.
+      if (failed_ || std::uncaught_exceptions() > 0) nccl_.comm_abort(comm);
       else nccl_.comm_destroy(comm);
     }
   }
