@@ -45,7 +45,7 @@ $(CPU)/train_gca: $(CPU)/train_gca.o $(COMMANDS:%=$(CPU)/%) $(ROOMS)
 $(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(COMMANDS:%=$(CPU)/%) $(ROOMS) | $(CPU)/train_gca # which it runs
 $(CPU)/bench: $(CPU)/dev/bench.o $(ROOMS)
 $(CPU)/train_gca $(CPU)/test_gca $(CPU)/bench:
-	$(CXX) $(LDFLAGS) -pthread $^ -o $@
+	$(CXX) $(LDFLAGS) -pthread $^ -ldl -o $@
 
 # ---- one rule a kind of source; .cu files without kernels are C++ ----
 define COMPILE
@@ -78,7 +78,7 @@ train_gca: $(GPU)/train_gca.o $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
 $(GPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(GPU_TESTS) $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS) | $(CPU)/train_gca
 $(GPU)/bench: $(GPU)/dev/bench.o $(ROOMS) $(KERNELS)
 train_gca $(GPU)/test_gca $(GPU)/bench:
-	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
+	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -ldl -o $@
 $(GPU)/%.o: %.cpp Makefile
 	$(COMPILE)
 $(GPU)/%.o: %.cu Makefile

@@ -242,6 +242,22 @@ TEST_CASE("rank runs: ranks that a cluster's launcher starts meet on a port, and
   }
 }
 
+TEST_CASE("rank runs: info plans the memory of one of several GPUs") {
+  const RankShop shop;
+  const std::string info = "info --model drt --precision bf16 --batch 2 --gpus ";
+  const std::string one = shop.run(info + "1").out, four = shop.run(info + "4").out;
+  const auto size_of = [](const std::string& text, const char* name) {
+    const size_t at = text.find(name);
+    REQUIRE(at != text.npos);
+    return strtod(text.c_str() + at + strlen(name), nullptr);
+  };
+  CHECK(has(four, "memory of training on a GPU in bf16, one of 4 together, 2 rows of 16640 slots"));
+  for (const char* shared : {"Adam's first moment", "Adam's second moment", "  weights"})
+    CHECK(size_of(four, shared) == doctest::Approx(size_of(one, shared) / 4).epsilon(0.01));
+  for (const char* whole : {"working weights", "gradients", "logits"})
+    CHECK(size_of(four, whole) == doctest::Approx(size_of(one, whole)).epsilon(0.001));
+}
+
 TEST_CASE("rank runs: --gpus and --ranks that make no sense are refused") {
   const RankShop shop;
   const std::string training = shop.tiny_training("run", {{"steps", "1"}});
