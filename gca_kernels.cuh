@@ -43,8 +43,8 @@ class GpuDevice : public GpuLayout {
   int64_t free_bytes() const;       // of the card's memory, now
   cudaStream_t stream() const { return stream_; }
   std::string card() const;  // what tells this card from all others
-  void look_for_errors();  // of work that is done; waits for nothing
-  void synchronize();      // waits for all work; an error of a kernel comes out here, or in download()
+  void look_for_errors();    // of work that is done; waits for nothing
+  void synchronize();        // waits for all work; an error of a kernel comes out here, or in download()
 
   // ---- memory ----
   void* allocate(int64_t n_bytes);  // a multiple of 256 as address; undefined content
@@ -62,7 +62,7 @@ class GpuDevice : public GpuLayout {
     copy_bytes(to, from, count * static_cast<int64_t>(sizeof(T)));
   }
   void copy_bytes(void* to, const void* from, int64_t n_bytes);
-  // ---- a side stream: copies that go on beside the stream of ops ----
+  // ---- a side stream: copies, and what ranks do together, beside the stream of ops ----
   // Memory of the host that copies reach at full speed; as much as is asked for is taken at once. An Error where it is
   // not to be had.
   void* allocate_host(int64_t n_bytes);

@@ -72,7 +72,9 @@ GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
   processors_ = card.multiProcessorCount;
   try {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
-    check(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "making a stream");
+    int least = 0, most = 0;  // what goes on beside the ops is small, and is waited for
+    check(cudaDeviceGetStreamPriorityRange(&least, &most), "asking for priorities of streams");
+    check(cudaStreamCreateWithPriority(&side_, cudaStreamNonBlocking, most), "making a stream");
     check(cudaEventCreateWithFlags(&passed_, cudaEventDisableTiming), "making an event");
     scratch_ = allocate(scratch_bytes);
     rotation_ = static_cast<float*>(allocate(most_angles * static_cast<int64_t>(sizeof(float))));
