@@ -38,14 +38,14 @@ cpu: $(CPU)/train_gca
 
 # ---- what a program is linked from ----
 # ROOMS know nothing of GPUs and are compiled once. The commands and main() choose a backend: once for the CPU alone, once for both.
-ROOMS = $(patsubst %.cpp,$(CPU)/%.o,$(wildcard base/*.cpp tokenizer/*.cpp *.cpp cpu/*.cpp runtime/*.cpp))
+ROOMS = $(patsubst %.cpp,$(CPU)/%.o,$(wildcard base/*.cpp ranks/*.cpp tokenizer/*.cpp *.cpp cpu/*.cpp runtime/*.cpp))
 COMMANDS = $(patsubst %.cpp,%.o,$(wildcard commands/*.cpp))
 TESTS = $(patsubst %.cpp,$(CPU)/%.o,$(filter-out dev/test/test_gpu%,$(wildcard dev/test/*.cpp)))
 $(CPU)/train_gca: $(CPU)/train_gca.o $(COMMANDS:%=$(CPU)/%) $(ROOMS)
 $(CPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(COMMANDS:%=$(CPU)/%) $(ROOMS) | $(CPU)/train_gca # which it runs
 $(CPU)/bench: $(CPU)/dev/bench.o $(ROOMS)
 $(CPU)/train_gca $(CPU)/test_gca $(CPU)/bench:
-	$(CXX) $(LDFLAGS) -pthread $^ -o $@
+	$(CXX) $(LDFLAGS) -pthread $^ -ldl -o $@
 
 # ---- one rule a kind of source; .cu files without kernels are C++ ----
 define COMPILE
@@ -78,7 +78,7 @@ train_gca: $(GPU)/train_gca.o $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
 $(GPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(GPU_TESTS) $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS) | $(CPU)/train_gca
 $(GPU)/bench: $(GPU)/dev/bench.o $(ROOMS) $(KERNELS)
 train_gca $(GPU)/test_gca $(GPU)/bench:
-	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -o $@
+	$(CXX) $(LDFLAGS) -pthread $^ $(GPU_LIBS) -ldl -o $@
 $(GPU)/%.o: %.cpp Makefile
 	$(COMPILE)
 $(GPU)/%.o: %.cu Makefile
@@ -127,6 +127,7 @@ PYTHON ?= python3
 bench: $(CPU)/bench $(if $(findstring gpu,$(HERE)),$(GPU)/bench)
 	$(CPU)/bench
 	$(if $(findstring gpu,$(HERE)),$(GPU)/bench && $(GPU)/bench --op all --B 4 --C 260 --H 12 --F 2048 --V 50304 --layers 6 --dtype bf16 --check off)
+	$(if $(findstring gpu,$(HERE)),$(GPU)/bench --ranks all)
 	@if $(PYTHON) -c 'import torch' 2>/dev/null; then $(PYTHON) dev/bench_peer.py; else echo "$(PYTHON) has no torch (PYTHON= names one that has): only this program is timed"; fi
 
 format:

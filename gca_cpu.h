@@ -647,11 +647,10 @@ void Cpu<real, bf16>::choose_token(int32_t* token, const act* logits, int64_t ro
 // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------
 template <class real, bool bf16>
 void Cpu<real, bf16>::begin_step(StepState* state) {
-  state->loss = state->plain_loss = 0;
+  state->loss = state->plain_loss = state->squares = state->stop = 0;
 }
-// The norm of all n gradients, the factor that clips it, and whether the step may change anything.
 template <class real, bool bf16>
-void Cpu<real, bf16>::end_gradient(StepState* state, const grad* gradient, int64_t n, double clip) {
+void Cpu<real, bf16>::add_squares(StepState* state, const grad* gradient, int64_t n) {
   const int64_t block = 1 << 16, blocks = ceil_div(n, block);
   std::vector<double> sums(blocks);
   pool_.run(blocks, [&](int64_t i, int) {
@@ -660,7 +659,12 @@ void Cpu<real, bf16>::end_gradient(StepState* state, const grad* gradient, int64
   });
   double total = 0;
   for (double sum : sums) total += sum;
-  finish_gradient(*state, total, clip);
+  state->squares += total;
+}
+// The norm of all gradients, the factor that clips it, and whether the step may change anything.
+template <class real, bool bf16>
+void Cpu<real, bf16>::end_gradient(StepState* state, double clip) {
+  finish_gradient(*state, clip);
 }
 // w *= 1 - lr decay (matrices), m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w -= lr mhat / (sqrt(vhat) + eps). A
 // skipped step: nothing. masters, gradient, m, v: flat buffers; weights: the working copy (the masters themselves, or

@@ -46,8 +46,9 @@ class GpuDevice : public GpuLayout {
   std::string description() const;  // one line: card, memory, compute capability, driver
   int64_t free_bytes() const;       // of the card's memory, now
   cudaStream_t stream() const { return stream_; }
-  void look_for_errors();  // of work that is done; waits for nothing
-  void synchronize();      // waits for all work; an error of a kernel comes out here, or in download()
+  std::string card() const;  // what tells this card from all others
+  void look_for_errors();    // of work that is done; waits for nothing
+  void synchronize();        // waits for all work; an error of a kernel comes out here, or in download()
 
   // ---- memory ----
   void* allocate(int64_t n_bytes);  // a multiple of 256 as address; undefined content
@@ -65,11 +66,12 @@ class GpuDevice : public GpuLayout {
     copy_bytes(to, from, count * static_cast<int64_t>(sizeof(T)));
   }
   void copy_bytes(void* to, const void* from, int64_t n_bytes);
-  // ---- a side stream: copies that go on beside the stream of ops ----
+  // ---- a side stream: copies, and what ranks do together, beside the stream of ops ----
   // Memory of the host that copies reach at full speed; as much as is asked for is taken at once. An Error where it is
   // not to be had.
   void* allocate_host(int64_t n_bytes);
   void release_host(void* memory, int64_t n_bytes);
+  cudaStream_t side_stream() const { return side_; }
   void side_waits();        // what is put on the side stream from here on waits for all ops so far
   void wait_for_side();     // ops from here on wait for all copies so far
   void side_synchronize();  // waits for all copies so far
@@ -153,8 +155,10 @@ class GpuDevice : public GpuLayout {
   // loss += scale * sum of weight[r] * loss[r], plain_loss += scale * sum of loss[r]. loss (rows), weight (rows) or
   // null: 1
   void add_loss(StepState* state, const float* loss, const float* weight, double scale, int64_t rows);
-  // Norm of all gradients, the factor that clips it, and whether the step may change anything. gradient (n)
-  void end_gradient(StepState* state, const float* gradient, int64_t n, double clip);
+  // squares += sum of the squares of some gradients. gradient (n)
+  void add_squares(StepState* state, const float* gradient, int64_t n);
+  // Norm of all gradients, the factor that clips it, and whether the step may change anything.
+  void end_gradient(StepState* state, double clip);
 
  protected:
   // Working memory of one op: dead when the op's last kernel is done. What an op puts there is said where it does.

@@ -11,6 +11,8 @@
 #include "ops.h"
 #include "base/arena.h"
 #include "base/threads.h"
+#include "ranks/collectives.h"
+#include "ranks/shards.h"
 
 namespace gca {
 
@@ -19,6 +21,12 @@ enum class Use { training, inference };  // inference keeps nothing for backward
 // What backward computes anew instead of keeping it, with the same bits: nothing; what comes out of norms and SwiGLU;
 // all of a layer but its output and what gca_backward_memory reads.
 enum class Recompute { none, norms, layers };
+// Which of how many ranks trains this copy of a model, and elements of a bucket of its gradient, about: large enough
+// for a link's full speed, small enough that little is left to send when backward ends.
+struct Share {
+  int rank = 0, ranks = 1;
+  int64_t bucket_size = ranks > 1 ? 8 << 20 : 0;  // 0: one bucket
+};
 
 template <class Device>
 struct DRT {
@@ -119,7 +127,10 @@ struct DRT {
   Device& device;
   const Config config;
   const TensorTable table;
-  // Flat buffers, (table.size) each.
+  const Shards shards;
+  // Of several ranks, what they do together; null where there is one. Set before initialise() and update().
+  Collectives* collectives = nullptr;
+  // Flat buffers, (shards.size) each; adam_m, adam_v and, where weights are apart, masters: (shards.share()).
   master *masters = nullptr, *adam_m = nullptr, *adam_v = nullptr;  // weights, Adam's first and second moments
   weight* weights = nullptr;                                        // the masters themselves where the backend says so
   grad* gradient = nullptr;
@@ -142,7 +153,7 @@ struct DRT {
   stat *final_rstd = nullptr, *loss = nullptr;           // (B,T)
   act* logits = nullptr;                                 // (logits_rows(),padded_vocab), of a piece of the slots
 
-  DRT(Device& device_, const Config& config_, Use use_ = Use::training);
+  DRT(Device& device_, const Config& config_, Use use_ = Use::training, const Share& share = {});
   ~DRT();
   DRT(const DRT&) = delete;
   DRT& operator=(const DRT&) = delete;
@@ -193,14 +204,25 @@ struct DRT {
 
   // ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update ---------------
   void begin_step();
-  void update(const AdamW& hyper);
+  // Of several ranks, all: stop is added up over them in the step state.
+  void update(const AdamW& hyper, double stop = 0);
   StepState step_state() const;
+  // Of several ranks, all: sums the buckets of the gradient that are final once it is so from element `begin` on. In
+  // the last micro-batch from grads_ready, and with 0 at the latest before update().
+  void reduce_gradient(int64_t begin);
 
   // ---- weights in and out -----------------------------------------------------------------------------------------
   // Matrices normal(0, 0.02), gains 1, the same for any backend.
   void initialise(uint64_t seed, ThreadPool& pool);
-  // After masters were written from outside.
+  // After masters were written from outside. Of several ranks, all.
   void weights_changed();
+  // Elements first .. first + count - 1 of a model's whole buffer (masters, adam_m or adam_v) from the host. Of several
+  // ranks each gives all of them, and keeps its share.
+  void put(master* buffer, int64_t first, const master* values, int64_t count);
+  // Whether a rank has no more of that buffer than its share.
+  bool is_shared_out(const master* buffer) const {
+    return shards.ranks > 1 && !(Device::weights_are_masters && buffer == masters);
+  }
 
   // A stream of B rows that holds up to `chunks` chunks of each. plan() lays out its memory, open() allocates it too.
   // with_kv: CK | CV as well; without, who reads keeps those that each pass leaves in `kv`, and gives place.kv.
@@ -215,7 +237,8 @@ struct DRT {
   Arena model_, activations_;
   int64_t max_rows_ = 0, logits_rows_ = 0;
   bool has_weights_ = false;
-  Pass pass_{};  // the one at work
+  size_t reduced_ = 0;  // buckets of the gradient, in this step
+  Pass pass_{};         // the one at work
   // Gradients, each dead after its layer but dx; rows: the larger of B*T and B*C*S.
   act *dx_ = nullptr, *dn_ = nullptr;         // (rows,D)
   act* dattended_ = nullptr;                  // (rows,D)
@@ -256,6 +279,7 @@ struct DRT {
     return (pass_.place.first_slot + pass_.in.T) / config.chunk - pass_.place.first_slot / config.chunk;
   }
 
+  void gather_weights();
   void finish(const act* x);
   void encode(const act* x);
   void encode_chunks(const act* chunks);
@@ -265,18 +289,20 @@ struct DRT {
 };
 
 template <class Device>
-DRT<Device>::DRT(Device& device_, const Config& config_, Use use_)
+DRT<Device>::DRT(Device& device_, const Config& config_, Use use_, const Share& share)
     : device(device_),
       config(config_.validated()),
       table(config_, Device::vocab_multiple, Device::alignment_bytes / static_cast<int64_t>(sizeof(weight))),
+      shards(share.rank, share.ranks, table.size, table.padded_vocab * config.width,
+             Device::alignment_bytes / static_cast<int64_t>(sizeof(weight)), share.bucket_size),
       use(use_) {
   reach = config.reach;
-  model_.want(masters, "weights", table.size);
-  if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", table.size);
+  model_.want(masters, "weights", Device::weights_are_masters ? shards.size : shards.share());
+  if constexpr (!Device::weights_are_masters) model_.want(weights, "working weights", shards.size);
   if (use == Use::training) {
-    model_.want(gradient, "gradients", table.size);
-    model_.want(adam_m, "Adam's first moment", table.size);
-    model_.want(adam_v, "Adam's second moment", table.size);
+    model_.want(gradient, "gradients", shards.size);
+    model_.want(adam_m, "Adam's first moment", shards.share());
+    model_.want(adam_v, "Adam's second moment", shards.share());
   }
   model_.want(state, "step state", 1);
 }
@@ -565,13 +591,24 @@ void DRT<Device>::initialise(uint64_t seed, ThreadPool& pool) {
           if (j + 1 < t.size()) values[j + 1] = static_cast<master>(static_cast<float>(radius * std::sin(angle)));
         }
       });
-    device.upload(masters + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
+    put(masters, t.offset, values.data(), t.size());
   }
   weights_changed();
 }
 template <class Device>
 void DRT<Device>::weights_changed() {
-  if constexpr (!Device::weights_are_masters) device.cast_weights(weights, masters, table.size);
+  if constexpr (!Device::weights_are_masters) {
+    for (const Shards::Bucket& b : shards.buckets) device.cast_weights(weights + b.flat, masters + b.place, b.size);
+    gather_weights();
+  }
+}
+template <class Device>
+void DRT<Device>::put(master* buffer, int64_t first, const master* values, int64_t count) {
+  const auto upload = [&](int64_t to, const master* from, int64_t n) {
+    device.upload(buffer + to, from, n * static_cast<int64_t>(sizeof(master)));
+  };
+  if (!is_shared_out(buffer)) return upload(first, values, count);
+  shards.owned(first, count, [&](int64_t flat, int64_t place, int64_t n) { upload(place, values + flat - first, n); });
 }
 template <class Device>
 void DRT<Device>::open(StreamState& stream, int64_t B, int64_t chunks, bool with_kv) {

@@ -85,14 +85,55 @@ void DRT<Device>::backward() {
 // ---- a step: begin_step, then (upload, forward, head, backward) for each micro-batch, then update ---------------
 template <class Device>
 void DRT<Device>::begin_step() {
-  device.zero(gradient, table.size);
+  device.zero(gradient, shards.size);
   device.begin_step(state);
+  reduced_ = 0;
+}
+// What ranks do together goes on beside the device's other work, behind what is queued before it.
+template <class Device>
+void DRT<Device>::reduce_gradient(int64_t begin) {
+  for (; reduced_ < shards.buckets.size() && shards.buckets[reduced_].begin >= begin; reduced_++) {
+    const Shards::Bucket& b = shards.buckets[reduced_];
+    device.side_waits();
+    collectives->reduce_scatter(gradient + b.begin, b.size);
+  }
 }
 template <class Device>
-void DRT<Device>::update(const AdamW& hyper) {
-  device.end_gradient(state, gradient, table.size, hyper.clip);
-  device.adamw(masters, weights, adam_m, adam_v, gradient, table.segments.data(),
-               static_cast<int64_t>(table.segments.size()), state, hyper);
+void DRT<Device>::gather_weights() {
+  if (!collectives) return;
+  device.side_waits();
+  collectives->begin_group();
+  for (const Shards::Bucket& b : shards.buckets)
+    collectives->all_gather(weights + b.begin, b.size * static_cast<int64_t>(sizeof(weight)));
+  collectives->end_group();
+  device.wait_for_side();
+}
+// A rank sees to its slices: of the sum of squares, which with the losses is then added up over ranks, and of the
+// weights, which all then have.
+template <class Device>
+void DRT<Device>::update(const AdamW& hyper, double stop) {
+  if (collectives) {
+    GCA_CHECK(reduced_ == shards.buckets.size(), "of ", shards.buckets.size(), " buckets ", reduced_, " are reduced");
+    device.wait_for_side();
+    if (stop != 0) device.upload(&state->stop, &stop, sizeof stop);
+  }
+  for (const Shards::Bucket& b : shards.buckets) device.add_squares(state, gradient + b.flat, b.size);
+  if (collectives) {
+    device.side_waits();
+    collectives->all_reduce(reinterpret_cast<double*>(state), StepState::sums);
+    device.wait_for_side();
+  }
+  device.end_gradient(state, hyper.clip);
+  for (const Shards::Bucket& b : shards.buckets) {
+    std::vector<Segment> segments;  // of the slice, from its beginning
+    for (const Segment& s : table.segments)
+      if (const int64_t from = std::max(s.offset, b.flat), to = std::min(s.offset + s.size, b.flat + b.size); from < to)
+        segments.push_back({from - b.flat, to - from, s.decay});
+    const int64_t master_at = is_shared_out(masters) ? b.place : b.flat;
+    device.adamw(masters + master_at, weights + b.flat, adam_m + b.place, adam_v + b.place, gradient + b.flat,
+                 segments.data(), std::ssize(segments), state, hyper);
+  }
+  gather_weights();
 }
 template <class Device>
 StepState DRT<Device>::step_state() const {

@@ -2,6 +2,8 @@
 // model.h. Letters as in the paper: B rows, C chunks, S slots a chunk, T = C*S slots, D width, H heads, d = D/H, F
 // feed-forward width, K chunks fetched, M chunks of memory, V vocabulary. Row-major, last index fastest.
 #pragma once
+#include <cstddef>
+
 #include "common.h"
 
 namespace gca {
@@ -200,17 +202,22 @@ struct AdamW {
 struct StepState {
   double loss;         // sum over slots of weight * cross entropy / N
   double plain_loss;   // the same with every weight 1
+  double squares;      // sum over parameters of the gradient's squares
+  double stop;         // ranks that were asked to stop
   double grad_norm;    // before clipping, over all parameters
   double grad_scale;   // what clipping multiplies gradients by
   int64_t adam_steps;  // updates made: Adam's own count, which a skipped step does not advance
   int64_t skipped, skipped_in_a_row;
   int32_t skip;  // loss or norm of this step is not finite: no weight and no optimiser state changes
+
+  static constexpr int64_t sums = 4;  // the first of these, which ranks add up
 };
+static_assert(offsetof(StepState, loss) == 0 && offsetof(StepState, grad_norm) == StepState::sums * sizeof(double));
 
 // The step's rule, on either device, once the squares of all gradients are summed: how clipping scales them, and
 // whether the step counts. One with a loss or a norm that is not finite changes nothing.
-GCA_HD inline void finish_gradient(StepState& state, double sum_of_squares, double clip) {
-  state.grad_norm = sqrt(sum_of_squares);
+GCA_HD inline void finish_gradient(StepState& state, double clip) {
+  state.grad_norm = sqrt(state.squares);
   state.grad_scale = clip > 0 ? fmin(1.0, clip / (state.grad_norm + 1e-6)) : 1.0;
   state.skip = !std::isfinite(state.grad_norm) || !std::isfinite(state.loss);
   state.skipped += state.skip;

@@ -15,6 +15,7 @@
 #include <numeric>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -22,9 +23,11 @@
 #include "commands/device.h"
 #include "commands/shared.h"
 #include "dataloader.h"
+#include "ranks/ranks.h"
 #include "runtime/evaluate.h"
 #include "runtime/log.h"
 #include "runtime/matmul_cache.h"
+#include "runtime/parallel.h"
 #include "runtime/rows.h"
 #include "runtime/run.h"
 #include "runtime/weights.h"
@@ -56,6 +59,7 @@ struct Run {
   Flags& flags;
   Tokenizer tokenizer;
   const SavedRun* saved;  // what it resumes from, or null
+  Ranks& ranks;           // who trains it: this process, or several together
 };
 
 template <class Device>
@@ -64,9 +68,10 @@ class Trainer {
   Trainer(Device& device, Run& run)
       : device_(device),
         run_(run),
+        ranks_(run.ranks),
         s_(run.settings),
-        log_(s_),
-        model_(device, s_.config),
+        log_(s_, ranks_.first()),
+        model_(device, s_.config, Use::training, {ranks_.rank(), ranks_.size()}),
         rows_(row_maker(s_, run.tokenizer)) {
     if (!s_.val_data.empty()) {
       val_stream_ = std::make_unique<TokenStream>(s_.val_data, run.tokenizer);
@@ -75,53 +80,67 @@ class Trainer {
     if (run.saved) rows_->resume(run.saved->state());
     model_.recompute = recompute_named(s_.recompute);
     allocate_or_explain(model_, micro_rows(), row_slots());
+    collectives_ = collectives_of(ranks_, device_);
+    model_.collectives = collectives_.get();
+    model_.grads_ready = [this](int64_t begin, int64_t) {
+      ranks_.tick();
+      if (collectives_ && last_rows_) model_.reduce_gradient(begin);
+    };
   }
 
   // From the first step, or the saved one, to the last: the exit code.
   int train() {
+    check_same_run(ranks_, what_it_is());
     start();
     print_table();
     choose_products(device_, saved_products());
     began_ = step_began_ = Clock::now();
     const int64_t first_step = reported_ = step_;
-    while (step_ < s_.steps && !stop_asked) {
+    ranks_.at(Doing::training);
+    while (step_ < s_.steps && !stopping()) {
       try {
         one_step();
       } catch (const Error&) {  // a shard that can no longer be read must not cost the steps since the last save
-        save();
+        if (ranks_.size() == 1) save();
         throw;
       }
       device_.take(snapshots_[step_ % 2], model_.state);
-      if (step_ == first_step) keep_products(device_);
+      if (step_ == first_step) keep_products(device_, ranks_);
       step_++;
       const bool last = step_ == s_.steps, due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || last;
       // A device that runs ahead is asked for a step's figures when the next step is already queued.
-      const int64_t known = Device::runs_ahead && !due && !stop_asked ? step_ - 1 : step_;
+      const int64_t known = Device::runs_ahead && !due && !stopping() ? step_ - 1 : step_;
       for (; reported_ < known; reported_++)
         if (report(reported_, first_step).skipped_in_a_row >= 10) return give_up();
       if (step_ % s_.eval_every == 0 || last) validate();
-      if (step_ % s_.save_every == 0 && !last && !stop_asked) save();
+      if (step_ % s_.save_every == 0 && !last && !stopping()) save();
       if (due) step_began_ = Clock::now();
     }
     const bool saved = step_ == saved_step_ || save();
     if (run_.saved && first_step >= s_.steps)
       print("all ", s_.steps, " steps were made already; for more, start a new run from its weights with --init\n");
-    if (stop_asked)
+    if (stopping())
       print("stopped after step ", step_, " of ", s_.steps, saved ? ", saved" : "",
             "; go on with: train_gca train --out ", s_.out, " --resume\n");
     return saved ? 0 : 1;
   }
 
  private:
-  // One step: rows, then forward and backward for each micro-batch, then the optimiser.
+  using Clock = std::chrono::steady_clock;
+  using Whole = WholeBuffer<Device>;
+
+  // One step: rows, then forward and backward for each micro-batch of this rank's, then the optimiser. Every rank makes
+  // all rows, so that all know how many targets there are.
   void one_step() {
     rows_->make(batch_, step_);
+    const RowRange own = rows_of_rank(batch_.rows, ranks_.rank(), ranks_.size());
     const int64_t T = batch_.slots, micro = micro_rows();
     const double scale = batch_.targets_in_all ? 1.0 / static_cast<double>(batch_.targets_in_all) : 0;
     if (rows_->wants_losses()) losses_.resize(batch_.tokens.size());
     model_.begin_step();
-    for (int64_t row = 0; row < batch_.rows; row += micro) {
-      const int64_t B = std::min(micro, batch_.rows - row), first = row * T;
+    for (int64_t row = own.begin; row < own.end; row += micro) {
+      const int64_t B = std::min(micro, own.end - row), first = row * T;
+      last_rows_ = row + B == own.end;
       model_.upload(&batch_.tokens[first], &batch_.targets[first],
                     batch_.weights.empty() ? nullptr : &batch_.weights[first], B * T);
       typename DRT<Device>::Input in{B, T, {}};
@@ -135,15 +154,18 @@ class Trainer {
         device_.download(&losses_[first], model_.loss, B * T * static_cast<int64_t>(sizeof(losses_[0])));
       model_.backward();
     }
+    if (collectives_) model_.reduce_gradient(0);  // where a rank has no rows: nothing of its own to the others' sums
     model_.update({.lr = s_.learning_rate(step_),
                    .beta1 = s_.beta1,
                    .beta2 = s_.beta2,
                    .eps = 1e-8,
                    .weight_decay = s_.weight_decay,
-                   .clip = s_.clip});
+                   .clip = s_.clip},
+                  stop_asked);
     slots_[step_ % 2] = batch_.rows * T;
     figures_[step_ % 2] = {};
-    if (rows_->wants_losses() && rows_->learn_from(batch_, losses_, step_, figures_[step_ % 2])) {
+    const auto add_up = [this](double* data, int64_t count) { ranks_.sum(data, count); };
+    if (rows_->wants_losses() && rows_->learn_from(batch_, losses_, own, add_up, step_, figures_[step_ % 2])) {
       model_.plan(micro_rows(), row_slots());  // rows are longer from here on
       model_.commit_activations();
     }
@@ -180,6 +202,7 @@ class Trainer {
     log_.model(model_.table.parameters(), run_.tokenizer);
     log_.line(name, data);
     log_.schedule(rows_->rows(s_.batch), micro_rows(), step_);
+    if (collectives_) log_.line("ranks", str(ranks_.size(), ", over ", collectives_->description()));
     log_.line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " +
                             mebibytes(model_.activation_memory().total_bytes()) + " of activations");
     log_.line("work", str(significant(3 * forward_flops_per_slot(s_.config, s_.config.reach) * S / (S - 1), 3),
@@ -191,17 +214,31 @@ class Trainer {
       print(
           "note: with --topk 1 the one chunk that is fetched always weighs 1, so the retriever gets no gradient and "
           "stays as it began; with --topk 2 or more it learns\n");
-    peak_flops_ = device_.peak_flops();
+    peak_flops_ = device_.peak_flops() * ranks_.size();
+  }
+  // What all ranks must agree on: settings, weights, data.
+  std::string what_it_is() const {
+    Json state = Json::object();
+    state["settings"] = run_.flags.values();
+    rows_->save(state);
+    if (run_.saved) state["weights"] = run_.saved->weights_crc();
+    return state.dump();
   }
 
   int64_t row_slots() const { return rows_->chunks() * s_.config.chunk; }
-  int64_t micro_rows() const { return rows_->rows(s_.micro()); }
+  int64_t micro_rows() const {
+    return std::min(rows_->rows(s_.micro()), rows_of_rank(rows_->rows(s_.batch), 0, ranks_.size()).count());
+  }
+  // Of several ranks all must stop after the same step: what the step's sums told each of them.
+  bool stopping() const { return ranks_.size() == 1 ? stop_asked != 0 : stop_told_; }
   std::string saved_products() const {
     return run_.saved && run_.saved->state().has("products") ? run_.saved->state().at("products").string() : "";
   }
 
   StepState report(int64_t step, int64_t first_step) {
-    const StepState state = device_.read(snapshots_[step % 2]);
+    const StepState state = ranks_.waiting([&] { return device_.read(snapshots_[step % 2]); });
+    ranks_.tick();
+    stop_told_ |= state.stop > 0;
     const auto now = Clock::now();
     const double seconds = std::chrono::duration<double>(now - step_began_).count(),
                  all = std::chrono::duration<double>(now - began_).count();
@@ -212,26 +249,45 @@ class Trainer {
   }
 
   void validate() {
-    if (!val_rows_ || stop_asked) return;
-    const int64_t B = std::min({s_.micro(), s_.eval_rows, val_rows_->count()}), T = row_slots();
+    if (!val_rows_ || stopping()) return;
+    ranks_.at(Doing::validating);
+    const int64_t B = std::min({micro_rows(), s_.eval_rows, val_rows_->count()}), T = row_slots();
     const auto read = [&](const int32_t* tokens, const int32_t* targets, int64_t, const auto& after) {
       model_.upload(tokens, targets, nullptr, B * T);
       model_.forward({B, T, {}});
       after(0, T);
     };
-    const Evaluation result = evaluate(model_, *val_rows_, s_.eval_rows, B, T, 0, read, [] { return stop_asked != 0; });
-    if (stop_asked || !result.targets) return;
-    log_.validation(step_, result.loss(), result.rows);
-    if (std::isfinite(result.loss()) && (best_step_ < 0 || result.loss() < best_loss_)) {
-      best_loss_ = result.loss();
+    const Evaluation own = evaluate(model_, *val_rows_, s_.eval_rows, B, T, 0, read, [] { return stop_asked != 0; });
+    double sums[] = {own.sum, static_cast<double>(own.targets), static_cast<double>(own.rows),
+                     static_cast<double>(stop_asked)};
+    ranks_.sum(sums, std::ssize(sums));
+    ranks_.at(Doing::training);
+    stop_told_ |= sums[3] > 0;
+    if (sums[3] > 0 || sums[1] == 0) return;
+    const double loss = sums[0] / sums[1];
+    log_.validation(step_, loss, static_cast<int64_t>(sums[2]));
+    if (std::isfinite(loss) && (best_step_ < 0 || loss < best_loss_)) {
+      best_loss_ = loss;
       best_step_ = step_;
       save();  // the best one is kept
     }
   }
 
-  // Returns whether it was saved; a failure is told, and training goes on.
+  // Returns whether it was saved; a failure is told, and training goes on. What ranks share is brought together by all,
+  // and written by the first one.
   bool save() {
     if (saved_step_ == step_) return true;
+    ranks_.at(Doing::saving);
+    const Whole masters(model_, model_.masters, ranks_), adam_m(model_, model_.adam_m, ranks_),
+        adam_v(model_, model_.adam_v, ranks_);
+    const std::string products = products_of(device_, ranks_);
+    double saved = ranks_.first() && write(masters, adam_m, adam_v, products);
+    ranks_.sum(&saved, 1);
+    if (saved > 0) saved_step_ = step_;
+    ranks_.at(Doing::training);
+    return saved > 0;
+  }
+  bool write(const Whole& masters, const Whole& adam_m, const Whole& adam_v, const std::string& products) {
     const StepState counters = model_.step_state();
     Json state = Json::object();
     state["settings"] = run_.flags.values();
@@ -243,43 +299,46 @@ class Trainer {
     rows_->save(state);
     state["device"] = device_.description();
     state["build"] = build_description();
-    if constexpr (requires { device_.products(); }) state["products"] = device_.products();
+    if (!products.empty()) state["products"] = products;
+    bool whole = false;
     try {
-      const Manifest saved =
-          write_checkpoint(s_.out, step_,
-                           {{SavedRun::model_file, [&](const std::string& path) { save_weights(path, model_); }},
-                            {SavedRun::optimizer_file, [&](const std::string& path) { save_optimizer(path, model_); }},
-                            {SavedRun::tokenizer_file, [&](const std::string& path) { run_.tokenizer.save(path); }}},
-                           state);
-      saved_step_ = step_;
+      const Manifest saved = write_checkpoint(
+          s_.out, step_,
+          {{SavedRun::model_file, [&](const std::string& path) { save_weights(path, masters); }},
+           {SavedRun::optimizer_file, [&](const std::string& path) { save_optimizer(path, adam_m, adam_v); }},
+           {SavedRun::tokenizer_file, [&](const std::string& path) { run_.tokenizer.save(path); }}},
+          state);
+      whole = true;
       print("saved step ", step_, ", weights ", hex(saved.entries[0].crc, 8), "\n");
       fflush(stdout);
       keep_checkpoints(s_.out, s_.keep, best_step_);
-      return true;
     } catch (const Error& error) {
       print_error(error.what(), "\n");
-      return saved_step_ == step_;
     }
+    return whole;
   }
 
   int give_up() {
-    print_error("ten steps in a row had a loss or a gradient that is not finite, and changed nothing; ",
-                saved_step_ < 0 ? "no checkpoint was saved: start anew with a lower --lr"
-                                : "the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) +
-                                      ": start anew from it with --init and a lower --lr",
-                "\n");
+    if (ranks_.first())
+      print_error("ten steps in a row had a loss or a gradient that is not finite, and changed nothing; ",
+                  saved_step_ < 0 ? "no checkpoint was saved: start anew with a lower --lr"
+                                  : "the last good checkpoint is " + checkpoint_folder(s_.out, saved_step_) +
+                                        ": start anew from it with --init and a lower --lr",
+                  "\n");
     return 1;
   }
 
-  using Clock = std::chrono::steady_clock;
   Device& device_;
   Run& run_;
+  Ranks& ranks_;
   const TrainSettings& s_;
   RunLog log_;
   DRT<Device> model_;
   std::unique_ptr<RowMaker> rows_;
   std::unique_ptr<TokenStream> val_stream_;
   std::unique_ptr<Rows> val_rows_;
+  std::unique_ptr<Collectives> collectives_;    // null: one rank
+  bool last_rows_ = false, stop_told_ = false;  // backward is of this rank's last rows; a rank was asked to stop
   StepRows batch_;
   std::vector<typename DRT<Device>::stat> losses_;  // (B,T)
   int64_t step_ = 0, reported_ = 0, saved_step_ = -1, best_step_ = -1;
@@ -299,7 +358,7 @@ bool is_among(const std::vector<std::string>& arguments, const char* flag) {
 // Before the flags are read: what they start from. A preset's sizes, the settings of the weights' run, or those of the
 // run that goes on, which is returned.
 std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& arguments, TrainSettings& settings,
-                                         Flags& flags, std::optional<RunLock>& lock) {
+                                         Flags& flags, std::optional<RunLock>& lock, bool first) {
   const std::string out = Flags::peek(arguments, "out"), init = Flags::peek(arguments, "init"),
                     name = Flags::peek(arguments, "model");
   const bool fallback = is_among(arguments, "--fallback");
@@ -310,7 +369,8 @@ std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& argumen
                      "'; give the folder that it lies in");
   if (is_among(arguments, "--resume")) {
     if (out.empty()) throw UsageError("--resume needs --out RUN: the folder of the run that goes on");
-    if (std::filesystem::is_directory(out, none)) lock.emplace(out);  // before its newest checkpoint is looked for
+    if (first && std::filesystem::is_directory(out, none))
+      lock.emplace(out);  // before its newest checkpoint is looked for
     saved = std::make_unique<SavedRun>(SavedRun::open(out, fallback));
     flags.restore(saved->state().at("settings"));
     return saved;
@@ -340,12 +400,29 @@ void check_task_flags(const TrainSettings& settings, Flags& flags) {
     if (list->empty()) throw UsageError("--needles and --questions: expected one number at least, found none");
 }
 
+// train(ranks) as one of the world's ranks, of which the first alone prints. Where one of them fails all end.
+template <class Train>
+int train_as(const World& world, Train train) {
+  if (world.rank > 0 && !freopen("/dev/null", "w", stdout)) throw system_error("cannot open /dev/null", errno);
+  Ranks ranks(world);
+  try {
+    const int exit_code = train(ranks);
+    ranks.leave();
+    return exit_code;
+  } catch (const std::exception& error) {
+    if (ranks.fail(error.what())) return 1;
+    ranks.tick();  // throws what ended the run, of which this error may be but the consequence
+    throw;
+  }
+}
+
 int train_command(const std::vector<std::string>& arguments) {
   TrainSettings settings;
   Flags flags = train_flags(settings);
   if (wants_help(arguments, flags)) return 0;
-  std::optional<RunLock> lock;
-  const std::unique_ptr<SavedRun> saved = starting_point(arguments, settings, flags, lock);
+  World world = world_of();
+  std::optional<RunLock> lock;  // of the first rank; one that is launched here has it from this process
+  const std::unique_ptr<SavedRun> saved = starting_point(arguments, settings, flags, lock, world.rank == 0);
   flags.parse(arguments);
   if (saved) flags.check_unchanged(saved->state().at("settings"));
   flags.need("out");
@@ -355,17 +432,28 @@ int train_command(const std::vector<std::string>& arguments) {
     throw UsageError(
         str("train needs either --steps or --tokens: how long to train; found ", settings.steps ? "both" : "neither"));
   settings.finish(tokenizer.vocab_size());
-  if (!saved) {
+  if (!saved && world.rank == 0) {
     make_folder(settings.out);
     lock.emplace(settings.out);
     if (std::error_code none;
         std::filesystem::exists(settings.out + "/log.jsonl", none) || !list_checkpoints(settings.out).empty())
       throw Error("'" + settings.out + "' holds a run already: go on with --resume, or choose another folder");
   }
-  stop_on_signals();
-  Run run{settings, flags, std::move(tokenizer), saved.get()};
-  return with_device(settings.device, settings.precision, settings.threads,
-                     [&](auto& device) { return Trainer(device, run).train(); });
+  if (const int count = ranks_to_launch(settings, world); count > 1) {
+    int exit_code = 0;
+    const std::optional<World> launched = launch(count, exit_code);
+    if (!launched) return exit_code;
+    world = *launched;
+    if (settings.threads == 0)
+      settings.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / count);
+  }
+  return train_as(world, [&](Ranks& ranks) {
+    stop_on_signals();  // until all ranks have met a signal ends this one at once
+    Run run{settings, flags, std::move(tokenizer), saved.get(), ranks};
+    return with_device(
+        settings.device, settings.precision, settings.threads,
+        [&](auto& device) { return Trainer(device, run).train(); }, world.local_rank);
+  });
 }
 
 // ---- commands -----------------------------------------------------------------------------------------------------

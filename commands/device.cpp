@@ -2,14 +2,65 @@
 #include "commands/device.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <numeric>
 
+#include "ranks/world.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
 #include "runtime/weights.h"
 
 namespace gca {
+
+namespace {
+
+#ifdef GCA_CUDA
+constexpr bool has_cuda = true;
+#else
+constexpr bool has_cuda = false;
+int gpu_count() noexcept { return 0; }
+#endif
+
+}  // namespace
+
+int ranks_to_launch(const TrainSettings& settings, const World& world) {
+  int gpus = 0;
+  const std::string& asked = settings.gpus;
+  const char* end = asked.data() + asked.size();
+  if (asked != "all")
+    if (const auto [stop, code] = std::from_chars(asked.data(), end, gpus);
+        code != std::errc() || stop != end || gpus < 1)
+      throw UsageError("--gpus: expected a number from 1, or all, found '" + asked + "'");
+  const int ranks = static_cast<int>(settings.ranks);
+  if (gpus == 1 && ranks == 1) return 1;
+  if (world.size > 1)
+    throw UsageError(str("a launcher has started ", world.size,
+                         " ranks already, of which this is one: leave --gpus and --ranks out"));
+  if (ranks > 1) {
+    if (gpus != 1) throw UsageError("--gpus and --ranks exclude each other: GPUs have a rank each");
+    if (settings.device != "cpu" && has_cuda)
+      throw UsageError("--ranks counts processes on the CPU: give --device cpu too, or --gpus N for N GPUs");
+    return ranks;
+  }
+  if (settings.device == "cpu") throw UsageError("--gpus counts GPUs: with --device cpu use --ranks N for N processes");
+  if (!has_cuda)
+    throw UsageError("--gpus: this program was built without CUDA; put nvcc into PATH and run make, or use --ranks N");
+  const int found = count_apart(gpu_count);
+  if (found == 0 || found < gpus)
+    throw Error(str("--gpus ", asked, ": expected ", gpus ? str(gpus, " GPUs") : "one GPU at least", ", found ", found,
+                    " that answer; look at what nvidia-smi and CUDA_VISIBLE_DEVICES say, or ask for fewer"));
+  return gpus ? gpus : found;
+}
+
+int gpu_of(int local_rank) {
+  const int found = gpu_count();
+  if (found <= 1) return 0;
+  if (local_rank >= found)
+    throw Error(str("rank ", local_rank, " of this host: expected ", local_rank + 1, " GPUs here, found ", found,
+                    "; start as many ranks on a host as it has GPUs"));
+  return local_rank;
+}
 
 template <class Device>
 void load_weights_of(const SavedRun& saved, DRT<Device>& model) {

@@ -13,16 +13,25 @@ namespace gca {
 
 struct SavedRun;
 
-// Calls body(device) with the backend that --device and --precision name.
+struct World;
+struct TrainSettings;
+// How many ranks --gpus and --ranks ask this process to launch; 1: none. A UsageError where that does not fit --device,
+// the build or the world that this process is in already, an Error where there are fewer GPUs.
+int ranks_to_launch(const TrainSettings& settings, const World& world);
+// The GPU of the rank of that number on this host: where it sees one alone, that one. An Error where it sees too few.
+int gpu_of(int local_rank);
+
+// Calls body(device) with the backend that --device and --precision name. local_rank: see gpu_of.
 template <class Body>
-int with_device(const std::string& device, const std::string& precision, int64_t threads, Body body) {
+int with_device(const std::string& device, const std::string& precision, int64_t threads, Body body,
+                [[maybe_unused]] int local_rank = 0) {
 #ifdef GCA_CUDA
   if (device == "cuda" || (device == "auto" && gpu_count() > 0)) {
     if (precision == "bf16") {
-      Gpu<__nv_bfloat16> gpu;
+      Gpu<__nv_bfloat16> gpu(gpu_of(local_rank));
       return body(gpu);
     }
-    Gpu<float> gpu;
+    Gpu<float> gpu(gpu_of(local_rank));
     return body(gpu);
   }
 #else

@@ -102,14 +102,16 @@ void print_memory(const Arena& model, const Arena& activations) {
   print("  ", left("all", 40), " ", right(mebibytes(model.total_bytes() + activations.total_bytes()), 14), "\n");
 }
 
-// where: the backend in words.
+// where: the backend in words; gpus: that train together, of which one is planned for.
 template <class Device>
-void print_model(Device& device, const char* where, const Config& config, int64_t B, int64_t T, Recompute recompute) {
-  DRT model(device, config);
+void print_model(Device& device, const char* where, const Config& config, int64_t B, int64_t T, Recompute recompute,
+                 int64_t gpus) {
+  DRT model(device, config, Use::training, {0, static_cast<int>(gpus)});
   model.recompute = recompute;
   model.plan(B, T);
   print_tensors(model.table, config);
-  print("memory of training on ", where, ", ", B, " rows of ", T, " slots:\n");
+  print("memory of training on ", where, gpus > 1 ? str(", one of ", gpus, " together") : "", ", ", B, " rows of ", T,
+        " slots:\n");
   print_memory(model.model_memory(), model.activation_memory());
 }
 
@@ -117,7 +119,7 @@ void print_model(Device& device, const char* where, const Config& config, int64_
 
 int info_command(const std::vector<std::string>& arguments) {
   std::string model = "drt", data, tokenizer = "bytes", recompute = "none", precision = "float";
-  int64_t batch = 1, chunks = 260, first = 64;
+  int64_t batch = 1, chunks = 260, first = 64, gpus = 1;
   const std::string asked = Flags::peek(arguments, "model");
   Config config = preset(asked.empty() ? model : asked).config;
   config.vocab = 50265;
@@ -128,6 +130,8 @@ int info_command(const std::vector<std::string>& arguments) {
   flags.add("vocab", config.vocab, 2, 1 << 24, "V, ids");
   flags.add("batch", batch, 1, 1 << 20, "rows at once, for the memory plan");
   flags.add("chunks", chunks, 1, 1 << 20, "C, chunks a row, for the memory plan");
+  flags.add("gpus", gpus, 1, 4096,
+            "that train together: the memory plan is of each, --batch the rows that it takes at once");
   add_recompute_flag(flags, recompute);
   flags.add_choice("precision", precision, "float|bf16", "for the memory plan: float on the CPU, or bf16 on a GPU");
   flags.add("data", data, "GLOB", "token shards to look into instead; exit 1 if they hold an id out of vocabulary");
@@ -139,10 +143,10 @@ int info_command(const std::vector<std::string>& arguments) {
   config.validate();
   if (precision == "bf16") {
     PlannedGpu gpu;
-    print_model(gpu, "a GPU in bf16", config, batch, chunks * config.chunk, recompute_named(recompute));
+    print_model(gpu, "a GPU in bf16", config, batch, chunks * config.chunk, recompute_named(recompute), gpus);
   } else {
     Cpu<float> cpu(1);
-    print_model(cpu, "the CPU in float", config, batch, chunks * config.chunk, recompute_named(recompute));
+    print_model(cpu, "the CPU in float", config, batch, chunks * config.chunk, recompute_named(recompute), gpus);
   }
   return 0;
 }

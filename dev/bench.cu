@@ -6,11 +6,13 @@
 #include <chrono>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/files.h"
 #include "base/flags.h"
 #include "cpu/matmul.h"
+#include "dev/bench_ranks.h"
 #include "runtime/decode.h"
 #include "runtime/matmul_cache.h"
 #include "runtime/models.h"
@@ -652,7 +654,7 @@ void bench_ops(const std::vector<std::string>& names, const OpShape& shape, bool
 
 // ---- the program --------------------------------------------------------------------------------------------------
 struct Settings {
-  std::string op, dtype = "float";
+  std::string op, dtype = "float", ranks;
   OpShape shape;
   bool check = true;
 };
@@ -686,6 +688,8 @@ Flags bench_flags(Settings& settings) {
   flags.add("layers", s.layers, 1, 1024, "that fetch: of gca_backward_memory, which serves all at once");
   flags.add_choice("dtype", settings.dtype, "float|bf16", "of activations and products");
   flags.add_on_off("check", settings.check, "compare with the CPU too (slow for large shapes; not of retrieval_long)");
+  flags.add("ranks", settings.ranks, "N|all",
+            "instead: training steps on 1, 2, 4 .. N GPUs of this host, or without CUDA processes");
   return flags;
 }
 // Flags speak for train_gca's commands; this is a program of its own.
@@ -728,7 +732,8 @@ void bench_backend() {
   for (const bool on_host : {false, true})
     for (const int64_t slots : {int64_t{16} << 10, int64_t{1} << 20})
       bench_stream(gpu, peak, copied, preset_with("drt", 50265), slots, 2048, on_host);
-  keep_products(gpu);
+  Ranks alone{World{}};
+  keep_products(gpu, alone);
 }
 #else
 double copy_rate(CpuDevice& cpu) {
@@ -753,6 +758,31 @@ void bench_backend() {
 }
 #endif
 
+// Before this process touches a GPU.
+int bench_ranks(const std::string& asked) {
+#ifdef GCA_CUDA
+  const int found = count_apart(gpu_count);
+#else
+  const int found = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+#endif
+  const int most = asked == "all" ? found : atoi(asked.c_str());
+  if (most < 1) throw UsageError("--ranks: expected a number from 1, or all, found '" + asked + "'");
+#ifdef GCA_CUDA
+  if (most > found) throw Error(str("--ranks: expected at most ", found, " GPUs that answer, found ", most));
+  print_rank_head("146M, bf16, 2 rows of 16,640 slots a GPU");
+  return bench_worlds(most, [](Ranks& ranks, int gpu_number) {
+    Gpu<bf16> gpu(gpu_number);
+    bench_rank(ranks, gpu, preset_with("drt", 50265), 2, 16640);
+  });
+#else
+  print_rank_head("width 64, float, 2 rows of 640 slots a process of one thread");
+  return bench_worlds(most, [](Ranks& ranks, int) {
+    Cpu<float> cpu(1);
+    bench_rank(ranks, cpu, preset_with("tiny", 263), 2, 640);
+  });
+#endif
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -764,6 +794,7 @@ int main(int argc, char** argv) try {
     return 0;
   }
   flags.parse(arguments);
+  if (!settings.ranks.empty()) return bench_ranks(settings.ranks);
   if (!settings.op.empty()) bench_op(settings);
   else if (arguments.empty()) bench_backend();
   else throw UsageError("'" + arguments[0] + "' is for one op: say which with --op; see bench --help");

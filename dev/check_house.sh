@@ -16,6 +16,7 @@ never() {
 }
 above_model='gca_cpu|cpu/|gca_kernels|kernels/|runtime/|commands/'
 never 'base/ knows base/ and common.h alone' "$(echo base/*)" '!base/|common\.h'
+never 'ranks/ knows base/ and common.h alone' "$(echo ranks/*)" '!base/|common\.h|ranks/'
 never 'tokenizer/ knows no shard and no model' "$(echo tokenizer/*)" "!base/|common\.h|tokenizer/"
 never 'dataloader knows no model' "$(echo dataloader.*)" "model\.h|config\.h|ops\.h|$above_model"
 never 'the model knows no backend, no file, no shard' "model.h model_backward.h config.h ops.h" "$above_model|dataloader|tokenizer/|base/(files|json|safetensors)"

@@ -10,7 +10,7 @@ namespace gca {
 namespace {
 
 __global__ void begin_step_kernel(StepState* state) {  // (1)
-  state->loss = state->plain_loss = 0;
+  state->loss = state->plain_loss = state->squares = state->stop = 0;
 }
 
 constexpr int64_t norm_blocks = 1024;  // fixed: on every card the sum is made in the same order
@@ -27,11 +27,15 @@ __global__ void gradient_squares_kernel(double* partial,        // (norm_blocks)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void end_gradient_kernel(StepState* state,       // (1)
-                                    const double* partial,  // (norm_blocks)
-                                    double clip) {
+__global__ void add_squares_kernel(StepState* state,         // (1)
+                                   const double* partial) {  // (norm_blocks)
   const double total = block_sum(partial[threadIdx.x]);
-  if (threadIdx.x == 0) finish_gradient(*state, total, clip);
+  if (threadIdx.x == 0) state->squares += total;
+}
+
+__global__ void end_gradient_kernel(StepState* state,  // (1)
+                                    double clip) {
+  finish_gradient(*state, clip);
 }
 
 // Segments as arguments of a kernel, each cut into blocks of block_size elements.
@@ -91,11 +95,14 @@ __global__ void __launch_bounds__(adamw_threads)
 
 void GpuDevice::begin_step(StepState* state) { launch("begin of a step", stream_, begin_step_kernel, 1, 1, 0, state); }
 
-void GpuDevice::end_gradient(StepState* state, const float* gradient, int64_t n, double clip) {
+void GpuDevice::add_squares(StepState* state, const float* gradient, int64_t n) {
   double* partial = scratch<double>(norm_blocks);  // sums of squares
   launch("norm of the gradient", stream_, gradient_squares_kernel, norm_blocks, 256, 0, partial, gradient, n);
-  launch("norm of the gradient, total", stream_, end_gradient_kernel, 1, static_cast<int>(norm_blocks), 0, state,
-         partial, clip);
+  launch("norm of the gradient, total", stream_, add_squares_kernel, 1, static_cast<int>(norm_blocks), 0, state,
+         partial);
+}
+void GpuDevice::end_gradient(StepState* state, double clip) {
+  launch("end of the gradient", stream_, end_gradient_kernel, 1, 1, 0, state, clip);
 }
 
 template <class Act>

@@ -96,7 +96,9 @@ GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
   processors_ = card.multiProcessorCount;
   try {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
-    check(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "making a stream");
+    int least = 0, most = 0;  // what goes on beside the ops is small, and is waited for
+    check(cudaDeviceGetStreamPriorityRange(&least, &most), "asking for priorities of streams");
+    check(cudaStreamCreateWithPriority(&side_, cudaStreamNonBlocking, most), "making a stream");
     check(cudaEventCreateWithFlags(&passed_, cudaEventDisableTiming), "making an event");
     scratch_ = allocate(scratch_bytes);
     rotation_ = static_cast<float*>(allocate(most_angles * static_cast<int64_t>(sizeof(float))));
@@ -137,6 +139,14 @@ std::string GpuDevice::description() const {
   return str(card.name, ", ", fixed(mebibytes(card.totalGlobalMem) / 1024, 1), " GiB, ", card.multiProcessorCount,
              " multiprocessors, compute capability ", card.major, ".", card.minor, ", driver for CUDA ",
              cuda_version(driver));
+}
+
+std::string GpuDevice::card() const {
+  cudaDeviceProp card{};
+  check(cudaGetDeviceProperties(&card, ordinal_), "asking for the GPU's properties");
+  std::string uuid;
+  for (const char byte : card.uuid.bytes) uuid += hex(static_cast<unsigned char>(byte), 2);
+  return uuid;
 }
 
 int64_t GpuDevice::free_bytes() const {

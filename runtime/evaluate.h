@@ -62,16 +62,17 @@ void losses_of_rows(DRT<Device>& model, typename DRT<Device>::stat* losses, int6
 
 // Cross entropy over up to max_rows rows of T slots, evenly spread over the data, B at once. read(tokens, targets,
 // first_row, after) runs B rows, (B,T), as losses_of_rows says. Slots before score_from are not scored. stop() ends it
-// early.
+// early. Of several ranks each takes its part of the rows.
 template <class Device, class Read, class Stop>
 Evaluation evaluate(DRT<Device>& model, const Rows& rows, int64_t max_rows, int64_t B, int64_t T, int64_t score_from,
                     Read read, Stop stop, const Tokenizer* tokenizer = nullptr) {
   const int64_t count = std::min(rows.count(), max_rows), S = model.config.chunk;
+  const RowRange mine = rows_of_rank(count, model.shards.rank, model.shards.ranks);
   std::vector<int32_t> tokens(B * T), targets(tokens.size());
   std::vector<typename DRT<Device>::stat> losses(tokens.size());
   Evaluation result;
-  for (int64_t first = 0; first < count && !stop(); first += B) {
-    const int64_t here = std::min(B, count - first);
+  for (int64_t first = mine.begin; first < mine.end && !stop(); first += B) {
+    const int64_t here = std::min(B, mine.end - first);
     for (int64_t r = 0; r < B; r++)  // the last rows again where there are no more
       rows.fill_window((first + std::min(r, here - 1)) * rows.count() / count, &tokens[r * T], &targets[r * T]);
     losses_of_rows(model, losses.data(), B, T, score_from,

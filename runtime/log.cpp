@@ -63,6 +63,7 @@ void RunLog::validation(int64_t step, double loss, int64_t rows) {
 
 // A disk that is full must not end the training: said once.
 void RunLog::append(const Json& line) {
+  if (!writes_) return;
   try {
     append_line(s_.out + "/log.jsonl", line.dump());
   } catch (const Error& error) {

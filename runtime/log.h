@@ -20,8 +20,8 @@ struct StepReport {
 
 class RunLog {
  public:
-  // settings must outlive it.
-  explicit RunLog(const TrainSettings& settings) : s_(settings) {}
+  // settings must outlive it. Of several ranks the first one writes log.jsonl.
+  RunLog(const TrainSettings& settings, bool writes) : s_(settings), writes_(writes) {}
 
   // The table's first lines: model, parameters, tokenizer. The trainer adds its own with line().
   void model(int64_t parameters, const Tokenizer& tokenizer) const;
@@ -35,6 +35,7 @@ class RunLog {
   void append(const Json& line);
 
   const TrainSettings& s_;
+  const bool writes_;
   bool told_ = false;  // that log.jsonl cannot be written
 };
 

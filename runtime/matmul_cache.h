@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "base/files.h"
+#include "ranks/ranks.h"
 
 namespace gca {
 
@@ -25,16 +26,28 @@ void choose_products(Device& device, const std::string& saved) {
   }
 }
 
-// What was measured goes into the cache; a cache that cannot be written costs the next run some seconds, no more, and
-// is told.
+// What ranks, each of which has measured the shapes of its own rows, know together; of one shape what the first says. A
+// rank on another card than the first is left out.
+std::string united_products(const std::vector<std::string>& of_ranks);
+// All ranks call it; the first gets the text. Nothing where a device measures nothing.
 template <class Device>
-void keep_products(const Device& device) {
+std::string products_of(const Device& device, Ranks& ranks) {
+  if constexpr (requires { device.products(); }) return united_products(ranks.gather(device.products()));
+  else return "";
+}
+
+// What was measured goes into the cache, of all ranks, which all call it; a cache that cannot be written costs the next
+// run some seconds, no more, and is told.
+template <class Device>
+void keep_products(const Device& device, Ranks& ranks) {
   if constexpr (requires { device.products(); }) {
-    const std::string path = products_cache();
-    if (device.products_measured() == 0 || path.empty()) return;
+    double measured = device.products_measured();
+    ranks.sum(&measured, 1);
+    const std::string path = products_cache(), products = products_of(device, ranks);
+    if (measured == 0 || path.empty() || !ranks.first()) return;
     try {
       make_folder(parent_folder(path));
-      write_file(path, device.products());
+      write_file(path, products);
     } catch (const Error& error) {
       print_error(error.what(), "; the products' algorithms are measured again in the next run\n");
     }

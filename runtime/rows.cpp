@@ -88,16 +88,18 @@ class NeedleRows : public RowMaker {
   bool wants_losses() const override { return true; }
   // How many answer tokens had more than half of the probability, and were therefore the likeliest; and whether that
   // ends a stage.
-  bool learn_from(const StepRows& rows, const std::vector<float>& losses, int64_t step, StepFigures& out) override {
-    int64_t right = 0;
-    double sum = 0;
+  bool learn_from(const StepRows& rows, const std::vector<float>& losses, RowRange own, const AddUp& add_up,
+                  int64_t step, StepFigures& out) override {
+    double sums[2] = {};  // answer tokens that were right; losses of all
     for (const int64_t slot : answer_slots_) {
+      if (slot < own.begin * rows.slots || slot >= own.end * rows.slots) continue;
       const double loss = losses[slot];
-      right += loss < std::log(2.0);
-      sum += loss;
+      sums[0] += loss < std::log(2.0);
+      sums[1] += loss;
     }
+    add_up(sums, 2);
     const double count = static_cast<double>(std::max<size_t>(1, answer_slots_.size()));
-    const double rate = static_cast<double>(right) / count;
+    const double rate = sums[0] / count, sum = sums[1];
     out.words =
         str("  ", rows.chunks, " chunks, answers ", fixed(rate * 100, 0), "% (loss ", fixed(sum / count, 3), ")");
     out.fields["chunks"] = rows.chunks;

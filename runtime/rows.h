@@ -1,10 +1,12 @@
 // Where a training's rows come from: token shards, or needles hidden in a haystack, behind one interface.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/json.h"
+#include "ranks/shards.h"
 #include "runtime/settings.h"
 #include "tokenizer/tokenizer.h"
 
@@ -34,10 +36,12 @@ class RowMaker {
   virtual int64_t chunks() const = 0;
   virtual int64_t rows(int64_t rows) const = 0;
 
-  // After a step, where wants_losses() says so: the loss of each slot, (B,T). True: from the next step on rows are
-  // longer, and the maker has said so.
+  // After a step, where wants_losses() says so: the loss of each slot, (B,T), of this rank's own rows; add_up sums
+  // numbers over ranks. True: from the next step on rows are longer, and the maker has said so.
+  using AddUp = std::function<void(double* data, int64_t count)>;
   virtual bool wants_losses() const { return false; }
-  virtual bool learn_from(const StepRows&, const std::vector<float>& /*losses*/, int64_t /*step*/, StepFigures&) {
+  virtual bool learn_from(const StepRows&, const std::vector<float>& /*losses*/, RowRange /*own*/,
+                          const AddUp& /*add_up*/, int64_t /*step*/, StepFigures&) {
     return false;
   }
 

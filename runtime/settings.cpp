@@ -80,8 +80,8 @@ Flags train_flags(TrainSettings& s) {
   flags.add("val-data", s.val_data, "GLOB", "validation shards; without them nothing is evaluated", Flags::remembered);
   flags.add("tokenizer", s.tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
   flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
-  flags.add("batch", s.batch, 1, 1 << 20, "rows a step", Flags::run);
-  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows at once; 0: the whole batch", Flags::run);
+  flags.add("batch", s.batch, 1, 1 << 20, "rows a step, of all ranks together", Flags::run);
+  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows that a rank takes at once; 0: all of its own", Flags::run);
   flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
   flags.heading("model");
   flags.add("init", s.init, "CHECKPOINT", "start from these weights: a RUN, a STEP, or a .safetensors file",
@@ -130,6 +130,8 @@ Flags train_flags(TrainSettings& s) {
             "steps between the lines on the terminal; log.jsonl has every step", Flags::remembered);
   flags.heading("machine");
   flags.add_choice("device", s.device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
+  flags.add("gpus", s.gpus, "N|all", "GPUs of this host to train on together; the run does not depend on how many");
+  flags.add("ranks", s.ranks, 1, 1024, "with --device cpu: processes to train on together");
   flags.add_choice("precision", s.precision, "float|bf16", "of activations and products; bf16 on a GPU only",
                    Flags::run);
   add_recompute_flag(flags, s.recompute);

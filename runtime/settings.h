@@ -19,9 +19,9 @@ Recompute recompute_named(const std::string& name);
 
 struct TrainSettings {
   std::string model = "small", data, val_data, tokenizer = "bytes", out, init, device = "auto", precision = "float",
-              recompute = "none";
+              recompute = "none", gpus = "1";
   Config config = preset("small").config;
-  int64_t batch = 4, micro_batch = 0, chunks = 10, steps = 0, tokens = 0, warmup = -1, seed = 1, threads = 0;
+  int64_t batch = 4, micro_batch = 0, chunks = 10, steps = 0, tokens = 0, warmup = -1, seed = 1, threads = 0, ranks = 1;
   int64_t print_every = 1, eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
   double lr = 1.5e-3, lr_final = 1.5e-4, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1;
   bool resume = false, fallback = false, noise = true, no_cross = false;

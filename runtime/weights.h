@@ -1,4 +1,5 @@
-// Weights and optimiser in and out of safetensors files, and memory for a model or why there is none.
+// Weights and optimiser in and out of safetensors files, whatever the number of ranks that share them, and memory for a
+// model or why there is none.
 #pragma once
 #include <set>
 #include <string>
@@ -7,35 +8,70 @@
 #include "base/safetensors.h"
 #include "base/text.h"
 #include "model.h"
+#include "ranks/ranks.h"
 
 namespace gca {
 
 Shape tensor_shape(const Tensor& t);
 
-// The tensors of one flat buffer as entries of a file, names begun with prefix; they must outlive the writing.
+// A model's whole buffer (masters, adam_m or adam_v) for rank 0 to write: read from the device piece by piece, or,
+// where ranks have a share each, brought together in the host's memory before. All ranks make it, in the same order.
 template <class Device>
-void add_entries(std::vector<SafetensorsEntry>& entries, const DRT<Device>& model,
-                 const typename DRT<Device>::master* buffer, const std::string& prefix) {
+class WholeBuffer {
+ public:
   using master = typename DRT<Device>::master;
-  for (const Tensor& t : model.table.tensors)
-    entries.push_back({prefix + t.name, Dtype::of<master>(), tensor_shape(t),
-                       [&model, buffer, &t](void* out, int64_t first, int64_t count) {
-                         model.device.download(out, buffer + t.offset + first,
-                                               count * static_cast<int64_t>(sizeof(master)));
-                       }});
+  WholeBuffer(const DRT<Device>& model, const master* buffer, Ranks& ranks) : model_(model), buffer_(buffer) {
+    const Shards& shards = model.shards;
+    if (!model.is_shared_out(buffer)) return;
+    const int64_t n_bytes = static_cast<int64_t>(sizeof(master));
+    std::vector<master> share(static_cast<size_t>(shards.share()));
+    model.device.download(share.data(), buffer, shards.share() * n_bytes);
+    if (!ranks.first()) {
+      ranks.send(0, share.data(), shards.share() * n_bytes);
+      return;
+    }
+    whole_.resize(static_cast<size_t>(shards.size));
+    for (int r = 0; r < ranks.size(); r++) {
+      if (r) ranks.receive(r, share.data(), shards.share() * n_bytes);
+      shards.of_rank(r).owned(0, shards.size, [&](int64_t flat, int64_t place, int64_t count) {
+        std::copy_n(share.begin() + place, count, whole_.begin() + flat);
+      });
+    }
+  }
+  // out (count): elements from first on.
+  void read(void* out, int64_t first, int64_t count) const {
+    const int64_t n_bytes = count * static_cast<int64_t>(sizeof(master));
+    if (whole_.empty()) model_.device.download(out, buffer_ + first, n_bytes);
+    else memcpy(out, whole_.data() + first, static_cast<size_t>(n_bytes));
+  }
+  const DRT<Device>& model() const { return model_; }
+
+ private:
+  const DRT<Device>& model_;
+  const master* buffer_;
+  std::vector<master> whole_;  // (shards.size) or nothing: what the device has is whole
+};
+
+// The tensors of one flat buffer as entries of a file, names begun with prefix; it must outlive the writing.
+template <class Device>
+void add_entries(std::vector<SafetensorsEntry>& entries, const WholeBuffer<Device>& buffer, const std::string& prefix) {
+  for (const Tensor& t : buffer.model().table.tensors)
+    entries.push_back(
+        {prefix + t.name, Dtype::of<typename DRT<Device>::master>(), tensor_shape(t),
+         [&buffer, &t](void* out, int64_t first, int64_t count) { buffer.read(out, t.offset + first, count); }});
 }
 
 template <class Device>
-void save_weights(const std::string& path, const DRT<Device>& model) {
+void save_weights(const std::string& path, const WholeBuffer<Device>& masters) {
   std::vector<SafetensorsEntry> entries;
-  add_entries(entries, model, model.masters, "");
+  add_entries(entries, masters, "");
   write_safetensors(path, {{"format", "pt"}}, entries);
 }
 template <class Device>
-void save_optimizer(const std::string& path, const DRT<Device>& model) {
+void save_optimizer(const std::string& path, const WholeBuffer<Device>& adam_m, const WholeBuffer<Device>& adam_v) {
   std::vector<SafetensorsEntry> entries;
-  add_entries(entries, model, model.adam_m, "m.");
-  add_entries(entries, model, model.adam_v, "v.");
+  add_entries(entries, adam_m, "m.");
+  add_entries(entries, adam_v, "v.");
   write_safetensors(path, {}, entries);
 }
 
@@ -85,7 +121,7 @@ void load_buffer(const SafetensorsFile& file, DRT<Device>& model, typename DRT<D
     if (!std::all_of(values.begin(), values.end(), [](master x) { return std::isfinite(x); }))
       throw Error("'" + file.path() + "': tensor '" + prefix + t.name +
                   "': expected finite numbers, found one that is not; take an older checkpoint or make the file anew");
-    model.device.upload(buffer + t.offset, values.data(), t.size() * static_cast<int64_t>(sizeof(master)));
+    model.put(buffer, t.offset, values.data(), t.size());
   }
 }
 // Weights from a file, F32, BF16 or F16, the names the released model's.

@@ -356,7 +356,8 @@ TEST_CASE("AdamW: decay before the update, bias correction, clipping, matrices o
     for (int t = 1; t <= 4; t++) {
       const Vec gradient = randoms(n, 10 + static_cast<uint64_t>(t), 0.1 * t);
       cpu.begin_step(&state);
-      cpu.end_gradient(&state, gradient.data(), n, hyper.clip);
+      cpu.add_squares(&state, gradient.data(), n);
+      cpu.end_gradient(&state, hyper.clip);
       cpu.adamw(w.data(), w.data(), m.data(), v.data(), gradient.data(), segments.data(), 3, &state, hyper);
       double norm = 0;
       for (double g : gradient) norm += g * g;
@@ -392,7 +393,8 @@ TEST_CASE("AdamW: a step that is not finite changes nothing and is counted") {
   const auto step = [&](double loss) {
     cpu.begin_step(&state);
     state.loss = loss;
-    cpu.end_gradient(&state, gradient.data(), n, hyper.clip);
+    cpu.add_squares(&state, gradient.data(), n);
+    cpu.end_gradient(&state, hyper.clip);
     cpu.adamw(w.data(), w.data(), m.data(), v.data(), gradient.data(), &segment, 1, &state, hyper);
   };
   step(1);
@@ -560,7 +562,8 @@ std::vector<Output> all_ops(int threads) {
     for (uint64_t t = 0; t < 2; t++) {
       cpu.begin_step(&state);
       const Buffer gradient = random_values<real>(n, 19 + t);
-      cpu.end_gradient(&state, gradient.data(), n, 1);
+      cpu.add_squares(&state, gradient.data(), n);
+      cpu.end_gradient(&state, 1);
       cpu.adamw(masters.data(), working, m.data(), v.data(), gradient.data(), segments, 2, &state,
                 {.lr = 1e-2, .weight_decay = 0.1});
     }

@@ -430,7 +430,8 @@ TEST_CASE("GPU: AdamW, clipping, and steps that are not finite") {
         const grad* gradient = bench.template put<grad>(values);
         bench.device.begin_step(state);
         bench.device.add_loss(state, bench.template put<stat>({loss}), nullptr, 1, 1);
-        bench.device.end_gradient(state, gradient, n, clip);
+        bench.device.add_squares(state, gradient, n);
+        bench.device.end_gradient(state, clip);
         bench.device.adamw(masters, weights, m, v, gradient, segments.data(), n_segments, state,
                            {.lr = 1e-2, .weight_decay = 0.1, .clip = clip});
       };

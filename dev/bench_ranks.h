@@ -1,0 +1,140 @@
+// Training steps on several ranks of this host, each with as many rows whatever their number, beside the same steps of
+// each rank for itself, all at once: what training together costs, and how much of the ranks' talk backward hides.
+#pragma once
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/matmul_cache.h"
+#include "runtime/models.h"
+#include "runtime/parallel.h"
+
+namespace gca {
+
+// In place of collectives: what a step takes when the ranks' talk costs nothing.
+class NoCollectives : public Collectives {
+ public:
+  std::string description() const override { return "nothing"; }
+  void all_reduce(double*, int64_t) override {}
+  void reduce_scatter(float*, int64_t) override {}
+  void reduce_scatter(double*, int64_t) override {}
+  void all_gather(void*, int64_t) override {}
+};
+
+// The slowest rank's median milliseconds a step of B rows of T slots, and the largest memory of a rank.
+struct RankStep {
+  double ms = 0, gibibytes = 0;
+};
+template <class Device>
+RankStep time_step(Ranks& ranks, Device& device, const Config& config, const Share& share, Collectives* collectives,
+                   int64_t B, int64_t T) {
+  DRT model(device, config, Use::training, share);
+  model.collectives = collectives;
+  model.allocate();
+  model.plan(B, T);
+  model.commit_activations();
+  ThreadPool pool(1);
+  model.initialise(1, pool);
+  model.grads_ready = [&](int64_t begin, int64_t) {
+    ranks.tick();
+    if (collectives) model.reduce_gradient(begin);
+  };
+  std::vector<int32_t> tokens(static_cast<size_t>(B * T));
+  for (size_t i = 0; i < tokens.size(); i++)
+    tokens[i] = static_cast<int32_t>(philox(1, Draw::task, static_cast<uint32_t>(i)).word[0] %
+                                     static_cast<uint32_t>(config.vocab));
+  const auto wait = [&] {
+    if constexpr (Device::runs_ahead) ranks.waiting([&] { device.synchronize(); });
+  };
+  std::vector<double> times;
+  const int at_once = Device::runs_ahead ? 10 : 1, warm = 2, timed = 9;
+  for (int round = -warm; round < timed; round++) {
+    wait();
+    double together = 0;
+    ranks.sum(&together, 1);  // all begin at once
+    const double start = monotonic_seconds();
+    for (int i = 0; i < at_once; i++) {
+      model.upload(tokens.data(), tokens.data(), nullptr, B * T);
+      typename DRT<Device>::Input in{B, T, {}};
+      in.selection.noise = true;
+      in.selection.first_row = ranks.rank() * B;
+      model.begin_step();
+      model.forward(in);
+      model.head(1.0 / static_cast<double>(B * T * ranks.size()), true);
+      model.backward();
+      model.update({.lr = 1e-4});
+    }
+    wait();
+    if (round >= 0) times.push_back((monotonic_seconds() - start) / at_once);
+  }
+  std::sort(times.begin(), times.end());
+  std::vector<double> slowest(static_cast<size_t>(ranks.size()));
+  slowest[static_cast<size_t>(ranks.rank())] = times[times.size() / 2] * 1e3;
+  ranks.sum(slowest.data(), ranks.size());
+  return {
+      *std::max_element(slowest.begin(), slowest.end()),
+      static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) / (1 << 30)};
+}
+
+// One rank of n; the first prints a row.
+template <class Device>
+void bench_rank(Ranks& ranks, Device& device, const Config& config, int64_t B, int64_t T) {
+  choose_products(device, "");
+  const std::unique_ptr<Collectives> collectives = collectives_of(ranks, device);
+  const Share share{ranks.rank(), ranks.size()};
+  ranks.at(Doing::training);
+  const RankStep alone = time_step(ranks, device, config, {}, nullptr, B, T);
+  RankStep together = alone, silent = alone;
+  if (collectives) {
+    NoCollectives nothing;
+    together = time_step(ranks, device, config, share, collectives.get(), B, T);
+    silent = time_step(ranks, device, config, share, &nothing, B, T);
+  }
+  keep_products(device, ranks);
+  if (!ranks.first()) return;
+  const double tokens = static_cast<double>(B * T) * static_cast<double>(config.chunk - 1) /
+                        static_cast<double>(config.chunk) * ranks.size();
+  print(right(ranks.size(), 5), "  ", right(fixed(tokens / together.ms * 1e3, 0), 10), "  ",
+        right(fixed(together.ms, 2), 8), "  ", right(fixed(alone.ms, 2), 8), "  ",
+        right(fixed(100 * alone.ms / together.ms, 1), 6), "%  ", right(fixed(together.ms - silent.ms, 2), 8), "  ",
+        right(fixed(together.gibibytes, 2), 6), " (", fixed(alone.gibibytes, 2), ")   ",
+        collectives ? collectives->description() : "", "\n");
+  fflush(stdout);
+}
+
+inline void print_rank_head(const std::string& what) {
+  print(what,
+        ": tokens a second of all ranks, ms a step together and of the slowest when each steps for itself, the "
+        "one's share of the other, ms of the ranks' talk that nothing hides, GiB a rank (and of one for itself)\n"
+        "ranks    tokens/s  together     alone   share   exposed  GiB\n");
+  fflush(stdout);
+}
+
+// step(ranks) on 1, 2, 4 .. `most` processes of this host.
+template <class Step>
+int bench_worlds(int most, Step step) {
+  for (int n = 1; n <= most; n = n < most ? std::min(2 * n, most) : n + 1) {
+    int exit_code = 0;
+    const std::optional<World> world = launch(n, exit_code);
+    if (!world) {
+      if (exit_code) return exit_code;
+      continue;
+    }
+    if (world->rank > 0 && !freopen("/dev/null", "w", stdout)) _exit(1);
+    Ranks ranks(*world);
+    try {
+      step(ranks, world->local_rank);
+      ranks.leave();
+    } catch (const std::exception& error) {
+      if (!ranks.fail(error.what())) print_error("bench: rank ", world->rank, ": ", error.what(), "\n");
+      _exit(1);
+    }
+    fflush(stdout);
+    _exit(0);
+  }
+  return 0;
+}
+
+}  // namespace gca
