@@ -647,7 +647,14 @@ void Cpu<real, bf16>::choose_token(int32_t* token, const act* logits, int64_t ro
 // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------
 template <class real, bool bf16>
 void Cpu<real, bf16>::begin_step(StepState* state) {
-  state->loss = state->plain_loss = state->squares = state->stop = 0;
+  state->loss = state->plain_loss = state->squares = state->stop = state->broken = state->broken_rank = 0;
+}
+// Before ranks add up their figures: which one's loss is not finite.
+template <class real, bool bf16>
+void Cpu<real, bf16>::tell_broken(StepState* state, int rank) {
+  if (std::isfinite(state->loss)) return;
+  state->broken = 1;
+  state->broken_rank = rank;
 }
 template <class real, bool bf16>
 void Cpu<real, bf16>::add_squares(StepState* state, const grad* gradient, int64_t n) {

@@ -155,6 +155,8 @@ class GpuDevice : public GpuLayout {
   // loss += scale * sum of weight[r] * loss[r], plain_loss += scale * sum of loss[r]. loss (rows), weight (rows) or
   // null: 1
   void add_loss(StepState* state, const float* loss, const float* weight, double scale, int64_t rows);
+  // Before ranks add up their figures: broken, broken_rank = 1, rank where the loss is not finite.
+  void tell_broken(StepState* state, int rank);
   // squares += sum of the squares of some gradients. gradient (n)
   void add_squares(StepState* state, const float* gradient, int64_t n);
   // Norm of all gradients, the factor that clips it, and whether the step may change anything.

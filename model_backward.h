@@ -119,6 +119,7 @@ void DRT<Device>::update(const AdamW& hyper, double stop) {
   }
   for (const Shards::Bucket& b : shards.buckets) device.add_squares(state, gradient + b.flat, b.size);
   if (collectives) {
+    device.tell_broken(state, shards.rank);
     device.side_waits();
     collectives->all_reduce(reinterpret_cast<double*>(state), StepState::sums);
     device.wait_for_side();

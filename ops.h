@@ -204,13 +204,15 @@ struct StepState {
   double plain_loss;   // the same with every weight 1
   double squares;      // sum over parameters of the gradient's squares
   double stop;         // ranks that were asked to stop
+  double broken;       // ranks whose own part of the loss is not finite,
+  double broken_rank;  // and the sum of their numbers
   double grad_norm;    // before clipping, over all parameters
   double grad_scale;   // what clipping multiplies gradients by
   int64_t adam_steps;  // updates made: Adam's own count, which a skipped step does not advance
   int64_t skipped, skipped_in_a_row;
   int32_t skip;  // loss or norm of this step is not finite: no weight and no optimiser state changes
 
-  static constexpr int64_t sums = 4;  // the first of these, which ranks add up
+  static constexpr int64_t sums = 6;  // the first of these, which ranks add up
 };
 static_assert(offsetof(StepState, loss) == 0 && offsetof(StepState, grad_norm) == StepState::sums * sizeof(double));
 

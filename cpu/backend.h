@@ -92,6 +92,7 @@ class Cpu : public CpuDevice {
   void choose_token(int32_t* token, const act* logits, int64_t rows, int64_t V, int64_t stride, const Choice& c);
   // ---- optimiser (drt.md) -----------------------------------------------------------------------------------------
   void begin_step(StepState* state);
+  void tell_broken(StepState* state, int rank);
   void add_squares(StepState* state, const grad* gradient, int64_t n);
   void end_gradient(StepState* state, double clip);
   void adamw(master* masters, weight* weights, master* m, master* v, const grad* gradient, const Segment* segments,

@@ -10,7 +10,13 @@ namespace gca {
 namespace {
 
 __global__ void begin_step_kernel(StepState* state) {  // (1)
-  state->loss = state->plain_loss = state->squares = state->stop = 0;
+  state->loss = state->plain_loss = state->squares = state->stop = state->broken = state->broken_rank = 0;
+}
+__global__ void tell_broken_kernel(StepState* state,  // (1)
+                                   double rank) {
+  if (isfinite(state->loss)) return;
+  state->broken = 1;
+  state->broken_rank = rank;
 }
 
 constexpr int64_t norm_blocks = 1024;  // fixed: on every card the sum is made in the same order
@@ -95,6 +101,9 @@ __global__ void __launch_bounds__(adamw_threads)
 
 void GpuDevice::begin_step(StepState* state) { launch("begin of a step", stream_, begin_step_kernel, 1, 1, 0, state); }
 
+void GpuDevice::tell_broken(StepState* state, int rank) {
+  launch("whether the loss is finite", stream_, tell_broken_kernel, 1, 1, 0, state, static_cast<double>(rank));
+}
 void GpuDevice::add_squares(StepState* state, const float* gradient, int64_t n) {
   double* partial = scratch<double>(norm_blocks);  // sums of squares
   launch("norm of the gradient", stream_, gradient_squares_kernel, norm_blocks, 256, 0, partial, gradient, n);

@@ -31,12 +31,15 @@ void RunLog::step(const StepReport& report, const StepState& state, const StepFi
   const double tokens = slots / S * (S - 1), rate = s_.learning_rate(report.step);
   const double used =
       3 * forward_flops_per_slot(s_.config, s_.config.reach) * slots / report.seconds / report.peak_flops;
+  const std::string of_ranks = state.broken == 0   ? ""
+                               : state.broken == 1 ? str(", the loss of rank ", static_cast<int>(state.broken_rank))
+                                                   : str(", the losses of ", static_cast<int>(state.broken), " ranks");
   if (number % s_.print_every == 0 || number == s_.steps || state.skip)
     print("step ", number, "/", s_.steps, "  loss ", fixed(state.loss, 4), "  norm ", fixed(state.grad_norm, 3),
           "  lr ", scientific(rate, 2), "  ", fixed(report.seconds * 1e3, 0), " ms  ",
           fixed(tokens / report.seconds, 0), " tokens/s  MFU ", fixed(used * 100, 0), "%  ETA ",
           duration(report.mean_seconds * static_cast<double>(s_.steps - number)), more.words,
-          state.skip ? str("  SKIPPED: not finite (", state.skipped_in_a_row, " in a row)") : "", "\n");
+          state.skip ? str("  SKIPPED: not finite", of_ranks, " (", state.skipped_in_a_row, " in a row)") : "", "\n");
   fflush(stdout);
   Json line = Json::object();
   line["step"] = number;

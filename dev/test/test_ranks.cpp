@@ -284,8 +284,9 @@ void draw_weights(Net& net) {
   }
   net.weights_changed();
 }
-// Two steps of a batch of 5 rows, this rank's part of it; broken: the rank whose gradient is not finite in the second.
-void two_steps(Net& net, const Batch& batch, int broken) {
+// Two steps of a batch of 5 rows, this rank's part of it; broken: the rank whose gradient, or loss, is not finite in
+// the second.
+void two_steps(Net& net, const Batch& batch, int broken, bool loss) {
   const RowRange own = rows_of_rank(batch.B, net.shards.rank, net.shards.ranks);
   for (int step = 0; step < 2; step++) {
     net.begin_step();
@@ -295,7 +296,8 @@ void two_steps(Net& net, const Batch& batch, int broken) {
       Selection selection = with_noise(step);
       selection.first_row = row;
       net.grads_ready = [&](int64_t begin, int64_t) {
-        if (step == 1 && net.shards.rank == broken) net.gradient[net.table.norm] = std::nan("");
+        if (step == 1 && net.shards.rank == broken)
+          (loss ? net.state->loss : net.gradient[net.table.norm]) = std::nan("");
         if (net.collectives && row + 1 == own.end) net.reduce_gradient(begin);
       };
       net.forward({1, batch.T, selection});
@@ -314,19 +316,20 @@ TEST_CASE("ranks: a model's step on 2, 3 and 7 of them is that of one to roundin
   const std::string errors = folder.path + "/errors";
   const Config config = small({1, 1});
   const Batch batch(config, 5, 3);
-  for (const int broken : {-1, 1}) {
+  for (const auto& [broken, loss] : {std::pair(-1, false), std::pair(1, false), std::pair(1, true)}) {
     Cpu<double> cpu(1);
     Net one(cpu, config);
     one.allocate();
     one.plan(1, batch.T);
     one.commit_activations();
     draw_weights(one);
-    two_steps(one, batch, broken < 0 ? -1 : 0);
+    two_steps(one, batch, broken < 0 ? -1 : 0, loss);
     CHECK(one.step_state().skip == (broken >= 0));
     for (const int n : {2, 3, 7}) {  // of 7 two have no rows
       CAPTURE(n);
       CAPTURE(broken);
-      CHECK(on_ranks(n, errors, [&](Ranks& ranks) {
+      CAPTURE(loss);
+      CHECK(on_ranks(n, errors, [&, broken = broken, loss = loss](Ranks& ranks) {
               Cpu<double> device(1);
               Net net(device, config, Use::training, {ranks.rank(), n, 200});
               const std::unique_ptr<Collectives> tcp = tcp_collectives(ranks);
@@ -335,13 +338,14 @@ TEST_CASE("ranks: a model's step on 2, 3 and 7 of them is that of one to roundin
               net.plan(1, batch.T);
               net.commit_activations();
               draw_weights(net);
-              two_steps(net, batch, broken);
+              two_steps(net, batch, broken, loss);
               const StepState got = net.step_state(), want = one.step_state();
               bool good = net.shards.buckets.size() > 4 && got.stop == 1 && got.skip == want.skip &&
                           got.adam_steps == want.adam_steps && got.skipped == want.skipped;
               good &= relative_error(net.masters, one.masters, one.table.size) < 1e-13;
               const auto near = [](double a, double b) { return std::fabs(a - b) <= 1e-12 * std::fabs(b); };
-              good &= near(got.loss, want.loss) && (got.skip || near(got.grad_norm, want.grad_norm));
+              good &= (loss || near(got.loss, want.loss)) && (got.skip || near(got.grad_norm, want.grad_norm));
+              good &= got.broken == (loss ? 1 : 0) && got.broken_rank == (loss ? 1 : 0);
               const int64_t slice = net.shards.buckets[0].size;  // moments: of this rank's slices alone
               good &= relative_error(net.adam_v + net.shards.buckets[0].place, one.adam_v + net.shards.buckets[0].flat,
                                      std::min(slice, one.table.size - net.shards.buckets[0].flat)) < 1e-12;
