@@ -152,6 +152,7 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
     RowReader<Device>& rows = *readers[i];
     rows.rewind();
     if (memory) load_memory(*memory, model, rows);
+    if (options.prompts.empty()) print_bytes(options.prompt);
     TokenReader(model, rows, tokenizer.landmark).read(place[i]->ids);
     if (!options.save_memory.empty()) save_memory(options.save_memory, fields, "", model, rows);
     slots_read += rows.slots();
@@ -222,7 +223,6 @@ int generate_command(const std::vector<std::string>& arguments) {
   const SavedRun saved = SavedRun::open(options.source.checkpoint, options.source.fallback);
   std::vector<Text> texts = texts_of(options, saved);
   return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
-    if (options.prompts.empty()) print_bytes(options.prompt);
     continue_texts(device, options, saved, std::move(texts));
     return 0;
   });
