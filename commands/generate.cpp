@@ -3,6 +3,7 @@
 #include <optional>
 #include <span>
 #include <sstream>
+#include <utility>
 
 #include "base/files.h"
 #include "base/json.h"
@@ -41,7 +42,8 @@ Flags generate_flags(Options& options) {
   flags.add("batch", options.batch, 1, 1024,
             "of --prompts, so many at once; the next takes the place of one that ends");
   flags.add("context", options.context, "FILE",
-            "text that goes before the prompt; its front is cut so that the prompt's last token opens a chunk");
+            "text that goes before the prompt, or before each; its front is cut so that the prompt's last token opens "
+            "a chunk");
   flags.add("save-memory", options.save_memory, "FILE",
             "once context and prompt are read, write what later slots read of them: window rings, picks, all chunks");
   flags.add("load-memory", options.load_memory, "FILE",
@@ -71,17 +73,13 @@ std::vector<int32_t> prompt_tokens(const Options& options, const SavedRun& saved
 }
 
 // A chunk fetches with the landmark of the chunk before it: all of the prompt but its last token must be seen by one.
-// So the context's front is cut until the prompt's last token opens a chunk.
-void put_before(std::vector<int32_t>& prompt, std::vector<int32_t> context, int64_t S) {
-  const size_t tokens = context.size() + prompt.size(), cut = (tokens - 1) % static_cast<size_t>(S - 1);
-  if (cut > context.size()) {
-    print_error(
-        "--context is too short to be cut: the row starts with it, and the prompt's last token lies inside a "
-        "chunk\n");
-  } else {
-    context.erase(context.begin(), context.begin() + static_cast<std::ptrdiff_t>(cut));
-  }
-  prompt.insert(prompt.begin(), context.begin(), context.end());
+// So the context's front is cut until the prompt's last token opens a chunk. Returns whether it was long enough for
+// that.
+bool put_before(std::vector<int32_t>& prompt, const std::vector<int32_t>& context, int64_t S) {
+  const size_t cut = (context.size() + prompt.size() - 1) % static_cast<size_t>(S - 1);
+  const bool enough = cut <= context.size();
+  prompt.insert(prompt.begin(), context.begin() + static_cast<std::ptrdiff_t>(enough ? cut : 0), context.end());
+  return enough;
 }
 
 // A text to be continued, and what has come of it.
@@ -121,7 +119,8 @@ class Output {
 
 // Prints up to options.count tokens that follow each text; as many at once as options.batch.
 template <class Device>
-void continue_texts(Device& device, const Options& options, const SavedRun& saved, std::vector<Text> texts) {
+void continue_texts(Device& device, const Options& options, const SavedRun& saved, std::vector<Text> texts,
+                    const std::vector<int32_t>& context) {
   const Tokenizer& tokenizer = saved.tokenizer;
   const Output output(!options.prompts.empty());
   DRT model(device, saved.settings.config, Use::inference);
@@ -129,7 +128,8 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
   std::optional<MemoryFile> memory;
   if (!options.load_memory.empty()) memory.emplace(options.load_memory, fields);
   int64_t longest = 0, slots_read = 0;
-  for (const Text& text : texts) longest = std::max(longest, std::ssize(text.ids) + options.count);
+  for (const Text& text : texts)
+    longest = std::max(longest, std::ssize(text.ids) + std::ssize(context) + options.count);
   const int64_t S = model.config.chunk, before = memory ? ceil_div(memory->slots(), S) : 0,
                 at_once = std::min(options.batch, std::ssize(texts));
   const auto readers = open_readers(
@@ -144,6 +144,7 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
   std::vector<Text*> place(at_once);
   size_t begun = 0;
   double reading = 0;
+  bool context_short = false;
   const Stopwatch clock;
   const auto begin = [&](int64_t i) {  // the next text that waits, at that place
     if (begun == texts.size()) return;
@@ -153,7 +154,11 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
     rows.rewind();
     if (memory) load_memory(*memory, model, rows);
     if (options.prompts.empty()) print_bytes(options.prompt);
-    TokenReader(model, rows, tokenizer.landmark).read(place[i]->ids);
+    std::vector<int32_t> ids = std::move(place[i]->ids);
+    if (!context.empty() && !put_before(ids, context, S) && !std::exchange(context_short, true))
+      print_error("--context is too short to be cut: ", options.prompts.empty() ? "the row starts" : "rows start",
+                  " with it, and a prompt's last token lies inside a chunk\n");
+    TokenReader(model, rows, tokenizer.landmark).read(ids);
     if (!options.save_memory.empty()) save_memory(options.save_memory, fields, "", model, rows);
     slots_read += rows.slots();
     decoder.begin(i, rows, options.count, static_cast<int32_t>(place[i]->number - 1));
@@ -182,7 +187,7 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
               static_cast<int64_t>(static_cast<double>(tokens) / std::max(seconds, 1e-9)), " tokens/s\n");
 }
 
-// The texts that are asked for, each with what goes before it.
+// The texts that are asked for.
 std::vector<Text> texts_of(const Options& options, const SavedRun& saved) {
   std::vector<Text> texts;
   if (options.prompts.empty()) {
@@ -194,10 +199,6 @@ std::vector<Text> texts_of(const Options& options, const SavedRun& saved) {
       texts.push_back({std::ssize(texts) + 1, tokens_of(line, saved)});
     }
     if (texts.empty()) throw Error("'" + options.prompts + "': expected a prompt a line, found nothing");
-  }
-  if (!options.context.empty()) {
-    const std::vector<int32_t> context = saved.tokenizer.encode(read_file(options.context, size_t{1} << 40));
-    for (Text& text : texts) put_before(text.ids, context, saved.settings.config.chunk);
   }
   return texts;
 }
@@ -212,6 +213,7 @@ int generate_command(const std::vector<std::string>& arguments) {
   flags.need("checkpoint");
   if (!options.prompt.empty() + !options.prompt_ids.empty() + !options.prompts.empty() > 1)
     throw UsageError("--prompt, --prompt-ids and --prompts exclude each other: choose one");
+  if (flags.given("prompts") && options.prompts.empty()) throw UsageError("--prompts needs the name of a file");
   if (!options.prompts.empty() && !options.save_memory.empty())
     throw UsageError("--save-memory is of one text: give --prompt, not --prompts");
   if (flags.given("batch") && options.prompts.empty()) throw UsageError("--batch is of --prompts: give that too");
@@ -222,8 +224,11 @@ int generate_command(const std::vector<std::string>& arguments) {
   check_can_save(options.save_memory);
   const SavedRun saved = SavedRun::open(options.source.checkpoint, options.source.fallback);
   std::vector<Text> texts = texts_of(options, saved);
+  const std::vector<int32_t> context = options.context.empty()
+                                           ? std::vector<int32_t>()
+                                           : saved.tokenizer.encode(read_file(options.context, size_t{1} << 40));
   return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
-    continue_texts(device, options, saved, std::move(texts));
+    continue_texts(device, options, saved, std::move(texts), context);
     return 0;
   });
 }

@@ -21,12 +21,16 @@ namespace {
 
 using Addresses = std::unique_ptr<addrinfo, void (*)(addrinfo*)>;
 
-// Those of a host; none where it has no name here. passive: to listen on.
+// Those of a host; none where that cannot be said now. An Error where there is none of that name.
 Addresses look_up(const std::string& address, int port) {
   addrinfo hints{}, *found = nullptr;
   hints.ai_family = AF_UNSPEC;
   hints.ai_socktype = SOCK_STREAM;
-  if (getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) found = nullptr;
+  const int code = getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &found);
+  if (code) found = nullptr;
+  if (code && code != EAI_AGAIN)
+    throw Error(str("MASTER_ADDR: expected the name or address of rank 0's host, found '", address, "' (",
+                    gai_strerror(code), ")"));
   return {found, [](addrinfo* list) {
             if (list) freeaddrinfo(list);
           }};
@@ -66,7 +70,7 @@ Socket::~Socket() {
 
 Socket Socket::listen(const std::string& address, int port) {
   const Addresses found = look_up(address, port);
-  int code = found ? 0 : EADDRNOTAVAIL;
+  int code = EADDRNOTAVAIL;
   for (const addrinfo* one = found.get(); one; one = one->ai_next) {
     Socket socket(::socket(one->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
     const int on = 1;  // a port that a run has just left may be taken again at once

@@ -72,6 +72,10 @@ World world_of(const Environment& environment) {
   for (const Launcher& launcher : launchers) {
     const auto rank = environment(launcher.rank), size = environment(launcher.size),
                local_rank = environment(launcher.local_rank);
+    // SLURM and Open MPI leave a size alone where they start nothing.
+    if (&launcher == launchers && !rank != !size)
+      throw Error(str(rank ? launcher.size : launcher.rank, ": expected one beside ",
+                      rank ? launcher.rank : launcher.size, ", found none; set both, or neither to train alone"));
     if (!rank || !size) continue;
     world.size = number_of(launcher.size, *size, 1, most_ranks);
     world.rank = number_of(launcher.rank, *rank, 0, world.size - 1);
@@ -131,7 +135,7 @@ int wait_for_ranks(std::vector<pid_t> ranks, double patience) {
     for (size_t r = 0; r < ranks.size(); r++) {
       if (ranks[r] <= 0) continue;
       if (passed_on) kill(ranks[r], passed_on);
-      if (failed_at > 0 && monotonic_seconds() > failed_at + patience) kill(ranks[r], SIGKILL);
+      if (failed_at > 0 && monotonic_seconds() > failed_at + std::max(1.0, patience / 4)) kill(ranks[r], SIGKILL);
       int status = 0;
       if (waitpid(ranks[r], &status, WNOHANG) != ranks[r]) continue;
       alive--;

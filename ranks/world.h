@@ -39,7 +39,7 @@ std::string first_host(const std::string& list);
 // Starts `size` ranks on this host: copies of this process as it is now. Call it before there are threads, GPUs or
 // signal handlers. In each rank: its world. In the process that called: nothing, after all have ended; exit_code is
 // then the first that is not 0. SIGINT, SIGTERM and SIGHUP are passed on to the ranks; where this process dies they get
-// SIGTERM; where one of them fails, the others have `patience` seconds to end. An Error where GCA_PORT is taken.
+// SIGTERM; where one of them fails, the others have a quarter of `patience` to end. An Error where GCA_PORT is taken.
 std::optional<World> launch(int size, int& exit_code);
 
 // What count() returns in a process of its own: so that this one does not touch the GPUs before it has launched ranks.

@@ -95,6 +95,9 @@ TEST_CASE("ranks: the launchers' variables say who is who") {
             }),
             "MASTER_ADDR: expected the name of the host that rank 0 runs on, found nothing"));
   CHECK(has(error_of([] { world_from({{"RANK", "2"}, {"WORLD_SIZE", "2"}}); }), "RANK: expected a number from 0 to 1"));
+  CHECK(has(error_of([] { world_from({{"RANK", "0"}}); }), "WORLD_SIZE: expected one beside RANK, found none"));
+  CHECK(has(error_of([] { world_from({{"WORLD_SIZE", "2"}}); }), "RANK: expected one beside WORLD_SIZE"));
+  CHECK(world_from({{"SLURM_NTASKS", "4"}}).size == 1);
   CHECK(has(error_of([] { world_from({{"GCA_TIMEOUT", "soon"}}); }), "GCA_TIMEOUT: expected a number"));
   for (const auto& [list, host] : std::map<std::string, std::string>{{"a", "a"},
                                                                      {"a,b", "a"},
