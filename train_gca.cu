@@ -385,6 +385,19 @@ std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& argumen
   return saved;
 }
 
+// A run that goes on looks for its data where its checkpoint says: an Error that says so where nothing is there.
+void check_remembered_patterns(const TrainSettings& settings, Flags& flags) {
+  for (const auto& [name, pattern] : {std::pair{"data", settings.data}, std::pair{"val-data", settings.val_data}}) {
+    if (pattern.empty() || flags.given(name)) continue;
+    try {
+      glob_files(pattern);
+    } catch (const Error& error) {
+      throw Error(str(error.what(), "; the checkpoint in '", settings.out, "' remembers this pattern: go on from the ",
+                      "folder where the run was started, or say with --", name, " where the shards are now"));
+    }
+  }
+}
+
 void check_task_flags(const TrainSettings& settings, Flags& flags) {
   const bool task = settings.task.any();
   flags.need(task ? "haystack" : "data");
@@ -424,7 +437,10 @@ int train_command(const std::vector<std::string>& arguments) {
   std::optional<RunLock> lock;  // of the first rank; one that is launched here has it from this process
   const std::unique_ptr<SavedRun> saved = starting_point(arguments, settings, flags, lock, world.rank == 0);
   flags.parse(arguments);
-  if (saved) flags.check_unchanged(saved->state().at("settings"));
+  if (saved) {
+    flags.check_unchanged(saved->state().at("settings"));
+    check_remembered_patterns(settings, flags);
+  }
   flags.need("out");
   check_task_flags(settings, flags);
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);

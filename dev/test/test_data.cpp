@@ -1,5 +1,6 @@
 // Shards, rows and the making of shards from text: headers, damage, the exact rows, their order, documents, validation.
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -86,6 +87,35 @@ TEST_CASE("data: shards are written and read back, whatever their size and width
     CHECK(std::all_of(words + 5, words + 256, [](int32_t word) { return word == 0; }));
     CHECK(has(error_of([&] { ShardWriter(prefix, *tokenizer, 300); }), "_000000.bin' is there already"));
   }
+}
+
+TEST_CASE(
+    "data: more shards than files that may be open, written and read; one that is replaced meanwhile is an error") {
+  const TempFolder folder;
+  const Tokenizer bytes = Tokenizer::load("bytes");
+  const std::vector<int32_t> tokens = test::random_ids(200, 1, bytes.vocab_size());
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const rlimit few = {40, before.rlim_max};
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &few) == 0);
+  const std::string error = error_of([&] {
+    ShardWriter writer(folder.path + "/x", bytes, 2);
+    CHECK(has(error_of([&] { ShardWriter(folder.path + "/x", bytes, 2); }), "is being written by another tokenize"));
+    writer.append(tokens);
+    ShardWriter near(folder.path + "/x_1", bytes, 2);  // takes none of the other's for leftovers
+    ShardWriter::commit({&writer});
+    const TokenStream stream(folder.path + "/x_*", bytes);
+    std::vector<int32_t> got(200);
+    stream.read(0, 200, got.data());
+    CHECK(got == tokens);
+    CHECK(stream.state() == TokenStream(folder.path + "/x_*", bytes).state());
+    write_file(folder.path + "/x_000099.bin", file_content(folder.path + "/x_000098.bin"));
+    CHECK(
+        has(error_of([&] { stream.read(0, 200, got.data()); }), "x_000099.bin' is another file than when this began"));
+  });
+  CHECK(error == "");
+  CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(list_folder(folder.path).size() == 100);  // nothing but shards is left
 }
 
 TEST_CASE("data: foreign, damaged and wrong shards") {
