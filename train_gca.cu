@@ -476,10 +476,12 @@ int train_command(const std::vector<std::string>& arguments) {
 struct Command {
   const char *name, *does;
   int (*run)(const std::vector<std::string>& arguments);
+  const char* needs_less = "use a smaller --batch, fewer --chunks, fewer --threads or a smaller model";  // memory
 };
+constexpr char text_needs_less[] = "use fewer --threads, or smaller --shard-tokens where shards are made";
 const Command commands[] = {
-    {"tokenizer-train", "learns a byte-level BPE from text files", tokenizer_train_command},
-    {"tokenize", "text files to token shards", tokenize_command},
+    {"tokenizer-train", "learns a byte-level BPE from text files", tokenizer_train_command, text_needs_less},
+    {"tokenize", "text files to token shards", tokenize_command, text_needs_less},
     {"encode", "text on standard input to token ids", encode_command},
     {"decode", "token ids on standard input to text", decode_command},
     {"train", "trains a model on token shards", train_command},
@@ -502,7 +504,12 @@ int run_program(const std::vector<std::string>& arguments) {
   for (const Command& command : commands) {
     names.push_back(command.name);
     if (arguments[0] != command.name) continue;
-    const int status = command.run({arguments.begin() + 1, arguments.end()});
+    int status;
+    try {
+      status = command.run({arguments.begin() + 1, arguments.end()});
+    } catch (const std::bad_alloc&) {
+      throw Error(str("out of memory; ", command.needs_less));
+    }
     // A table that did not get through is an error; a training goes on, and has its log.jsonl.
     if (command.run != train_command) print_bytes("");
     return status;
@@ -520,10 +527,6 @@ int main(int count, char** values) {
   } catch (const gca::UsageError& error) {
     gca::print_error("train_gca: ", error.what(), "\n");
     return 2;
-  } catch (const std::bad_alloc&) {
-    gca::print_error(
-        "train_gca: out of memory; use a smaller --batch, fewer --chunks, fewer --threads or a smaller model\n");
-    return 1;
   } catch (const std::exception& error) {
     gca::print_error("train_gca: ", error.what(), "\n");
     return 1;

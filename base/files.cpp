@@ -127,9 +127,22 @@ File File::create(const std::string& path) { return File(path, O_WRONLY | O_CREA
 
 int64_t File::size_bytes() const { return static_cast<int64_t>(status_of(fd_, path_).st_size); }
 
-FileId File::id() const {
-  const struct stat status = status_of(fd_, path_);
+static FileId id_of(const struct stat& status) {
   return {static_cast<uint64_t>(status.st_dev), static_cast<uint64_t>(status.st_ino)};
+}
+
+FileId File::id() const { return id_of(status_of(fd_, path_)); }
+
+Found look_at(const std::string& path) {
+  struct stat status;
+  if (::stat(path.c_str(), &status) < 0) {
+    if (errno == ENOENT || errno == ELOOP || errno == ENOTDIR) return {Found::none, {}, 0};
+    throw system_error("cannot look at '" + path + "'", errno);
+  }
+  const Found::Kind kind = S_ISREG(status.st_mode)   ? Found::file
+                           : S_ISDIR(status.st_mode) ? Found::folder
+                                                     : Found::other;
+  return {kind, id_of(status), static_cast<int64_t>(status.st_size)};
 }
 
 File& File::operator=(File&& other) noexcept {

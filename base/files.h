@@ -38,6 +38,14 @@ struct FileId {
   auto operator<=>(const FileId&) const = default;
 };
 
+// What a path leads to, links followed. An Error where that cannot be told; a link to nothing, or to itself, is none.
+struct Found {
+  enum Kind { none, file, folder, other } kind;
+  FileId id;
+  int64_t bytes;
+};
+Found look_at(const std::string& path);
+
 // How many files one holder may keep open: a quarter of what the process may.
 size_t files_to_keep_open();
 

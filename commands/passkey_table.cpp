@@ -139,6 +139,7 @@ void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
 
 void print_heading(const Trials& trials) {
   const PasskeyOptions& options = trials.options;
+  if (!trials.haystack.notes.empty()) print(trials.haystack.notes, "\n");
   print(options.task.task, options.ablation.remark(), ": ", trials.task.answer_length(), " tokens in an answer, ",
         trials.others(), " other ", options.task.two_hop() ? "chains" : "needles", "; text of ", trials.haystack.files,
         " files (", trials.haystack.left_out, " left out); windows reach ", trials.reach(), " slots\n");
