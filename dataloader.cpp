@@ -32,7 +32,7 @@ std::string set_of(const std::string& path) {
   return number.find_first_not_of("0123456789") == number.npos ? path.substr(0, path.size() - tail) : "";
 }
 
-// Is there from before the first shard of a set gets its name until the last one has it.
+// Is there, and locked, while a set is written: until the last shard has its name.
 std::string unfinished_mark(const std::string& prefix) {
   return parent_folder(prefix) + "/." + std::filesystem::path(prefix).filename().string() + ".unfinished";
 }
@@ -56,13 +56,26 @@ ShardWriter::ShardWriter(std::string prefix, const Tokenizer& tokenizer, int64_t
       shard_tokens_(shard_tokens) {
   if (shard_tokens < 1 || shard_tokens > ShardHeader::max_tokens)
     throw Error(str("the size of a shard: expected 1 to ", ShardHeader::max_tokens, " tokens, found ", shard_tokens));
-  // What a run that was stopped left behind: whole shards without a name, and named ones of a set that is not whole.
-  remove_leftovers(prefix_ + "_");
-  if (remove_if_unlocked(unfinished_mark(prefix_)))
+  const std::string mark = unfinished_mark(prefix_), name = std::filesystem::path(prefix_).filename().string();
+  // What a run that was stopped left behind: named shards of a set that is not whole, and whole ones without a name.
+  if (remove_if_unlocked(mark))
     for (const std::string& path : shards_of(prefix_)) remove_tree(path);
+  if (std::error_code none; std::filesystem::exists(mark, none))
+    throw Error(
+        "'" + prefix_ + "' is being written by another tokenize ('" + mark +
+        "' says so): wait for it, or choose another name; if none runs (where a file system has no locks nobody "
+        "can tell), remove that file and the shards");
   if (const std::vector<std::string> there = shards_of(prefix_); !there.empty())
     throw Error("'" + there[0] +
                 "' is there already: remove the old shards or choose another name, so that two sets are never mixed");
+  mark_ = File::create(mark);
+  mark_->lock();
+  remove_leftovers(parent_folder(prefix_), [&](const std::string& shard) { return set_of(shard) == name; });
+}
+
+ShardWriter::~ShardWriter() {
+  files_.clear();
+  if (std::error_code none; mark_) std::filesystem::remove(mark_->path(), none);
 }
 
 void ShardWriter::append(std::span<const int32_t> ids) {
@@ -85,19 +98,18 @@ void ShardWriter::append(std::span<const int32_t> ids) {
 }
 
 void ShardWriter::commit(std::initializer_list<ShardWriter*> sets) {
-  std::vector<File> marks;
   for (ShardWriter* set : sets) {
     set->flush();
-    if (set->files_.empty()) continue;
-    marks.push_back(File::create(unfinished_mark(set->prefix_)));
-    marks.back().lock();
-    sync_folder(parent_folder(set->prefix_));
+    sync_folder(parent_folder(set->prefix_));  // the mark, before the first name
   }
   for (ShardWriter* set : sets) {
     for (auto& file : set->files_) file->commit();
     set->files_.clear();
   }
-  for (const File& mark : marks) remove_tree(mark.path());
+  for (ShardWriter* set : sets) {
+    remove_tree(set->mark_->path());
+    set->mark_.reset();
+  }
 }
 
 void ShardWriter::flush() {
@@ -109,6 +121,7 @@ void ShardWriter::flush() {
   auto file = std::make_unique<AtomicFile>(str(prefix_, "_", right(files_.size(), 6, '0'), ".bin"));
   file->write(&header, sizeof header);
   file->write(shard_.data(), shard_.size());
+  file->close();  // there may be more shards than open files
   files_.push_back(std::move(file));
   shard_.clear();
 }
@@ -117,39 +130,59 @@ TokenStream::TokenStream(const std::string& pattern, const Tokenizer& tokenizer)
     : vocab_size_(tokenizer.vocab_size()), pattern_(pattern) {
   size_t unknown = 0;
   for (const std::string& path : glob_files(pattern)) {
-    Shard shard{File::open(path), tokens_, 0, 2, 0};
-    const int64_t size = shard.file.size_bytes();
-    ShardHeader header;
-    if (size >= ShardHeader::bytes) shard.file.read(&header, sizeof header, 0);
-    const auto is = [&](const int32_t* kind) { return header.words[0] == kind[0] && header.words[1] == kind[1]; };
-    if (!is(ShardHeader::narrow) && !is(ShardHeader::wide))
-      throw Error(str(
-          "'", path, "': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic ",
-          header.words[0], " version ", header.words[1], " in a file of ", size, " bytes; make shards with tokenize"));
-    shard.width = is(ShardHeader::wide) ? 4 : 2;
-    shard.tokens = header.words[2];
-    if (shard.tokens < 0 || size != ShardHeader::bytes + shard.tokens * shard.width)
-      throw Error(str("'", path, "': the header says ", shard.tokens, " tokens of ", shard.width,
-                      " bytes, found a file of ", size,
-                      " bytes; it is cut off or damaged: make it anew or fetch it again"));
-    uint64_t hash;
-    memcpy(&hash, header.words + 3, 8);
-    if (hash == 0) unknown++;
-    if (hash != 0 && hash != tokenizer.hash())
-      throw Error(str("'", path, "' was made with another tokenizer: expected the hash ", hex(tokenizer.hash(), 16),
-                      " of ", tokenizer.description(), ", found ", hex(hash, 16),
-                      "; tokenize the text again with this one, or use the other"));
-    const std::string set = set_of(path);
-    if (std::error_code none; !set.empty() && std::filesystem::exists(unfinished_mark(set), none))
-      throw Error(str("'", path, "' is of an unfinished set, of a tokenize that was stopped or still runs ('",
-                      unfinished_mark(set), "' says so): wait for it, or tokenize the text again"));
-    shard.header_crc = crc32c(&header, sizeof header);
+    Shard shard = examine(path, tokenizer, unknown);
+    if (shards_.size() >= files_to_keep_open()) shard.kept.reset();
+    shard.first = tokens_;
     tokens_ += shard.tokens;
     shards_.push_back(std::move(shard));
   }
   if (unknown)
     notes_ = str("'", pattern, "': ", unknown, " of ", shards_.size(),
                  " shards do not say which tokenizer made them; taken to be ", tokenizer.description());
+}
+
+TokenStream::Shard TokenStream::examine(const std::string& path, const Tokenizer& tokenizer, size_t& unknown) const {
+  Shard shard{path, File::open(path), {}, 0, 0, 0, 2, 0};
+  const int64_t size = shard.bytes = shard.kept->size_bytes();
+  shard.id = shard.kept->id();
+  ShardHeader header;
+  if (size >= ShardHeader::bytes) shard.kept->read(&header, sizeof header, 0);
+  const auto is = [&](const int32_t* kind) { return header.words[0] == kind[0] && header.words[1] == kind[1]; };
+  if (!is(ShardHeader::narrow) && !is(ShardHeader::wide))
+    throw Error(str(
+        "'", path, "': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic ",
+        header.words[0], " version ", header.words[1], " in a file of ", size, " bytes; make shards with tokenize"));
+  shard.width = is(ShardHeader::wide) ? 4 : 2;
+  shard.tokens = header.words[2];
+  if (shard.tokens < 0 || size != ShardHeader::bytes + shard.tokens * shard.width)
+    throw Error(str("'", path, "': the header says ", shard.tokens, " tokens of ", shard.width,
+                    " bytes, found a file of ", size,
+                    " bytes; it is cut off or damaged: make it anew or fetch it again"));
+  uint64_t hash;
+  memcpy(&hash, header.words + 3, 8);
+  if (hash == 0) unknown++;
+  if (hash != 0 && hash != tokenizer.hash())
+    throw Error(str("'", path, "' was made with another tokenizer: expected the hash ", hex(tokenizer.hash(), 16),
+                    " of ", tokenizer.description(), ", found ", hex(hash, 16),
+                    "; tokenize the text again with this one, or use the other"));
+  const std::string set = set_of(path);
+  if (std::error_code none; !set.empty() && std::filesystem::exists(unfinished_mark(set), none))
+    throw Error(str("'", path, "' is of an unfinished set, of a tokenize that was stopped or still runs ('",
+                    unfinished_mark(set), "' says so): wait for it, or tokenize the text again"));
+  shard.header_crc = crc32c(&header, sizeof header);
+  return shard;
+}
+
+std::string TokenStream::Shard::name() const { return std::filesystem::path(path).filename().string(); }
+
+template <class Use>
+auto TokenStream::with_file(const Shard& shard, Use&& use) {
+  if (shard.kept) return use(*shard.kept);
+  const File file = File::open(shard.path);
+  if (file.id() != shard.id || file.size_bytes() != shard.bytes)
+    throw Error("'" + shard.path +
+                "' is another file than when this began: leave shards as they are while they are read");
+  return use(file);
 }
 
 void TokenStream::read(int64_t first, int64_t count, int32_t* out, bool any_id) const {
@@ -162,7 +195,7 @@ void TokenStream::read(int64_t first, int64_t count, int32_t* out, bool any_id) 
     const size_t bytes = static_cast<size_t>(here) * static_cast<size_t>(shard->width);
     // uint16 go to the upper half of their place and are widened from there upwards.
     char* raw = reinterpret_cast<char*>(out + here) - bytes;
-    shard->file.read(raw, bytes, ShardHeader::bytes + at * shard->width);
+    with_file(*shard, [&](const File& file) { file.read(raw, bytes, ShardHeader::bytes + at * shard->width); });
     uint32_t largest = 0;
     for (int64_t i = 0; i < here; i++) {
       uint32_t id = 0;
@@ -171,7 +204,7 @@ void TokenStream::read(int64_t first, int64_t count, int32_t* out, bool any_id) 
       largest = std::max(largest, id);
     }
     if (!any_id && largest >= static_cast<uint32_t>(vocab_size_))
-      throw Error(str("'", shard->file.path(), "': expected token ids below ", vocab_size_,
+      throw Error(str("'", shard->path, "': expected token ids below ", vocab_size_,
                       ", the size of the vocabulary, found ", largest, " among tokens ", at, " to ", at + here - 1,
                       "; it was made with another tokenizer or is damaged"));
     first += here;
@@ -184,11 +217,11 @@ Json TokenStream::state() const {
   Json shards = Json::array();
   for (const Shard& shard : shards_) {
     Json entry;
-    entry["name"] = name_of(shard);
-    entry["bytes"] = shard.file.size_bytes();
+    entry["name"] = shard.name();
+    entry["bytes"] = shard.bytes;
     entry["tokens"] = shard.tokens;
     entry["header_crc32c"] = shard.header_crc;
-    entry["sample_crc32c"] = sample_crc(shard.file);
+    entry["sample_crc32c"] = with_file(shard, sample_crc);
     shards.push_back(std::move(entry));
   }
   Json state;
@@ -211,10 +244,6 @@ void TokenStream::check_same(const JsonField& saved) const {
   }
   throw Error("'" + pattern_ + "' is not what " + saved.where() + " was written with: " + difference +
               "; resume with the same data, or start a new run from the weights with --init");
-}
-
-std::string TokenStream::name_of(const Shard& shard) {
-  return std::filesystem::path(shard.file.path()).filename().string();
 }
 
 // CRC-32C of 16 pieces of 4 KiB, evenly spread, the last one at the end.

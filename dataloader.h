@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -34,7 +35,11 @@ struct ShardHeader {
 // one less) and is kept in memory until it is full. All get their names in commit(), or none if it is not reached.
 class ShardWriter {
  public:
+  // Another one of the same prefix that is at work, here or in another process, is an Error.
   ShardWriter(std::string prefix, const Tokenizer& tokenizer, int64_t shard_tokens);
+  ~ShardWriter();
+  ShardWriter(const ShardWriter&) = delete;
+  ShardWriter& operator=(const ShardWriter&) = delete;
 
   void append(std::span<const int32_t> ids);
 
@@ -51,9 +56,10 @@ class ShardWriter {
   uint64_t hash_;
   bool wide_;
   size_t shard_tokens_;
+  std::optional<File> mark_;  // locked: the set is being written
   int64_t tokens_ = 0;
   std::vector<char> shard_;
-  std::vector<std::unique_ptr<AtomicFile>> files_;  // whole, but still under their temporary names
+  std::vector<std::unique_ptr<AtomicFile>> files_;  // whole and closed, but still under their temporary names
 };
 
 // All shards that a pattern matches, in sorted order, as one stream of tokens. Reading is for any number of threads at
@@ -83,13 +89,19 @@ class TokenStream {
 
  private:
   struct Shard {
-    File file;
-    int64_t first, tokens;  // in the stream
-    int width;              // bytes a token
+    std::string path;
+    std::optional<File> kept;  // open, of the first shards; the others are opened for each read
+    FileId id;
+    int64_t bytes, first, tokens;  // of the file; in the stream
+    int width;                     // bytes a token
     uint32_t header_crc;
+    std::string name() const;
   };
 
-  static std::string name_of(const Shard& shard);
+  Shard examine(const std::string& path, const Tokenizer& tokenizer, size_t& unknown) const;
+  // Calls use(file) with the shard's file; an Error where another one has its name by now.
+  template <class Use>
+  static auto with_file(const Shard& shard, Use&& use);
 
   static uint32_t sample_crc(const File& file);
 

@@ -385,6 +385,19 @@ std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& argumen
   return saved;
 }
 
+// A run that goes on looks for its data where its checkpoint says: an Error that says so where nothing is there.
+void check_remembered_patterns(const TrainSettings& settings, Flags& flags) {
+  for (const auto& [name, pattern] : {std::pair{"data", settings.data}, std::pair{"val-data", settings.val_data}}) {
+    if (pattern.empty() || flags.given(name)) continue;
+    try {
+      glob_files(pattern);
+    } catch (const Error& error) {
+      throw Error(str(error.what(), "; the checkpoint in '", settings.out, "' remembers this pattern: go on from the ",
+                      "folder where the run was started, or say with --", name, " where the shards are now"));
+    }
+  }
+}
+
 void check_task_flags(const TrainSettings& settings, Flags& flags) {
   const bool task = settings.task.any();
   flags.need(task ? "haystack" : "data");
@@ -424,7 +437,10 @@ int train_command(const std::vector<std::string>& arguments) {
   std::optional<RunLock> lock;  // of the first rank; one that is launched here has it from this process
   const std::unique_ptr<SavedRun> saved = starting_point(arguments, settings, flags, lock, world.rank == 0);
   flags.parse(arguments);
-  if (saved) flags.check_unchanged(saved->state().at("settings"));
+  if (saved) {
+    flags.check_unchanged(saved->state().at("settings"));
+    check_remembered_patterns(settings, flags);
+  }
   flags.need("out");
   check_task_flags(settings, flags);
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
@@ -460,10 +476,12 @@ int train_command(const std::vector<std::string>& arguments) {
 struct Command {
   const char *name, *does;
   int (*run)(const std::vector<std::string>& arguments);
+  const char* needs_less = "use a smaller --batch, fewer --chunks, fewer --threads or a smaller model";  // memory
 };
+constexpr char text_needs_less[] = "use fewer --threads, or smaller --shard-tokens where shards are made";
 const Command commands[] = {
-    {"tokenizer-train", "learns a byte-level BPE from text files", tokenizer_train_command},
-    {"tokenize", "text files to token shards", tokenize_command},
+    {"tokenizer-train", "learns a byte-level BPE from text files", tokenizer_train_command, text_needs_less},
+    {"tokenize", "text files to token shards", tokenize_command, text_needs_less},
     {"encode", "text on standard input to token ids", encode_command},
     {"decode", "token ids on standard input to text", decode_command},
     {"train", "trains a model on token shards", train_command},
@@ -486,7 +504,12 @@ int run_program(const std::vector<std::string>& arguments) {
   for (const Command& command : commands) {
     names.push_back(command.name);
     if (arguments[0] != command.name) continue;
-    const int status = command.run({arguments.begin() + 1, arguments.end()});
+    int status;
+    try {
+      status = command.run({arguments.begin() + 1, arguments.end()});
+    } catch (const std::bad_alloc&) {
+      throw Error(str("out of memory; ", command.needs_less));
+    }
     // A table that did not get through is an error; a training goes on, and has its log.jsonl.
     if (command.run != train_command) print_bytes("");
     return status;
@@ -504,10 +527,6 @@ int main(int count, char** values) {
   } catch (const gca::UsageError& error) {
     gca::print_error("train_gca: ", error.what(), "\n");
     return 2;
-  } catch (const std::bad_alloc&) {
-    gca::print_error(
-        "train_gca: out of memory; use a smaller --batch, fewer --chunks, fewer --threads or a smaller model\n");
-    return 1;
   } catch (const std::exception& error) {
     gca::print_error("train_gca: ", error.what(), "\n");
     return 1;

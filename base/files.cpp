@@ -4,15 +4,19 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <new>
+
+#include "base/text.h"
 
 namespace gca {
 
@@ -44,7 +48,77 @@ struct stat status_of(int fd, const std::string& path) {
   return result;
 }
 
+// What a system call says that a file system does not have, as Lustre and FUSE without locks, or a share whose folders
+// cannot be written through.
+bool is_missing(int code) {
+  return code == ENOSYS || code == EINVAL || code == ENOTSUP || code == EOPNOTSUPP || code == ENOLCK || code == EBADF;
+}
+
+// Said once: what is made is only as safe as the file system is.
+void warn_of_no_sync(const std::string& path, int code) {
+  static std::atomic<bool> said = false;
+  if (!said.exchange(true))
+    print_error("'", path, "' cannot be written through to the disk (", strerror(code),
+                "): this file system has no such thing; after a power cut the newest files may be damaged\n");
+}
+
+// What a shell pattern matches, in no order. unread, code: the first folder that could not be read, and why.
+std::vector<std::string> matches_of(const std::string& pattern, std::string& unread, int& code) {
+  static thread_local std::string folder_unread;  // glob's function takes no argument of its caller's
+  static thread_local int why;
+  why = 0;
+  glob_t found;
+  const int result = ::glob(
+      pattern.c_str(), GLOB_NOSORT,
+      [](const char* folder, int error) {
+        if (error == ENOENT || error == ENOTDIR) return 0;
+        folder_unread = folder;
+        why = error;
+        return 1;
+      },
+      &found);
+  std::vector<std::string> paths;
+  if (result == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
+  ::globfree(&found);
+  if (result == GLOB_NOSPACE) throw std::bad_alloc();
+  unread = folder_unread;
+  code = result == GLOB_ABORTED ? why : 0;
+  return paths;
+}
+
+// Of a path or pattern that leads nowhere: as far as it is there, and what is not.
+std::string what_is_there(const std::string& pattern) {
+  const std::filesystem::path whole(pattern);
+  std::filesystem::path there;
+  std::string unread;
+  int code;
+  std::error_code none;
+  for (auto part = whole.begin(); part != whole.end(); there /= *part++) {
+    const std::string path = (there / *part).string(), name = part->string(),
+                      folder = (there.empty() ? std::filesystem::path(".") : there).string();
+    const bool in_pattern = path.find_first_of("*?[") != path.npos;
+    if (std::filesystem::exists(path, none) || (in_pattern && !matches_of(path, unread, code).empty())) continue;
+    if (std::filesystem::is_symlink(path, none)) return "'" + path + "' is a link to something that is not there";
+    if (std::filesystem::exists(there, none) && !std::filesystem::is_directory(there, none))
+      return "'" + folder + "' is a file, no folder";
+    std::vector<std::string> names;
+    for (std::filesystem::directory_iterator entry(folder, none), last; !none && entry != last; entry.increment(none))
+      names.push_back(entry->path().filename().string());
+    const bool is_pattern = name.find_first_of("*?[") != name.npos;
+    return str(there.empty() ? "here, in '" + std::filesystem::current_path(none).string() + "', "
+                             : "'" + folder + "' is there, but in it ",
+               is_pattern ? "nothing matches '" : "is no '", name, "'", is_pattern ? "" : did_you_mean(name, names));
+  }
+  return "check the path";
+}
+
 }  // namespace
+
+size_t files_to_keep_open() {
+  rlimit limit{};
+  return ::getrlimit(RLIMIT_NOFILE, &limit) == 0 ? static_cast<size_t>(std::min<rlim_t>(limit.rlim_cur, 1 << 20)) / 4
+                                                 : 16;
+}
 
 // O_NONBLOCK: a pipe must not hang.
 File File::open(const std::string& path) { return File(path, O_RDONLY | O_NONBLOCK, "cannot open"); }
@@ -52,6 +126,24 @@ File File::open(const std::string& path) { return File(path, O_RDONLY | O_NONBLO
 File File::create(const std::string& path) { return File(path, O_WRONLY | O_CREAT | O_EXCL, "cannot create"); }
 
 int64_t File::size_bytes() const { return static_cast<int64_t>(status_of(fd_, path_).st_size); }
+
+static FileId id_of(const struct stat& status) {
+  return {static_cast<uint64_t>(status.st_dev), static_cast<uint64_t>(status.st_ino)};
+}
+
+FileId File::id() const { return id_of(status_of(fd_, path_)); }
+
+Found look_at(const std::string& path) {
+  struct stat status;
+  if (::stat(path.c_str(), &status) < 0) {
+    if (errno == ENOENT || errno == ELOOP || errno == ENOTDIR) return {Found::none, {}, 0};
+    throw system_error("cannot look at '" + path + "'", errno);
+  }
+  const Found::Kind kind = S_ISREG(status.st_mode)   ? Found::file
+                           : S_ISDIR(status.st_mode) ? Found::folder
+                                                     : Found::other;
+  return {kind, id_of(status), static_cast<int64_t>(status.st_size)};
+}
 
 File& File::operator=(File&& other) noexcept {
   std::swap(path_, other.path_);
@@ -89,12 +181,15 @@ bool File::lock() const {
 }
 
 void File::sync() const {
-  if (uninterrupted([&] { return ::fsync(fd_); }) < 0)
-    throw system_error("cannot write '" + path_ + "' through to the disk", errno);
+  if (uninterrupted([&] { return ::fsync(fd_); }) == 0) return;
+  if (!is_missing(errno)) throw system_error("cannot write '" + path_ + "' through to the disk", errno);
+  warn_of_no_sync(path_, errno);
 }
 
 File::File(const std::string& path, int flags, const char* doing) : path_(path) {
   fd_ = uninterrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC, 0666); });
+  if (fd_ < 0 && errno == ENOENT)
+    throw Error(str(doing, " '", path, "': ", strerror(ENOENT), "; ", what_is_there(path)));
   if (fd_ < 0) throw system_error(str(doing, " '", path, "'"), errno);
   struct stat status = {};
   if (::fstat(fd_, &status) < 0 || !S_ISREG(status.st_mode)) {
@@ -119,8 +214,9 @@ void sync_folder(const std::string& path) {
   if (fd < 0) throw system_error("cannot open the folder '" + path + "'", errno);
   const int code = uninterrupted([&] { return ::fsync(fd); }) < 0 ? errno : 0;
   ::close(fd);
-  if (code && code != EINVAL)
-    throw system_error("cannot write the folder '" + path + "' through to the disk", code);  // EINVAL: not needed there
+  if (code && !is_missing(code) && code != EACCES && code != EPERM)
+    throw system_error("cannot write the folder '" + path + "' through to the disk", code);
+  if (code && code != EINVAL) warn_of_no_sync(path, code);  // EINVAL: not needed there
 }
 
 void rename_path(const std::string& from, const std::string& to) {
@@ -156,9 +252,9 @@ bool remove_leftover(const std::string& path, bool even_without) {
 }
 
 File create_temporary(const std::string& path) {
-  remove_leftovers(path + ".");
-  const std::string temporary =
-      str(parent_folder(path), "/.", std::filesystem::path(path).filename().string(), ".", ::getpid(), ".partial");
+  const std::string folder = parent_folder(path), name = std::filesystem::path(path).filename().string();
+  remove_leftovers(folder, [&](const std::string& other) { return other == name; });
+  const std::string temporary = str(folder, "/.", name, ".", ::getpid(), ".partial");
   for (;;) {
     remove_leftover(temporary, true);  // of our own number: a process that has had it before, and is dead
     File file = File::create(temporary);
@@ -168,28 +264,36 @@ File create_temporary(const std::string& path) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(const std::string& path) : path_(target_of(path)), file_(create_temporary(path_)) {}
+AtomicFile::AtomicFile(const std::string& path)
+    : path_(target_of(path)), file_(create_temporary(path_)), temporary_(file_->path()) {}
 
 AtomicFile::~AtomicFile() {
-  if (!committed_) ::unlink(file_.path().c_str());
+  if (!committed_) ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::close() {
+  file_->sync();
+  file_.reset();
 }
 
 void AtomicFile::commit() {
-  file_.sync();
-  rename_path(file_.path(), path_);
+  if (file_) file_->sync();
+  rename_path(temporary_, path_);
   committed_ = true;
   sync_folder(parent_folder(path_));
 }
 
 bool remove_if_unlocked(const std::string& path) { return remove_leftover(path, false); }
 
-void remove_leftovers(const std::string& prefix) {
-  const std::string folder = parent_folder(prefix), begin = "." + std::filesystem::path(prefix).filename().string();
+void remove_leftovers(const std::string& folder, const std::function<bool(const std::string& name)>& ours) {
+  constexpr std::string_view end = ".partial";
   std::error_code error;
   for (std::filesystem::directory_iterator entry(folder, error), last; !error && entry != last;
        entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    if (name.starts_with(begin) && name.ends_with(".partial")) remove_leftover(folder + "/" + name, false);
+    const std::string name = entry->path().filename().string();  // .NAME.PROCESS.partial
+    if (!name.starts_with('.') || !name.ends_with(end)) continue;
+    const size_t point = name.rfind('.', name.size() - end.size() - 1);
+    if (point != name.npos && point > 0 && ours(name.substr(1, point - 1))) remove_leftover(folder + "/" + name, false);
   }
 }
 
@@ -289,25 +393,11 @@ void remove_tree(const std::string& path) {
 std::vector<std::string> glob_files(const std::string& pattern) {
   std::error_code none;
   if (std::filesystem::exists(pattern, none)) return {pattern};
-  static thread_local std::string unread;  // the first folder that could not be read, and why
-  static thread_local int code;
-  glob_t found;
-  const int result = ::glob(
-      pattern.c_str(), GLOB_NOSORT,
-      [](const char* folder, int error) {
-        if (error == ENOENT) return 0;
-        unread = folder;
-        code = error;
-        return 1;
-      },
-      &found);
-  std::vector<std::string> paths;
-  if (result == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-  ::globfree(&found);
-  if (result == GLOB_NOSPACE) throw std::bad_alloc();
-  if (result == GLOB_ABORTED)
-    throw system_error("cannot look for '" + pattern + "': the folder '" + unread + "' cannot be read", code);
-  if (paths.empty()) throw Error("no file matches '" + pattern + "'; check the path");
+  std::string unread;
+  int code;
+  std::vector<std::string> paths = matches_of(pattern, unread, code);
+  if (code) throw system_error("cannot look for '" + pattern + "': the folder '" + unread + "' cannot be read", code);
+  if (paths.empty()) throw Error("no file matches '" + pattern + "': " + what_is_there(pattern));
   std::sort(paths.begin(), paths.end());
   return paths;
 }
@@ -318,8 +408,11 @@ RunLock::RunLock(const std::string& folder) {
   fd_ =
       uninterrupted([&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666); });
   if (fd_ < 0) throw system_error("cannot open '" + path + "'", errno);
-  if (::flock(fd_, LOCK_EX | LOCK_NB) < 0) {
-    const int code = errno;
+  const int code = ::flock(fd_, LOCK_EX | LOCK_NB) < 0 ? errno : 0;
+  if (is_missing(code)) {
+    print_error("'", path, "' cannot be locked (", strerror(code),
+                "): this file system has no locks; see that no other run writes '", folder, "'\n");
+  } else if (code) {
     char text[20] = {};
     const ssize_t length = ::pread(fd_, text, sizeof text, 0);
     ::close(fd_);
@@ -331,9 +424,9 @@ RunLock::RunLock(const std::string& folder) {
   }
   const std::string process = std::to_string(::getpid()) + "\n";  // for that message only
   if (::ftruncate(fd_, 0) < 0 || ::pwrite(fd_, process.data(), process.size(), 0) < 0) {
-    const int code = errno;
+    const int failed = errno;
     ::close(fd_);
-    throw system_error("cannot write '" + path + "'", code);
+    throw system_error("cannot write '" + path + "'", failed);
   }
 }
 

@@ -4,6 +4,9 @@
 #include <bit>
 #include <cerrno>
 #include <cstdint>
+#include <compare>
+#include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,10 +32,27 @@ auto uninterrupted(Call call) {
 // The folder that holds path.
 std::string parent_folder(const std::string& path);
 
+// Which file it is, whatever names and links lead to it.
+struct FileId {
+  uint64_t device = 0, number = 0;
+  auto operator<=>(const FileId&) const = default;
+};
+
+// What a path leads to, links followed. An Error where that cannot be told; a link to nothing, or to itself, is none.
+struct Found {
+  enum Kind { none, file, folder, other } kind;
+  FileId id;
+  int64_t bytes;
+};
+Found look_at(const std::string& path);
+
+// How many files one holder may keep open: a quarter of what the process may.
+size_t files_to_keep_open();
+
 // An open regular file; closed when it goes. Never a pipe, a device or a folder.
 class File {
  public:
-  // An existing file, to be read.
+  // An existing file, to be read. One that is not there: an Error that says what of the path is.
   static File open(const std::string& path);
   // A file that is not there yet, to be written; a link of that name is not followed.
   static File create(const std::string& path);
@@ -43,6 +63,7 @@ class File {
 
   const std::string& path() const { return path_; }
   int64_t size_bytes() const;
+  FileId id() const;
 
   // Fills out with the bytes from offset_bytes on, all of them or an Error. Any number of threads at once.
   void read(void* out, size_t bytes, int64_t offset_bytes) const;
@@ -54,7 +75,7 @@ class File {
   // a leftover between create() and this, and removed it.
   bool lock() const;
 
-  // Returns when the content is on the disk.
+  // Returns when the content is on the disk; where the file system has no such thing, with a warning.
   void sync() const;
 
  private:
@@ -66,7 +87,8 @@ class File {
 // The whole content of a file that has at most max_bytes.
 std::string read_file(const std::string& path, size_t max_bytes);
 
-// Returns when the names in the folder (files made, renamed, removed) are on the disk.
+// Returns when the names in the folder (files made, renamed, removed) are on the disk; where the file system refuses
+// that, with a warning.
 void sync_folder(const std::string& path);
 
 void rename_path(const std::string& from, const std::string& to);
@@ -81,22 +103,26 @@ class AtomicFile {
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
-  void write(const void* data, size_t bytes) { file_.write(data, bytes); }
+  void write(const void* data, size_t bytes) { file_->write(data, bytes); }
+  // All is written, and on the disk: the file is closed, and only waits for its name. Nothing marks it as being written
+  // any more.
+  void close();
   // The file takes its name; durable when this returns.
   void commit();
 
  private:
   std::string path_;
-  File file_;
+  std::optional<File> file_;
+  std::string temporary_;
   bool committed_ = false;
 };
 
 // Removes a file that no living process has lock()ed; whether it did. Where a file system has no locks nobody can tell,
 // and it stays.
 bool remove_if_unlocked(const std::string& path);
-// Removes the temporary files of all names that begin with prefix (a path) which nobody is writing any more. A folder
-// that cannot be listed keeps them.
-void remove_leftovers(const std::string& prefix);
+// Removes the temporary files in the folder which nobody is writing any more, of the names (without folder) that are
+// `ours`. A folder that cannot be listed keeps them.
+void remove_leftovers(const std::string& folder, const std::function<bool(const std::string& name)>& ours);
 
 // path gets this content, whole and durable, or an Error is thrown and it stays as it was.
 void write_file(const std::string& path, std::string_view content);
@@ -125,12 +151,13 @@ std::vector<std::string> list_folder(const std::string& path);
 void remove_tree(const std::string& path);
 
 // The paths that a shell pattern (* ? [...]) matches, sorted by their bytes; a path that exists as it is written is
-// itself. None is an Error.
+// itself. None is an Error that says what of the path is there.
 std::vector<std::string> glob_files(const std::string& pattern);
 
 // ---- the lock of a run --------------------------------------------------------------------------------------------
 // Held while a run writes its folder: a second one gets an Error that names the first one's process. Goes with the
-// process, however it ends; the file FOLDER/lock stays and means nothing by itself.
+// process, however it ends; the file FOLDER/lock stays and means nothing by itself. Where the file system has no locks,
+// a warning.
 class RunLock {
  public:
   explicit RunLock(const std::string& folder);

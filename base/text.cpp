@@ -2,6 +2,9 @@
 #include "base/text.h"
 
 #include <algorithm>
+#include <iterator>
+
+#include "base/character_widths.h"
 
 namespace gca {
 
@@ -53,6 +56,52 @@ std::string printable(std::string_view text, bool keep_lines) {
     text.remove_prefix(length ? length : 1);
   }
   return out;
+}
+
+size_t before_parted_character(std::string_view text, size_t at) {
+  for (size_t back = 1; back <= std::min<size_t>(3, at); back++)
+    if (utf8_length(text.substr(at - back)) > back) return at - back;
+  return at;
+}
+
+namespace {
+
+// Of the character, of that many bytes, that valid UTF-8 begins with.
+size_t columns_of_first(std::string_view text, size_t length) {
+  if (length == 1) return 1;
+  uint32_t code = static_cast<unsigned char>(text[0]) & (0x7Fu >> length);
+  for (size_t i = 1; i < length; i++) code = code << 6 | (static_cast<unsigned char>(text[i]) & 0x3F);
+  const auto after = std::upper_bound(std::begin(character_widths), std::end(character_widths), code,
+                                      [](uint32_t c, const CharacterWidth& range) { return c < range.first; });
+  if (after == std::begin(character_widths) || code > (after - 1)->last) return 1;
+  return (after - 1)->columns;
+}
+
+}  // namespace
+
+std::string first_columns(std::string_view text, size_t count) {
+  size_t at = 0;
+  for (size_t taken = 0; at < text.size();) {
+    const size_t length = std::max<size_t>(1, utf8_length(text.substr(at)));
+    taken += columns_of_first(text.substr(at), length);
+    if (taken > count) break;
+    at += length;
+  }
+  return std::string(text.substr(0, at));
+}
+
+size_t columns(std::string_view text) {
+  size_t count = 0;
+  for (size_t at = 0, length; at < text.size(); at += length) {
+    length = std::max<size_t>(1, utf8_length(text.substr(at)));
+    count += columns_of_first(text.substr(at), length);
+  }
+  return count;
+}
+
+std::string padded(std::string_view text, size_t count) {
+  const size_t taken = columns(text);
+  return std::string(text) + std::string(taken < count ? count - taken : 0, ' ');
 }
 
 size_t edit_distance(const std::string& a, const std::string& b) {

@@ -18,6 +18,17 @@ size_t utf8_length(std::string_view text);
 // keep_lines: newlines and tabs stay.
 std::string printable(std::string_view text, bool keep_lines = false);
 
+// Where the character begins that a cut at `at` would part; `at` itself where it parts none. So pieces of a text that
+// are cut there each have whole characters, and one that lies over a seam is the later piece's.
+size_t before_parted_character(std::string_view text, size_t at);
+
+// How many columns printable text takes on a terminal: marks none, East Asian wide characters and emoji two.
+size_t columns(std::string_view text);
+// As much of printable text as has room in so many columns, in whole characters.
+std::string first_columns(std::string_view text, size_t count);
+// The text with spaces after it, in a table: `count` columns at least.
+std::string padded(std::string_view text, size_t count);
+
 // Text that comes in pieces, cut anywhere: given on in whole characters.
 class WholeCharacters {
  public:

@@ -37,14 +37,17 @@ Counts count_ids(const TokenStream& stream, const Tokenizer& tokenizer, int64_t 
 }
 
 void print_first_tokens(const TokenStream& stream, const Tokenizer& tokenizer, int64_t count) {
-  std::vector<int32_t> ids(std::min(count, stream.tokens()));
+  count = std::min(count, stream.tokens());
+  std::vector<int32_t> ids(std::min(count + 3, stream.tokens()));  // with those that may end the last one's character
   stream.read(0, std::ssize(ids), ids.data(), true);
   std::string text;
-  for (const int32_t id : ids) {
-    if (is_stray(id, tokenizer)) text += str("<|", static_cast<uint32_t>(id), ", out of vocabulary|>");
-    else tokenizer.decode(std::span(&id, 1), text);
+  size_t end = 0;
+  for (int64_t i = 0; i < std::ssize(ids); i++) {
+    if (is_stray(ids[i], tokenizer)) text += str("<|", static_cast<uint32_t>(ids[i]), ", out of vocabulary|>");
+    else tokenizer.decode(std::span(&ids[i], 1), text);
+    if (i + 1 == count) end = text.size();
   }
-  print("the first ", ids.size(), " tokens: ", printable(text), "\n");
+  print("the first ", count, " tokens: ", printable(text.substr(0, before_parted_character(text, end))), "\n");
 }
 
 // 1 if an id is outside the vocabulary.
@@ -61,7 +64,7 @@ int show_shards(const std::string& pattern, const Tokenizer& tokenizer, int64_t 
     const JsonField shard = shards.at(s);
     const int64_t tokens = shard.at("tokens").integer();
     const Counts counts = count_ids(stream, tokenizer, at, tokens);
-    print(left(printable(shard.at("name").string()), 40), " ", right(shard.at("bytes").integer(), 14), " ",
+    print(padded(printable(shard.at("name").string()), 40), " ", right(shard.at("bytes").integer(), 14), " ",
           right(tokens, 14), " ", right(counts.documents, 12), " ", right(counts.strays, 18), "\n");
     at += tokens;
     all.documents += counts.documents;

@@ -27,7 +27,7 @@ ChunkedText cut_into_chunks(const std::string& path, const Tokenizer& tokenizer,
                     "; give a longer text"));
   for (int64_t c = 0; c < text.chunks; c++) {
     const std::span<const int32_t> chunk = std::span(ids).subspan(c * (S - 1), S - 1);
-    text.words.push_back(printable(tokenizer.decode(chunk)).substr(0, width));
+    text.words.push_back(first_columns(tokenizer.words(ids, c * (S - 1), (c + 1) * (S - 1)), width));
     text.slots.insert(text.slots.end(), chunk.begin(), chunk.end());
     text.slots.push_back(tokenizer.landmark);
   }
@@ -64,7 +64,8 @@ int inspect_command(const std::vector<std::string>& arguments) {
   ablation.add_to(flags);
   flags.add("seed", seed, 0, INT64_MAX, "of --picks random");
   flags.add("text", path, "FILE", "the text; its last tokens that fill no chunk are left out");
-  flags.add("columns", width, 10, 10000, "characters of each chunk to print");
+  flags.add("columns", width, 10, 10000,
+            "of each chunk's text to print: as a terminal counts, two of a wide character");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
   flags.need("checkpoint");

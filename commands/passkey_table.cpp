@@ -100,14 +100,7 @@ Json json_of(const Figures& f, const Place& place, const Trials& trials) {
 
 // ---- a trial in words ---------------------------------------------------------------------------------------------
 std::string words(const std::vector<int32_t>& tokens, const Tokenizer& tokenizer) {
-  std::string text;
-  for (const int32_t token : tokens)
-    if (token != tokenizer.landmark) text += tokenizer.printable(token);
-  return text;
-}
-// Slots first .. last - 1 of a row.
-std::string words(const TaskRow& row, int64_t first, int64_t last, const Tokenizer& tokenizer) {
-  return words({row.tokens.begin() + first, row.tokens.begin() + last}, tokenizer);
+  return tokenizer.words(tokens, 0, tokens.size());
 }
 
 void print_fetched(const TaskRow& row, const Answer& reading, int64_t S, const Tokenizer& tokenizer) {
@@ -117,7 +110,7 @@ void print_fetched(const TaskRow& row, const Answer& reading, int64_t S, const T
     for (size_t k = 0; k < fetched.pick.size(); k++)
       if (const int32_t pick = fetched.pick[k]; pick >= 0)
         print("  chunk ", right(pick, 5), "  ", fixed(fetched.w[k], 3), "  ",
-              words(row, pick * S, (pick + 1) * S, tokenizer), "\n");
+              tokenizer.words(row.tokens, pick * S, (pick + 1) * S), "\n");
   }
 }
 
@@ -130,8 +123,8 @@ void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
   const int64_t answer_slot = question.first_slot;
   print("\n", std::ssize(row.tokens) / S, " chunks; the needle is in chunk ", row.needles[question.needles[0]].chunk,
         ". The question ends chunk ", question.chunk, ", the answer is in chunk ", answer_slot / S, ":\n  ...",
-        words(row, question.chunk * S, answer_slot, tokenizer), "|",
-        words(row, answer_slot, answer_slot + 1, tokenizer), "\n");
+        tokenizer.words(row.tokens, question.chunk * S, answer_slot), "|",
+        tokenizer.words(row.tokens, answer_slot, answer_slot + 1), "\n");
   Answer reading;
   for (int64_t i = 0; i < std::ssize(question.answer); i++) {
     reading = read({{row}}, 0, [](int64_t) {})[0][0];
@@ -139,13 +132,14 @@ void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
   }
   print_fetched(row, reading, S, tokenizer);
   const std::string answer = words(reading.answer, tokenizer), expected = words(question.answer, tokenizer);
-  print("answer: ", answer, " (", answer == expected ? "right" : "expected " + expected, ")\n");
+  print("answer: ", answer, " (", reading.answer == question.answer ? "right" : "expected " + expected, ")\n");
 }
 
 }  // namespace
 
 void print_heading(const Trials& trials) {
   const PasskeyOptions& options = trials.options;
+  if (!trials.haystack.notes.empty()) print(trials.haystack.notes, "\n");
   print(options.task.task, options.ablation.remark(), ": ", trials.task.answer_length(), " tokens in an answer, ",
         trials.others(), " other ", options.task.two_hop() ? "chains" : "needles", "; text of ", trials.haystack.files,
         " files (", trials.haystack.left_out, " left out); windows reach ", trials.reach(), " slots\n");

@@ -18,12 +18,13 @@ namespace gca {
 
 TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vector<std::string>& texts,
                               const std::string& prefix, const TokenizeOptions& options, ThreadPool& pool) {
-  std::vector<TextFile> files = text_files(texts);
+  auto [files, left_out] = text_files(texts);
   int64_t total = 0, val_bytes = 0;
   for (const TextFile& file : files) (file.val ? val_bytes : total) += file.bytes;
   const bool has_val = val_bytes > 0;
   if (total == 0)
-    throw Error(str("no text to train on: the ", files.size(), " files given are empty; check the paths"));
+    throw Error(str("no text to train on: the ", files.size(), " files given are empty",
+                    left_out.empty() ? "" : "; " + left_out, "; check the paths"));
   if (!(options.val_fraction >= 0 && options.val_fraction < 1))
     throw UsageError(
         str("the part kept for validation: expected at least 0 and below 1, found ", options.val_fraction));
@@ -34,6 +35,7 @@ TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vector<std:
   ShardWriter train(prefix + "_train", tokenizer, options.shard_tokens),
       val(prefix + "_val", tokenizer, options.shard_tokens);
   TokenizeReport report;
+  report.left_out = left_out;
   bool opens_document = false;  // an end-of-text token is due before the next token
   const auto write = [&](ShardWriter& shards, std::span<const int32_t> ids) {
     while (!ids.empty()) {
@@ -70,7 +72,7 @@ TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vector<std:
   if (report.train_tokens == 0 || (report.val_tokens == 0 && (has_val || options.val_fraction > 0)))
     throw Error(str(total, " bytes of text are too short to keep a part (", options.val_fraction,
                     ") for validation: ", report.train_tokens, " tokens would be left to train on, ", report.val_tokens,
-                    " to validate; give more text, another part, or 0 for no validation"));
+                    " to validate (the cut is at white space); give more text, another part, or 0 for no validation"));
   ShardWriter::commit({&train, &val});
   return report;
 }
@@ -101,6 +103,7 @@ int tokenizer_train_command(const std::vector<std::string>& arguments) {
   TrainReport report;
   const Tokenizer tokenizer = train_tokenizer(texts, vocab_size, pool, &report);
   tokenizer.save(out);
+  if (!report.left_out.empty()) print_error(report.left_out, "\n");
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
   print(report.documents, " documents, ", report.bytes, " bytes, ", report.distinct_words, " distinct words (",
@@ -114,9 +117,12 @@ int tokenize_command(const std::vector<std::string>& arguments) {
   std::string name = "bytes", out;
   int64_t threads = 0;
   TokenizeOptions options;
-  Flags flags("tokenize",
-              "Text files, or folders of them, to shards OUT_train_000000.bin ..., OUT_val_000000.bin ...: one "
-              "document a file.");
+  Flags flags(
+      "tokenize",
+      "Text files, or folders of them, to shards OUT_train_000000.bin ..., OUT_val_000000.bin ...: one "
+      "document a file,\n"
+      "  each file once whatever links lead to it; what is not text (packed, UTF-16, zero bytes) is left out and "
+      "counted.");
   flags.add_rest(texts, "TEXT...", true);
   flags.add("tokenizer", name, "FILE", "one of ours, GPT-2's tokenizer.json, or the word bytes");
   flags.add("out", out, "PREFIX", "of the shards' names");
@@ -132,6 +138,7 @@ int tokenize_command(const std::vector<std::string>& arguments) {
   if (const std::string folder = parent_folder(out); !folder.empty()) make_folder(folder);
   ThreadPool pool(static_cast<int>(threads));
   const TokenizeReport report = tokenize_files(tokenizer, texts, out, options, pool);
+  if (!report.left_out.empty()) print_error(report.left_out, "\n");
   const int64_t tokens = report.train_tokens + report.val_tokens;
   print(report.documents, " documents, ", report.bytes, " bytes: ", report.train_tokens, " tokens to train, ",
         report.val_tokens, " to validate, ",

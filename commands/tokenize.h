@@ -16,11 +16,12 @@ struct TokenizeOptions {
 struct TokenizeReport {
   int64_t bytes = 0, documents = 0, train_tokens = 0, val_tokens = 0;
   double seconds = 0;
+  std::string left_out;  // of the files, as text_files says it
 };
 
 // Writes the shards PREFIX_train_000000.bin ... and PREFIX_val_000000.bin ... of the texts, files or folders as
 // text_files takes them: one document a file (empty ones left out), end-of-text before each. On all of the pool's
-// threads; memory does not grow with the text, only with its longest run without white space and with a shard. All
+// threads; memory does not grow with the text, only with a shard. All
 // shards appear at the end, or none.
 TokenizeReport tokenize_files(const Tokenizer& tokenizer, const std::vector<std::string>& texts,
                               const std::string& prefix, const TokenizeOptions& options, ThreadPool& pool);

@@ -54,24 +54,28 @@ std::vector<int64_t> Draws::choose(int64_t first, int64_t last, int64_t count) {
 // ---- the haystack -------------------------------------------------------------------------------------------------
 Haystack Haystack::load(const std::string& patterns, const Tokenizer& tokenizer) {
   Haystack haystack;
-  for (size_t at = 0; at <= patterns.size();) {
-    const size_t comma = std::min(patterns.find(',', at), patterns.size());
-    for (const TextFile& file : text_files(glob_files(patterns.substr(at, comma - at)))) {
-      const std::string text = read_file(file.path, size_t{1} << 40);
-      const bool clean = std::none_of(std::begin(words), std::end(words),
-                                      [&](const char* word) { return text.find(word) != text.npos; });
-      (clean ? haystack.files : haystack.left_out)++;
-      if (!clean) continue;
-      haystack.tokens.push_back(tokenizer.end_of_text);
-      const std::vector<int32_t> ids = tokenizer.encode(text);
-      haystack.tokens.insert(haystack.tokens.end(), ids.begin(), ids.end());
-    }
-    at = comma + 1;
+  std::vector<std::string> paths;
+  for (size_t at = 0, comma; at <= patterns.size(); at = comma + 1) {
+    comma = std::min(patterns.find(',', at), patterns.size());
+    for (std::string& path : glob_files(patterns.substr(at, comma - at))) paths.push_back(std::move(path));
+  }
+  const TextFiles found = text_files(paths);
+  haystack.notes = found.left_out;
+  for (const TextFile& file : found.files) {
+    const std::string text = read_file(file.path, size_t{1} << 40);
+    const bool clean = std::none_of(std::begin(words), std::end(words),
+                                    [&](const char* word) { return text.find(word) != text.npos; });
+    (clean ? haystack.files : haystack.left_out)++;
+    if (!clean) continue;
+    haystack.tokens.push_back(tokenizer.end_of_text);
+    const std::vector<int32_t> ids = tokenizer.encode(text);
+    haystack.tokens.insert(haystack.tokens.end(), ids.begin(), ids.end());
   }
   if (haystack.tokens.size() <= static_cast<size_t>(haystack.files))
     throw Error("--haystack '" + patterns + "': expected some text, found " +
-                (haystack.left_out ? "only files that hold the words of needles themselves (\"The passkey of\")"
-                                   : "only empty files") +
+                (haystack.left_out        ? "only files that hold the words of needles themselves (\"The passkey of\")"
+                 : haystack.notes.empty() ? "only empty files"
+                                          : haystack.notes) +
                 "; give other files");
   return haystack;
 }

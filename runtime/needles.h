@@ -57,6 +57,7 @@ class Draws {
 struct Haystack {
   std::vector<int32_t> tokens;
   int64_t files = 0, left_out = 0;
+  std::string notes;  // what else was left out, as text_files says it
 
   static constexpr const char* words[] = {"|The passkey of", "|After "};
   static Haystack load(const std::string& patterns, const Tokenizer& tokenizer);

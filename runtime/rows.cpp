@@ -65,6 +65,7 @@ class NeedleRows : public RowMaker {
       : s_(s),
         haystack_(Haystack::load(s.task.haystack, tokenizer)),
         task_(s.task, tokenizer, haystack_, s.config.chunk) {
+    if (!haystack_.notes.empty()) print(haystack_.notes, "\n");
     for (int64_t stage = 0; stage < s_.stages(); stage++) {
       task_.check_names(s_.of_stage(s_.needles, stage));
       if (s_.stage_chunks(stage) < task_.fewest_chunks())

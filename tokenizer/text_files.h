@@ -24,11 +24,20 @@ struct TextFile {
   bool val;  // kept for validation
 };
 
-// The files that a list of files and folders stands for. A folder stands for all files in it, in sorted order, names
-// that begin with a dot left out; those in its subfolder val/ come last and are for validation.
-std::vector<TextFile> text_files(const std::vector<std::string>& paths);
+struct TextFiles {
+  std::vector<TextFile> files;
+  std::string left_out;  // what the user should be told: how many were, by reason; empty if none
+};
+
+// The files that a list of files and folders stands for, each once whatever links and names lead to it. A folder stands
+// for all files in it, in sorted order, names that begin with a dot left out; those in its subfolder val/ come last and
+// are for validation, and for nothing else. Left out are files that are no text: packed, UTF-16, with zero bytes at
+// their beginning, pointers of Git LFS; and links that lead to nothing, or back.
+TextFiles text_files(const std::vector<std::string>& paths);
 
 // Takes text files apart into pieces of about a megabyte, cut where that changes no word, for all threads to work on.
+// Where that is nowhere in four megabytes (a genome, base64) the cut is between two characters, so that memory stays
+// bounded.
 class TextPieces {
  public:
   struct Piece {
@@ -37,7 +46,8 @@ class TextPieces {
     bool val, opens_document;
   };
 
-  // The last val_bytes of all the text go to validation too (the cut may fall inside a file).
+  // The last val_bytes of all the text go to validation too (the cut may fall inside a file; in text without white
+  // space for 4 KiB, inside a word).
   TextPieces(std::vector<TextFile> files, int64_t val_bytes);
   int64_t total_bytes() const { return total_bytes_; }
 
@@ -82,7 +92,7 @@ class TextPieces {
 
   static constexpr int64_t piece_bytes = 1 << 20;
 
-  int64_t cut(const TextFile& info, int64_t from) const;
+  int64_t cut(const TextFile& info, int64_t from, int64_t reach) const;
 
   std::vector<TextFile> files_;
   int64_t total_bytes_ = 0, val_from_;

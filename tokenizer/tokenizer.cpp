@@ -53,6 +53,19 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   return out;
 }
 
+std::string Tokenizer::words(std::span<const int32_t> ids, size_t first, size_t last) const {
+  constexpr size_t around = 4;  // ids that may have the other bytes of a character: three, and a landmark between
+  std::string text;
+  size_t from = 0, to = 0;
+  for (size_t i = first - std::min(first, around); i < std::min(ids.size(), last + around); i++) {
+    if (i == first) from = text.size();
+    if (ids[i] != landmark) decode(ids.subspan(i, 1), text);
+    if (i + 1 == last) to = text.size();
+  }
+  from = before_parted_character(text, from);
+  return printable(std::string_view(text).substr(from, std::max(from, before_parted_character(text, to)) - from));
+}
+
 // What the pair merges to, or none.
 uint32_t Tokenizer::merged(uint32_t left, uint32_t right) const {
   const uint64_t key = uint64_t{left} << 21 | right, hash = hash_of(key);

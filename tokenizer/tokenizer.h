@@ -58,8 +58,9 @@ class Tokenizer {
   bool is_special(int32_t id) const { return static_cast<size_t>(id) >= names_at_; }
   // The bytes that an id stands for; none for a special id. The id must be below vocab_size().
   std::string_view bytes_of(int32_t id) const;
-  // The id for a terminal: its bytes made printable, or a special id's name.
-  std::string printable(int32_t id) const { return is_special(id) ? name_of(id) : gca::printable(bytes_of(id)); }
+  // What ids[first .. last) say, for a terminal, in whole characters: one whose bytes come in several ids is where it
+  // ends. Special ids are their names, landmarks nothing.
+  std::string words(std::span<const int32_t> ids, size_t first, size_t last) const;
 
   // ids of any bytes; decode gives exactly these bytes back. Encoding much text in pieces: see Encoder.
   std::vector<int32_t> encode(std::string_view text) const;

@@ -119,14 +119,17 @@ Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabul
   if (vocabulary_size < 256 || vocabulary_size > static_cast<int64_t>(Tokenizer::max_vocabulary))
     throw UsageError(
         str("--vocab-size: expected 256 (bytes alone) to ", Tokenizer::max_vocabulary, ", found ", vocabulary_size));
-  std::vector<TextFile> files = text_files(texts);
+  auto [files, left_out] = text_files(texts);
   std::erase_if(files, [](const TextFile& file) { return file.val || file.bytes == 0; });
   const int64_t documents = static_cast<int64_t>(files.size());
   TextPieces text(std::move(files), 0);
-  if (text.total_bytes() == 0) throw Error("no text to learn from: the files given are empty; check the paths");
+  if (text.total_bytes() == 0)
+    throw Error("no text to learn from: " + (left_out.empty() ? "the files given are empty" : left_out) +
+                "; check the paths");
 
   TrainReport result;
   result.documents = documents;
+  result.left_out = left_out;
   WordCounts counts(size_t{200} << 20);
   const WordScanner scanner;
   result.seconds = text.run<WordCounts::Piece>(

@@ -78,6 +78,7 @@ class MergeLearner {
 struct TrainReport {
   int64_t documents = 0, bytes = 0, distinct_words = 0, forgotten_words = 0;
   double seconds = 0;
+  std::string left_out;  // of the files, as text_files says it
 };
 
 // Learns vocabulary_size - 256 merges (the special ids come on top) from texts, files or folders as text_files takes

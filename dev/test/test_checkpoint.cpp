@@ -269,8 +269,8 @@ TEST_CASE("files: read, written, refused") {
   write_file(path, "hello");
   CHECK(read_file(path, 5) == "hello");
   CHECK(has(error_of([&] { read_file(path, 4); }), "expected at most 4 bytes, found 5"));
-  CHECK(has(error_of([&] { read_file(path + "x", 4); }),
-            "cannot open '" + path + "x': No such file or directory; check the path"));
+  CHECK(has(error_of([&] { read_file(path + "x", 4); }), "cannot open '" + path + "x': No such file or directory; '" +
+                                                             folder.path + "' is there, but in it is no '"));
   CHECK(has(error_of([&] { read_file(folder.path, 4); }), "expected a regular file"));
   CHECK(has(error_of([&] { write_file("/dev/null", "x"); }), "expected a regular file"));
   CHECK(has(error_of([&] { write_file(path + "/b", "x"); }), "Not a directory"));
@@ -297,7 +297,20 @@ TEST_CASE("files: read, written, refused") {
   write_file(folder.path + "/[x]", "");
   CHECK(glob_files(folder.path + "/b*") == sorted);  // a folder's own order is another
   CHECK(glob_files(folder.path + "/[x]") == std::vector<std::string>{folder.path + "/[x]"});
-  CHECK(has(error_of([&] { glob_files(folder.path + "/c*"); }), "no file matches"));
+  CHECK(
+      has(error_of([&] { glob_files(folder.path + "/c*"); }),
+          "no file matches '" + folder.path + "/c*': '" + folder.path + "' is there, but in it nothing matches 'c*'"));
+  make_folder(folder.path + "/shards");
+  CHECK(has(error_of([&] { glob_files(folder.path + "/shrads/x_*"); }),
+            ": '" + folder.path + "' is there, but in it is no 'shrads', did you mean shards?"));
+  CHECK(has(error_of([&] { File::open(folder.path + "/shards/none/x"); }), "shards' is there, but in it is no 'none'"));
+  CHECK(has(error_of([&] { glob_files(folder.path + "/sh*/none/x*"); }), "/sh*' is there, but in it is no 'none'"));
+  CHECK(has(error_of([&] { glob_files(folder.path + "/a/x*"); }), "/a' is a file, no folder"));
+  CHECK(has(error_of([&] { glob_files("no_such_folder/x*"); }),
+            "here, in '" + std::filesystem::current_path().string() + "', is no 'no_such_folder'"));
+  std::filesystem::create_symlink("gone", folder.path + "/dead");
+  CHECK(
+      has(error_of([&] { glob_files(folder.path + "/dead/x*"); }), "/dead' is a link to something that is not there"));
   CHECK(has(error_of([&] { make_folder(path); }), "cannot make the folder"));
 }
 
@@ -315,7 +328,8 @@ TEST_CASE("files: what a killed process left under a temporary name is removed, 
     AtomicFile file(path);
     file.write("new", 3);
     CHECK(glob_files(folder.path + "/set*") == std::vector<std::string>{folder.path + "/set_1.1.partial"});
-    remove_leftovers(folder.path + "/set");
+    const auto of_set = [](const std::string& name) { return name.starts_with("set"); };
+    remove_leftovers(folder.path, of_set);
     const std::vector<std::string> there = {".other_1.1.partial", str(".set_1.", getpid(), ".partial"),
                                             ".set_1.1.partial.notes", "set_1.1.partial"};
     std::vector<std::string> sorted = there;
@@ -324,14 +338,15 @@ TEST_CASE("files: what a killed process left under a temporary name is removed, 
     file.commit();
   }
   CHECK(read_file(path, 10) == "new");
-  remove_leftovers(folder.path + "/none/x");  // no such folder: nothing to remove
-  remove_leftovers(folder.path + "/");        // of any name
+  const auto any = [](const std::string&) { return true; };
+  remove_leftovers(folder.path + "/none", any);  // no such folder: nothing to remove
+  remove_leftovers(folder.path, any);
   CHECK(list_folder(folder.path) == std::vector<std::string>{".set_1.1.partial.notes", "set_1", "set_1.1.partial"});
   {
     const File held = File::create(folder.path + "/.set_1.2.partial");
     CHECK(held.lock());
     CHECK_FALSE(remove_if_unlocked(held.path()));
-    remove_leftovers(path);
+    remove_leftovers(folder.path, any);
     CHECK(std::filesystem::exists(held.path()));
   }
   CHECK(remove_if_unlocked(folder.path + "/.set_1.2.partial"));

@@ -133,6 +133,15 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
   const Workshop::Result inspected = shop.run("inspect --text " + shop.path + "/short.txt" + checkpoint);
   CHECK(inspected.exit == 0);
   CHECK(says(inspected, "group 1 fetches"));
+  // Wide characters of four bytes, whatever the chunks' edges: whole, and as many columns as asked for.
+  std::string wide;
+  for (int i = 0; i < 40; i++) wide += "\xF0\x9F\x99\x82\xE6\x9D\xB1";
+  write_file(shop.path + "/wide.txt", wide);
+  const Workshop::Result columns_of = shop.run("inspect --columns 10 --text " + shop.path + "/wide.txt" + checkpoint);
+  CHECK(columns_of.exit == 0);
+  CHECK_FALSE(says(columns_of, "\\x"));
+  for (size_t at = 0; at < columns_of.out.size(); at += std::max<size_t>(1, utf8_length(columns_of.out.substr(at))))
+    REQUIRE(utf8_length(columns_of.out.substr(at)) > 0);
   CHECK(shop.run(shop.training("tuned") + " --steps 2 --null-slot off --init " + shop.path + "/run").exit == 0);
 }
 

@@ -1,5 +1,6 @@
 // Shards, rows and the making of shards from text: headers, damage, the exact rows, their order, documents, validation.
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -86,6 +87,35 @@ TEST_CASE("data: shards are written and read back, whatever their size and width
     CHECK(std::all_of(words + 5, words + 256, [](int32_t word) { return word == 0; }));
     CHECK(has(error_of([&] { ShardWriter(prefix, *tokenizer, 300); }), "_000000.bin' is there already"));
   }
+}
+
+TEST_CASE(
+    "data: more shards than files that may be open, written and read; one that is replaced meanwhile is an error") {
+  const TempFolder folder;
+  const Tokenizer bytes = Tokenizer::load("bytes");
+  const std::vector<int32_t> tokens = test::random_ids(200, 1, bytes.vocab_size());
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const rlimit few = {40, before.rlim_max};
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &few) == 0);
+  const std::string error = error_of([&] {
+    ShardWriter writer(folder.path + "/x", bytes, 2);
+    CHECK(has(error_of([&] { ShardWriter(folder.path + "/x", bytes, 2); }), "is being written by another tokenize"));
+    writer.append(tokens);
+    ShardWriter near(folder.path + "/x_1", bytes, 2);  // takes none of the other's for leftovers
+    ShardWriter::commit({&writer});
+    const TokenStream stream(folder.path + "/x_*", bytes);
+    std::vector<int32_t> got(200);
+    stream.read(0, 200, got.data());
+    CHECK(got == tokens);
+    CHECK(stream.state() == TokenStream(folder.path + "/x_*", bytes).state());
+    write_file(folder.path + "/x_000099.bin", file_content(folder.path + "/x_000098.bin"));
+    CHECK(
+        has(error_of([&] { stream.read(0, 200, got.data()); }), "x_000099.bin' is another file than when this began"));
+  });
+  CHECK(error == "");
+  CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(list_folder(folder.path).size() == 100);  // nothing but shards is left
 }
 
 TEST_CASE("data: foreign, damaged and wrong shards") {
@@ -358,6 +388,91 @@ TEST_CASE("data: long files give the same shards for any number of threads and a
     CHECK(all_of(prefix + "_train_*.bin", tokenizer) == want);
     CHECK(glob_files(prefix + "_train_*.bin").size() == want.size() / 1000000 + 1);
   }
+}
+
+TEST_CASE("data: of a folder each text once, whatever links lead to it; what is no text is left out and counted") {
+  const TempFolder folder;
+  const std::string texts = folder.path + "/texts";
+  for (const char* sub : {"", "/sub", "/val"}) make_folder(texts + sub);
+  const std::string a = "the first\n", b = "a second one\n", v = "kept apart\n";
+  write_file(texts + "/b.txt", b);
+  write_file(texts + "/sub/a.txt", a);
+  write_file(texts + "/val/v.txt", v);
+  const auto link = [&](const std::string& to, const std::string& name) {
+    std::filesystem::create_symlink(to, texts + "/" + name);
+  };
+  link("b.txt", "c.txt");   // a file once more
+  link("nothing", "dead");  // links to nothing
+  link("itself", "itself");
+  link(".", "loop");  // and back
+  link("..", "sub/up");
+  link("val", "aval");  // to what is for validation
+  link("val/v.txt", "a_v.txt");
+  std::filesystem::create_hard_link(texts + "/val/v.txt", texts + "/hard.txt");
+  write_file(texts + "/x.dat", std::string("\0\0\0\2", 4));
+  write_file(texts + "/x.gz", "\x1f\x8b and more");
+  write_file(texts + "/x.utf16", "\xff\xfe*");
+  write_file(texts + "/x.lfs", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n");
+  REQUIRE(mkfifo((texts + "/pipe").c_str(), 0600) == 0);
+  const auto said_of = [&](const std::vector<std::string>& paths) {
+    const TextFiles found = text_files(paths);
+    std::string said;
+    for (const TextFile& file : found.files) said += file.path.substr(texts.size()) + (file.val ? " val; " : "; ");
+    return said + found.left_out;
+  };
+  const std::string said = said_of({texts});
+  CAPTURE(said);
+  CHECK(said.starts_with("/b.txt; /sub/a.txt; /val/v.txt val; left out: "));
+  for (const char* words : {"6 met a second time ('", "2 leading to nothing ('", "1 neither file nor folder ('",
+                            "1 UTF-16 ('", "1 compressed with gzip ('", "unpack it with gunzip)",
+                            "1 a Git LFS pointer ('", "1 with zero bytes, so no text ('"})
+    CHECK_MESSAGE(has(said, words), words);
+  // In any order, and twice.
+  CHECK(said_of({texts + "/val", texts, texts}).starts_with("/b.txt; /sub/a.txt; /val/v.txt val; left out: "));
+  CHECK(said_of({texts + "/sub", texts + "/b.txt"}).starts_with("/sub/a.txt; "));
+  ThreadPool pool(2);
+  const Tokenizer bytes = Tokenizer::load("bytes");
+  CHECK(tokenize_files(bytes, {texts}, folder.path + "/t", {}, pool).bytes == std::ssize(a + b + v));
+  CHECK(has(error_of([&] { tokenize_files(bytes, {texts + "/x.gz"}, folder.path + "/z", {}, pool); }),
+            "compressed with gzip"));
+  CHECK(has(error_of([&] { text_files({texts + "/dead"}); }), "dead' is a link to something that is not there"));
+}
+
+TEST_CASE("data: text without white space has a validation part, and pieces of bounded size, of whole characters") {
+  const TempFolder folder;
+  const Tokenizer bytes = Tokenizer::load("bytes");
+  ThreadPool pool(2);
+  const std::string E = "<|endoftext|>", path = folder.path + "/a.txt";
+  const auto text_of = [&](const std::string& name, const std::string& split) {
+    return bytes.decode(all_of(folder.path + "/" + name + "_" + split + "_*.bin", bytes));
+  };
+  std::string text;
+  while (text.size() < 3000000) text += "\xE6\x9D\xB1";
+  write_file(path, text);
+  tokenize_files(bytes, {path}, folder.path + "/x", {}, pool);
+  const std::string val = text_of("x", "val").substr(E.size());
+  CHECK(val.size() % 3 == 0);
+  CHECK(std::abs(std::ssize(val) - 30000) <= 3);
+  CHECK(text_of("x", "train") == E + text.substr(0, text.size() - val.size()));
+  // A marker over the place of the cut stays whole.
+  text.replace(text.size() - 30006, 15, E + "xy");
+  write_file(path, text);
+  TokenizeOptions marked;
+  marked.marked = true;
+  CHECK(tokenize_files(bytes, {path}, folder.path + "/m", marked, pool).documents == 2);
+  // Many pieces, the largest of which is bounded.
+  while (text.size() < 12000000) text += text;
+  write_file(path, text);
+  size_t largest = 0, all = 0;
+  TextPieces({{path, std::ssize(text), false}}, 0)
+      .run<int>(
+          pool, "reading", [](const std::string&, int&, int) {},
+          [&](const TextPieces::Piece& piece, int) {
+            largest = std::max(largest, static_cast<size_t>(piece.end - piece.begin));
+            all += static_cast<size_t>(piece.end - piece.begin);
+          });
+  CHECK(all == text.size());
+  CHECK(largest < (size_t{5} << 20));
 }
 
 TEST_CASE("data: a piece is not cut inside white space of several bytes") {

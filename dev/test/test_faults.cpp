@@ -435,6 +435,49 @@ TEST_CASE("disk: a run that cannot save at its end says so and fails; one that c
   CHECK(read_file(shop.path + "/run2", 100) == "a file");
 }
 
+TEST_CASE("disk: a file system without locks, or whose folders cannot be written through, costs a warning") {
+  const Workshop shop;
+  write_file(shop.path + "/no.c", R"(#include <errno.h>
+#include <sys/stat.h>
+int flock(int fd, int how) { (void)fd; (void)how; errno = ENOSYS; return -1; }
+int fsync(int fd) {
+  struct stat s;
+  if (fstat(fd, &s) == 0 && !S_ISDIR(s.st_mode)) return 0;
+  errno = CODE;
+  return -1;
+})");
+  for (const auto& [code, exit] : {std::pair{"ENOTSUP", 0}, {"EACCES", 0}, {"EIO", 1}}) {
+    CAPTURE(code);
+    const std::string library = shop.path + "/no_" + code + ".so";
+    if (system(("cc -shared -fPIC -DCODE=" + std::string(code) + " -o " + library + " " + shop.path + "/no.c").c_str()))
+      return skip("no C compiler");
+    const auto without = [&](const std::string& arguments) {
+      const std::string log = shop.path + "/without.log";
+      const int status =
+          system(("LD_PRELOAD=" + library + " " + shop.program + " " + arguments + " > " + log + " 2>&1").c_str());
+      return Workshop::Result{WEXITSTATUS(status), read_file(log, size_t{1} << 20)};
+    };
+    const Workshop::Result run = without(shop.tiny_training(code, {{"steps", "2"}}));
+    CAPTURE(run.out);
+    CHECK(run.exit == exit);
+    CHECK(says(run, "lock' cannot be locked"));
+    CHECK(says(run, "this file system has no locks"));
+    CHECK(says(run, "through to the disk"));
+    if (exit == 0)
+      CHECK(without("tokenize --val 0 --out " + shop.path + "/s/" + code + " " + shop.path + "/text.txt").exit == 0);
+  }
+}
+
+TEST_CASE("data: a run that goes on says that the pattern which leads nowhere is the checkpoint's") {
+  const Workshop shop;
+  const std::string run = shop.path + "/run";
+  REQUIRE(shop.run(shop.tiny_training("run", {{"steps", "2"}})).exit == 0);
+  std::filesystem::rename(shop.path + "/shards", shop.path + "/moved");
+  shop.fails("train --resume --out " + run, 1, "the checkpoint in '" + run + "' remembers this pattern");
+  shop.fails("train --resume --out " + run, 1, "'" + shop.path + "' is there, but in it is no 'shards'");
+  CHECK(shop.run("train --resume --out " + run + " --data '" + shop.path + "/moved/t_train_*'").exit == 0);
+}
+
 TEST_CASE("disk: of two runs on one folder the second is refused") {
   const FaultShop shop;
   Process first(shop.program, shop.tiny("run", "--steps 1000000 --save-every 3", {{"batch", "100"}}), shop.output());

@@ -452,7 +452,7 @@ TEST_CASE("the haystack leaves out files with the task's words; sizes that canno
   CHECK(haystack.files == 1);
   CHECK(haystack.left_out == 1);
   CHECK(haystack.tokens == joined({{bench.tokenizer.end_of_text}, bench.tokenizer.encode("some text")}));
-  CHECK(Haystack::load(folder.path + "/a.txt," + folder.path + "/a.*", bench.tokenizer).files == 2);
+  CHECK(Haystack::load(folder.path + "/a.txt," + folder.path + "/a.*", bench.tokenizer).files == 1);  // each once
   CHECK(has(error_of([&] { Haystack::load(folder.path + "/b.txt", bench.tokenizer); }), "hold the words of needles"));
   write_file(folder.path + "/empty.txt", "");
   CHECK(has(error_of([&] { Haystack::load(folder.path + "/empty.txt", bench.tokenizer); }), "only empty files"));

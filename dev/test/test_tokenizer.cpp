@@ -341,11 +341,25 @@ TEST_CASE("tokenizer: text in pieces comes out in whole characters, and every by
 
 TEST_CASE("tokenizer: for a terminal, control characters are escaped") {
   CHECK(printable("a\n\t\r\x1b[2J\x7f\xC3\xA9\xFF\xC2\x9B") == "a\\n\\t\\r\\x1b[2J\\x7f\xC3\xA9\\xff\\xc2\\x9b");
+  // Columns: marks take none, wide characters two, and none is cut.
+  CHECK(columns("e\xCC\x81\xE6\x9D\xB1\xF0\x9F\x99\x82\xD7\xA9") == 6);
+  CHECK(first_columns("e\xCC\x81\xE6\x9D\xB1", 2) == "e\xCC\x81");
+  CHECK(first_columns("e\xCC\x81\xE6\x9D\xB1", 3) == "e\xCC\x81\xE6\x9D\xB1");
+  CHECK(padded("\xE6\x9D\xB1", 4) == "\xE6\x9D\xB1  ");
+  CHECK(padded("abc", 2) == "abc");
   CHECK(printable("a\n\tb\x07", true) == "a\n\tb\\x07");
   const Tokenizer bytes = Tokenizer::load("bytes");
-  CHECK(bytes.printable('\n') == "\\n");
-  CHECK(bytes.printable(0xE4) == "\\xe4");
-  CHECK(bytes.printable(bytes.KEY) == "<|KEY|>");
+  // Characters whose bytes come in several ids are whole, where they end; special ids are names, landmarks nothing.
+  std::vector<int32_t> ids = bytes.encode("\n\xE6\x9D\xB1\xF0\x9F\x99\x82");
+  ids.insert(ids.begin() + 2, bytes.landmark);
+  ids.push_back(bytes.KEY);
+  ids.push_back(0xE4);
+  std::string in_pieces;
+  for (size_t i = 0; i < ids.size(); i++) in_pieces += bytes.words(ids, i, i + 1) + "|";
+  CHECK(in_pieces == "\\n||||\xE6\x9D\xB1||||\xF0\x9F\x99\x82|<|KEY|>|\\xe4|");
+  CHECK(bytes.words(ids, 0, 3) == "\\n");
+  CHECK(bytes.words(ids, 0, ids.size()) == "\\n\xE6\x9D\xB1\xF0\x9F\x99\x82<|KEY|>\\xe4");
+  CHECK(bytes.words({}, 0, 0) == "");
 }
 
 TEST_CASE("tokenizer: 100,000 random byte strings survive encode and decode") {
