@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -19,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/progress.h"
 #include "commands/commands.h"
 #include "commands/device.h"
 #include "commands/shared.h"
@@ -94,7 +94,7 @@ class Trainer {
     start();
     print_table();
     choose_products(device_, saved_products());
-    began_ = step_began_ = Clock::now();
+    began_ = step_began_ = monotonic_seconds();
     const int64_t first_step = reported_ = step_;
     ranks_.at(Doing::training);
     while (step_ < s_.steps && !stopping()) {
@@ -114,7 +114,7 @@ class Trainer {
         if (report(reported_, first_step).skipped_in_a_row >= 10) return give_up();
       if (step_ % s_.eval_every == 0 || last) validate();
       if (step_ % s_.save_every == 0 && !last && !stopping()) save();
-      if (due) step_began_ = Clock::now();
+      if (due) step_began_ = monotonic_seconds();
     }
     const bool saved = step_ == saved_step_ || save();
     if (run_.saved && first_step >= s_.steps)
@@ -126,7 +126,6 @@ class Trainer {
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
   using Whole = WholeBuffer<Device>;
 
   // One step: rows, then forward and backward for each micro-batch of this rank's, then the optimiser. Every rank makes
@@ -239,9 +238,7 @@ class Trainer {
     const StepState state = ranks_.waiting([&] { return device_.read(snapshots_[step % 2]); });
     ranks_.tick();
     stop_told_ |= state.stop > 0;
-    const auto now = Clock::now();
-    const double seconds = std::chrono::duration<double>(now - step_began_).count(),
-                 all = std::chrono::duration<double>(now - began_).count();
+    const double now = monotonic_seconds(), seconds = now - step_began_, all = now - began_;
     step_began_ = now;
     log_.step({step, slots_[step % 2], seconds, all / static_cast<double>(step - first_step + 1), peak_flops_}, state,
               figures_[step % 2]);
@@ -343,7 +340,7 @@ class Trainer {
   std::vector<typename DRT<Device>::stat> losses_;  // (B,T)
   int64_t step_ = 0, reported_ = 0, saved_step_ = -1, best_step_ = -1;
   double best_loss_ = 0, peak_flops_ = 1;
-  Clock::time_point began_, step_began_;
+  double began_ = 0, step_began_ = 0;  // of monotonic_seconds()
   // Of the last two steps: what the device will tell of them, how many slots they read, what the rows' maker says.
   typename Device::Snapshot snapshots_[2];
   int64_t slots_[2] = {};

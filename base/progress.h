@@ -1,6 +1,5 @@
 // A line on a terminal that says how far some work is; how long something takes.
 #pragma once
-#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -8,14 +7,15 @@
 
 namespace gca {
 
+// Seconds of a clock that only goes on.
+double monotonic_seconds();
+
 class Stopwatch {
  public:
-  double seconds() const {  // since it was made, of a clock that never goes back
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+  double seconds() const { return monotonic_seconds() - start_; }  // since it was made
 
  private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double start_ = monotonic_seconds();
 };
 
 // A line on a terminal that says how far some work is; nothing where stderr is a file or a pipe.

@@ -1,4 +1,4 @@
-// A saved model on each backend that a command may run on.
+// Which backend, GPU and ranks a command runs on, and a saved model there.
 #include "commands/device.h"
 
 #include <algorithm>
@@ -111,7 +111,7 @@ std::vector<std::unique_ptr<RowReader<Device>>> open_readers(const SavedRun& sav
   load_weights_of(saved, model);
   std::vector<std::unique_ptr<RowReader<Device>>> readers;
   for (int64_t i = 0; i < plan.readers; i++)
-    readers.push_back(std::make_unique<RowReader<Device>>(model, plan, i ? readers[0].get() : nullptr));
+    readers.push_back(std::make_unique<RowReader<Device>>(model, plan, i > 0));
   return readers;
 }
 

@@ -3,7 +3,6 @@
 // against Cpu<double>, the naive twin's error, and its time. Beside a time stands a hash (CRC-32C) of what came out, so
 // that "the same bits" is one word to compare.
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <string>
 #include <thread>
@@ -11,9 +10,10 @@
 
 #include "base/files.h"
 #include "base/flags.h"
+#include "base/progress.h"
 #include "cpu/matmul.h"
 #include "dev/bench_ranks.h"
-#include "runtime/decode.h"
+#include "dev/bench_stream.h"
 #include "runtime/matmul_cache.h"
 #include "runtime/models.h"
 #include "runtime/settings.h"
@@ -25,24 +25,18 @@ using namespace gca;
 
 namespace {
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-template <class Device>
-void wait_for(Device& device) {
-  if constexpr (Device::runs_ahead) device.synchronize();
-}
-
 // Median seconds of a call, over about a third of a second.
 template <class Device, class Call>
 double median_seconds(Device& device, Call call) {
   const int at_once = Device::runs_ahead ? 10 : 1;  // so that the waits for a GPU do not count
   call();
   std::vector<double> times;
-  for (const double end = now() + 0.35; now() < end || times.size() < 5;) {
-    wait_for(device);
-    const double start = now();
+  for (const double end = monotonic_seconds() + 0.35; monotonic_seconds() < end || times.size() < 5;) {
+    device.synchronize();
+    const double start = monotonic_seconds();
     for (int i = 0; i < at_once; i++) call();
-    wait_for(device);
-    times.push_back((now() - start) / at_once);
+    device.synchronize();
+    times.push_back((monotonic_seconds() - start) / at_once);
   }
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];
@@ -102,7 +96,7 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   std::vector<double> times;
   const int at_once = Device::runs_ahead ? 5 : 1, warm = Device::runs_ahead ? 2 : 0, timed = 12;
   for (int step = -warm; step < timed; step++) {
-    const double start = now();
+    const double start = monotonic_seconds();
     for (int i = 0; i < at_once; i++) {
       model.upload(tokens.data(), targets.data(), nullptr, B * T);
       typename DRT<Device>::Input in{B, T, {}};
@@ -115,8 +109,8 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
       model.backward();
       model.update({.lr = 1e-4});
     }
-    wait_for(device);
-    if (step >= 0) times.push_back((now() - start) / at_once);
+    device.synchronize();
+    if (step >= 0) times.push_back((monotonic_seconds() - start) / at_once);
   }
   std::sort(times.begin(), times.end());
   std::vector<typename Device::master> weights(model.table.size);
@@ -133,69 +127,6 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
                   (1 << 30),
               2),
         " GiB, weights ", hex(crc32c(weights.data(), weights_bytes), 8), "\n");
-}
-
-// Reading a row of that many slots, and tokens chosen after it. Bytes of a token: the working weights, which each reads
-// once, and the chunks that it fetches; copied: bytes a second that a copy reads and writes.
-template <class Device>
-void bench_stream(Device& device, double peak, double copied, const Config& config, int64_t slots, int64_t tokens,
-                  bool on_host) {
-  DRT model(device, config, Use::inference);
-  model.allocate();
-  ThreadPool pool;
-  model.initialise(1, pool);
-  const int64_t S = config.chunk, V = config.vocab, chunks = slots / S;
-  RowReader<Device> rows(
-      model, {.chunks = chunks + ceil_div(2 * tokens, S - 1) + 9, .segment_slots = 16384, .on_host = on_host});
-  if (rows.host_memory()) rows.host_memory()->ready();
-  std::vector<int32_t> row(chunks * S);
-  for (size_t i = 0; i < row.size(); i++) {
-    const uint32_t word = philox(1, Draw::task, static_cast<uint32_t>(i)).word[0];
-    row[i] = static_cast<int32_t>(static_cast<int64_t>(i) % S == S - 1 ? V - 1 : word % static_cast<uint32_t>(V - 1));
-  }
-  double read_seconds = 0;
-  for (int round = 0; round < 2; round++) {  // the first one sets up
-    rows.rewind();
-    wait_for(device);
-    const double start = now();
-    rows.read(row.data(), nullptr, 0, chunks * S, {}, [](int64_t, int64_t) {});
-    wait_for(device);
-    read_seconds = now() - start;
-  }
-  model.piece_of_logits(0, 1);
-  double seconds = 0;
-  {
-    Decoder<Device> decoder(model, 1, static_cast<int32_t>(V - 1), {});
-    decoder.begin(0, rows, 2 * tokens);
-    for (int64_t i = 0; i < tokens; i++) decoder.next();
-    const double start = now();
-    for (int64_t i = 0; i < tokens; i++) decoder.next();
-    seconds = (now() - start) / static_cast<double>(tokens);
-  }
-  // The token that closes a chunk and the one before it, each until all is done.
-  std::vector<double> inside, closing;
-  for (int64_t i = 0; i < 8 * S; i++) {
-    const int32_t token = rows.slot_closes() ? static_cast<int32_t>(V - 1) : 1;
-    model.upload(&token, nullptr, nullptr, 1);
-    wait_for(device);
-    const bool closes = rows.slot_closes();
-    const double start = now();
-    rows.read_slot({});
-    wait_for(device);
-    (closes ? closing : inside).push_back(now() - start);
-  }
-  std::sort(closing.begin(), closing.end());
-  std::sort(inside.begin(), inside.end());
-  int64_t numbers = config.upper() * config.reach.topk * S * 2 * config.width;
-  for (const Tensor& t : model.table.tensors)  // the encoder's are read once a chunk
-    if (t.name.find("encoder") == std::string::npos && t.name.find("chunk_") == std::string::npos) numbers += t.size();
-  const double n_bytes = static_cast<double>(numbers) * sizeof(typename Device::act);
-  print("width ", right(config.width, 4), ", a row of ", slots, " slots, memory on the ", on_host ? "host" : "device",
-        ": ", fixed(static_cast<double>(slots) / read_seconds, 0), " slots/s (",
-        fixed(100 * forward_flops_per_slot(config, config.reach) * static_cast<double>(slots) / read_seconds / peak, 0),
-        "% of the peak), then ", fixed(1 / seconds, 0), " tokens/s (", fixed(100 * n_bytes / seconds / copied, 0),
-        "% of a copy's bandwidth), alone and waited for ", fixed(inside[inside.size() / 2] * 1e3, 2),
-        " ms, at a chunk's end ", fixed(closing[closing.size() / 2] * 1e3, 2), " ms\n");
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {

@@ -2,7 +2,6 @@
 // each rank for itself, all at once: what training together costs, and how much of the ranks' talk backward hides.
 #pragma once
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -45,9 +44,7 @@ RankStep time_step(Ranks& ranks, Device& device, const Config& config, const Sha
   for (size_t i = 0; i < tokens.size(); i++)
     tokens[i] = static_cast<int32_t>(philox(1, Draw::task, static_cast<uint32_t>(i)).word[0] %
                                      static_cast<uint32_t>(config.vocab));
-  const auto wait = [&] {
-    if constexpr (Device::runs_ahead) ranks.waiting([&] { device.synchronize(); });
-  };
+  const auto wait = [&] { ranks.waiting([&] { device.synchronize(); }); };
   std::vector<double> times;
   const int at_once = Device::runs_ahead ? 10 : 1, warm = 2, timed = 9;
   for (int round = -warm; round < timed; round++) {

@@ -5,12 +5,10 @@
 #include <string>
 #include <utility>
 
+#include "base/progress.h"
 #include "common.h"
 
 namespace gca {
-
-// Seconds of a clock that only goes on.
-double monotonic_seconds();
 
 class Socket {
  public:

@@ -67,11 +67,11 @@ class RowReader {
   using act = typename Net::act;
   using stat = typename Net::stat;
 
-  // model: for inference, allocated; its activations become this reader's, or those of all readers of that plan: they
-  // are made one after another, each from the second on with `beside`, another of them.
-  RowReader(Net& model, const ReaderPlan& plan, const RowReader* beside = nullptr)
+  // model: for inference, allocated; its activations become this reader's, or those of all readers of that plan,
+  // of which each from the second on finds them laid out.
+  RowReader(Net& model, const ReaderPlan& plan, bool laid_out = false)
       : model_(model), segment_(plan.segment_chunks(model.config) * model.config.chunk), kept_(plan.kept) {
-    if (!beside) {
+    if (!laid_out) {
       lay_out(model, plan);
       model_.commit_activations();
     }
@@ -126,7 +126,7 @@ class RowReader {
     model_.rewind(stream_);
     forget_kept(-1);
     if (memory_) memory_->clear();
-    stand_elsewhere();
+    serving_stale_ = true;
   }
   // The place where the rows are now, as number i of plan.kept: all that later slots read but the memory of chunks,
   // which stays where it is.
@@ -137,7 +137,7 @@ class RowReader {
     GCA_CHECK(kept.slots >= 0, "place ", i, " was kept of these rows, and nothing before it was gone back to");
     copy_state(stream_, kept);
     forget_kept(stream_.slots);
-    stand_elsewhere();
+    serving_stale_ = true;
     if (!memory_) return;
     for (int64_t b = 0; b < stream_.B; b++)
       memory_->forget(b * stream_.capacity + stream_.slots / model_.config.chunk, (b + 1) * stream_.capacity);
@@ -147,7 +147,7 @@ class RowReader {
   void go_on_after(int64_t slots) {
     stream_.slots = slots;
     forget_kept(-1);
-    stand_elsewhere();
+    serving_stale_ = true;
     if (memory_) memory_->clear();
   }
   const typename Net::StreamState& state() const { return stream_; }
@@ -207,7 +207,7 @@ class RowReader {
   }
   // Whether the next slot is a landmark's.
   bool slot_closes() const { return stream_.slots % model_.config.chunk == model_.config.chunk - 1; }
-  // What read_slot() may have to wait for, so that nothing in it does: rows() is as the rows stand now.
+  // What read_slot() may have to wait for, so that nothing in it does; the device is told where the rows stand.
   void prepare_slot() {
     if (memory_ && serving_stale_) refresh_serving();
     if (rows_slot_ == stream_.slots) return;
@@ -345,7 +345,7 @@ class RowReader {
     model_.lower_part(segment.pass);
     const int64_t first_chunk = segment.first() / S;
     if (memory_) put_away(first_chunk, (segment.first() + segment.T) / S - first_chunk);
-    stand_elsewhere();
+    serving_stale_ = true;
   }
   // The chunks that the last lower part has made, into the memory on the host.
   void put_away(int64_t first_chunk, int64_t done) {
@@ -410,11 +410,6 @@ class RowReader {
     }
     if (from.unfinished_chunk)
       model_.device.copy(to.unfinished_chunk, from.unfinished_chunk, B * model_.config.chunk * D);
-  }
-  // The next slot is not the one after the last that was read slot by slot.
-  void stand_elsewhere() {
-    serving_stale_ = true;
-    rows_slot_ = -1;
   }
   // Kept places of more than so many slots.
   void forget_kept(int64_t slots) {

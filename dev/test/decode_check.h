@@ -100,9 +100,10 @@ void check_slots(Device& device, const Config& config, int64_t prompt_tokens, in
   CHECK(apart <= tolerance * largest);
 }
 
-// Several texts at once, one of them ended early, another in its place: each has the tokens that it has alone.
+// Several texts at once, one of them ended early, another in its place: each has the tokens that it has alone, and the
+// weights of what its last whole chunk picked to within `tolerance`.
 template <class Device>
-void check_texts_at_once(Device& device, const Config& config, int64_t count) {
+void check_texts_at_once(Device& device, const Config& config, int64_t count, double tolerance) {
   DecodedModel model(device, config);
   const std::vector<int64_t> prompt_tokens = {1, 5, 3 * config.chunk, 70, config.chunk - 1, 31};
   const int64_t at_once = std::ssize(prompt_tokens) - 1;
@@ -112,18 +113,29 @@ void check_texts_at_once(Device& device, const Config& config, int64_t count) {
     const ReaderPlan plan = model.plan(70 + count, on_host, at_once);
     std::vector<std::unique_ptr<RowReader<Device>>> readers;
     for (int64_t i = 0; i < at_once; i++)
-      readers.push_back(std::make_unique<RowReader<Device>>(model.net, plan, i ? readers[0].get() : nullptr));
+      readers.push_back(std::make_unique<RowReader<Device>>(model.net, plan, i > 0));
     const auto begin = [&](Decoder<Device>& decoder, int64_t place, int64_t text) {
       readers[place]->rewind();
       TokenReader<Device>(model.net, *readers[place], model.landmark).read(model.prompt(prompt_tokens[text]));
       decoder.begin(place, *readers[place], count - text, static_cast<int32_t>(text));
     };
+    const auto weights = [&](int64_t place) {
+      std::vector<typename Device::stat> all;
+      const int64_t K = config.reach.topk;
+      for (const auto* w : readers[place]->state().w) {
+        all.resize(all.size() + static_cast<size_t>(K));
+        device.download(&*(all.end() - K), w, K * static_cast<int64_t>(sizeof(all[0])));
+      }
+      return all;
+    };
+    std::vector<std::vector<typename Device::stat>> want_weights(at_once + 1);
     std::vector<std::vector<int32_t>> want(at_once + 1), found(at_once + 1);
     for (int64_t text = 0; text <= at_once; text++) {
       Decoder<Device> decoder(model.net, 1, model.landmark, choice);
       begin(decoder, 0, text);
       for (Chosen chosen; (chosen = decoder.next()).text >= 0;) want[text].push_back(chosen.token);
       CHECK(std::ssize(want[text]) == count - text);
+      want_weights[text] = weights(0);
     }
     want[1].resize(7);
     std::vector<int64_t> text_at = {0, 1, 2, 3, 4};
@@ -136,6 +148,13 @@ void check_texts_at_once(Device& device, const Config& config, int64_t count) {
       decoder.end(chosen.text);
       text_at[chosen.text] = at_once;
       begin(decoder, chosen.text, at_once);
+    }
+    for (int64_t place = 0; place < at_once; place++) {
+      const auto now = weights(place), before = want_weights[text_at[place]];
+      double apart = 0;
+      for (size_t i = 0; i < now.size(); i++) apart = std::max<double>(apart, std::fabs(now[i] - before[i]));
+      CAPTURE(place);
+      CHECK(apart <= tolerance);
     }
     for (int64_t text = 0; text <= at_once; text++) {
       const int64_t alike =

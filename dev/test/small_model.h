@@ -115,4 +115,29 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
 }
 
+// Steps of a batch, of which this rank of the model takes its part a row at a time. is_final(step, begin): as
+// the gradient from begin on is told to be final, in each row's backward.
+template <class Net, class Final>
+void make_steps(Net& net, const Batch& batch, int steps, double clip, double stop, Final is_final) {
+  const RowRange own = rows_of_rank(batch.B, net.shards.rank, net.shards.ranks);
+  for (int step = 0; step < steps; step++) {
+    net.begin_step();
+    for (int64_t row = own.begin; row < own.end; row++) {
+      const int64_t at = row * batch.T;
+      net.upload(&batch.tokens[at], &batch.targets[at], nullptr, batch.T);
+      Selection selection = with_noise(step);
+      selection.first_row = row;
+      net.grads_ready = [&](int64_t begin, int64_t) {
+        is_final(step, begin);
+        if (net.collectives && row + 1 == own.end) net.reduce_gradient(begin);
+      };
+      net.forward({1, batch.T, selection});
+      net.head(batch.scale, true);
+      net.backward();
+    }
+    if (net.collectives) net.reduce_gradient(0);
+    net.update({.lr = 1e-2, .weight_decay = 0.1, .clip = clip}, stop);
+  }
+}
+
 }  // namespace gca::test

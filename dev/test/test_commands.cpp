@@ -97,6 +97,10 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
   CHECK(shop.run(greedy + " --context " + shop.path + "/text.txt").exit == 0);
   // Several at once: what each gives alone, a line of JSON a piece.
   write_file(shop.path + "/prompts", "the sea 3; \r\na ship\n\nthe sea 4; the sea 5; a");
+  const std::string alone_flags = "generate --temperature 0 --count 40 --prompt ";
+  const auto as_json = [](const std::string& text) {  // what is not UTF-8 is U+FFFD there
+    return JsonField(parse_json(Json(text).dump(), "x"), "x").string();
+  };
   for (const char* batch : {"1", "3", "16"}) {
     const std::string several = "generate --temperature 0 --count 40 --prompts " + shop.path + "/prompts --batch ";
     const Workshop::Result texts = shop.run(several + batch + checkpoint);
@@ -113,10 +117,8 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
       else ends[prompt] += field.at("tokens").integer() == 40 && field.at("end").string() == "count" ? 1 : 100;
     }
     CHECK(ends == std::map<int64_t, int>{{1, 1}, {2, 1}, {3, 1}, {4, 1}});
-    const auto alone = [&](const std::string& prompt) {  // as JSON has it: what is not UTF-8 is U+FFFD there
-      const std::string out =
-          shop.run("generate --temperature 0 --count 40 --prompt '" + prompt + "'" + checkpoint).out;
-      return JsonField(parse_json(Json(out).dump(), "x"), "x").string();
+    const auto alone = [&](const std::string& prompt) {
+      return as_json(shop.run(alone_flags + "'" + prompt + "'" + checkpoint).out);
     };
     CHECK("the sea 3; " + found[1] + "\n" == alone("the sea 3; "));
     CHECK("a ship" + found[2] + "\n" == alone("a ship"));
@@ -124,6 +126,17 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
     CHECK(says(texts, "4 prompts, "));
     CHECK(says(texts, "160 tokens generated"));
   }
+  // A context before each: what it is before one.
+  const std::string drawn_hot = " --temperature 3 --count 40" + checkpoint,
+                    context = " --context " + shop.path + "/text.txt" + drawn_hot;
+  write_file(shop.path + "/one", "a ship");
+  std::string pieces;
+  std::istringstream in(shop.run("generate --prompts " + shop.path + "/one" + context).out);
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with("{\"prompt\":1,\"text\""))
+      pieces += JsonField(parse_json(line, "a line"), "a line").at("text").string();
+  CHECK("a ship" + pieces + "\n" == as_json(shop.run("generate --prompt 'a ship'" + context).out));
+  CHECK("a ship" + pieces + "\n" != as_json(shop.run("generate --prompt 'a ship'" + drawn_hot).out));
   shop.fails("generate --prompts x --prompt y" + checkpoint, 2, "exclude each other");
   shop.fails("generate --prompts x --save-memory y" + checkpoint, 2, "--save-memory is of one text");
   shop.fails("generate --prompt x --batch 2" + checkpoint, 2, "--batch is of --prompts");

@@ -38,27 +38,11 @@ bool fewer_than_two() {
 // gradient of rank `broken`.
 template <class Act>
 void three_steps(DRT<Gpu<Act>>& net, const Batch& batch, int broken) {
-  const RowRange own = rows_of_rank(batch.B, net.shards.rank, net.shards.ranks);
-  for (int step = 0; step < 3; step++) {
-    net.begin_step();
-    for (int64_t row = own.begin; row < own.end; row++) {
-      const int64_t at = row * batch.T;
-      net.upload(&batch.tokens[at], &batch.targets[at], nullptr, batch.T);
-      Selection selection = with_noise(step);
-      selection.first_row = row;
-      net.grads_ready = [&](int64_t begin, int64_t) {
-        const float nan = std::nanf("");
-        if (step == 1 && net.shards.rank == broken && begin == net.table.norm)
-          net.device.upload(net.gradient + begin, &nan, sizeof nan);
-        if (net.collectives && row + 1 == own.end) net.reduce_gradient(begin);
-      };
-      net.forward({1, batch.T, selection});
-      net.head(batch.scale, true);
-      net.backward();
-    }
-    if (net.collectives) net.reduce_gradient(0);
-    net.update({.lr = 1e-2, .weight_decay = 0.1, .clip = 0});
-  }
+  make_steps(net, batch, 3, 0, 0, [&](int step, int64_t begin) {
+    const float nan = std::nanf("");
+    if (step == 1 && net.shards.rank == broken && begin == net.table.norm)
+      net.device.upload(net.gradient + begin, &nan, sizeof nan);
+  });
 }
 template <class Act>
 void make_ready(DRT<Gpu<Act>>& net, const Batch& batch) {

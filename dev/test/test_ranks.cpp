@@ -290,26 +290,9 @@ void draw_weights(Net& net) {
 // Two steps of a batch of 5 rows, this rank's part of it; broken: the rank whose gradient, or loss, is not finite in
 // the second.
 void two_steps(Net& net, const Batch& batch, int broken, bool loss) {
-  const RowRange own = rows_of_rank(batch.B, net.shards.rank, net.shards.ranks);
-  for (int step = 0; step < 2; step++) {
-    net.begin_step();
-    for (int64_t row = own.begin; row < own.end; row++) {
-      const int64_t at = row * batch.T;
-      net.upload(&batch.tokens[at], &batch.targets[at], nullptr, batch.T);
-      Selection selection = with_noise(step);
-      selection.first_row = row;
-      net.grads_ready = [&](int64_t begin, int64_t) {
-        if (step == 1 && net.shards.rank == broken)
-          (loss ? net.state->loss : net.gradient[net.table.norm]) = std::nan("");
-        if (net.collectives && row + 1 == own.end) net.reduce_gradient(begin);
-      };
-      net.forward({1, batch.T, selection});
-      net.head(batch.scale, true);
-      net.backward();
-    }
-    if (net.collectives) net.reduce_gradient(0);
-    net.update({.lr = 1e-2, .weight_decay = 0.1, .clip = 0.5}, net.shards.rank == 1);
-  }
+  make_steps(net, batch, 2, 0.5, net.shards.rank == 1, [&](int step, int64_t) {
+    if (step == 1 && net.shards.rank == broken) (loss ? net.state->loss : net.gradient[net.table.norm]) = std::nan("");
+  });
 }
 
 }  // namespace

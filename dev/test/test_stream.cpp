@@ -188,7 +188,7 @@ TEST_CASE("decoding: the tokens that reading and choosing by turns gives, memory
 TEST_CASE("decoding: texts that go on at once have the tokens that each has alone") {
   Cpu<float> cpu(1);
   for (const std::vector<int64_t>& groups : {std::vector<int64_t>{1, 1}, {}})
-    check_texts_at_once(cpu, small(groups), 40);
+    check_texts_at_once(cpu, small(groups), 40, 0);
 }
 
 // Slots first .. last - 1 of each row of a batch, read on; final_n of these, (B,last-first,D), and what was fetched.
