@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -184,8 +185,9 @@ class Trainer {
       counters.skipped_in_a_row = state.at("skipped_in_a_row").integer(0);
       device_.upload(model_.state, &counters, sizeof counters);
       step_ = saved_step_ = checkpoint.step;
-      best_step_ = state.at("best_step").integer(-1);
-      if (best_step_ >= 0) best_loss_ = state.at("best_val_loss").number();
+      best_step_ = state.at(best_step_field).integer(-1);
+      if (best_step_ >= 0) best_loss_ = state.at(best_loss_field).number();
+      forget_lost_best();
     } else if (!s_.init.empty()) {
       load_weights(run_.init, model_);
     } else {
@@ -262,11 +264,22 @@ class Trainer {
     if (sums[3] > 0 || sums[1] == 0) return;
     const double loss = sums[0] / sums[1];
     log_.validation(step_, loss, static_cast<int64_t>(sums[2]));
-    if (std::isfinite(loss) && (best_step_ < 0 || loss < best_loss_)) {
-      best_loss_ = loss;
-      best_step_ = step_;
-      save();  // the best one is kept
-    }
+    if (!std::isfinite(loss) || (best_step_ >= 0 && loss >= best_loss_)) return;
+    const auto before = std::pair(best_step_, best_loss_);
+    best_loss_ = loss;
+    best_step_ = step_;
+    if (!save()) std::tie(best_step_, best_loss_) = before;  // the best one is one that is kept
+  }
+
+  // The best checkpoint may have been removed, or have gone before the one that replaced it was damaged.
+  void forget_lost_best() {
+    std::error_code none;
+    double lost =
+        ranks_.first() && best_step_ >= 0 && !std::filesystem::exists(checkpoint_folder(s_.out, best_step_), none);
+    ranks_.sum(&lost, 1);
+    if (lost == 0) return;
+    print("the checkpoint of the best validation, step ", best_step_, ", is gone: the next one is the best\n");
+    best_step_ = -1;
   }
 
   // Returns whether it was saved; a failure is told, and training goes on. What ranks share is brought together by all,
@@ -290,8 +303,8 @@ class Trainer {
     state["adam_steps"] = counters.adam_steps;
     state["skipped"] = counters.skipped;
     state["skipped_in_a_row"] = counters.skipped_in_a_row;
-    state["best_step"] = best_step_;
-    state["best_val_loss"] = best_loss_;
+    state[best_step_field] = best_step_;
+    state[best_loss_field] = best_loss_;
     rows_->save(state);
     state["device"] = device_.description();
     state["build"] = build_description();
@@ -507,7 +520,7 @@ const Command commands[] = {
     {"inspect", "what each chunk of a text fetches", inspect_command},
     {"export", "a checkpoint's weights as one file for other programs", export_command},
     {"verify", "an oracle's file through forward, backward and optimiser", verify_command},
-    {"info", "tensors, work and memory of a model; what token shards hold", info_command},
+    {"info", "what a run is; tensors, work and memory of a model; what token shards hold", info_command},
 };
 
 int run_program(const std::vector<std::string>& arguments) {

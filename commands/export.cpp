@@ -36,7 +36,9 @@ int export_command(const std::vector<std::string>& arguments) {
   bool fallback = false;
   Flags flags("export",
               "A checkpoint as one safetensors file, for other programs and this one: weights, settings, tokenizer.");
-  flags.add("checkpoint", checkpoint, "STEP", "a checkpoint's folder, a RUN: its newest, or an exported file");
+  flags.add("checkpoint", checkpoint, "STEP",
+            "a RUN: its newest checkpoint, RUN/best: that of its best validation, a checkpoint's folder, or an "
+            "exported file");
   flags.add_switch("fallback", fallback, "take an older checkpoint of the RUN where the newest is damaged");
   flags.add("out", out, "FILE", "the file to write; must not be there yet");
   flags.add_choice("dtype", dtype, "float|bf16", "of the numbers; bf16 rounds to nearest");

@@ -82,12 +82,12 @@ uint32_t SavedRun::weights_crc() const {
   return entry->crc;
 }
 
-SavedRun SavedRun::open(const std::string& path, bool fallback) {
+SavedRun SavedRun::open(const std::string& path, bool fallback, Check check) {
   std::error_code none;
   const bool is_file = std::filesystem::is_regular_file(path, none);
   std::optional<SafetensorsFile> file;
   if (is_file) file = SafetensorsFile::open(path);
-  Checkpoint checkpoint = is_file ? read_exported(*file) : open_checkpoint(path, fallback);
+  Checkpoint checkpoint = is_file ? read_exported(*file) : open_checkpoint(path, fallback, check);
   for (const std::string& error : checkpoint.passed_over) print_error("passed over: ", error, "\n");
   Tokenizer tokenizer = Tokenizer::load(is_file ? path : checkpoint.file(tokenizer_file));
   if (is_file) check_vocabulary(*file, tokenizer);
@@ -111,7 +111,7 @@ std::map<std::string, std::string> exported_metadata(const SavedRun& saved) {
   about["format"] = format_name;
   about["version"] = format_version;
   about["step"] = saved.checkpoint.step;
-  for (const char* name : {"best_step", "best_val_loss"})
+  for (const char* name : {best_step_field, best_loss_field})
     if (saved.state().has(name)) about[name] = saved.state().at(name).json();
   about["settings"] = train_flags(settings).values();
   const std::string text = about.dump(), tokenizer = base64(saved.tokenizer.serialize());

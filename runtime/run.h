@@ -25,8 +25,8 @@ struct SavedRun {
   // Of the file of weights: what tells a model from another.
   uint32_t weights_crc() const;
 
-  // path: a RUN (its newest step), a STEP, or an exported file.
-  static SavedRun open(const std::string& path, bool fallback = false);
+  // path: a RUN (its newest step), RUN/best, a STEP, or an exported file.
+  static SavedRun open(const std::string& path, bool fallback = false, Check check = Check::bytes);
 };
 
 // The metadata of an exported file: state and settings in JSON, less the paths of the machine that it was trained on;
