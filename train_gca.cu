@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -60,6 +61,7 @@ struct Run {
   Tokenizer tokenizer;
   const SavedRun* saved;  // what it resumes from, or null
   Ranks& ranks;           // who trains it: this process, or several together
+  std::string init;       // the file of weights that it starts from, or ""
 };
 
 template <class Device>
@@ -183,12 +185,11 @@ class Trainer {
       counters.skipped_in_a_row = state.at("skipped_in_a_row").integer(0);
       device_.upload(model_.state, &counters, sizeof counters);
       step_ = saved_step_ = checkpoint.step;
-      best_step_ = state.at("best_step").integer(-1);
-      if (best_step_ >= 0) best_loss_ = state.at("best_val_loss").number();
+      best_step_ = state.at(best_step_field).integer(-1);
+      if (best_step_ >= 0) best_loss_ = state.at(best_loss_field).number();
+      forget_lost_best();
     } else if (!s_.init.empty()) {
-      std::error_code none;
-      const bool folder = std::filesystem::is_directory(s_.init, none);
-      load_weights(folder ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file) : s_.init, model_);
+      load_weights(run_.init, model_);
     } else {
       ThreadPool pool(static_cast<int>(s_.threads));
       model_.initialise(static_cast<uint64_t>(s_.seed), pool);
@@ -263,11 +264,22 @@ class Trainer {
     if (sums[3] > 0 || sums[1] == 0) return;
     const double loss = sums[0] / sums[1];
     log_.validation(step_, loss, static_cast<int64_t>(sums[2]));
-    if (std::isfinite(loss) && (best_step_ < 0 || loss < best_loss_)) {
-      best_loss_ = loss;
-      best_step_ = step_;
-      save();  // the best one is kept
-    }
+    if (!std::isfinite(loss) || (best_step_ >= 0 && loss >= best_loss_)) return;
+    const auto before = std::pair(best_step_, best_loss_);
+    best_loss_ = loss;
+    best_step_ = step_;
+    if (!save()) std::tie(best_step_, best_loss_) = before;  // the best one is one that is kept
+  }
+
+  // The best checkpoint may have been removed, or have gone before the one that replaced it was damaged.
+  void forget_lost_best() {
+    std::error_code none;
+    double lost =
+        ranks_.first() && best_step_ >= 0 && !std::filesystem::exists(checkpoint_folder(s_.out, best_step_), none);
+    ranks_.sum(&lost, 1);
+    if (lost == 0) return;
+    print("the checkpoint of the best validation, step ", best_step_, ", is gone: the next one is the best\n");
+    best_step_ = -1;
   }
 
   // Returns whether it was saved; a failure is told, and training goes on. What ranks share is brought together by all,
@@ -291,8 +303,8 @@ class Trainer {
     state["adam_steps"] = counters.adam_steps;
     state["skipped"] = counters.skipped;
     state["skipped_in_a_row"] = counters.skipped_in_a_row;
-    state["best_step"] = best_step_;
-    state["best_val_loss"] = best_loss_;
+    state[best_step_field] = best_step_;
+    state[best_loss_field] = best_loss_;
     rows_->save(state);
     state["device"] = device_.description();
     state["build"] = build_description();
@@ -352,14 +364,19 @@ bool is_among(const std::vector<std::string>& arguments, const char* flag) {
   return std::find(arguments.begin(), arguments.end(), flag) != arguments.end();
 }
 
-// Before the flags are read: what they start from. A preset's sizes, the settings of the weights' run, or those of the
-// run that goes on, which is returned.
-std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& arguments, TrainSettings& settings,
-                                         Flags& flags, std::optional<RunLock>& lock, bool first) {
+// What a training goes on from, or null: a run's last step, or the model that --init gives the weights of.
+struct Beginning {
+  std::unique_ptr<SavedRun> resumed, model;
+};
+
+// Before the flags are read: what they start from. A preset's sizes, the settings of the weights' model, or those of
+// the run that goes on.
+Beginning starting_point(const std::vector<std::string>& arguments, TrainSettings& settings, Flags& flags,
+                         std::optional<RunLock>& lock, bool first) {
   const std::string out = Flags::peek(arguments, "out"), init = Flags::peek(arguments, "init"),
                     name = Flags::peek(arguments, "model");
   const bool fallback = is_among(arguments, "--fallback");
-  std::unique_ptr<SavedRun> saved;
+  Beginning from;
   std::error_code none;
   if (std::filesystem::exists(out + "/" + Manifest::file_name, none))
     throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out +
@@ -368,18 +385,31 @@ std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& argumen
     if (out.empty()) throw UsageError("--resume needs --out RUN: the folder of the run that goes on");
     if (first && std::filesystem::is_directory(out, none))
       lock.emplace(out);  // before its newest checkpoint is looked for
-    saved = std::make_unique<SavedRun>(SavedRun::open(out, fallback));
-    flags.restore(saved->state().at("settings"));
-    return saved;
+    from.resumed = std::make_unique<SavedRun>(SavedRun::open(out, fallback));
+    flags.restore(from.resumed->state().at("settings"));
+    return from;
   }
-  if (!init.empty() && std::filesystem::is_directory(init, none)) {
-    const SavedRun from = SavedRun::open(init, fallback);
-    settings.config = from.settings.config;
-    settings.model = from.settings.model;
-    settings.tokenizer = from.checkpoint.file(SavedRun::tokenizer_file);
+  if (!init.empty() && has_settings(init)) {
+    from.model = std::make_unique<SavedRun>(SavedRun::open(init, fallback));
+    settings.config = from.model->settings.config;
+    settings.model = from.model->settings.model;
+    settings.tokenizer = from.model->tokenizer_path();
   }
-  if (!name.empty()) settings.config = preset(name).config;
-  return saved;
+  if (!name.empty() && !(from.model && name == settings.model)) settings.config = preset(name).config;
+  return from;
+}
+
+// What was given beside the weights of --init agrees with what they were trained with.
+void check_init(const SavedRun* model, const TrainSettings& settings, Flags& flags, const Tokenizer& tokenizer,
+                bool first) {
+  if (settings.init.empty()) return;
+  if (model && model->tokenizer.hash() != tokenizer.hash())
+    throw UsageError(str("--tokenizer: the weights in '", settings.init, "' were trained with ",
+                         model->tokenizer.description(), " (hash ", hex(model->tokenizer.hash(), 16), "), found ",
+                         tokenizer.description(), " (hash ", hex(tokenizer.hash(), 16), "); leave it out"));
+  const std::string remark = model ? check_same_model(model->settings, settings, flags, settings.init)
+                                   : model_on_trust(settings.config, settings.init);
+  if (first) print_error(remark);
 }
 
 // A run that goes on looks for its data where its checkpoint says: an Error that says so where nothing is there.
@@ -432,7 +462,8 @@ int train_command(const std::vector<std::string>& arguments) {
   if (wants_help(arguments, flags)) return 0;
   World world = world_of();
   std::optional<RunLock> lock;  // of the first rank; one that is launched here has it from this process
-  const std::unique_ptr<SavedRun> saved = starting_point(arguments, settings, flags, lock, world.rank == 0);
+  const Beginning from = starting_point(arguments, settings, flags, lock, world.rank == 0);
+  const SavedRun* saved = from.resumed.get();
   flags.parse(arguments);
   if (saved) {
     flags.check_unchanged(saved->state().at("settings"));
@@ -445,6 +476,7 @@ int train_command(const std::vector<std::string>& arguments) {
     throw UsageError(
         str("train needs either --steps or --tokens: how long to train; found ", settings.steps ? "both" : "neither"));
   settings.finish(tokenizer.vocab_size());
+  if (!saved) check_init(from.model.get(), settings, flags, tokenizer, world.rank == 0);
   if (!saved && world.rank == 0) {
     make_folder(settings.out);
     lock.emplace(settings.out);
@@ -462,7 +494,7 @@ int train_command(const std::vector<std::string>& arguments) {
   }
   return train_as(world, [&](Ranks& ranks) {
     stop_on_signals();  // until all ranks have met a signal ends this one at once
-    Run run{settings, flags, std::move(tokenizer), saved.get(), ranks};
+    Run run{settings, flags, std::move(tokenizer), saved, ranks, from.model ? from.model->weights : settings.init};
     return with_device(
         settings.device, settings.precision, settings.threads,
         [&](auto& device) { return Trainer(device, run).train(); }, world.local_rank);
@@ -488,7 +520,7 @@ const Command commands[] = {
     {"inspect", "what each chunk of a text fetches", inspect_command},
     {"export", "a checkpoint's weights as one file for other programs", export_command},
     {"verify", "an oracle's file through forward, backward and optimiser", verify_command},
-    {"info", "tensors, work and memory of a model; what token shards hold", info_command},
+    {"info", "what a run is; tensors, work and memory of a model; what token shards hold", info_command},
 };
 
 int run_program(const std::vector<std::string>& arguments) {

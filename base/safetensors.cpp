@@ -110,6 +110,17 @@ void SafetensorsFile::read_bytes(const SafetensorsTensor& tensor, int64_t first,
   file_.read(out, n_bytes, tensor.offset_bytes + first);
 }
 
+bool SafetensorsFile::begins(const File& file) {
+  struct {
+    uint64_t header_bytes;
+    char brace;
+  } head{};
+  if (file.size_bytes() < 10) return false;
+  file.read(&head.header_bytes, 8, 0);
+  file.read(&head.brace, 1, 8);
+  return head.header_bytes <= max_header_bytes && head.brace == '{';
+}
+
 SafetensorsFile::SafetensorsFile(File file) : file_(std::move(file)) {
   const int64_t file_bytes = file_.size_bytes();
   uint64_t header_bytes = 0;

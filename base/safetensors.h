@@ -64,6 +64,8 @@ struct SafetensorsTensor {
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::string& path) { return SafetensorsFile(File::open(path)); }
+  // Whether a file begins as one of these does.
+  static bool begins(const File& file);
 
   const std::string& path() const { return file_.path(); }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }

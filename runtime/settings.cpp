@@ -40,6 +40,34 @@ void add_model_flags(Flags& flags, std::string& model, Config& c) {
                    "a zero key and value in each fetched chunk, so that nothing need be taken", Flags::run);
 }
 
+std::string check_same_model(const TrainSettings& trained, const TrainSettings& now, Flags& flags,
+                             const std::string& path) {
+  const auto values = [](Config config) {
+    std::string none;
+    Flags model("", "");
+    add_model_flags(model, none, config);
+    return model.values();
+  };
+  const Json before = values(trained.config), after = values(now.config);
+  std::string remark;
+  for (const auto& [name, value] : JsonField(after, "settings").members()) {
+    const std::string was = JsonField(before, path).at(name).string(), is = JsonField(value, name).string();
+    if (was == is) continue;
+    const std::string differs = str("the weights in '", path, "' were trained with ", was.empty() ? "none" : was,
+                                    ", found ", is.empty() ? "none" : is);
+    if (name == "null-slot") remark = "note: --null-slot: " + differs + ", and is trained with that from here on\n";
+    else if (flags.given(name)) throw UsageError(str("--", name, ": ", differs, "; leave it out"));
+    else throw UsageError(str("--model ", now.model, ": its --", name, ": ", differs, "; leave --model out"));
+  }
+  return remark;
+}
+
+std::string model_on_trust(const Config& c, const std::string& path) {
+  return str("note: '", path, "' says nothing of heads, chunk, topk, window and null slot: --heads ", c.heads,
+             " --chunk ", c.chunk, " --topk ", c.reach.topk, " --window ", c.reach.window, " --null-slot ",
+             c.null_slot ? "on" : "off", " are taken as right; others would give other results\n");
+}
+
 void add_recompute_flag(Flags& flags, std::string& recompute) {
   flags.add_choice("recompute", recompute, "none|norms|layers",
                    "computed anew in backward, to save memory, with the same results: nothing, what norms and SwiGLU "
@@ -78,13 +106,17 @@ Flags train_flags(TrainSettings& s) {
   flags.heading("data");
   flags.add("data", s.data, "GLOB", "training shards (tokenize makes them)", Flags::remembered);
   flags.add("val-data", s.val_data, "GLOB", "validation shards; without them nothing is evaluated", Flags::remembered);
-  flags.add("tokenizer", s.tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
+  flags.add("tokenizer", s.tokenizer, "FILE",
+            "of the shards: one of ours, GPT-2's tokenizer.json, an exported model, or the word bytes");
   flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
   flags.add("batch", s.batch, 1, 1 << 20, "rows a step, of all ranks together", Flags::run);
   flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows that a rank takes at once; 0: all of its own", Flags::run);
   flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
   flags.heading("model");
-  flags.add("init", s.init, "CHECKPOINT", "start from these weights: a RUN, a STEP, or a .safetensors file",
+  flags.add("init", s.init, "CHECKPOINT",
+            "start from these weights: a RUN, a STEP, or a .safetensors file; what they say of the model and the "
+            "tokenizer is "
+            "taken, and what is given must agree",
             Flags::run);
   add_model_flags(flags, s.model, s.config);
   flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);

@@ -15,6 +15,7 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "base/safetensors.h"
 #include "base/text.h"
 #include "common.h"
 #include "tokenizer/pretokens.h"
@@ -23,6 +24,15 @@ namespace gca {
 
 Tokenizer Tokenizer::load(const std::string& path_or_word) {
   if (path_or_word == "bytes") return Tokenizer(std::vector<Merge>());
+  if (SafetensorsFile::begins(File::open(path_or_word))) {
+    const SafetensorsFile file = SafetensorsFile::open(path_or_word);
+    const auto found = file.metadata().find(metadata_name);
+    if (found == file.metadata().end())
+      throw Error("'" + path_or_word + "': expected a tokenizer in the metadata, under \"" + metadata_name +
+                  "\", found none; export the checkpoint anew, or give its tokenizer");
+    const std::string what = "'" + path_or_word + "' (" + metadata_name + ")";
+    return parse(from_base64(found->second, what), what);
+  }
   return parse(read_file(path_or_word, size_t{64} << 20), "'" + path_or_word + "'");
 }
 

@@ -37,7 +37,9 @@ class Tokenizer {
   // The special ids. They come from nowhere but their numbers: no text encodes to them.
   int32_t end_of_text, landmark, KEY, END, ASK, ARROW, COMMA;
 
-  // The word "bytes", or the path of one of our files or of GPT-2's tokenizer.json.
+  // The word "bytes", or the path of one of our files, of GPT-2's tokenizer.json, or of a model's safetensors file that
+  // has a tokenizer in its metadata: under this name, serialize() in base64.
+  static constexpr const char* metadata_name = "train_gca.tokenizer";
   static Tokenizer load(const std::string& path_or_word);
   // The same from a file's content; what: its name in errors. gpt2_merges: how many a tokenizer.json must have; tests
   // take fewer.

@@ -155,7 +155,10 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
   CHECK_FALSE(says(columns_of, "\\x"));
   for (size_t at = 0; at < columns_of.out.size(); at += std::max<size_t>(1, utf8_length(columns_of.out.substr(at))))
     REQUIRE(utf8_length(columns_of.out.substr(at)) > 0);
-  CHECK(shop.run(shop.training("tuned") + " --steps 2 --null-slot off --init " + shop.path + "/run").exit == 0);
+  const Workshop::Result tuned =
+      shop.run(shop.training("tuned") + " --steps 2 --null-slot off --init " + shop.path + "/run");
+  CHECK(tuned.exit == 0);
+  CHECK(says(tuned, "note: --null-slot: the weights in "));
 }
 
 TEST_CASE("the newest chunks that are fetched are those that do not lie wholly in the window of all that they serve") {
