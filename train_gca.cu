@@ -24,6 +24,7 @@
 #include "commands/shared.h"
 #include "dataloader.h"
 #include "ranks/ranks.h"
+#include "ranks/world.h"
 #include "runtime/evaluate.h"
 #include "runtime/log.h"
 #include "runtime/matmul_cache.h"
@@ -40,7 +41,7 @@ static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may 
 void ask_to_stop(int) { stop_asked = 1; }
 
 void stop_on_signals() {
-  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+  for (const int number : stop_signals) {
     struct sigaction action = {};
     sigaction(number, nullptr, &action);
     if (action.sa_handler == SIG_IGN) continue;  // nohup, or a shell's background job
