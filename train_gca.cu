@@ -445,6 +445,9 @@ int train_command(const std::vector<std::string>& arguments) {
   if (!saved && (settings.steps > 0) == (settings.tokens > 0))
     throw UsageError(
         str("train needs either --steps or --tokens: how long to train; found ", settings.steps ? "both" : "neither"));
+  if (!saved && settings.final_rate() > settings.lr)
+    throw UsageError(str("--lr-final: expected at most --lr, ", settings.lr, ", found ", settings.lr_final,
+                         ": the rate falls; leave it out for a tenth of --lr"));
   settings.finish(tokenizer.vocab_size());
   if (!saved && world.rank == 0) {
     make_folder(settings.out);

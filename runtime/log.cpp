@@ -22,7 +22,7 @@ void RunLog::model(int64_t parameters, const Tokenizer& tokenizer) const {
 
 void RunLog::schedule(int64_t rows, int64_t rows_at_once, int64_t from_step) const {
   line("steps", str(s_.steps, " of ", rows, " rows (", rows_at_once, " at once), from step ", from_step));
-  line("rate", str(s_.lr, " after ", s_.warmup_steps(), " steps, then a cosine to ", s_.lr_final));
+  line("rate", str(s_.lr, " after ", s_.warmup_steps(), " steps, then a cosine to ", s_.final_rate()));
 }
 
 void RunLog::step(const StepReport& report, const StepState& state, const StepFigures& more) {
