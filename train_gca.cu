@@ -25,6 +25,7 @@
 #include "commands/shared.h"
 #include "dataloader.h"
 #include "ranks/ranks.h"
+#include "ranks/world.h"
 #include "runtime/evaluate.h"
 #include "runtime/log.h"
 #include "runtime/matmul_cache.h"
@@ -41,7 +42,7 @@ static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may 
 void ask_to_stop(int) { stop_asked = 1; }
 
 void stop_on_signals() {
-  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+  for (const int number : stop_signals) {
     struct sigaction action = {};
     sigaction(number, nullptr, &action);
     if (action.sa_handler == SIG_IGN) continue;  // nohup, or a shell's background job
@@ -97,7 +98,7 @@ class Trainer {
     print_table();
     choose_products(device_, saved_products());
     began_ = step_began_ = monotonic_seconds();
-    const int64_t first_step = reported_ = step_;
+    first_step_ = reported_ = step_;
     ranks_.at(Doing::training);
     while (step_ < s_.steps && !stopping()) {
       try {
@@ -107,19 +108,18 @@ class Trainer {
         throw;
       }
       device_.take(snapshots_[step_ % 2], model_.state);
-      if (step_ == first_step) keep_products(device_, ranks_);
+      if (step_ == first_step_) keep_products(device_, ranks_);
       step_++;
       const bool last = step_ == s_.steps, due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || last;
       // A device that runs ahead is asked for a step's figures when the next step is already queued.
       const int64_t known = Device::runs_ahead && !due && !stopping() ? step_ - 1 : step_;
-      for (; reported_ < known; reported_++)
-        if (report(reported_, first_step).skipped_in_a_row >= 10) return give_up();
+      if (report_until(known) >= 10) return give_up();
       if (step_ % s_.eval_every == 0 || last) validate();
       if (step_ % s_.save_every == 0 && !last && !stopping()) save();
       if (due) step_began_ = monotonic_seconds();
     }
     const bool saved = step_ == saved_step_ || save();
-    if (run_.saved && first_step >= s_.steps)
+    if (run_.saved && first_step_ >= s_.steps)
       print("all ", s_.steps, " steps were made already; for more, start a new run from its weights with --init\n");
     if (stopping())
       print("stopped after step ", step_, " of ", s_.steps, saved ? ", saved" : "",
@@ -188,6 +188,7 @@ class Trainer {
       best_step_ = state.at(best_step_field).integer(-1);
       if (best_step_ >= 0) best_loss_ = state.at(best_loss_field).number();
       forget_lost_best();
+      log_.go_back_to(step_);
     } else if (!s_.init.empty()) {
       load_weights(run_.init, model_);
     } else {
@@ -235,13 +236,21 @@ class Trainer {
     return run_.saved && run_.saved->state().has("products") ? run_.saved->state().at("products").string() : "";
   }
 
-  StepState report(int64_t step, int64_t first_step) {
+  // Tells of the steps before that one; how many of the last ones were skipped in a row.
+  int64_t report_until(int64_t step) {
+    int64_t skipped_in_a_row = 0;
+    for (; reported_ < step && skipped_in_a_row < 10; reported_++)
+      skipped_in_a_row = report(reported_).skipped_in_a_row;
+    return skipped_in_a_row;
+  }
+
+  StepState report(int64_t step) {
     const StepState state = ranks_.waiting([&] { return device_.read(snapshots_[step % 2]); });
     ranks_.tick();
     stop_told_ |= state.stop > 0;
     const double now = monotonic_seconds(), seconds = now - step_began_, all = now - began_;
     step_began_ = now;
-    log_.step({step, slots_[step % 2], seconds, all / static_cast<double>(step - first_step + 1), peak_flops_}, state,
+    log_.step({step, slots_[step % 2], seconds, all / static_cast<double>(step - first_step_ + 1), peak_flops_}, state,
               figures_[step % 2]);
     return state;
   }
@@ -286,6 +295,7 @@ class Trainer {
   // and written by the first one.
   bool save() {
     if (saved_step_ == step_) return true;
+    report_until(step_);  // the log has all steps of a checkpoint
     ranks_.at(Doing::saving);
     const Whole masters(model_, model_.masters, ranks_), adam_m(model_, model_.adam_m, ranks_),
         adam_v(model_, model_.adam_v, ranks_);
@@ -350,7 +360,7 @@ class Trainer {
   bool last_rows_ = false, stop_told_ = false;  // backward is of this rank's last rows; a rank was asked to stop
   StepRows batch_;
   std::vector<typename DRT<Device>::stat> losses_;  // (B,T)
-  int64_t step_ = 0, reported_ = 0, saved_step_ = -1, best_step_ = -1;
+  int64_t step_ = 0, first_step_ = 0, reported_ = 0, saved_step_ = -1, best_step_ = -1;
   double best_loss_ = 0, peak_flops_ = 1;
   double began_ = 0, step_began_ = 0;  // of monotonic_seconds()
   // Of the last two steps: what the device will tell of them, how many slots they read, what the rows' maker says.
@@ -475,6 +485,9 @@ int train_command(const std::vector<std::string>& arguments) {
   if (!saved && (settings.steps > 0) == (settings.tokens > 0))
     throw UsageError(
         str("train needs either --steps or --tokens: how long to train; found ", settings.steps ? "both" : "neither"));
+  if (!saved && settings.final_rate() > settings.lr)
+    throw UsageError(str("--lr-final: expected at most --lr, ", settings.lr, ", found ", settings.lr_final,
+                         ": the rate falls; leave it out for a tenth of --lr"));
   settings.finish(tokenizer.vocab_size());
   if (!saved) check_init(from.model.get(), settings, flags, tokenizer, world.rank == 0);
   if (!saved && world.rank == 0) {

@@ -25,7 +25,8 @@ const Preset& preset(const std::string& name) {
 }
 
 void add_model_flags(Flags& flags, std::string& model, Config& c) {
-  flags.add("model", model, "PRESET", "drt, drt-x2, swa, swa-14, small or tiny; the flags below change it", Flags::run);
+  flags.add("model", model, "PRESET", "drt, drt-x2, swa, swa-14, small or tiny: what the flags below are unless given",
+            Flags::run);
   flags.add("width", c.width, 1, 65536, "D, columns of the residual stream", Flags::run);
   flags.add("heads", c.heads, 1, 65536, "H, attention heads", Flags::run);
   flags.add("ffn", c.ffn, 1, 1 << 20, "F, feed-forward width", Flags::run);
@@ -83,6 +84,8 @@ void TrainSettings::finish(int64_t vocab) {
   config.vocab = vocab;
   config.validate();
   if (tokens > 0) steps = ceil_div(tokens, batch * stage_chunks(0) * (config.chunk - 1));
+  if (lr_final < 0 && lr_final != -1)
+    throw UsageError(str("--lr-final: expected a number from 0 to 10, or -1 for a tenth of --lr, found ", lr_final));
   if (micro() > batch) throw UsageError(str("--micro-batch: expected at most --batch, ", batch, ", found ", micro()));
 }
 
@@ -98,7 +101,7 @@ double TrainSettings::learning_rate(int64_t step) const {
   if (step < warmup_steps()) return lr * static_cast<double>(step + 1) / static_cast<double>(warmup_steps());
   const double past = static_cast<double>(step - warmup_steps()),
                all = static_cast<double>(std::max<int64_t>(1, steps - warmup_steps()));
-  return lr_final + 0.5 * (lr - lr_final) * (1 + std::cos(3.141592653589793 * std::min(1.0, past / all)));
+  return final_rate() + 0.5 * (lr - final_rate()) * (1 + std::cos(3.141592653589793 * std::min(1.0, past / all)));
 }
 
 Flags train_flags(TrainSettings& s) {
@@ -142,7 +145,8 @@ Flags train_flags(TrainSettings& s) {
   flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens", Flags::run);
   flags.add("tokens", s.tokens, 0, int64_t{1} << 50, "real tokens in all, instead of --steps", Flags::run);
   flags.add("lr", s.lr, 0, 10, "learning rate after the warm-up", Flags::run);
-  flags.add("lr-final", s.lr_final, 0, 10, "learning rate at the last step (cosine)", Flags::run);
+  flags.add("lr-final", s.lr_final, -1, 10,
+            "learning rate at the last step (cosine), at most --lr; -1: a tenth of --lr", Flags::run);
   flags.add("warmup", s.warmup, -1, int64_t{1} << 31, "steps of linear warm-up; -1: 2% of the steps", Flags::run);
   flags.add("weight-decay", s.weight_decay, 0, 10, "AdamW, matrices only", Flags::run);
   flags.add("beta1", s.beta1, 0, 0.999999, "AdamW", Flags::run);  // 1 would divide 0 by 0
@@ -167,7 +171,8 @@ Flags train_flags(TrainSettings& s) {
   flags.add_choice("precision", s.precision, "float|bf16", "of activations and products; bf16 on a GPU only",
                    Flags::run);
   add_recompute_flag(flags, s.recompute);
-  flags.add("threads", s.threads, 0, 4096, "CPU threads; 0: one a processor. Results do not depend on it");
+  flags.add("threads", s.threads, 0, 4096,
+            "CPU threads; 0: one a processor, shared out among the ranks of a host. Results do not depend on it");
   return flags;
 }
 

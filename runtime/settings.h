@@ -23,7 +23,7 @@ struct TrainSettings {
   Config config = preset("small").config;
   int64_t batch = 4, micro_batch = 0, chunks = 10, steps = 0, tokens = 0, warmup = -1, seed = 1, threads = 0, ranks = 1;
   int64_t print_every = 1, eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
-  double lr = 1.5e-3, lr_final = 1.5e-4, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1;
+  double lr = 1.5e-3, lr_final = -1, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1;
   bool resume = false, fallback = false, noise = true, no_cross = false;
   TaskSettings task;
   std::vector<int64_t> curriculum, needles = {8}, questions = {8};
@@ -40,7 +40,8 @@ struct TrainSettings {
   int64_t of_stage(const std::vector<int64_t>& list, int64_t stage) const;
   int64_t micro() const { return micro_batch ? micro_batch : batch; }
   int64_t warmup_steps() const { return warmup >= 0 ? warmup : steps / 50; }
-  // Linear to lr over the warm-up, then a cosine to lr_final at the last step.
+  double final_rate() const { return lr_final >= 0 ? lr_final : lr / 10; }
+  // Linear to lr over the warm-up, then a cosine to final_rate() at the last step.
   double learning_rate(int64_t step) const;
 };
 

@@ -312,12 +312,10 @@ void Encoder::append(std::string_view text, std::vector<int32_t>& out) {
 }
 
 void Encoder::append_marked(std::string_view text, std::vector<int32_t>& out) {
-  constexpr std::string_view marker = "<|endoftext|>";
-  for (size_t at; (at = text.find(marker)) != text.npos; text.remove_prefix(at + marker.size())) {
-    append(text.substr(0, at), out);
-    out.push_back(tokenizer_.end_of_text);
-  }
-  append(text, out);
+  for_each_document(text, [&](std::string_view document, bool first) {
+    if (!first) out.push_back(tokenizer_.end_of_text);
+    append(document, out);
+  });
 }
 
 void Encoder::key_of(const char* p, size_t length, const char* end, uint64_t& low, uint64_t& high) {

@@ -111,6 +111,19 @@ class Tokenizer {
 
 // ---- encoding -----------------------------------------------------------------------------------------------------
 
+// What parts the documents of a corpus that is one file.
+constexpr std::string_view document_marker = "<|endoftext|>";
+// Calls take(document, first) for what lies before, between and after the markers, empty ones too.
+template <class Take>
+void for_each_document(std::string_view text, Take take) {
+  bool first = true;
+  for (size_t at; (at = text.find(document_marker)) != text.npos; first = false) {
+    take(text.substr(0, at), first);
+    text.remove_prefix(at + document_marker.size());
+  }
+  take(text, first);
+}
+
 // Encodes text after text, with a cache of words that it keeps between calls: one for each thread. The cache is a table
 // of fixed size in which a word replaces whatever had its place, so it is bounded, and exact: a word is found by all of
 // its bytes. The tokenizer must outlive it.

@@ -1,6 +1,10 @@
 // The program from outside: build/cpu/train_gca as a user runs it.
 #include <signal.h>
 
+#include <fstream>
+#include <tuple>
+
+#include "base/json.h"
 #include "commands/shared.h"
 #include "dataloader.h"
 #include "model.h"
@@ -8,6 +12,7 @@
 
 using namespace gca;
 using test::FlagMap;
+using test::has;
 using test::says;
 using test::with;
 using test::Workshop;
@@ -27,6 +32,71 @@ TEST_CASE("training goes on after a stop bit for bit, and whatever the number of
   // Another seed is another model: the comparison can fail.
   REQUIRE(shop.run(shop.training("other") + " --steps 12 --save-every 6 --seed 2").exit == 0);
   CHECK(shop.weights("whole", "00000012") != shop.weights("other", "00000012"));
+}
+
+TEST_CASE("log.jsonl has each step once, with its time, whatever a killed run left in it") {
+  const Workshop shop;
+  const std::string log = shop.path + "/run/log.jsonl";
+  const auto lines = [&] {
+    std::vector<std::string> all;
+    std::ifstream file(log);
+    for (std::string line; std::getline(file, line);) all.push_back(line + "\n");
+    return all;
+  };
+  const auto joined = [](const std::vector<std::string>& parts, size_t begin, size_t end) {
+    std::string all;
+    for (size_t i = begin; i < end; i++) all += parts[i];
+    return all;
+  };
+  for (const char* ranks : {"1", "2"}) {
+    CAPTURE(ranks);
+    remove_tree(shop.path + "/run");
+    REQUIRE(
+        shop.run(shop.training("run", {{"eval-every", "2"}}) + " --steps 12 --save-every 4 --keep 9 --ranks " + ranks)
+            .exit == 0);
+    const std::vector<std::string> whole = lines();
+    REQUIRE(whole.size() == 18);
+    // After step 8: 12 lines. Then what the log was when the process was killed, and how many lines are no more.
+    const std::string told = joined(whole, 0, 18), note = "{\"note\":\"the rate was lower\"}\n";
+    const std::tuple<const char*, std::string, int> cases[] = {
+        {"killed in step 13", told, 6},
+        {"cut off", joined(whole, 0, 13) + whole[13].substr(0, 20), 2},
+        {"cut off, and nothing else", joined(whole, 0, 12) + "{", 1},
+        {"at the save", joined(whole, 0, 12), 0},
+        {"before steps stood once", joined(whole, 0, 9) + joined(whole, 3, 15) + joined(whole, 12, 18), 15},
+        {"two in one line", joined(whole, 0, 12) + "{\"st" + whole[12], 1},
+        {"with somebody's note", joined(whole, 0, 12) + note + whole[12], 1},
+        {"removed", "", 0},
+    };
+    for (const auto& [name, text, left_out] : cases) {
+      CAPTURE(name);
+      for (const std::string& step : list_folder(shop.path + "/run"))
+        if (step > "step_00000008") remove_tree(shop.path + "/run/" + step);
+      if (text.empty()) std::filesystem::remove(log);
+      else write_file(log, text);
+      const Workshop::Result resumed =
+          shop.run("train --resume --out " + shop.path + "/run --device cpu --ranks " + ranks);
+      CAPTURE(resumed.out);
+      REQUIRE(resumed.exit == 0);
+      REQUIRE(says(resumed, "from step 8"));
+      CHECK(says(resumed, "goes back to step 8: ") == (left_out > 0));
+      CHECK(says(resumed, str("goes back to step 8: ", left_out, " lines")) == (left_out > 0));
+      int64_t step = text.empty() ? 8 : 0, validated = step;
+      double time = 1.7e9;
+      for (const std::string& line : lines()) {
+        if (line == note) continue;
+        const Json json = parse_json(line, "log.jsonl");
+        const JsonField field(json, "log.jsonl");
+        if (field.has("val_loss")) CHECK(field.at("step").integer() == (validated += 2));
+        else CHECK(field.at("step").integer() == ++step);
+        CHECK(field.at("time").number() >= time);
+        time = field.at("time").number();
+      }
+      CHECK(step == 12);
+      CHECK(validated == 12);
+      CHECK(has(read_file(log, 1 << 20), note) == has(text, note));
+    }
+  }
 }
 
 TEST_CASE("micro-batches change a run by rounding only") {
