@@ -51,7 +51,8 @@ std::string check_same_model(const TrainSettings& trained, const TrainSettings& 
   };
   const Json before = values(trained.config), after = values(now.config);
   std::string remark;
-  for (const auto& [name, value] : JsonField(after, "settings").members()) {
+  const JsonField fields(after, "settings");
+  for (const auto& [name, value] : fields.members()) {
     const std::string was = JsonField(before, path).at(name).string(), is = JsonField(value, name).string();
     if (was == is) continue;
     const std::string differs = str("the weights in '", path, "' were trained with ", was.empty() ? "none" : was,
