@@ -120,7 +120,7 @@ class Trainer {
     }
     const bool saved = step_ == saved_step_ || save();
     if (run_.saved && first_step_ >= s_.steps)
-      print("all ", s_.steps, " steps were made already; for more, start a new run from its weights with --init\n");
+      print("all ", s_.steps, " steps were made already; for more, give a larger --steps\n");
     if (stopping())
       print("stopped after step ", step_, " of ", s_.steps, saved ? ", saved" : "",
             "; go on with: train_gca train --out ", s_.out, " --resume\n");
@@ -203,6 +203,8 @@ class Trainer {
     log_.model(model_.table.parameters(), run_.tokenizer);
     log_.line(name, data);
     log_.schedule(rows_->rows(s_.batch), micro_rows(), step_);
+    if (run_.saved)
+      for (const std::string& change : s_.changes(run_.saved->settings, step_)) log_.line("changed", change);
     if (collectives_) log_.line("ranks", str(ranks_.size(), ", over ", collectives_->description()));
     log_.line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " +
                             mebibytes(model_.activation_memory().total_bytes()) + " of activations");
@@ -478,18 +480,20 @@ int train_command(const std::vector<std::string>& arguments) {
   if (saved) {
     flags.check_unchanged(saved->state().at("settings"));
     check_remembered_patterns(settings, flags);
+    if (flags.given("steps") && !flags.given("tokens")) settings.tokens = 0;
   }
   flags.need("out");
   check_task_flags(settings, flags);
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
-  if (!saved && (settings.steps > 0) == (settings.tokens > 0))
+  if (saved ? flags.given("steps") && flags.given("tokens") : (settings.steps > 0) == (settings.tokens > 0))
     throw UsageError(
         str("train needs either --steps or --tokens: how long to train; found ", settings.steps ? "both" : "neither"));
   if (!saved && settings.final_rate() > settings.lr)
     throw UsageError(str("--lr-final: expected at most --lr, ", settings.lr, ", found ", settings.lr_final,
                          ": the rate falls; leave it out for a tenth of --lr"));
   settings.finish(tokenizer.vocab_size());
-  if (!saved) check_init(from.model.get(), settings, flags, tokenizer, world.rank == 0);
+  if (saved) settings.go_on(saved->settings, saved->checkpoint.step);
+  else check_init(from.model.get(), settings, flags, tokenizer, world.rank == 0);
   if (!saved && world.rank == 0) {
     make_folder(settings.out);
     lock.emplace(settings.out);

@@ -90,6 +90,29 @@ void TrainSettings::finish(int64_t vocab) {
   if (micro() > batch) throw UsageError(str("--micro-batch: expected at most --batch, ", batch, ", found ", micro()));
 }
 
+void TrainSettings::go_on(const TrainSettings& before, int64_t done) {
+  if (steps < done)
+    throw UsageError(str(tokens > 0 ? "--tokens" : "--steps", ": expected ", done,
+                         " steps at least, which the run has made ", "already, found ", steps,
+                         "; give more, or start a new run from its weights with --init"));
+  if (steps != before.steps) warmup = before.warmup_steps();
+}
+
+std::vector<std::string> TrainSettings::changes(const TrainSettings& before, int64_t done) const {
+  std::vector<std::string> all;
+  if (steps != before.steps)
+    all.push_back(str(steps, " steps instead of ", before.steps, ", after the same ", warmup_steps(), " of warm-up",
+                      done < steps ? str(": the cosine ends there, and the rate of step ", done + 1, " is ",
+                                         significant(learning_rate(done), 3), ", where that of the run as it was is ",
+                                         significant(before.learning_rate(done), 3))
+                                   : ""));
+  if (micro() != before.micro())
+    all.push_back(str(micro(), " rows at once instead of ", before.micro(), ": the batch stays ", batch,
+                      " rows, but sums are made in another order, so results differ in their last bits from those of "
+                      "the run as it was"));
+  return all;
+}
+
 int64_t TrainSettings::stage_rows(int64_t rows, int64_t stage) const {
   return std::max<int64_t>(1, rows * stage_chunks(0) / stage_chunks(stage));
 }
@@ -114,7 +137,8 @@ Flags train_flags(TrainSettings& s) {
             "of the shards: one of ours, GPT-2's tokenizer.json, an exported model, or the word bytes");
   flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
   flags.add("batch", s.batch, 1, 1 << 20, "rows a step, of all ranks together", Flags::run);
-  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows that a rank takes at once; 0: all of its own", Flags::run);
+  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows that a rank takes at once; 0: all of its own",
+            Flags::remembered);
   flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
   flags.heading("model");
   flags.add("init", s.init, "CHECKPOINT",
@@ -143,8 +167,9 @@ Flags train_flags(TrainSettings& s) {
   flags.add("answer-weight", s.answer_weight, 0, 1e6,
             "a: the loss is the mean over tokens plus a times the mean over answer tokens", Flags::run);
   flags.heading("optimiser");
-  flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens", Flags::run);
-  flags.add("tokens", s.tokens, 0, int64_t{1} << 50, "real tokens in all, instead of --steps", Flags::run);
+  flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens. With --resume: another end",
+            Flags::remembered);
+  flags.add("tokens", s.tokens, 0, int64_t{1} << 50, "real tokens in all, instead of --steps", Flags::remembered);
   flags.add("lr", s.lr, 0, 10, "learning rate after the warm-up", Flags::run);
   flags.add("lr-final", s.lr_final, -1, 10,
             "learning rate at the last step (cosine), at most --lr; -1: a tenth of --lr", Flags::run);

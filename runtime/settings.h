@@ -33,6 +33,12 @@ struct TrainSettings {
   // is as long as --steps says, or as --tokens does, from which steps is set.
   void finish(int64_t vocab);
 
+  // Of a run that goes on after step `done`, after finish(). Another length keeps the warm-up that it had; a UsageError
+  // where there are more steps already.
+  void go_on(const TrainSettings& before, int64_t done);
+  // What that changes, in sentences.
+  std::vector<std::string> changes(const TrainSettings& before, int64_t done) const;
+
   // The stage of a curriculum fixes the chunks of a row. Longer rows are fewer, so that a step keeps its slots.
   int64_t stages() const { return std::max<int64_t>(1, std::ssize(curriculum)); }
   int64_t stage_chunks(int64_t stage) const { return curriculum.empty() ? chunks : curriculum[stage]; }
