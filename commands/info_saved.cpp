@@ -111,6 +111,7 @@ void show_settings(const SavedRun& saved) {
   TrainSettings settings;
   Flags flags = train_flags(settings);
   flags.restore(saved.state().at("settings"));
+  if (settings.tokens > 0) settings.steps = 0;  // which follows
   line("settings", printable(flags.line()) + "; others as by default");
   for (const char* name : {"device", "build"})
     if (saved.state().has(name)) line(name, printable(saved.state().at(name).string()));

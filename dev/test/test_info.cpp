@@ -116,6 +116,8 @@ TEST_CASE("info: what a run is, one of its checkpoints, an exported file") {
   tells(run + "/best", 0,
         {"checkpoint   " + run + "/step_00000005", "steps        5 of 20", "\n  optimizer.safetensors "});
   tells(file, 0, {"file         " + file + ", exported", "written      20", "steps        5 of 20", "tensors in BF16"});
+  REQUIRE(shop.run(shop.training("tokens", {{"tokens", "200"}})).exit == 0);
+  CHECK(says(shop.run("info " + shop.path + "/tokens"), " --window 12 --tokens 200 "));
   cut_off(run + "/step_00000020/model.safetensors");
   tells(run, 1, {"steps        5 of 20", "step_00000020                damaged: ", "is cut off: expected "});
   remove_tree(run + "/step_00000005");
