@@ -1,5 +1,6 @@
 // What every file shares: messages, errors, sizes, bf16 rounding, counter-based random numbers. Host and device.
 #pragma once
+#include <cerrno>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -71,15 +72,21 @@ std::string right(const Part& part, size_t width, char fill = ' ') {
   const std::string out = str(part);
   return std::string(out.size() < width ? width - out.size() : 0, fill) + out;
 }
+inline int output_error = 0;  // errno of the first write to standard output that failed; 0: none
 template <class... Parts>
 void print(const Parts&... parts) {
   const std::string out = str(parts...);
-  fwrite(out.data(), 1, out.size(), stdout);
+  if (fwrite(out.data(), 1, out.size(), stdout) != out.size() && !output_error) output_error = errno;
+}
+// Hands on what was printed. Whether all of it got through so far; flush_output() in base/files.h throws where not.
+inline bool try_flush_output() {
+  if (fflush(stdout) != 0 && !output_error) output_error = errno;
+  return !output_error;
 }
 template <class... Parts>
 void print_error(const Parts&... parts) {
   const std::string out = str(parts...);
-  fflush(stdout);  // in the order of saying, also where both go to one file
+  try_flush_output();  // in the order of saying, also where both go to one file
   fwrite(out.data(), 1, out.size(), stderr);
 }
 

@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/files.h"
 #include "base/progress.h"
 #include "commands/commands.h"
 #include "commands/device.h"
@@ -124,7 +125,8 @@ class Trainer {
     if (stopping())
       print("stopped after step ", step_, " of ", s_.steps, saved ? ", saved" : "",
             "; go on with: train_gca train --out ", s_.out, " --resume\n");
-    return saved ? 0 : 1;
+    const bool told = log_.whole();
+    return saved && told ? 0 : 1;
   }
 
  private:
@@ -331,7 +333,7 @@ class Trainer {
           state);
       whole = true;
       print("saved step ", step_, ", weights ", hex(saved.entries[0].crc, 8), "\n");
-      fflush(stdout);
+      try_flush_output();
       keep_checkpoints(s_.out, s_.keep, best_step_);
     } catch (const Error& error) {
       print_error(error.what(), "\n");
@@ -544,6 +546,7 @@ int run_program(const std::vector<std::string>& arguments) {
   if (arguments.empty() || arguments[0] == "help" || arguments[0] == "--help" || arguments[0] == "-h") {
     print("train_gca COMMAND [flags]; train_gca COMMAND --help tells the flags\n");
     for (const Command& command : commands) print("  ", left(command.name, 16), " ", command.does, "\n");
+    flush_output();
     return 0;
   }
   std::vector<std::string> names;
@@ -556,8 +559,7 @@ int run_program(const std::vector<std::string>& arguments) {
     } catch (const std::bad_alloc&) {
       throw Error(str("out of memory; ", command.needs_less));
     }
-    // A table that did not get through is an error; a training goes on, and has its log.jsonl.
-    if (command.run != train_command) print_bytes("");
+    if (command.run != train_command) flush_output();  // which goes on, has its log.jsonl, and says so itself
     return status;
   }
   throw UsageError("train_gca has no command '" + arguments[0] + "'" + did_you_mean(arguments[0], names) +
@@ -567,6 +569,7 @@ int run_program(const std::vector<std::string>& arguments) {
 }  // namespace gca
 
 int main(int count, char** values) {
+  gca::keep_standard_places();
   signal(SIGXFSZ, SIG_IGN);  // a file over the user's limit is an error of write(), told like a full disk
   try {
     return gca::run_program({values + 1, values + count});

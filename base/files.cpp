@@ -35,6 +35,15 @@ Error system_error(const std::string& doing, int code) {
   return Error(doing + ": " + strerror(code) + "; " + hint);
 }
 
+void flush_output() {
+  if (!try_flush_output()) throw system_error("cannot write standard output", output_error);
+}
+
+void keep_standard_places() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
+}
+
 std::string parent_folder(const std::string& path) {
   const std::string parent = std::filesystem::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
@@ -323,7 +332,7 @@ void append_line(const std::string& path, const std::string& line) {
     else done += n;
   }
   if (code && ::ftruncate(fd, size) < 0) code = errno;
-  ::close(fd);
+  if (::close(fd) < 0 && !code) code = errno;  // a disk over the network may say it only here
   if (code) throw system_error("cannot write '" + path + "'", code);
 }
 

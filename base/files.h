@@ -21,6 +21,14 @@ static_assert(std::endian::native == std::endian::little, "files are little-endi
 // The Error for a system call that has just failed. doing: "cannot open 'data/x.bin'". code: errno.
 Error system_error(const std::string& doing, int code);
 
+// Hands on what was printed; an Error where standard output took not all of it, now or before. Called where a command
+// ends, and where it would go on for long.
+void flush_output();
+
+// Where standard input, output or errors are closed, a file that is opened would take their place, and get what is
+// printed: keeps the places, so that reading and writing there fails. Before any file is opened.
+void keep_standard_places();
+
 // call() until no signal interrupts it.
 template <class Call>
 auto uninterrupted(Call call) {

@@ -46,6 +46,7 @@ void print_fetched(const ChunkedText& text, int64_t first, const std::vector<Fet
                 "\n");
       }
   }
+  flush_output();
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
 #include "commands/passkey.h"
@@ -66,7 +67,7 @@ void print_figures(const Figures& f, const Place& place) {
         right(figure(f.margin), 6), " ", left("(" + figure(f.margin_5) + ")", 8), " ", right(fixed(f.weight, 3), 6),
         "  ", left(by_depth, 22), " ", right(fixed(f.slots_per_second, 0), 8), " ",
         right(mebibytes(f.memory.device), 11), " ", right(mebibytes(f.memory.host), 11), "\n");
-  fflush(stdout);
+  flush_output();
 }
 
 Json json_of(const Figures& f, const Place& place, const Trials& trials) {
@@ -133,6 +134,7 @@ void show_trial(const Trials& trials, TaskRow row, const Reader& read) {
   print_fetched(row, reading, S, tokenizer);
   const std::string answer = words(reading.answer, tokenizer), expected = words(question.answer, tokenizer);
   print("answer: ", answer, " (", reading.answer == question.answer ? "right" : "expected " + expected, ")\n");
+  flush_output();
 }
 
 }  // namespace

@@ -4,8 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
 
 #include "base/files.h"
 #include "base/text.h"
@@ -23,14 +21,16 @@ std::string build_description() {
 bool wants_help(const std::vector<std::string>& arguments, const Flags& flags) {
   const bool wanted = std::any_of(arguments.begin(), arguments.end(),
                                   [](const std::string& argument) { return argument == "--help" || argument == "-h"; });
-  if (wanted) print(flags.help());
+  if (wanted) {
+    print(flags.help());
+    flush_output();
+  }
   return wanted;
 }
 
 void print_bytes(const std::string& bytes) {
-  const std::string shown = isatty(STDOUT_FILENO) ? printable(bytes, true) : bytes;
-  if (fwrite(shown.data(), 1, shown.size(), stdout) != shown.size() || fflush(stdout) != 0 || ferror(stdout))
-    throw system_error("cannot write standard output", errno);
+  print(isatty(STDOUT_FILENO) ? printable(bytes, true) : bytes);
+  flush_output();
 }
 
 void ModelSource::add_to(Flags& flags) {

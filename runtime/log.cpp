@@ -1,9 +1,11 @@
 // A training's lines on the terminal, and log.jsonl.
 #include "runtime/log.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <functional>
 
@@ -81,7 +83,7 @@ void RunLog::go_back_to(int64_t step) {
     file.commit();
     this->line("log", str("goes back to step ", step, ": ", left_out, " lines after it, or cut off, are left out"));
   } catch (const Error& error) {
-    tell(error);
+    print_error(error.what(), "; it keeps what it has of later steps, which will stand twice in it\n");
   }
 }
 
@@ -100,7 +102,7 @@ void RunLog::step(const StepReport& report, const StepState& state, const StepFi
           fixed(tokens / report.seconds, 0), " tokens/s  MFU ", fixed(used * 100, 0), "%  ETA ",
           duration(report.mean_seconds * static_cast<double>(s_.steps - number)), more.words,
           state.skip ? str("  SKIPPED: not finite", of_ranks, " (", state.skipped_in_a_row, " in a row)") : "", "\n");
-  fflush(stdout);
+  try_flush_output();  // that nobody reads must not end the training
   Json line = Json::object();
   line["step"] = number;
   line["loss"] = state.loss;
@@ -117,29 +119,39 @@ void RunLog::step(const StepReport& report, const StepState& state, const StepFi
 void RunLog::validation(int64_t step, double loss, int64_t rows) {
   print("validation after step ", step, ": loss ", fixed(loss, 4), ", perplexity ", fixed(std::exp(loss), 2), " (",
         rows, " rows)\n");
-  fflush(stdout);
+  try_flush_output();
   Json line = Json::object();
   line["step"] = step;
   line["val_loss"] = loss;
   append(std::move(line));
 }
 
-// Every line has its time: seconds since 1970, to the millisecond.
+// Every line has its time: seconds since 1970, to the millisecond. A disk that is full must not end the training: what
+// could not be written waits until it can be.
 void RunLog::append(Json line) {
   if (!writes_) return;
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   line["time"] = static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()) / 1e3;
+  waiting_ += (waiting_.empty() ? "" : "\n") + line.dump();
   try {
-    append_line(path(), line.dump());
+    append_line(path(), waiting_);
+    waiting_.clear();
   } catch (const Error& error) {
-    tell(error);
+    if (!told_)
+      print_error(error.what(), "; training goes on, and its lines wait: free some space or mend the folder\n");
+    told_ = true;  // once
   }
 }
 
-// A disk that is full must not end the training: said once.
-void RunLog::tell(const Error& error) {
-  if (!told_) print_error(error.what(), "; training goes on without it: free some space or mend the folder\n");
-  told_ = true;
+bool RunLog::whole() {
+  if (!waiting_.empty())
+    print_error("'", path(), "' lacks the last ", std::count(waiting_.begin(), waiting_.end(), '\n') + 1,
+                " lines, which could not be written; checkpoints are not concerned\n");
+  const bool printed = try_flush_output() || output_error == EPIPE || output_error == EIO || output_error == EBADF;
+  if (!printed)
+    print_error("cannot write standard output: ", strerror(output_error),
+                "; some of what was printed is lost, log.jsonl has every step\n");
+  return waiting_.empty() && printed;
 }
 
 }  // namespace gca

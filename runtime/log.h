@@ -36,14 +36,18 @@ class RunLog {
   void step(const StepReport& report, const StepState& state, const StepFigures& more);
   void validation(int64_t step, double loss, int64_t rows);
 
+  // At the end: whether all lines are in log.jsonl, and what was printed got through; else it has said so. A reader
+  // that is gone (a pipe, a terminal, a stream that was closed) is no loss.
+  bool whole();
+
  private:
   std::string path() const { return s_.out + "/log.jsonl"; }
   void append(Json line);
-  void tell(const Error& error);
 
   const TrainSettings& s_;
   const bool writes_;
-  bool told_ = false;  // that log.jsonl cannot be written
+  std::string waiting_;  // lines that could not be written yet
+  bool told_ = false;    // that log.jsonl cannot be written
 };
 
 }  // namespace gca

@@ -547,11 +547,53 @@ TEST_CASE("eval tells losses by place: the first chunk, then stretches that each
   CHECK(hash("--score-last 1 --batch-slots 10") == hash("--score-last 1"));
 }
 
-TEST_CASE("a table that does not get through is an error") {
+TEST_CASE(
+    "output that cannot be written ends every command with exit 1 and a sentence, a training after its last save") {
   if (!std::filesystem::exists("/dev/full")) return test::skip("no /dev/full");
   const Workshop shop;
-  CHECK(system((shop.program + " info > /dev/null").c_str()) == 0);
-  CHECK(system((shop.program + " info > /dev/full 2> /dev/null").c_str()) != 0);
+  REQUIRE(shop.run(shop.training("run") + " --steps 3").exit == 0);
+  const std::string run = " --checkpoint " + shop.path + "/run", text = shop.path + "/text.txt",
+                    data = " --data '" + shop.path + "/shards/t_val_*'";
+  const auto with_output = [&](const std::string& arguments, const std::string& output) {
+    const std::string errors = shop.path + "/errors";
+    const int status = system((shop.program + " < " + text + " " + arguments + " 2> " + errors + " " + output).c_str());
+    return Workshop::Result{WEXITSTATUS(status), read_file(errors, 1 << 20)};
+  };
+  int count = 0;
+  for (const std::string& arguments : std::vector<std::string>{
+           "", "help", "train --help", "eval -h", "info", "info" + data, "eval" + run + data + " --rows 2",
+           "eval" + run + data + " --rows 4 --by-reach", "inspect" + run + " --text " + text,
+           "passkey" + run + " --haystack " + text + " --value-tokens 2 --length 80 --trials 2",
+           "passkey" + run + " --haystack " + text + " --value-tokens 2 --length 80 --trials 2 --show 1",
+           "generate" + run + " --prompt a --count 5", "generate" + run + " --prompts " + text + " --count 1",
+           "export" + run + " --out " + shop.path + "/weights", "verify --retrieval", "encode",
+           "decode < " + shop.path + "/ids", "tokenize --out " + shop.path + "/more/t " + text,
+           "tokenizer-train --vocab-size 260 --out " + shop.path + "/bpe " + text}) {
+    CAPTURE(arguments);
+    write_file(shop.path + "/ids", "97 98\n");
+    const Workshop::Result full = with_output(arguments, "> /dev/full");
+    CAPTURE(full.out);
+    CHECK(full.exit == 1);
+    CHECK(says(full, "No space left on device; free some space"));
+    count++;
+  }
+  CHECK(count == 19);
+  // A pipe that nobody reads ends it without a word, as a pipe does.
+  write_file(shop.path + "/script", shop.program + " train --help 2>" + shop.path + "/errors | sleep 0\n");
+  CHECK(system(("sh " + shop.path + "/script").c_str()) == 0);
+  CHECK(read_file(shop.path + "/errors", 1000) == "");
+  // A training has its log and its checkpoint by then.
+  const Workshop::Result full = with_output(shop.training("full") + " --steps 3", "> /dev/full");
+  CAPTURE(full.out);
+  CHECK(full.exit == 1);
+  CHECK(says(full, "cannot write standard output: No space left on device"));
+  CHECK(shop.weights("full", "00000003") == shop.weights("run", "00000003"));
+  // Where nobody listens from the start nothing is lost, and no file takes the place of standard output or errors.
+  const Workshop::Result closed = with_output(shop.training("closed") + " --steps 3", ">&- 2>&-");
+  CHECK(closed.exit == 0);
+  CHECK(read_file(shop.path + "/closed/lock", 1000).size() < 12);
+  CHECK(shop.weights("closed", "00000003") == shop.weights("run", "00000003"));
+  CHECK(with_output("info", ">&-").exit == 1);
 }
 
 TEST_CASE("each save ends in a hash of its weights, the same word for the same bits") {

@@ -415,6 +415,7 @@ TEST_CASE("disk: full, read-only or gone for a while: training says so, goes on,
     CHECK(process.wait() == 0);
     ::close(ends[0]);
     CHECK(has(out, "log.jsonl") == outage.log_too);
+    CHECK(std::ssize(shop.losses("run")) == shop.losses("run").rbegin()->first);  // its lines waited
     CHECK(open_checkpoint(run).step == shop.losses("run").rbegin()->first);
     CHECK(list_checkpoints(run).size() == 2);
     for (const std::string& name : list_folder(run)) CHECK_FALSE(has(name, "partial"));
