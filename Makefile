@@ -3,6 +3,7 @@
 # make deps    installs what the tests need, or says how
 # make test    everything that this machine can run
 # make test-long   and the tests that take minutes each
+# make install the program, into PREFIX/bin (/usr/local; DESTDIR goes before it); make uninstall removes it
 # make demo    teaches a small model to find needles, and shows what it fetches
 # make bench   timings
 # make format  clang-format over all sources
@@ -22,6 +23,9 @@ WARNINGS = -Wall -Wextra -Wconversion $(if $(findstring clang,$(CXX)),-Wcomma -W
 ALL_CXXFLAGS = -std=c++20 -fopenmp-simd $(WARNINGS) $(CXXFLAGS) $(EXACT) -fno-math-errno -fno-trapping-math -I. -MMD -MP -pthread $(if $(CI),-Werror)
 # After the user's own: what of fast math common.h cannot see (it refuses the rest).
 EXACT = -fno-unsafe-math-optimizations -fno-associative-math -fno-reciprocal-math
+# What --version says. The commit: where this is a checkout of its own.
+VERSION = 1.0
+COMMIT = $(or $(shell [ -e .git ] && GIT_OPTIONAL_LOCKS=0 git -c safe.directory='*' describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null),unknown)
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 # All processors, unless told otherwise with -j.
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
@@ -47,10 +51,23 @@ $(CPU)/bench: $(CPU)/dev/bench.o $(ROOMS)
 $(CPU)/train_gca $(CPU)/test_gca $(CPU)/bench:
 	$(CXX) $(LDFLAGS) -pthread $^ -ldl -o $@
 
+# ---- what --version says: one header a build, which changes with what it says, and one object that includes it ----
+$(CPU)/commands/version.o $(GPU)/commands/version.o: WITH = -include $(@D)/../version.h
+$(CPU)/commands/version.o: $(CPU)/version.h
+$(GPU)/commands/version.o: $(GPU)/version.h
+$(CPU)/version.h $(GPU)/version.h: OPTIMISE = -O3
+FLAGS_USED = $(CXX) $(filter-out -W% -M% -I%,$(ALL_CXXFLAGS))$(if $(findstring $(GPU),$@),; $(NVCC) $(NVCCFLAGS) $(GENCODE))
+# A text as a string of C++ inside a shell's quotes.
+quoted = '"$(subst ','\'',$(subst ",\",$(subst \,\\,$(strip $(1)))))"'
+$(CPU)/version.h $(GPU)/version.h: FORCE
+	@mkdir -p $(@D)
+	@printf '#define %s %s\n' GCA_VERSION $(call quoted,$(VERSION)) GCA_COMMIT $(call quoted,$(COMMIT)) GCA_FLAGS $(call quoted,$(FLAGS_USED)) > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
 # ---- one rule a kind of source; .cu files without kernels are C++ ----
 define COMPILE
 @mkdir -p $(@D)
-$(CXX) $(ALL_CXXFLAGS) $(if $(filter $(GPU)/%,$@),-DGCA_CUDA -isystem $(CUDA)/include) -x c++ -c $< -o $@
+$(CXX) $(ALL_CXXFLAGS) $(if $(filter $(GPU)/%,$@),-DGCA_CUDA -isystem $(CUDA)/include) $(WITH) -x c++ -c $< -o $@
 endef
 $(CPU)/%.o: %.cpp Makefile
 	$(COMPILE)
@@ -119,6 +136,13 @@ build/oracle/made: dev/make_oracle.py
 test-long: test
 	TRAIN_GCA=$(CPU)/train_gca $(TEST_PROGRAM) --no-skip --test-case="long: *"
 
+PREFIX ?= /usr/local
+install: all
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	install -m 755 train_gca '$(DESTDIR)$(PREFIX)/bin/train_gca'
+uninstall:
+	rm -f '$(DESTDIR)$(PREFIX)/bin/train_gca'
+
 demo: $(CPU)/train_gca
 	dev/demo.sh
 
@@ -147,5 +171,5 @@ build/fuzz/%: build/fuzz/rooms/dev/fuzz/%.o $(FUZZ_ROOMS)
 clean:
 	rm -rf build train_gca
 
-.PHONY: all cpu deps test test-long demo bench format fuzz clean
+.PHONY: FORCE all cpu deps test test-long install uninstall demo bench format fuzz clean
 .DELETE_ON_ERROR:

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -126,10 +127,11 @@ void ShardWriter::flush() {
   shard_.clear();
 }
 
-TokenStream::TokenStream(const std::string& pattern, const Tokenizer& tokenizer)
-    : vocab_size_(tokenizer.vocab_size()), pattern_(pattern) {
+TokenStream::TokenStream(const std::string& patterns, const Tokenizer& tokenizer)
+    : vocab_size_(tokenizer.vocab_size()), pattern_(patterns) {
+  for (size_t at = 0; (at = pattern_.find('\n', at)) != pattern_.npos;) pattern_.replace(at, 1, "', '");
   size_t unknown = 0;
-  for (const std::string& path : glob_files(pattern)) {
+  for (const std::string& path : glob_files(patterns)) {
     Shard shard = examine(path, tokenizer, unknown);
     if (shards_.size() >= files_to_keep_open()) shard.kept.reset();
     shard.first = tokens_;
@@ -137,8 +139,17 @@ TokenStream::TokenStream(const std::string& pattern, const Tokenizer& tokenizer)
     shards_.push_back(std::move(shard));
   }
   if (unknown)
-    notes_ = str("'", pattern, "': ", unknown, " of ", shards_.size(),
+    notes_ = str("'", pattern_, "': ", unknown, " of ", shards_.size(),
                  " shards do not say which tokenizer made them; taken to be ", tokenizer.description());
+}
+
+void check_apart(const std::string& data, const std::string& val_data) {
+  std::set<FileId> there;
+  for (const std::string& path : glob_files(data)) there.insert(look_at(path).id);
+  for (const std::string& path : glob_files(val_data))
+    if (there.contains(look_at(path).id))
+      throw Error("'" + path +
+                  "' is of --data and of --val-data: what was trained on validates nothing; leave it out of one");
 }
 
 TokenStream::Shard TokenStream::examine(const std::string& path, const Tokenizer& tokenizer, size_t& unknown) const {

@@ -62,16 +62,16 @@ class ShardWriter {
   std::vector<std::unique_ptr<AtomicFile>> files_;  // whole and closed, but still under their temporary names
 };
 
-// All shards that a pattern matches, in sorted order, as one stream of tokens. Reading is for any number of threads at
-// once.
+// All shards that patterns (one a line) match, each once, in sorted order, as one stream of tokens. Reading is for any
+// number of threads at once.
 class TokenStream {
  public:
   // Opens every shard and checks header and size. A shard of another tokenizer is an Error; of an unknown one, see
   // notes().
-  TokenStream(const std::string& pattern, const Tokenizer& tokenizer);
+  TokenStream(const std::string& patterns, const Tokenizer& tokenizer);
 
   int64_t tokens() const { return tokens_; }
-  const std::string& pattern() const { return pattern_; }
+  const std::string& pattern() const { return pattern_; }  // for messages: several with commas between
   // What the user should be told once; empty if nothing.
   const std::string& notes() const { return notes_; }
 
@@ -110,6 +110,9 @@ class TokenStream {
   std::vector<Shard> shards_;
   int64_t tokens_ = 0;
 };
+
+// An Error where patterns of training and of validation data lead to the same file.
+void check_apart(const std::string& data, const std::string& val_data);
 
 // Place of `index` in a random order of [0, count), from (seed, epoch) alone: a Feistel network on the next even power
 // of two, walked until it falls inside.

@@ -111,13 +111,14 @@ class Trainer {
       device_.take(snapshots_[step_ % 2], model_.state);
       if (step_ == first_step_) keep_products(device_, ranks_);
       step_++;
-      const bool last = step_ == s_.steps, due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || last;
+      const bool last = step_ == s_.steps, saves = due(step_, s_.save_every), validates = s_.validates_after(step_),
+                 waits = saves || validates || last;
       // A device that runs ahead is asked for a step's figures when the next step is already queued.
-      const int64_t known = Device::runs_ahead && !due && !stopping() ? step_ - 1 : step_;
+      const int64_t known = Device::runs_ahead && !waits && !stopping() ? step_ - 1 : step_;
       if (report_until(known) >= 10) return give_up();
-      if (step_ % s_.eval_every == 0 || last) validate();
-      if (step_ % s_.save_every == 0 && !last && !stopping()) save();
-      if (due) step_began_ = monotonic_seconds();
+      if (validates) validate();
+      if (saves && !last && !stopping()) save();
+      if (waits) step_began_ = monotonic_seconds();
     }
     const bool saved = step_ == saved_step_ || save();
     if (run_.saved && first_step_ >= s_.steps)
@@ -486,6 +487,7 @@ int train_command(const std::vector<std::string>& arguments) {
   }
   flags.need("out");
   check_task_flags(settings, flags);
+  if (!settings.val_data.empty()) check_apart(settings.data, settings.val_data);
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
   if (saved ? flags.given("steps") && flags.given("tokens") : (settings.steps > 0) == (settings.tokens > 0))
     throw UsageError(
@@ -543,8 +545,16 @@ const Command commands[] = {
 };
 
 int run_program(const std::vector<std::string>& arguments) {
+  if (arguments.size() > 1 && arguments[0] == "help") return run_program({arguments[1], "--help"});
+  if (!arguments.empty() && (arguments[0] == "--version" || arguments[0] == "version")) {
+    print(version_description());
+    flush_output();
+    return 0;
+  }
   if (arguments.empty() || arguments[0] == "help" || arguments[0] == "--help" || arguments[0] == "-h") {
-    print("train_gca COMMAND [flags]; train_gca COMMAND --help tells the flags\n");
+    print(
+        "train_gca COMMAND [flags]; train_gca COMMAND --help, or help COMMAND, tells the flags; --version what this "
+        "is\n");
     for (const Command& command : commands) print("  ", left(command.name, 16), " ", command.does, "\n");
     flush_output();
     return 0;

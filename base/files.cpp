@@ -15,6 +15,8 @@
 #include <cstring>
 #include <filesystem>
 #include <new>
+#include <set>
+#include <sstream>
 
 #include "base/text.h"
 
@@ -399,7 +401,7 @@ void remove_tree(const std::string& path) {
   if (error) throw system_error("cannot remove '" + path + "'", error.value());
 }
 
-std::vector<std::string> glob_files(const std::string& pattern) {
+static std::vector<std::string> matches_or_error(const std::string& pattern) {
   std::error_code none;
   if (std::filesystem::exists(pattern, none)) return {pattern};
   std::string unread;
@@ -408,6 +410,18 @@ std::vector<std::string> glob_files(const std::string& pattern) {
   if (code) throw system_error("cannot look for '" + pattern + "': the folder '" + unread + "' cannot be read", code);
   if (paths.empty()) throw Error("no file matches '" + pattern + "': " + what_is_there(pattern));
   std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+std::vector<std::string> glob_files(const std::string& patterns) {
+  std::vector<std::string> paths;
+  std::set<FileId> there;
+  std::istringstream lines(patterns);
+  for (std::string pattern; std::getline(lines, pattern);)
+    for (std::string& path : matches_or_error(pattern)) {
+      const Found found = look_at(path);
+      if (found.kind == Found::none || there.insert(found.id).second) paths.push_back(std::move(path));
+    }
   return paths;
 }
 

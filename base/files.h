@@ -158,9 +158,10 @@ std::vector<std::string> list_folder(const std::string& path);
 // Removes a folder and all in it, or a file; links are removed, not followed. Nothing to do if it is not there.
 void remove_tree(const std::string& path);
 
-// The paths that a shell pattern (* ? [...]) matches, sorted by their bytes; a path that exists as it is written is
-// itself. None is an Error that says what of the path is there.
-std::vector<std::string> glob_files(const std::string& pattern);
+// The paths that shell patterns (* ? [...]) match, one pattern a line: of each sorted by their bytes; a path that
+// exists as it is written is itself; each file once. A pattern without any is an Error that says what of the path is
+// there.
+std::vector<std::string> glob_files(const std::string& patterns);
 
 // ---- the lock of a run --------------------------------------------------------------------------------------------
 // Held while a run writes its folder: a second one gets an Error that names the first one's process. Goes with the

@@ -5,6 +5,8 @@
 #include <charconv>
 #include <cstdlib>
 #include <functional>
+#include <optional>
+#include <string_view>
 
 #include "base/json.h"
 #include "base/text.h"
@@ -17,20 +19,55 @@ UsageError wrong(const char* name, const std::string& expected, const std::strin
   return UsageError(str("--", name, ": expected ", expected, ", found '", found, "'"));
 }
 
-int64_t size(const char* name, const std::string& text, int64_t low, int64_t high) {
-  const std::string expected = str("a whole number from ", low, " to ", high, " (K, M, G stand for 2^10, 2^20, 2^30)");
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  int64_t unit = 1;
-  if (end + 1 == text.data() + text.size()) {
-    const char letter = static_cast<char>(std::toupper(*end));
-    unit = letter == 'K' ? int64_t{1} << 10 : letter == 'M' ? int64_t{1} << 20 : letter == 'G' ? int64_t{1} << 30 : 0;
-  } else if (end != text.data() + text.size()) {
-    unit = 0;
+constexpr const char* units = "1e6 and 1B are decimal, K, M, G stand for 2^10, 2^20, 2^30";
+
+// The number that text writes; nothing where it is none, or has a fraction without a unit.
+std::optional<int64_t> whole_number(std::string_view text) {
+  const bool negative = text.starts_with('-');
+  text.remove_prefix(negative);
+  const auto digits = [&] {  // those that text begins with
+    const std::string_view all = text.substr(0, std::min(text.find_first_not_of("0123456789"), text.size()));
+    text.remove_prefix(all.size());
+    return std::string(all);
+  };
+  std::string mantissa = digits(), fraction;
+  if (text.starts_with('.')) {
+    text.remove_prefix(1);
+    fraction = digits();
+    if (fraction.empty()) return std::nullopt;
   }
-  if (error != std::errc() || !unit || __builtin_mul_overflow(value, unit, &value) || value < low || value > high)
-    throw wrong(name, expected, text);
-  return value;
+  mantissa += fraction;
+  uint64_t value = 0, unit = 1, parts = 1;  // value / parts of the unit
+  const auto [end, error] = std::from_chars(mantissa.data(), mantissa.data() + mantissa.size(), value);
+  if (error != std::errc() || mantissa.size() > 19) return std::nullopt;
+  for (size_t i = 0; i < fraction.size(); i++) parts *= 10;
+  const char letter = text.empty() ? ' ' : static_cast<char>(std::toupper(static_cast<unsigned char>(text[0])));
+  if (letter == 'E') {
+    text.remove_prefix(text.size() > 1 && text[1] == '+' ? 2 : 1);
+    const std::string exponent = digits();
+    if (exponent.empty() || exponent.size() > 2 || std::stoi(exponent) > 18) return std::nullopt;
+    for (int i = std::stoi(exponent); i > 0; i--) unit *= 10;
+  } else if (letter != ' ') {
+    unit = letter == 'K'   ? uint64_t{1} << 10
+           : letter == 'M' ? uint64_t{1} << 20
+           : letter == 'G' ? uint64_t{1} << 30
+           : letter == 'B' ? 1'000'000'000
+                           : 0;
+    text.remove_prefix(1);
+  } else if (parts > 1) {
+    return std::nullopt;
+  }
+  if (!text.empty() || unit == 0) return std::nullopt;
+  const auto whole = static_cast<unsigned __int128>(value) * unit / parts;  // both below 2^64
+  if (whole > static_cast<uint64_t>(INT64_MAX)) return std::nullopt;
+  return negative ? -static_cast<int64_t>(whole) : static_cast<int64_t>(whole);
+}
+
+int64_t size(const char* name, const std::string& text, int64_t low, int64_t high) {
+  const std::optional<int64_t> value = whole_number(text);
+  if (!value || *value < low || *value > high)
+    throw wrong(name, str("a whole number from ", low, " to ", high, " (", units, ")"), text);
+  return *value;
 }
 
 std::string on_or_off(bool value) { return value ? "on" : "off"; }
@@ -44,7 +81,7 @@ struct Flags::Flag {
   std::function<void(const std::string&)> set;
   std::string initial = "";
   const char* heading = "";
-  bool given = false;
+  bool given = false, patterns = false;
 };
 
 Flags::Flags(std::string command, std::string summary) : command_(std::move(command)), summary_(std::move(summary)) {}
@@ -76,6 +113,11 @@ void Flags::add(const char* name, double& field, double low, double high, const 
 
 void Flags::add(const char* name, std::string& field, const char* value, const char* help, Role role) {
   add_flag({name, value, help, role, [&field] { return field; }, [&field](const std::string& text) { field = text; }});
+}
+
+void Flags::add_patterns(const char* name, std::string& field, const char* value, const char* help, Role role) {
+  add(name, field, value, help, role);
+  flags_.back().patterns = true;
 }
 
 void Flags::add_choice(const char* name, std::string& field, const char* choices, const char* help, Role role) {
@@ -147,19 +189,22 @@ void Flags::parse(const std::vector<std::string>& arguments) {
     const size_t equals = argument.find('=');
     const std::string name = argument.substr(2, equals == std::string::npos ? equals : equals - 2);
     Flag& flag = find(name);
-    if (flag.given) throw UsageError("--" + name + " is given twice; leave one out");
+    if (flag.given && !flag.patterns) throw UsageError("--" + name + " is given twice; leave one out");
+    const std::string before = flag.given && flag.patterns ? flag.get() + "\n" : "";
     flag.given = true;
     if (!*flag.value) {
       if (equals != std::string::npos)
         throw UsageError("--" + name + " takes no value, found '" + argument.substr(equals + 1) + "'");
       flag.set("on");
     } else if (equals != std::string::npos) {
-      flag.set(argument.substr(equals + 1));
+      flag.set(before + argument.substr(equals + 1));
     } else {
       if (++i == arguments.size() || arguments[i].starts_with("--"))
         throw UsageError("--" + name + " needs a value: " + flag.value + " (" + flag.help + ")");
-      flag.set(arguments[i]);
+      flag.set(before + arguments[i]);
     }
+    while (flag.patterns && i + 1 < arguments.size() && !arguments[i + 1].starts_with("--"))
+      flag.set(flag.get() + "\n" + arguments[++i]);
   }
   if (rest_ && rest_required_ && rest_->empty())
     throw UsageError(str(command_, " needs ", rest_name_, "; see train_gca ", command_, " --help"));
@@ -203,23 +248,29 @@ std::string Flags::help() const {
       text += str(left(spelling, 34), " ", flag.help, value.empty() ? "" : (" [" + value + "]"), "\n");
     }
   }
+  if (std::any_of(flags_.begin(), flags_.end(), [](const Flag& flag) { return *flag.value == 'N'; }))
+    text += str("\n  N: ", units, ", and fractions of them are rounded down\n");
   return text;
 }
 
 // ---- what a checkpoint remembers ----------------------------------------------------------------------------------
 std::string Flags::line() const {
-  constexpr std::string_view plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+.,/:=@%";
+  const auto quoted = [](const std::string& word) {
+    constexpr std::string_view plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+.,/:=@%";
+    if (!word.empty() && word.find_first_not_of(plain) == word.npos) return word;
+    std::string out = "'";
+    for (const char c : word) out += c == '\'' ? "'\\''" : std::string(1, c);
+    return out + "'";
+  };
   std::string all;
   for (const Flag& flag : flags_) {
     const std::string value = flag.get();
     if (flag.role == setup || value == flag.initial) continue;
-    std::string quoted = value;
-    if (value.empty() || value.find_first_not_of(plain) != value.npos) {
-      quoted = "'";
-      for (const char c : value) quoted += c == '\'' ? "'\\''" : std::string(1, c);
-      quoted += "'";
+    all += str(all.empty() ? "--" : " --", flag.name);
+    for (size_t at = 0, end; at <= value.size(); at = end + 1) {  // patterns, one a line, are several words
+      end = flag.patterns ? std::min(value.find('\n', at), value.size()) : value.size();
+      all += " " + quoted(value.substr(at, end - at));
     }
-    all += str(all.empty() ? "--" : " --", flag.name, " ", quoted);
   }
   return all;
 }

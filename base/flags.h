@@ -26,10 +26,13 @@ class Flags {
   // same name has put there; the ones before any heading come first, without one.
   void heading(const char* name) { heading_ = name; }
 
-  // An integer; K, M, G stand for 2^10, 2^20, 2^30.
+  // A whole number: 1e6 and 1B are decimal, K, M, G stand for 2^10, 2^20, 2^30; with any of these a fraction too,
+  // rounded down (1.5K, 0.01M).
   void add(const char* name, int64_t& field, int64_t low, int64_t high, const char* help, Role role = setup);
   void add(const char* name, double& field, double low, double high, const char* help, Role role = setup);
   void add(const char* name, std::string& field, const char* value, const char* help, Role role = setup);
+  // Patterns of files: given several times, or followed by several, as a shell expands them, it holds one a line.
+  void add_patterns(const char* name, std::string& field, const char* value, const char* help, Role role = setup);
   // One of the words in choices, "a|b|c".
   void add_choice(const char* name, std::string& field, const char* choices, const char* help, Role role = setup);
   void add_on_off(const char* name, bool& field, const char* help, Role role = setup);

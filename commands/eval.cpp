@@ -35,7 +35,7 @@ Flags eval_flags(Options& options) {
   Flags flags("eval",
               "Loss, perplexity and bits per byte of a checkpoint on token shards, also by position in the row.");
   options.source.add_to(flags);
-  flags.add("data", options.data, "GLOB", "token shards");
+  flags.add_patterns("data", options.data, "GLOB...", "token shards");
   flags.add("chunks", options.chunks, 0, int64_t{1} << 34, "C, chunks a row, as many as you like; 0: as in training");
   flags.add("rows", options.max_rows, 1, int64_t{1} << 40, "rows at most, spread over the data");
   flags.add("batch", options.batch, 1, 1 << 20, "rows at once");

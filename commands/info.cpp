@@ -140,7 +140,8 @@ int info_command(const std::vector<std::string>& arguments) {
             "that train together: the memory plan is of each, --batch the rows that it takes at once");
   add_recompute_flag(flags, recompute);
   flags.add_choice("precision", precision, "float|bf16", "for the memory plan: float on the CPU, or bf16 on a GPU");
-  flags.add("data", data, "GLOB", "token shards to look into instead; exit 1 if they hold an id out of vocabulary");
+  flags.add_patterns("data", data, "GLOB...",
+                     "token shards to look into instead; exit 1 if they hold an id out of vocabulary");
   flags.add("tokenizer", tokenizer, "FILE",
             "of the shards: one of ours, GPT-2's tokenizer.json, an exported model, or the word bytes");
   flags.add("first", first, 0, 1 << 20, "tokens of the shards to print");

@@ -10,14 +10,6 @@
 
 namespace gca {
 
-std::string build_description() {
-#ifdef GCA_CUDA
-  return std::string("CPU and CUDA, ") + __VERSION__;
-#else
-  return std::string("CPU only, ") + __VERSION__;
-#endif
-}
-
 bool wants_help(const std::vector<std::string>& arguments, const Flags& flags) {
   const bool wanted = std::any_of(arguments.begin(), arguments.end(),
                                   [](const std::string& argument) { return argument == "--help" || argument == "-h"; });

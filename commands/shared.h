@@ -11,7 +11,9 @@
 
 namespace gca {
 
+// In a few words; in lines, as --version prints it.
 std::string build_description();
+std::string version_description();
 
 // Prints the help where --help is among the arguments.
 bool wants_help(const std::vector<std::string>& arguments, const Flags& flags);

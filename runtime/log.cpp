@@ -96,7 +96,7 @@ void RunLog::step(const StepReport& report, const StepState& state, const StepFi
   const std::string of_ranks = state.broken == 0   ? ""
                                : state.broken == 1 ? str(", the loss of rank ", static_cast<int>(state.broken_rank))
                                                    : str(", the losses of ", static_cast<int>(state.broken), " ranks");
-  if (number % s_.print_every == 0 || number == s_.steps || state.skip)
+  if (due(number, s_.print_every) || (s_.print_every && number == s_.steps) || state.skip)
     print("step ", number, "/", s_.steps, "  loss ", fixed(state.loss, 4), "  norm ", fixed(state.grad_norm, 3),
           "  lr ", scientific(rate, 2), "  ", fixed(report.seconds * 1e3, 0), " ms  ",
           fixed(tokens / report.seconds, 0), " tokens/s  MFU ", fixed(used * 100, 0), "%  ETA ",

@@ -20,9 +20,10 @@ namespace gca {
 
 // ---- settings -----------------------------------------------------------------------------------------------------
 void add_task_flags(Flags& flags, TaskSettings& s, Flags::Role role) {
-  flags.add("haystack", s.haystack, "GLOB,...",
-            "text that needles are hidden in: files, folders or patterns; files with the task's own words are left out",
-            role == Flags::run ? Flags::remembered : role);
+  flags.add_patterns(
+      "haystack", s.haystack, "GLOB,...",
+      "text that needles are hidden in: files, folders or patterns; files with the task's own words are left out",
+      role == Flags::run ? Flags::remembered : role);
   flags.add_choice("style", s.style, "ids|text", "of needles and questions: special ids, or words", role);
   flags.add_choice("values", s.values, "letters|random", "what names and values are made of: letters, or any tokens",
                    role);

@@ -131,8 +131,9 @@ double TrainSettings::learning_rate(int64_t step) const {
 Flags train_flags(TrainSettings& s) {
   Flags flags("train", "Trains a model on token shards and writes checkpoints and log.jsonl into a folder.");
   flags.heading("data");
-  flags.add("data", s.data, "GLOB", "training shards (tokenize makes them)", Flags::remembered);
-  flags.add("val-data", s.val_data, "GLOB", "validation shards; without them nothing is evaluated", Flags::remembered);
+  flags.add_patterns("data", s.data, "GLOB...", "training shards (tokenize makes them)", Flags::remembered);
+  flags.add_patterns("val-data", s.val_data, "GLOB...", "validation shards; without them nothing is evaluated",
+                     Flags::remembered);
   flags.add("tokenizer", s.tokenizer, "FILE",
             "of the shards: one of ours, GPT-2's tokenizer.json, an exported model, or the word bytes");
   flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
@@ -182,14 +183,15 @@ Flags train_flags(TrainSettings& s) {
   flags.add("out", s.out, "RUN", "the run's folder");
   flags.add_switch("resume", s.resume, "go on from the newest checkpoint in --out");
   flags.add_switch("fallback", s.fallback, "resume from an older checkpoint where the newest is damaged");
-  flags.add("save-every", s.save_every, 1, int64_t{1} << 40, "steps between checkpoints (one more at the end)",
-            Flags::remembered);
+  flags.add("save-every", s.save_every, 0, int64_t{1} << 40,
+            "steps between checkpoints, beside the best one and the last; 0: these alone", Flags::remembered);
   flags.add("keep", s.keep, 1, 1 << 20, "newest checkpoints to keep, beside the best one", Flags::remembered);
-  flags.add("eval-every", s.eval_every, 1, int64_t{1} << 40, "steps between validations", Flags::remembered);
-  flags.add("eval-rows", s.eval_rows, 1, int64_t{1} << 40, "validation rows at most, spread over the data",
+  flags.add("eval-every", s.eval_every, 0, int64_t{1} << 40, "steps between validations, and one at the end; 0: none",
             Flags::remembered);
-  flags.add("print-every", s.print_every, 1, int64_t{1} << 40,
-            "steps between the lines on the terminal; log.jsonl has every step", Flags::remembered);
+  flags.add("eval-rows", s.eval_rows, 0, int64_t{1} << 40,
+            "validation rows at most, spread over the data; 0: no validations", Flags::remembered);
+  flags.add("print-every", s.print_every, 0, int64_t{1} << 40,
+            "steps between the lines on the terminal, 0: none; log.jsonl has every step", Flags::remembered);
   flags.heading("machine");
   flags.add_choice("device", s.device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
   flags.add("gpus", s.gpus, "N|all", "GPUs of this host to train on together; the run does not depend on how many");

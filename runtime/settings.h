@@ -17,6 +17,9 @@ void add_model_flags(Flags& flags, std::string& model, Config& c);
 void add_recompute_flag(Flags& flags, std::string& recompute);
 Recompute recompute_named(const std::string& name);
 
+// Whether what is done every so many steps is due after that many; of 0 it never is.
+inline bool due(int64_t steps, int64_t every) { return every > 0 && steps % every == 0; }
+
 struct TrainSettings {
   std::string model = "small", data, val_data, tokenizer = "bytes", out, init, device = "auto", precision = "float",
               recompute = "none", gpus = "1";
@@ -44,6 +47,10 @@ struct TrainSettings {
   int64_t stage_chunks(int64_t stage) const { return curriculum.empty() ? chunks : curriculum[stage]; }
   int64_t stage_rows(int64_t rows, int64_t stage) const;
   int64_t of_stage(const std::vector<int64_t>& list, int64_t stage) const;
+  // After the last step too, where there are validations.
+  bool validates_after(int64_t step) const {
+    return eval_every > 0 && eval_rows > 0 && (step == steps || due(step, eval_every));
+  }
   int64_t micro() const { return micro_batch ? micro_batch : batch; }
   int64_t warmup_steps() const { return warmup >= 0 ? warmup : steps / 50; }
   double final_rate() const { return lr_final >= 0 ? lr_final : lr / 10; }

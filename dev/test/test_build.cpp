@@ -37,6 +37,19 @@ TEST_CASE("build: fast math is refused where the compiler tells of it, and taken
                 " grep -q -- '-funsafe-math-optimizations -fno-unsafe-math-optimizations'") == 0);
 }
 
+TEST_CASE("build: make install puts the program where it is told, and a new commit compiles one file") {
+  if (exit_of("make --version > /dev/null 2>&1") != 0) return skip("no make");
+  const auto does = [](const std::string& arguments, const std::string& words) {
+    return exit_of("make -n NVCC= " + arguments + " 2>/dev/null | grep -qF -- \"" + words + "\"") == 0;
+  };
+  CHECK(does("install", "install -m 755 train_gca '/usr/local/bin/train_gca'"));
+  CHECK(does("install PREFIX=/opt/x DESTDIR=/tmp/y", "install -m 755 train_gca '/tmp/y/opt/x/bin/train_gca'"));
+  CHECK(does("uninstall PREFIX=/opt/x", "rm -f '/opt/x/bin/train_gca'"));
+  if (exit_of("make -n cpu NVCC= 2>/dev/null | grep -q ' -c '") == 0) return;  // not built here
+  CHECK(exit_of("test $(make -n cpu NVCC= -W build/cpu/version.h 2>/dev/null | grep -c ' -c ') = 1") == 0);
+  CHECK(does("cpu -W build/cpu/version.h", "-c commands/version.cpp"));
+}
+
 TEST_CASE("build: a process that flushes denormal numbers to zero computes nothing") {
 #ifdef __x86_64__
   const unsigned before = _mm_getcsr();

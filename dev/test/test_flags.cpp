@@ -19,7 +19,8 @@ TEST_CASE("flags: the help shows them as they were added, or under headings") {
   CHECK(plain.help() ==
         "train_gca make [flags]\n  Makes it.\n"
         "  --size N                         how many [4096]\n"
-        "  --now                            at once\n");
+        "  --now                            at once\n"
+        "\n  N: 1e6 and 1B are decimal, K, M, G stand for 2^10, 2^20, 2^30, and fractions of them are rounded down\n");
 
   Flags flags("make", "Makes it.");
   flags.add("size", n, 1, 100000, "how many");
@@ -36,7 +37,8 @@ TEST_CASE("flags: the help shows them as they were added, or under headings") {
         "  --out FOLDER                     where to\n"
         "  --link on|off                    follow links [on]\n"
         "\n  tempers\n"
-        "  --heat X                         how hot [0.5]\n");
+        "  --heat X                         how hot [0.5]\n"
+        "\n  N: 1e6 and 1B are decimal, K, M, G stand for 2^10, 2^20, 2^30, and fractions of them are rounded down\n");
   flags.parse({"--heat", "0.25", "--size=2K"});  // headings change nothing else
   CHECK(x == 0.25);
   CHECK(n == 2048);
