@@ -333,7 +333,7 @@ void append_line(const std::string& path, const std::string& line) {
     if (n < 0) code = errno;
     else done += n;
   }
-  if (code && ::ftruncate(fd, size) < 0) code = errno;
+  if (code && ::ftruncate(fd, size) < 0 && errno != EINVAL) code = errno;  // EINVAL: a device has no size
   if (::close(fd) < 0 && !code) code = errno;  // a disk over the network may say it only here
   if (code) throw system_error("cannot write '" + path + "'", code);
 }

@@ -578,6 +578,8 @@ TEST_CASE(
     count++;
   }
   CHECK(count == 19);
+  shop.fails("eval" + run + data + " --rows 4 --by-reach --out /dev/full", 1,
+             "cannot write '/dev/full': No space left");
   // A pipe that nobody reads ends it without a word, as a pipe does.
   write_file(shop.path + "/script", shop.program + " train --help 2>" + shop.path + "/errors | sleep 0\n");
   CHECK(system(("sh " + shop.path + "/script").c_str()) == 0);
