@@ -26,16 +26,18 @@ class NoCollectives : public Collectives {
 struct RankStep {
   double ms = 0, gibibytes = 0;
 };
+// start: what the ranks say with at the beginning, when all get their weights; in the steps, collectives.
 template <class Device>
-RankStep time_step(Ranks& ranks, Device& device, const Config& config, const Share& share, Collectives* collectives,
-                   int64_t B, int64_t T) {
+RankStep time_step(Ranks& ranks, Device& device, const Config& config, const Share& share, Collectives* start,
+                   Collectives* collectives, int64_t B, int64_t T) {
   DRT model(device, config, Use::training, share);
-  model.collectives = collectives;
+  model.collectives = start;
   model.allocate();
   model.plan(B, T);
   model.commit_activations();
   ThreadPool pool(1);
   model.initialise(1, pool);
+  model.collectives = collectives;
   model.grads_ready = [&](int64_t begin, int64_t) {
     ranks.tick();
     if (collectives) model.reduce_gradient(begin);
@@ -51,7 +53,7 @@ RankStep time_step(Ranks& ranks, Device& device, const Config& config, const Sha
     wait();
     double together = 0;
     ranks.sum(&together, 1);  // all begin at once
-    const double start = monotonic_seconds();
+    const Stopwatch clock;
     for (int i = 0; i < at_once; i++) {
       model.upload(tokens.data(), tokens.data(), nullptr, B * T);
       typename DRT<Device>::Input in{B, T, {}};
@@ -64,7 +66,7 @@ RankStep time_step(Ranks& ranks, Device& device, const Config& config, const Sha
       model.update({.lr = 1e-4});
     }
     wait();
-    if (round >= 0) times.push_back((monotonic_seconds() - start) / at_once);
+    if (round >= 0) times.push_back(clock.seconds() / at_once);
   }
   std::sort(times.begin(), times.end());
   std::vector<double> slowest(static_cast<size_t>(ranks.size()));
@@ -82,12 +84,12 @@ void bench_rank(Ranks& ranks, Device& device, const Config& config, int64_t B, i
   const std::unique_ptr<Collectives> collectives = collectives_of(ranks, device);
   const Share share{ranks.rank(), ranks.size()};
   ranks.at(Doing::training);
-  const RankStep alone = time_step(ranks, device, config, {}, nullptr, B, T);
+  const RankStep alone = time_step(ranks, device, config, {}, nullptr, nullptr, B, T);
   RankStep together = alone, silent = alone;
   if (collectives) {
     NoCollectives nothing;
-    together = time_step(ranks, device, config, share, collectives.get(), B, T);
-    silent = time_step(ranks, device, config, share, &nothing, B, T);
+    together = time_step(ranks, device, config, share, collectives.get(), collectives.get(), B, T);
+    silent = time_step(ranks, device, config, share, collectives.get(), &nothing, B, T);
   }
   keep_products(device, ranks);
   if (!ranks.first()) return;

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Accuracy against length, from the files that `passkey --out` writes: a table in Markdown, and with --out a figure (SVG, by hand: no library).
+A curve for each file and each kind of retrieval in it; bars are the 95% intervals that the figures have. Of a length tried twice the later figures count."""
+import argparse
+import html
+import json
+import os
+import sys
+
+FIELDS = ("slots", "trials", "haystacks", "exact", "exact_low", "exact_high", "hit", "chance", "margin", "needle_weight", "retrieval")
+COLOURS = ("#1769aa", "#c4541a", "#2e7d32", "#7b3f9d", "#8a6d00", "#5f6b73")
+
+
+def read(path):
+  """-> {retrieval: {slots: figures}} of a file's lines of figures; its lines of trials are passed over."""
+  curves = {}
+  with open(path, encoding="utf-8", errors="replace") as file:
+    for line in file:
+      try:
+        entry = json.loads(line)
+      except ValueError:
+        continue  # the last line of a process that was killed
+      if isinstance(entry, dict) and all(name in entry for name in FIELDS):
+        curves.setdefault(entry["retrieval"], {})[entry["slots"]] = entry
+  if not curves:
+    sys.exit(f"plot_needles.py: {path}: expected figures as passkey --out writes them (lines of JSON with {', '.join(FIELDS[:4])} ...), found none")
+  return curves
+
+
+def length(slots):
+  for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
+    if slots % unit == 0:
+      return f"{slots // unit}{name}"
+  return str(slots)
+
+
+def table(curves):
+  lines = ["| | slots | right | of | haystacks | 95% interval | its chunk fetched | weight | margin | by chance |", "|---|---|---|---|---|---|---|---|---|---|"]
+  for label, points in curves:
+    for slots, f in sorted(points.items()):
+      margin = "" if f["margin"] is None else f"{f['margin']:.2f}"
+      lines.append(f"| {label} | {length(slots)} | {round(f['exact'] * f['trials'])} | {f['trials']} | {f['haystacks']} | {100 * f['exact_low']:.1f} to {100 * f['exact_high']:.1f}% | "
+                   f"{100 * f['hit']:.1f}% | {f['needle_weight']:.2f} | {margin} | {100 * f['chance']:.2g}% |")
+  return "\n".join(lines)
+
+
+def figure(curves):
+  """The SVG: x by factors of two, y from 0 to 100%."""
+  left, top, width, height = 56, 20, 560, 300
+  every = sorted({slots for _, points in curves for slots in points})
+  low, high = every[0].bit_length(), max(every[-1].bit_length(), every[0].bit_length() + 1)
+  x = lambda slots: left + width * ((slots.bit_length() - low) + slots / (1 << (slots.bit_length() - 1)) - 1) / (high - low)
+  y = lambda share: top + height * (1 - share)
+  text = lambda at_x, at_y, words, more="": f'<text x="{at_x:.1f}" y="{at_y:.1f}" {more}>{html.escape(words)}</text>'
+  out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 24}" height="{top + height + 50 + 18 * len(curves)}" font-family="sans-serif" font-size="13">',
+         '<rect width="100%" height="100%" fill="white"/>']
+  for share in (0, 0.25, 0.5, 0.75, 1):
+    out.append(f'<path d="M{left} {y(share):.1f}h{width}" stroke="#ddd"/>' + text(left - 6, y(share) + 4, f"{100 * share:.0f}%", 'text-anchor="end"'))
+  for slots in every:
+    out.append(f'<path d="M{x(slots):.1f} {top + height}v5" stroke="#444"/>' + text(x(slots), top + height + 20, length(slots), 'text-anchor="middle"'))
+  out.append(text(left + width / 2, top + height + 38, "slots", 'text-anchor="middle"'))
+  for i, (label, points) in enumerate(curves):
+    colour, ordered = COLOURS[i % len(COLOURS)], sorted(points.items())
+    shift = 2.0 * (i - (len(curves) - 1) / 2)  # bars beside each other
+    places = [(x(slots) + shift, f) for slots, f in ordered]
+    corners = " ".join(f"{at:.1f},{y(f['exact']):.1f}" for at, f in places)
+    out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{corners}"/>')
+    for at, f in places:
+      out.append(f'<path d="M{at:.1f} {y(f["exact_low"]):.1f}V{y(f["exact_high"]):.1f}" stroke="{colour}"/><circle cx="{at:.1f}" cy="{y(f["exact"]):.1f}" r="3.5" fill="{colour}"/>')
+    at_y = top + height + 56 + 18 * i
+    out.append(f'<path d="M{left} {at_y - 4}h24" stroke="{colour}" stroke-width="2"/>' + text(left + 32, at_y, label))
+  return "\n".join(out + ["</svg>\n"])
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("files", nargs="+", metavar="FILE", help="of passkey --out")
+  parser.add_argument("--out", metavar="SVG", help="the figure")
+  options = parser.parse_args()
+  try:
+    files = [(os.path.splitext(os.path.basename(path))[0], read(path)) for path in options.files]
+    curves = [(f"{name}, {kind} picks" if kind != "none" else f"{name}, no retrieval", points) for name, kinds in files for kind, points in kinds.items()]
+    print(table(curves))
+    if options.out:
+      partial = options.out + ".partial"
+      with open(partial, "w", encoding="utf-8") as file:
+        file.write(figure(curves))
+      os.replace(partial, options.out)
+  except OSError as error:
+    sys.exit(f"plot_needles.py: {error}")
+
+
+if __name__ == "__main__":
+  main()
