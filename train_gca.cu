@@ -53,6 +53,11 @@ void stop_on_signals() {
          SIG_IGN);  // whoever read the output is gone, with the terminal perhaps: no reason to die before the save
 }
 
+// Whether --init leads to a run of this program, and not to weights alone.
+bool is_saved_run(const std::string& init) {
+  return !init.empty() && look_at(init).kind == Found::folder && holds_checkpoint(init);
+}
+
 // Everything of a run but its numbers on the device: settings, data, where it writes.
 struct Run {
   TrainSettings settings;
@@ -186,9 +191,8 @@ class Trainer {
       best_step_ = state.at("best_step").integer(-1);
       if (best_step_ >= 0) best_loss_ = state.at("best_val_loss").number();
     } else if (!s_.init.empty()) {
-      std::error_code none;
-      const bool folder = std::filesystem::is_directory(s_.init, none);
-      load_weights(folder ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file) : s_.init, model_);
+      load_weights(is_saved_run(s_.init) ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file) : s_.init,
+                   model_);
     } else {
       ThreadPool pool(static_cast<int>(s_.threads));
       model_.initialise(static_cast<uint64_t>(s_.seed), pool);
@@ -372,7 +376,7 @@ std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& argumen
     flags.restore(saved->state().at("settings"));
     return saved;
   }
-  if (!init.empty() && std::filesystem::is_directory(init, none)) {
+  if (is_saved_run(init)) {
     const SavedRun from = SavedRun::open(init, fallback);
     settings.config = from.settings.config;
     settings.model = from.settings.model;
@@ -457,8 +461,7 @@ int train_command(const std::vector<std::string>& arguments) {
     const std::optional<World> launched = launch(count, exit_code);
     if (!launched) return exit_code;
     world = *launched;
-    if (settings.threads == 0)
-      settings.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / count);
+    if (settings.threads == 0) settings.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / count);
   }
   return train_as(world, [&](Ranks& ranks) {
     stop_on_signals();  // until all ranks have met a signal ends this one at once

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "base/foreign.h"
 #include "base/text.h"
 
 namespace gca {
@@ -280,7 +281,9 @@ void JsonParser::fail(const std::string& expected) const {
                             : c > 0x20 && c < 0x7F ? str("'", static_cast<char>(c), "'")
                                                    : str("byte 0x", hex(c, 2));
   throw Error(str(what_, " is not valid JSON at byte ", at_, ": expected ", expected, ", found ", found,
-                  "; the file is damaged or of another kind: make it anew or fetch it again"));
+                  at_ == 0 && text_.starts_with(byte_order_mark)
+                      ? "; the file begins with a byte order mark (BOM): save it as UTF-8 without one"
+                      : "; the file is damaged or of another kind: make it anew or fetch it again"));
 }
 
 Json JsonParser::value(int depth) {

@@ -16,6 +16,7 @@
 #include "runtime/memory_file.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
+#include "tokenizer/text_files.h"
 
 namespace gca {
 namespace {
@@ -193,7 +194,7 @@ std::vector<Text> texts_of(const Options& options, const SavedRun& saved) {
   if (options.prompts.empty()) {
     texts.push_back({1, prompt_tokens(options, saved)});
   } else {
-    std::istringstream lines(read_file(options.prompts, size_t{1} << 34));
+    std::istringstream lines(read_text(options.prompts));
     for (std::string line; std::getline(lines, line);) {
       if (line.ends_with('\r')) line.pop_back();
       texts.push_back({std::ssize(texts) + 1, tokens_of(line, saved)});
@@ -224,9 +225,8 @@ int generate_command(const std::vector<std::string>& arguments) {
   check_can_save(options.save_memory);
   const SavedRun saved = SavedRun::open(options.source.checkpoint, options.source.fallback);
   std::vector<Text> texts = texts_of(options, saved);
-  const std::vector<int32_t> context = options.context.empty()
-                                           ? std::vector<int32_t>()
-                                           : saved.tokenizer.encode(read_file(options.context, size_t{1} << 40));
+  const std::vector<int32_t> context =
+      options.context.empty() ? std::vector<int32_t>() : saved.tokenizer.encode(read_text(options.context));
   return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
     continue_texts(device, options, saved, std::move(texts), context);
     return 0;

@@ -138,7 +138,7 @@ int info_command(const std::vector<std::string>& arguments) {
   add_recompute_flag(flags, recompute);
   flags.add_choice("precision", precision, "float|bf16", "for the memory plan: float on the CPU, or bf16 on a GPU");
   flags.add("data", data, "GLOB", "token shards to look into instead; exit 1 if they hold an id out of vocabulary");
-  flags.add("tokenizer", tokenizer, "FILE", "of the shards: one of ours, GPT-2's tokenizer.json, or the word bytes");
+  flags.add("tokenizer", tokenizer, "FILE", Tokenizer::accepted);
   flags.add("first", first, 0, 1 << 20, "tokens of the shards to print");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/files.h"
+#include "base/foreign.h"
 #include "base/json.h"
 
 namespace gca {
@@ -47,11 +48,7 @@ std::vector<int64_t> list_checkpoints(const std::string& run) {
   return steps;
 }
 
-bool Manifest::is_good_name(const std::string& name) {
-  const bool bad = std::any_of(name.begin(), name.end(),
-                               [](char c) { return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
-  return !name.empty() && name.size() <= 200 && !bad && name != "." && name != ".." && name != file_name;
-}
+bool Manifest::is_good_name(const std::string& name) { return is_file_name(name) && name != file_name; }
 
 Manifest Manifest::read(const std::string& folder) {
   const std::string path = folder + "/" + file_name;
@@ -127,14 +124,34 @@ Checkpoint read_checkpoint(const std::string& folder) {
   return checkpoint;
 }
 
+bool holds_checkpoint(const std::string& folder) {
+  return look_at(folder + "/" + Manifest::file_name).kind == Found::file || !list_checkpoints(folder).empty();
+}
+
+namespace {
+
+// The end of a message about a path without a checkpoint.
+std::string what_lies_there(const std::string& path) {
+  if (look_at(path).kind == Found::file)
+    return foreign_remark(File::open(path).beginning(foreign_head_bytes), "; check the path");
+  for (const std::string& name : list_folder(path))
+    if (name == "config.json" || name == "pytorch_model.bin" || name.ends_with(".safetensors") ||
+        name.ends_with(".safetensors.index.json"))
+      return "; with '" + name +
+             "' it is a model of another program: start from its weights (safetensors) with train "
+             "--init";
+  return "; check the path (a run stopped before its first save has none: start it anew)";
+}
+
+}  // namespace
+
 Checkpoint open_checkpoint(const std::string& path, bool fallback) {
-  const std::vector<int64_t> steps = list_checkpoints(path);
+  const bool file = look_at(path).kind == Found::file;
+  const std::vector<int64_t> steps = file ? std::vector<int64_t>() : list_checkpoints(path);
   if (steps.empty()) {
-    std::error_code none;
-    if (!std::filesystem::exists(path + "/" + Manifest::file_name, none))
+    if (file || !holds_checkpoint(path))
       throw Error("'" + path + "' has no checkpoint: expected folders named step_00000000 or the like in it, or a " +
-                  Manifest::file_name +
-                  "; check the path (a run stopped before its first save has none: start it anew)");
+                  Manifest::file_name + what_lies_there(path));
     return read_checkpoint(path);
   }
   std::vector<std::string> errors;

@@ -67,6 +67,9 @@ struct Manifest {
 // off or changed.
 Checkpoint read_checkpoint(const std::string& folder);
 
+// Whether a folder is a STEP, or a RUN that has one.
+bool holds_checkpoint(const std::string& folder);
+
 // path: a STEP folder, or a RUN, which means its newest step. A damaged newest step is an Error; with fallback, the
 // newest one that is whole is taken, and `passed_over` says what is wrong with those passed over.
 Checkpoint open_checkpoint(const std::string& path, bool fallback = false);
