@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <span>
 
+#include "base/machine.h"
 #include "base/text.h"
 #include "commands/commands.h"
 #include "commands/shared.h"
@@ -118,6 +119,12 @@ void print_model(Device& device, const char* where, const Config& config, int64_
   print_memory(model.model_memory(), model.activation_memory());
 }
 
+void print_machine() {
+  const Machine m = machine();
+  print("this machine: ", m.processors, " processors (", printable(m.processors_why), "), ", mebibytes(m.free_bytes),
+        " of memory free (", printable(m.memory_why), ")\n");
+}
+
 }  // namespace
 
 int info_command(const std::vector<std::string>& arguments) {
@@ -128,7 +135,7 @@ int info_command(const std::vector<std::string>& arguments) {
   config.vocab = 50265;
   Flags flags("info",
               "A model's tensors, parameters, work and memory, before anything is allocated; or, with --data, what "
-              "token shards hold.");
+              "token shards hold. At the end, what of this machine may be used.");
   add_model_flags(flags, model, config);
   flags.add("vocab", config.vocab, 2, 1 << 24, "V, ids");
   flags.add("batch", batch, 1, 1 << 20, "rows at once, for the memory plan");
@@ -151,6 +158,7 @@ int info_command(const std::vector<std::string>& arguments) {
     Cpu<float> cpu(1);
     print_model(cpu, "the CPU in float", config, batch, chunks * config.chunk, recompute_named(recompute), gpus);
   }
+  print_machine();
   return 0;
 }
 

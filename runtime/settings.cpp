@@ -138,7 +138,8 @@ Flags train_flags(TrainSettings& s) {
   flags.add_choice("precision", s.precision, "float|bf16", "of activations and products; bf16 on a GPU only",
                    Flags::run);
   add_recompute_flag(flags, s.recompute);
-  flags.add("threads", s.threads, 0, 4096, "CPU threads; 0: one a processor. Results do not depend on it");
+  flags.add("threads", s.threads, 0, 4096,
+            "CPU threads; 0: one a processor, as far as a container's quota goes. Results do not depend on it");
   return flags;
 }
 
