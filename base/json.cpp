@@ -366,9 +366,9 @@ Json JsonParser::number() {
     error = std::from_chars(first, last, integer).ec;
     if (error == std::errc()) return Json(integer);
   } else {
-    double real = 0;
-    error = std::from_chars(first, last, real).ec;
-    if (error == std::errc()) return Json(real);
+    // std::from_chars would do, where every library had it for doubles; no command sets another locale.
+    const double real = strtod(std::string(first, last).c_str(), nullptr);
+    if (std::isfinite(real)) return Json(real);
   }
   at_ = start;
   fail(whole ? "an integer that fits 64 bits" : "a number that fits a double");

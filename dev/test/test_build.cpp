@@ -103,6 +103,20 @@ TEST_CASE(
   for (const char* asked : {"cpu", "NVCC=", "clean"}) CHECK_FALSE(has(made(bare, asked), "CUDA is installed"));
 }
 
+TEST_CASE("build: clang with its own C++ library compiles what that lacks most of") {
+  const char* headers = getenv("LIBCXX");  // where they are not beside clang++: its folder c++/v1
+  const std::string compile = std::string("clang++ -std=c++20 -fopenmp-simd -I. -x c++ -fsyntax-only ") +
+                              (headers ? "-nostdinc++ -isystem '" + std::string(headers) + "' " : "-stdlib=libc++ ");
+  if (exit_of("echo '#include <ios>' | " + compile + "- > /dev/null 2>&1") != 0)
+    return skip("no clang++ with libc++ (LIBCXX=... names its headers)");
+  // Numbers from text, waiting for tokens, bindings in lambdas, calls that Linux alone has.
+  for (const char* file :
+       {"base/json.cpp", "ranks/world.cpp", "ranks/sockets.cpp", "cpu/double.cpp", "runtime/decode.h"}) {
+    CAPTURE(file);
+    CHECK(exit_of(compile + file) == 0);
+  }
+}
+
 TEST_CASE("build: a process that flushes denormal numbers to zero computes nothing") {
 #ifdef __x86_64__
   const unsigned before = _mm_getcsr();
