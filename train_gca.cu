@@ -14,6 +14,7 @@
 #include <numeric>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -24,6 +25,7 @@
 #include "commands/shared.h"
 #include "dataloader.h"
 #include "ranks/ranks.h"
+#include "ranks/world.h"
 #include "runtime/evaluate.h"
 #include "runtime/log.h"
 #include "runtime/matmul_cache.h"
@@ -40,7 +42,7 @@ static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may 
 void ask_to_stop(int) { stop_asked = 1; }
 
 void stop_on_signals() {
-  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+  for (const int number : stop_signals) {
     struct sigaction action = {};
     sigaction(number, nullptr, &action);
     if (action.sa_handler == SIG_IGN) continue;  // nohup, or a shell's background job
@@ -53,11 +55,6 @@ void stop_on_signals() {
          SIG_IGN);  // whoever read the output is gone, with the terminal perhaps: no reason to die before the save
 }
 
-// Whether --init leads to a run of this program, and not to weights alone.
-bool is_saved_run(const std::string& init) {
-  return !init.empty() && look_at(init).kind == Found::folder && holds_checkpoint(init);
-}
-
 // Everything of a run but its numbers on the device: settings, data, where it writes.
 struct Run {
   TrainSettings settings;
@@ -65,6 +62,7 @@ struct Run {
   Tokenizer tokenizer;
   const SavedRun* saved;  // what it resumes from, or null
   Ranks& ranks;           // who trains it: this process, or several together
+  std::string init;       // the file of weights that it starts from, or ""
 };
 
 template <class Device>
@@ -100,7 +98,7 @@ class Trainer {
     print_table();
     choose_products(device_, saved_products());
     began_ = step_began_ = monotonic_seconds();
-    const int64_t first_step = reported_ = step_;
+    first_step_ = reported_ = step_;
     ranks_.at(Doing::training);
     while (step_ < s_.steps && !stopping()) {
       try {
@@ -110,20 +108,19 @@ class Trainer {
         throw;
       }
       device_.take(snapshots_[step_ % 2], model_.state);
-      if (step_ == first_step) keep_products(device_, ranks_);
+      if (step_ == first_step_) keep_products(device_, ranks_);
       step_++;
       const bool last = step_ == s_.steps, due = step_ % s_.eval_every == 0 || step_ % s_.save_every == 0 || last;
       // A device that runs ahead is asked for a step's figures when the next step is already queued.
       const int64_t known = Device::runs_ahead && !due && !stopping() ? step_ - 1 : step_;
-      for (; reported_ < known; reported_++)
-        if (report(reported_, first_step).skipped_in_a_row >= 10) return give_up();
+      if (report_until(known) >= 10) return give_up();
       if (step_ % s_.eval_every == 0 || last) validate();
       if (step_ % s_.save_every == 0 && !last && !stopping()) save();
       if (due) step_began_ = monotonic_seconds();
     }
     const bool saved = step_ == saved_step_ || save();
-    if (run_.saved && first_step >= s_.steps)
-      print("all ", s_.steps, " steps were made already; for more, start a new run from its weights with --init\n");
+    if (run_.saved && first_step_ >= s_.steps)
+      print("all ", s_.steps, " steps were made already; for more, give a larger --steps\n");
     if (stopping())
       print("stopped after step ", step_, " of ", s_.steps, saved ? ", saved" : "",
             "; go on with: train_gca train --out ", s_.out, " --resume\n");
@@ -188,11 +185,12 @@ class Trainer {
       counters.skipped_in_a_row = state.at("skipped_in_a_row").integer(0);
       device_.upload(model_.state, &counters, sizeof counters);
       step_ = saved_step_ = checkpoint.step;
-      best_step_ = state.at("best_step").integer(-1);
-      if (best_step_ >= 0) best_loss_ = state.at("best_val_loss").number();
+      best_step_ = state.at(best_step_field).integer(-1);
+      if (best_step_ >= 0) best_loss_ = state.at(best_loss_field).number();
+      forget_lost_best();
+      log_.go_back_to(step_);
     } else if (!s_.init.empty()) {
-      load_weights(is_saved_run(s_.init) ? open_checkpoint(s_.init, s_.fallback).file(SavedRun::model_file) : s_.init,
-                   model_);
+      load_weights(run_.init, model_);
     } else {
       ThreadPool pool(static_cast<int>(s_.threads));
       model_.initialise(static_cast<uint64_t>(s_.seed), pool);
@@ -205,6 +203,8 @@ class Trainer {
     log_.model(model_.table.parameters(), run_.tokenizer);
     log_.line(name, data);
     log_.schedule(rows_->rows(s_.batch), micro_rows(), step_);
+    if (run_.saved)
+      for (const std::string& change : s_.changes(run_.saved->settings, step_)) log_.line("changed", change);
     if (collectives_) log_.line("ranks", str(ranks_.size(), ", over ", collectives_->description()));
     log_.line("memory", mebibytes(model_.model_memory().total_bytes()) + " of weights and optimiser, " +
                             mebibytes(model_.activation_memory().total_bytes()) + " of activations");
@@ -238,13 +238,21 @@ class Trainer {
     return run_.saved && run_.saved->state().has("products") ? run_.saved->state().at("products").string() : "";
   }
 
-  StepState report(int64_t step, int64_t first_step) {
+  // Tells of the steps before that one; how many of the last ones were skipped in a row.
+  int64_t report_until(int64_t step) {
+    int64_t skipped_in_a_row = 0;
+    for (; reported_ < step && skipped_in_a_row < 10; reported_++)
+      skipped_in_a_row = report(reported_).skipped_in_a_row;
+    return skipped_in_a_row;
+  }
+
+  StepState report(int64_t step) {
     const StepState state = ranks_.waiting([&] { return device_.read(snapshots_[step % 2]); });
     ranks_.tick();
     stop_told_ |= state.stop > 0;
     const double now = monotonic_seconds(), seconds = now - step_began_, all = now - began_;
     step_began_ = now;
-    log_.step({step, slots_[step % 2], seconds, all / static_cast<double>(step - first_step + 1), peak_flops_}, state,
+    log_.step({step, slots_[step % 2], seconds, all / static_cast<double>(step - first_step_ + 1), peak_flops_}, state,
               figures_[step % 2]);
     return state;
   }
@@ -267,17 +275,29 @@ class Trainer {
     if (sums[3] > 0 || sums[1] == 0) return;
     const double loss = sums[0] / sums[1];
     log_.validation(step_, loss, static_cast<int64_t>(sums[2]));
-    if (std::isfinite(loss) && (best_step_ < 0 || loss < best_loss_)) {
-      best_loss_ = loss;
-      best_step_ = step_;
-      save();  // the best one is kept
-    }
+    if (!std::isfinite(loss) || (best_step_ >= 0 && loss >= best_loss_)) return;
+    const auto before = std::pair(best_step_, best_loss_);
+    best_loss_ = loss;
+    best_step_ = step_;
+    if (!save()) std::tie(best_step_, best_loss_) = before;  // the best one is one that is kept
+  }
+
+  // The best checkpoint may have been removed, or have gone before the one that replaced it was damaged.
+  void forget_lost_best() {
+    std::error_code none;
+    double lost =
+        ranks_.first() && best_step_ >= 0 && !std::filesystem::exists(checkpoint_folder(s_.out, best_step_), none);
+    ranks_.sum(&lost, 1);
+    if (lost == 0) return;
+    print("the checkpoint of the best validation, step ", best_step_, ", is gone: the next one is the best\n");
+    best_step_ = -1;
   }
 
   // Returns whether it was saved; a failure is told, and training goes on. What ranks share is brought together by all,
   // and written by the first one.
   bool save() {
     if (saved_step_ == step_) return true;
+    report_until(step_);  // the log has all steps of a checkpoint
     ranks_.at(Doing::saving);
     const Whole masters(model_, model_.masters, ranks_), adam_m(model_, model_.adam_m, ranks_),
         adam_v(model_, model_.adam_v, ranks_);
@@ -295,8 +315,8 @@ class Trainer {
     state["adam_steps"] = counters.adam_steps;
     state["skipped"] = counters.skipped;
     state["skipped_in_a_row"] = counters.skipped_in_a_row;
-    state["best_step"] = best_step_;
-    state["best_val_loss"] = best_loss_;
+    state[best_step_field] = best_step_;
+    state[best_loss_field] = best_loss_;
     rows_->save(state);
     state["device"] = device_.description();
     state["build"] = build_description();
@@ -342,7 +362,7 @@ class Trainer {
   bool last_rows_ = false, stop_told_ = false;  // backward is of this rank's last rows; a rank was asked to stop
   StepRows batch_;
   std::vector<typename DRT<Device>::stat> losses_;  // (B,T)
-  int64_t step_ = 0, reported_ = 0, saved_step_ = -1, best_step_ = -1;
+  int64_t step_ = 0, first_step_ = 0, reported_ = 0, saved_step_ = -1, best_step_ = -1;
   double best_loss_ = 0, peak_flops_ = 1;
   double began_ = 0, step_began_ = 0;  // of monotonic_seconds()
   // Of the last two steps: what the device will tell of them, how many slots they read, what the rows' maker says.
@@ -356,14 +376,19 @@ bool is_among(const std::vector<std::string>& arguments, const char* flag) {
   return std::find(arguments.begin(), arguments.end(), flag) != arguments.end();
 }
 
-// Before the flags are read: what they start from. A preset's sizes, the settings of the weights' run, or those of the
-// run that goes on, which is returned.
-std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& arguments, TrainSettings& settings,
-                                         Flags& flags, std::optional<RunLock>& lock, bool first) {
+// What a training goes on from, or null: a run's last step, or the model that --init gives the weights of.
+struct Beginning {
+  std::unique_ptr<SavedRun> resumed, model;
+};
+
+// Before the flags are read: what they start from. A preset's sizes, the settings of the weights' model, or those of
+// the run that goes on.
+Beginning starting_point(const std::vector<std::string>& arguments, TrainSettings& settings, Flags& flags,
+                         std::optional<RunLock>& lock, bool first) {
   const std::string out = Flags::peek(arguments, "out"), init = Flags::peek(arguments, "init"),
                     name = Flags::peek(arguments, "model");
   const bool fallback = is_among(arguments, "--fallback");
-  std::unique_ptr<SavedRun> saved;
+  Beginning from;
   std::error_code none;
   if (std::filesystem::exists(out + "/" + Manifest::file_name, none))
     throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out +
@@ -372,18 +397,31 @@ std::unique_ptr<SavedRun> starting_point(const std::vector<std::string>& argumen
     if (out.empty()) throw UsageError("--resume needs --out RUN: the folder of the run that goes on");
     if (first && std::filesystem::is_directory(out, none))
       lock.emplace(out);  // before its newest checkpoint is looked for
-    saved = std::make_unique<SavedRun>(SavedRun::open(out, fallback));
-    flags.restore(saved->state().at("settings"));
-    return saved;
+    from.resumed = std::make_unique<SavedRun>(SavedRun::open(out, fallback));
+    flags.restore(from.resumed->state().at("settings"));
+    return from;
   }
-  if (is_saved_run(init)) {
-    const SavedRun from = SavedRun::open(init, fallback);
-    settings.config = from.settings.config;
-    settings.model = from.settings.model;
-    settings.tokenizer = from.checkpoint.file(SavedRun::tokenizer_file);
+  if (!init.empty() && has_settings(init)) {
+    from.model = std::make_unique<SavedRun>(SavedRun::open(init, fallback));
+    settings.config = from.model->settings.config;
+    settings.model = from.model->settings.model;
+    settings.tokenizer = from.model->tokenizer_path();
   }
-  if (!name.empty()) settings.config = preset(name).config;
-  return saved;
+  if (!name.empty() && !(from.model && name == settings.model)) settings.config = preset(name).config;
+  return from;
+}
+
+// What was given beside the weights of --init agrees with what they were trained with.
+void check_init(const SavedRun* model, const TrainSettings& settings, Flags& flags, const Tokenizer& tokenizer,
+                bool first) {
+  if (settings.init.empty()) return;
+  if (model && model->tokenizer.hash() != tokenizer.hash())
+    throw UsageError(str("--tokenizer: the weights in '", settings.init, "' were trained with ",
+                         model->tokenizer.description(), " (hash ", hex(model->tokenizer.hash(), 16), "), found ",
+                         tokenizer.description(), " (hash ", hex(tokenizer.hash(), 16), "); leave it out"));
+  const std::string remark = model ? check_same_model(model->settings, settings, flags, settings.init)
+                                   : model_on_trust(settings.config, settings.init);
+  if (first) print_error(remark);
 }
 
 // A run that goes on looks for its data where its checkpoint says: an Error that says so where nothing is there.
@@ -436,19 +474,26 @@ int train_command(const std::vector<std::string>& arguments) {
   if (wants_help(arguments, flags)) return 0;
   World world = world_of();
   std::optional<RunLock> lock;  // of the first rank; one that is launched here has it from this process
-  const std::unique_ptr<SavedRun> saved = starting_point(arguments, settings, flags, lock, world.rank == 0);
+  const Beginning from = starting_point(arguments, settings, flags, lock, world.rank == 0);
+  const SavedRun* saved = from.resumed.get();
   flags.parse(arguments);
   if (saved) {
     flags.check_unchanged(saved->state().at("settings"));
     check_remembered_patterns(settings, flags);
+    if (flags.given("steps") && !flags.given("tokens")) settings.tokens = 0;
   }
   flags.need("out");
   check_task_flags(settings, flags);
   Tokenizer tokenizer = saved ? saved->tokenizer : Tokenizer::load(settings.tokenizer);
-  if (!saved && (settings.steps > 0) == (settings.tokens > 0))
+  if (saved ? flags.given("steps") && flags.given("tokens") : (settings.steps > 0) == (settings.tokens > 0))
     throw UsageError(
         str("train needs either --steps or --tokens: how long to train; found ", settings.steps ? "both" : "neither"));
+  if (!saved && settings.final_rate() > settings.lr)
+    throw UsageError(str("--lr-final: expected at most --lr, ", settings.lr, ", found ", settings.lr_final,
+                         ": the rate falls; leave it out for a tenth of --lr"));
   settings.finish(tokenizer.vocab_size());
+  if (saved) settings.go_on(saved->settings, saved->checkpoint.step);
+  else check_init(from.model.get(), settings, flags, tokenizer, world.rank == 0);
   if (!saved && world.rank == 0) {
     make_folder(settings.out);
     lock.emplace(settings.out);
@@ -465,7 +510,7 @@ int train_command(const std::vector<std::string>& arguments) {
   }
   return train_as(world, [&](Ranks& ranks) {
     stop_on_signals();  // until all ranks have met a signal ends this one at once
-    Run run{settings, flags, std::move(tokenizer), saved.get(), ranks};
+    Run run{settings, flags, std::move(tokenizer), saved, ranks, from.model ? from.model->weights : settings.init};
     return with_device(
         settings.device, settings.precision, settings.threads,
         [&](auto& device) { return Trainer(device, run).train(); }, world.local_rank);
@@ -491,7 +536,7 @@ const Command commands[] = {
     {"inspect", "what each chunk of a text fetches", inspect_command},
     {"export", "a checkpoint's weights as one file for other programs", export_command},
     {"verify", "an oracle's file through forward, backward and optimiser", verify_command},
-    {"info", "tensors, work and memory of a model; what token shards hold", info_command},
+    {"info", "what a run is; tensors, work and memory of a model; what token shards hold", info_command},
 };
 
 int run_program(const std::vector<std::string>& arguments) {

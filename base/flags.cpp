@@ -167,6 +167,13 @@ void Flags::parse(const std::vector<std::string>& arguments) {
 
 bool Flags::given(const std::string& name) { return find(name).given; }
 
+std::string Flags::all_given() const {
+  std::string all;
+  for (const Flag& flag : flags_)
+    if (flag.given) all += str(all.empty() ? "--" : " --", flag.name);
+  return all;
+}
+
 std::string Flags::peek(const std::vector<std::string>& arguments, const std::string& name) {
   for (size_t i = 0; i < arguments.size(); i++) {
     if (arguments[i] == "--" + name && i + 1 < arguments.size()) return arguments[i + 1];
@@ -200,6 +207,23 @@ std::string Flags::help() const {
 }
 
 // ---- what a checkpoint remembers ----------------------------------------------------------------------------------
+std::string Flags::line() const {
+  constexpr std::string_view plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+.,/:=@%";
+  std::string all;
+  for (const Flag& flag : flags_) {
+    const std::string value = flag.get();
+    if (flag.role == setup || value == flag.initial) continue;
+    std::string quoted = value;
+    if (value.empty() || value.find_first_not_of(plain) != value.npos) {
+      quoted = "'";
+      for (const char c : value) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+      quoted += "'";
+    }
+    all += str(all.empty() ? "--" : " --", flag.name, " ", quoted);
+  }
+  return all;
+}
+
 Json Flags::values() const {
   Json all = Json::object();
   for (const Flag& flag : flags_)

@@ -44,12 +44,18 @@ class Flags {
   // Arguments after the command. Errors are UsageErrors; --help is the caller's.
   void parse(const std::vector<std::string>& arguments);
   bool given(const std::string& name);
+  // The flags that were given, as --NAME; "" for none.
+  std::string all_given() const;
   // The value of a flag in arguments that are not parsed yet; "" if it is not among them.
   static std::string peek(const std::vector<std::string>& arguments, const std::string& name);
   // Throws a UsageError for a flag that must be given.
   void need(const char* name);
 
   std::string help() const;
+
+  // As much of a command line as makes the values what they are, but those of setup and what is as by default; quoted
+  // for a shell.
+  std::string line() const;
 
   // All values by name, and back: what a checkpoint keeps. Names that restore() does not know are an Error (a newer
   // file).

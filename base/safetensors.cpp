@@ -120,6 +120,17 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   return file;
 }
 
+bool SafetensorsFile::begins(const File& file) {
+  struct {
+    uint64_t header_bytes;
+    char brace;
+  } head{};
+  if (file.size_bytes() < 10) return false;
+  file.read(&head.header_bytes, 8, 0);
+  file.read(&head.brace, 1, 8);
+  return head.header_bytes <= max_header_bytes && head.brace == '{';
+}
+
 namespace {
 
 // A tensor as a header has it; data_start, data_bytes: where the file has its tensors' bytes.

@@ -69,6 +69,8 @@ class SafetensorsFile {
   static SafetensorsFile open(const std::string& path);
   // path: a file, the index of one that is split (.index.json), or a folder of either.
   static SafetensorsFile open_weights(const std::string& path);
+  // Whether a file begins as one of these does.
+  static bool begins(const File& file);
 
   const std::string& path() const { return path_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }

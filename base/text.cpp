@@ -128,6 +128,37 @@ std::string did_you_mean(const std::string& found, const std::vector<std::string
              : "";
 }
 
+constexpr std::string_view base64_digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+std::string base64(std::string_view bytes) {
+  std::string text;
+  for (size_t at = 0; at < bytes.size(); at += 3) {
+    const size_t count = std::min<size_t>(3, bytes.size() - at);
+    uint32_t bits = 0;
+    for (size_t i = 0; i < 3; i++) bits = bits << 8 | (i < count ? static_cast<unsigned char>(bytes[at + i]) : 0u);
+    for (size_t i = 0; i < 4; i++) text += i <= count ? base64_digits[bits >> (18 - 6 * i) & 63] : '=';
+  }
+  return text;
+}
+
+std::string from_base64(std::string_view text, const std::string& what) {
+  const size_t padding = text.ends_with("==") ? 2 : text.ends_with("=") ? 1 : 0;
+  std::string bytes;
+  bool good = text.size() % 4 == 0;
+  for (size_t at = 0; good && at < text.size(); at += 4) {
+    const size_t count = at + 4 == text.size() ? 3 - padding : 3;
+    uint32_t bits = 0;
+    for (size_t i = 0; i < 4; i++) {
+      const size_t digit = i <= count ? base64_digits.find(text[at + i]) : 0;
+      good = good && digit != base64_digits.npos;
+      bits = bits << 6 | static_cast<uint32_t>(digit & 63);
+    }
+    for (size_t i = 0; i < count; i++) bytes += static_cast<char>(bits >> (16 - 8 * i) & 255);
+  }
+  if (!good) throw Error(what + ": expected bytes in base64, found something else; the file is damaged: make it anew");
+  return bytes;
+}
+
 std::string comma_list(const std::vector<int64_t>& numbers) {
   std::string text;
   for (const int64_t n : numbers) {

@@ -1,4 +1,4 @@
-// Text for people: UTF-8, what may go to a terminal, near misses of a name, lists, sizes, durations.
+// Text for people: UTF-8, what may go to a terminal, near misses of a name, lists, sizes, durations; bytes as text.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -46,6 +46,11 @@ size_t edit_distance(const std::string& a, const std::string& b);
 
 // ", did you mean X?" for the nearest of the names, or nothing if none is near.
 std::string did_you_mean(const std::string& found, const std::vector<std::string>& names);
+
+// Bytes as printable characters (RFC 4648, with padding), and back; an Error that begins with `what` where the text is
+// no such.
+std::string base64(std::string_view bytes);
+std::string from_base64(std::string_view text, const std::string& what);
 
 std::string comma_list(const std::vector<int64_t>& numbers);
 

@@ -17,5 +17,7 @@ int inspect_command(const std::vector<std::string>& arguments);
 int export_command(const std::vector<std::string>& arguments);
 int verify_command(const std::vector<std::string>& arguments);
 int info_command(const std::vector<std::string>& arguments);
+// Of info: what a RUN is, one of its checkpoints, or an exported file. 1 where a checkpoint is damaged.
+int show_saved(const std::string& path);
 
 }  // namespace gca

@@ -64,7 +64,7 @@ int gpu_of(int local_rank) {
 
 template <class Device>
 void load_weights_of(const SavedRun& saved, DRT<Device>& model) {
-  load_weights(saved.checkpoint.file(SavedRun::model_file), model);
+  load_weights(saved.weights, model);
 }
 
 template <class Device>
@@ -110,8 +110,7 @@ std::vector<std::unique_ptr<RowReader<Device>>> open_readers(const SavedRun& sav
   model.allocate();
   load_weights_of(saved, model);
   std::vector<std::unique_ptr<RowReader<Device>>> readers;
-  for (int64_t i = 0; i < plan.readers; i++)
-    readers.push_back(std::make_unique<RowReader<Device>>(model, plan, i > 0));
+  for (int64_t i = 0; i < plan.readers; i++) readers.push_back(std::make_unique<RowReader<Device>>(model, plan, i > 0));
   return readers;
 }
 

@@ -1,12 +1,13 @@
-// The command export: the weights of a checkpoint as one file for other programs.
+// The command export: a checkpoint as one file.
 #include <bit>
 #include <filesystem>
+#include <map>
+#include <string>
 #include <system_error>
 
 #include "base/safetensors.h"
 #include "commands/commands.h"
 #include "commands/shared.h"
-#include "runtime/checkpoint.h"
 #include "runtime/run.h"
 
 namespace gca {
@@ -33,8 +34,11 @@ std::vector<SafetensorsEntry> entries_of(const SafetensorsFile& file, bool bf16)
 int export_command(const std::vector<std::string>& arguments) {
   std::string checkpoint, out, dtype = "bf16";
   bool fallback = false;
-  Flags flags("export", "The weights of a checkpoint as one safetensors file for other programs.");
-  flags.add("checkpoint", checkpoint, "STEP", "a checkpoint's folder, or a RUN: its newest");
+  Flags flags("export",
+              "A checkpoint as one safetensors file, for other programs and this one: weights, settings, tokenizer.");
+  flags.add("checkpoint", checkpoint, "STEP",
+            "a RUN: its newest checkpoint, RUN/best: that of its best validation, a checkpoint's folder, or an "
+            "exported file");
   flags.add_switch("fallback", fallback, "take an older checkpoint of the RUN where the newest is damaged");
   flags.add("out", out, "FILE", "the file to write; must not be there yet");
   flags.add_choice("dtype", dtype, "float|bf16", "of the numbers; bf16 rounds to nearest");
@@ -44,10 +48,14 @@ int export_command(const std::vector<std::string>& arguments) {
   flags.need("out");
   if (std::error_code none; std::filesystem::exists(out, none))
     throw Error("--out: '" + out + "' is there already: remove it or choose another name");
-  const SafetensorsFile file = SafetensorsFile::open(open_checkpoint(checkpoint, fallback).file(SavedRun::model_file));
+  const SavedRun saved = SavedRun::open(checkpoint, fallback);
+  const SafetensorsFile file = SafetensorsFile::open(saved.weights);
   const std::vector<SafetensorsEntry> entries = entries_of(file, dtype == "bf16");
-  write_safetensors(out, {{"format", "pt"}}, entries);
-  print("'", out, "': ", entries.size(), " tensors in ", dtype, "\n");
+  std::map<std::string, std::string> metadata = exported_metadata(saved);
+  metadata["format"] = "pt";
+  write_safetensors(out, metadata, entries);
+  print("'", out, "': ", entries.size(), " tensors in ", dtype, ", with settings and tokenizer of step ",
+        saved.checkpoint.step, "\n");
   return 0;
 }
 

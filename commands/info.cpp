@@ -1,4 +1,4 @@
-// The command info: tensors, work and memory of a model; what token shards hold.
+// The command info: tensors, work and memory of a model; what token shards hold. What a run is: info_saved.cpp.
 #include <algorithm>
 #include <span>
 
@@ -134,8 +134,11 @@ int info_command(const std::vector<std::string>& arguments) {
   Config config = preset(asked.empty() ? model : asked).config;
   config.vocab = 50265;
   Flags flags("info",
-              "A model's tensors, parameters, work and memory, before anything is allocated; or, with --data, what "
-              "token shards hold. At the end, what of this machine may be used.");
+              "What a RUN is, one of its checkpoints or an exported file: settings, steps, best validation, files. Or, "
+              "without it, a model's tensors, parameters, work and memory, before anything is allocated; or, with "
+              "--data, what token shards hold. After a model, what of this machine may be used.");
+  std::vector<std::string> saved;
+  flags.add_rest(saved, "[RUN|RUN/best|STEP|FILE]", false);
   add_model_flags(flags, model, config);
   flags.add("vocab", config.vocab, 2, 1 << 24, "V, ids");
   flags.add("batch", batch, 1, 1 << 20, "rows at once, for the memory plan");
@@ -149,6 +152,13 @@ int info_command(const std::vector<std::string>& arguments) {
   flags.add("first", first, 0, 1 << 20, "tokens of the shards to print");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
+  if (!saved.empty()) {
+    if (saved.size() > 1)
+      throw UsageError("info: expected one RUN, found '" + saved[1] + "' too; ask for one at a time");
+    if (const std::string given = flags.all_given(); !given.empty())
+      throw UsageError("info '" + saved[0] + "' takes no flags, found " + given + "; leave them out");
+    return show_saved(saved[0]);
+  }
   if (!data.empty()) return show_shards(data, Tokenizer::load(tokenizer), first);
   config.validate();
   if (precision == "bf16") {

@@ -34,7 +34,9 @@ void print_bytes(const std::string& bytes) {
 }
 
 void ModelSource::add_to(Flags& flags) {
-  flags.add("checkpoint", checkpoint, "STEP", "a checkpoint's folder, or a RUN: its newest");
+  flags.add("checkpoint", checkpoint, "STEP",
+            "a RUN: its newest checkpoint, RUN/best: that of its best validation, a checkpoint's folder, or an "
+            "exported file");
   flags.add_switch("fallback", fallback, "take an older checkpoint of the RUN where the newest is damaged");
   flags.add_choice("device", device, "auto|cpu|cuda", "auto: cuda where a GPU answers");
   flags.add_choice("precision", precision, "float|bf16", "bf16 on a GPU only");

@@ -81,6 +81,7 @@ int tokenizer_train_command(const std::vector<std::string>& arguments) {
   std::vector<std::string> texts;
   std::string out;
   int64_t vocab_size = 0, threads = 0;
+  bool marked = false;
   Flags flags(
       "tokenizer-train",
       "Learns a byte-level BPE from text files, or folders of them (less their val/). Text is read in pieces; what is "
@@ -89,6 +90,7 @@ int tokenizer_train_command(const std::vector<std::string>& arguments) {
   flags.add_rest(texts, "TEXT...", true);
   flags.add("vocab-size", vocab_size, 0, INT32_MAX, "tokens, the 256 bytes among them; seven special ids come on top");
   flags.add("out", out, "FILE", "the tokenizer, a new file");
+  flags.add_switch("marked", marked, "<|endoftext|> in a text parts documents: nothing of it gets into the vocabulary");
   flags.add("threads", threads, 0, 4096, "0: one a processor");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
@@ -101,7 +103,7 @@ int tokenizer_train_command(const std::vector<std::string>& arguments) {
   if (const std::string folder = parent_folder(out); !folder.empty()) make_folder(folder);
   ThreadPool pool(static_cast<int>(threads));
   TrainReport report;
-  const Tokenizer tokenizer = train_tokenizer(texts, vocab_size, pool, &report);
+  const Tokenizer tokenizer = train_tokenizer(texts, vocab_size, marked, pool, &report);
   tokenizer.save(out);
   if (!report.left_out.empty()) print_error(report.left_out, "\n");
   rusage usage;

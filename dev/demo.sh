@@ -9,7 +9,7 @@ rm -rf "$RUN"
 $T train --task recall --haystack 'README.md,*.h,*.cu,base,cpu,commands,runtime,tokenizer' --value-tokens 3 --out "$RUN" --seed "${SEED:-1}" --threads "${THREADS:-0}" \
   --width 64 --heads 4 --ffn 128 --lower 1 --groups 1 --encoder 1 --chunk 16 --topk 8 --window 16 \
   --curriculum 5,10,20 --promote 0.9 --needles 8 --questions 8 --answer-weight 1 \
-  --batch 32 --steps 2500 --lr 2e-3 --warmup 50 --print-every 100 --save-every 100000
+  --batch 32 --steps 2500 --lr 2e-3 --lr-final 1.5e-4 --warmup 50 --print-every 100 --save-every 100000
 find_needles() {
   $T passkey --checkpoint "$RUN" --threads "${THREADS:-0}" --haystack 'kernels,dev/test' --length 320,1280,5120,20K --trials 100,100,100,50 \
     --far-only --out "$RUN/passkey.jsonl" "$@"

@@ -9,7 +9,7 @@ import shutil
 import sys
 
 def read_log(run, letter, first_step):
-  """-> [(label, letter, {step: loss})]: loss, val_loss, those there are. Of a step logged twice (a resumed run) the later counts."""
+  """-> [(label, letter, {step: loss})]: loss, val_loss, those there are. Of a step logged twice the later counts."""
   path = os.path.join(run, "log.jsonl") if os.path.isdir(run) else run
   curves, unread = {"loss": {}, "val_loss": {}}, 0
   with open(path, encoding="utf-8", errors="replace") as file:

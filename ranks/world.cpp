@@ -112,27 +112,26 @@ namespace {
 std::atomic<int> signal_to_pass_on = 0;
 void note_signal(int number) { signal_to_pass_on = number; }
 
-// While it lives, SIGINT, SIGTERM and SIGHUP are noted, but for those that are ignored (nohup, a background job).
+// While it lives, stop_signals are noted, but for those that are ignored (nohup, a background job).
 class NotedSignals {
  public:
   NotedSignals() {
-    for (size_t i = 0; i < std::size(numbers); i++) {
-      sigaction(numbers[i], nullptr, &before_[i]);
+    for (size_t i = 0; i < std::size(stop_signals); i++) {
+      sigaction(stop_signals[i], nullptr, &before_[i]);
       if (before_[i].sa_handler == SIG_IGN) continue;
       struct sigaction action = {};
       action.sa_handler = note_signal;
-      sigaction(numbers[i], &action, nullptr);
+      sigaction(stop_signals[i], &action, nullptr);
     }
   }
   ~NotedSignals() {
-    for (size_t i = 0; i < std::size(numbers); i++) sigaction(numbers[i], &before_[i], nullptr);
+    for (size_t i = 0; i < std::size(stop_signals); i++) sigaction(stop_signals[i], &before_[i], nullptr);
   }
   NotedSignals(const NotedSignals&) = delete;
   NotedSignals& operator=(const NotedSignals&) = delete;
 
  private:
-  static constexpr int numbers[] = {SIGINT, SIGTERM, SIGHUP};
-  struct sigaction before_[3];
+  struct sigaction before_[std::size(stop_signals)];
 };
 
 // Until all have ended. Those that are left when one has failed end by themselves, within the time, or are ended.

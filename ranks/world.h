@@ -1,6 +1,8 @@
 // Which of how many processes this one is: the ranks of a world that train one model together. A launcher of a cluster
 // says so in the environment (torchrun, SLURM's srun, Open MPI's mpirun); launch() starts ranks on this host by itself.
 #pragma once
+#include <signal.h>
+
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -36,10 +38,14 @@ World world_of(const Environment& environment = of_environment);
 // The first host of SLURM's list, as n[03-07,12],login -> n03.
 std::string first_host(const std::string& list);
 
+// What ends a training after its step, with a checkpoint: Ctrl-C, a terminal that closes, and what batch systems send
+// before a job's time is up (SLURM --signal=USR1@120, Grid Engine USR1 and USR2, LSF and limits of CPU time XCPU).
+inline constexpr int stop_signals[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU};
+
 // Starts `size` ranks on this host: copies of this process as it is now. Call it before there are threads, GPUs or
 // signal handlers. In each rank: its world. In the process that called: nothing, after all have ended; exit_code is
-// then the first that is not 0. SIGINT, SIGTERM and SIGHUP are passed on to the ranks; where this process dies they get
-// SIGTERM; where one of them fails, the others have a quarter of `patience` to end. An Error where GCA_PORT is taken.
+// then the first that is not 0. stop_signals are passed on to the ranks; where this process dies they get SIGTERM;
+// where one of them fails, the others have a quarter of `patience` to end. An Error where GCA_PORT is taken.
 std::optional<World> launch(int size, int& exit_code);
 
 // What count() returns in a process of its own: so that this one does not touch the GPUs before it has launched ranks.

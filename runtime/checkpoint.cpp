@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "base/files.h"
-#include "base/foreign.h"
 #include "base/json.h"
 
 namespace gca {
@@ -99,7 +98,7 @@ void Manifest::write(const std::string& folder) const {
   write_file(folder + "/" + file_name, json.dump(true));
 }
 
-Checkpoint read_checkpoint(const std::string& folder) {
+Checkpoint read_checkpoint(const std::string& folder, Check check) {
   const Manifest manifest = Manifest::read(folder);
   if (const int64_t step = step_of(folder); step >= 0 && step != manifest.step)
     throw Error(str("'", folder, "' holds step ", manifest.step,
@@ -114,7 +113,8 @@ Checkpoint read_checkpoint(const std::string& folder) {
     if (const int64_t bytes = file.size_bytes(); bytes != entry.bytes)
       throw Error(str("'", path, "' is ", bytes < entry.bytes ? "cut off" : "too long", ": expected ", entry.bytes,
                       " bytes, found ", bytes, "; use another checkpoint"));
-    if (const uint32_t crc = crc32c(file); crc != entry.crc)
+    const bool read = check == Check::bytes || entry.name == "state.json";
+    if (const uint32_t crc = read ? crc32c(file) : entry.crc; crc != entry.crc)
       throw Error(str("'", path, "' has changed since it was saved: expected CRC-32C ", hex(entry.crc, 8), ", found ",
                       hex(crc, 8), "; check the disk, and use another checkpoint"));
     checkpoint.files.push_back(entry.name);
@@ -128,37 +128,66 @@ bool holds_checkpoint(const std::string& folder) {
   return look_at(folder + "/" + Manifest::file_name).kind == Found::file || !list_checkpoints(folder).empty();
 }
 
+std::string other_program_file(const std::string& folder) {
+  for (const std::string& name : list_folder(folder))
+    if (name == "config.json" || name == "pytorch_model.bin" || name.ends_with(".safetensors") ||
+        name.ends_with(".safetensors.index.json"))
+      return name;
+  return "";
+}
+
 namespace {
 
 // The end of a message about a path without a checkpoint.
 std::string what_lies_there(const std::string& path) {
-  if (look_at(path).kind == Found::file)
-    return foreign_remark(File::open(path).beginning(foreign_head_bytes), "; check the path");
-  for (const std::string& name : list_folder(path))
-    if (name == "config.json" || name == "pytorch_model.bin" || name.ends_with(".safetensors") ||
-        name.ends_with(".safetensors.index.json"))
-      return "; with '" + name +
-             "' it is a model of another program: start from its weights (safetensors) with train "
-             "--init";
+  if (const std::string name = other_program_file(path); !name.empty())
+    return "; with '" + name +
+           "' it is a model of another program: start from its weights (safetensors) with train "
+           "--init";
   return "; check the path (a run stopped before its first save has none: start it anew)";
+}
+
+// RUN of RUN/best, "" of any other path: of one that leads somewhere as it is written, too.
+std::string run_of_best(const std::string& path) {
+  const std::filesystem::path whole =
+      (std::filesystem::path(path) / "").parent_path();  // with or without a '/' at its end
+  std::error_code none;
+  if (whole.filename() != "best" || std::filesystem::exists(std::filesystem::symlink_status(whole, none))) return "";
+  return whole.has_parent_path() ? whole.parent_path().string() : ".";
+}
+
+Checkpoint open_best(const std::string& run, bool fallback, Check check) {
+  Checkpoint newest = open_checkpoint(run, fallback, Check::sizes);
+  const JsonField state(newest.state, newest.folder + "/state.json");
+  const int64_t best = state.has(best_step_field) ? state.at(best_step_field).integer(-1) : -1;
+  if (best < 0)
+    throw Error(str("'", run, "' has no best checkpoint: expected a validation before step ", newest.step,
+                    ", found none; train with --val-data, or take '", run, "' for its newest"));
+  if (std::error_code none; !std::filesystem::exists(checkpoint_folder(run, best), none))
+    throw Error(str("'", checkpoint_folder(run, best), "', which step ", newest.step,
+                    " remembers as the best, is missing: it was removed or not copied; take '", run,
+                    "' for the newest"));
+  Checkpoint checkpoint = read_checkpoint(checkpoint_folder(run, best), check);
+  checkpoint.passed_over = std::move(newest.passed_over);
+  return checkpoint;
 }
 
 }  // namespace
 
-Checkpoint open_checkpoint(const std::string& path, bool fallback) {
-  const bool file = look_at(path).kind == Found::file;
-  const std::vector<int64_t> steps = file ? std::vector<int64_t>() : list_checkpoints(path);
+Checkpoint open_checkpoint(const std::string& path, bool fallback, Check check) {
+  if (const std::string run = run_of_best(path); !run.empty()) return open_best(run, fallback, check);
+  const std::vector<int64_t> steps = list_checkpoints(path);
   if (steps.empty()) {
-    if (file || !holds_checkpoint(path))
+    if (!holds_checkpoint(path))
       throw Error("'" + path + "' has no checkpoint: expected folders named step_00000000 or the like in it, or a " +
                   Manifest::file_name + what_lies_there(path));
-    return read_checkpoint(path);
+    return read_checkpoint(path, check);
   }
   std::vector<std::string> errors;
   for (size_t i = steps.size(); i-- > 0;) {
     const std::string folder = checkpoint_folder(path, steps[i]);
     try {
-      Checkpoint checkpoint = read_checkpoint(folder);
+      Checkpoint checkpoint = read_checkpoint(folder, check);
       checkpoint.passed_over = std::move(errors);
       return checkpoint;
     } catch (const Error& error) {

@@ -36,6 +36,9 @@ std::string checkpoint_folder(const std::string& run, int64_t step);
 // The step that a folder's name says; -1: it is not named as a checkpoint.
 int64_t step_of(const std::string& folder);
 
+// In a checkpoint's state: the step of the best validation so far, which keeps its checkpoint, and its loss.
+constexpr const char *best_step_field = "best_step", *best_loss_field = "best_val_loss";
+
 // The steps that have a folder in RUN, damaged ones too, oldest first.
 std::vector<int64_t> list_checkpoints(const std::string& run);
 
@@ -63,16 +66,22 @@ struct Manifest {
   void write(const std::string& folder) const;
 };
 
+// What of a checkpoint is read before it is taken as whole: every byte; or sizes, and the bytes of its state alone.
+enum class Check { bytes, sizes };
+
 // The checkpoint in a STEP folder, its sizes and checksums checked, or an Error that says which file is missing, cut
 // off or changed.
-Checkpoint read_checkpoint(const std::string& folder);
+Checkpoint read_checkpoint(const std::string& folder, Check check = Check::bytes);
 
 // Whether a folder is a STEP, or a RUN that has one.
 bool holds_checkpoint(const std::string& folder);
+// Of a folder without one: a file that shows it to be a model of another program, or "".
+std::string other_program_file(const std::string& folder);
 
-// path: a STEP folder, or a RUN, which means its newest step. A damaged newest step is an Error; with fallback, the
-// newest one that is whole is taken, and `passed_over` says what is wrong with those passed over.
-Checkpoint open_checkpoint(const std::string& path, bool fallback = false);
+// path: a STEP folder; a RUN, which means its newest step; or RUN/best: that of the best validation, as the newest step
+// remembers it. A damaged newest step is an Error; with fallback, the newest one that is whole is taken, and
+// `passed_over` says what is wrong with those passed over.
+Checkpoint open_checkpoint(const std::string& path, bool fallback = false, Check check = Check::bytes);
 
 // Saves a step: the files, in order, then state.json. Returns what was written. When this returns, the checkpoint is
 // whole and on the disk. Any failure is an Error, leaves no part of it, and the older ones as they were. Nothing whole

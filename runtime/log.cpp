@@ -1,8 +1,11 @@
 // A training's lines on the terminal, and log.jsonl.
 #include "runtime/log.h"
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
+#include <functional>
 
 #include "base/files.h"
 #include "base/text.h"
@@ -22,7 +25,64 @@ void RunLog::model(int64_t parameters, const Tokenizer& tokenizer) const {
 
 void RunLog::schedule(int64_t rows, int64_t rows_at_once, int64_t from_step) const {
   line("steps", str(s_.steps, " of ", rows, " rows (", rows_at_once, " at once), from step ", from_step));
-  line("rate", str(s_.lr, " after ", s_.warmup_steps(), " steps, then a cosine to ", s_.lr_final));
+  line("rate", str(s_.lr, " after ", s_.warmup_steps(), " steps, then a cosine to ", s_.final_rate()));
+}
+
+namespace {
+
+// What of a log stays, line by line in the order of the file, where the run goes on after last_step.
+class StayingLines {
+ public:
+  explicit StayingLines(int64_t last_step) : last_step_(last_step) {}
+  bool stays(const std::string& line) {
+    try {
+      const Json json = parse_json(line, "log.jsonl");
+      if (!json.find("step")) return true;  // somebody's own
+      const JsonField field(json, "log.jsonl");
+      const int64_t step = field.at("step").integer();
+      int64_t& told = field.has("val_loss") ? validated_ : stepped_;
+      if (step > last_step_ || step <= told) return false;
+      told = step;
+      return true;
+    } catch (const Error&) {
+      return false;  // cut off
+    }
+  }
+
+ private:
+  const int64_t last_step_;
+  int64_t stepped_ = -1, validated_ = -1;
+};
+
+// Calls take(line, stays) for each line; the last one, where it has no end, is no line.
+void read_log(const std::string& path, int64_t last_step,
+              const std::function<void(const std::string& line, bool stays)>& take) {
+  errno = 0;
+  std::ifstream log(path);
+  StayingLines lines(last_step);
+  for (std::string line; std::getline(log, line);) take(line, !log.eof() && lines.stays(line));
+  if (!log.eof()) throw system_error("cannot read '" + path + "'", errno);
+}
+
+}  // namespace
+
+void RunLog::go_back_to(int64_t step) {
+  if (!writes_) return;
+  try {
+    if (look_at(path()).kind != Found::file) return;
+    int64_t left_out = 0;
+    read_log(path(), step, [&](const std::string&, bool stays) { left_out += !stays; });
+    if (left_out == 0) return;
+    AtomicFile file(path());
+    read_log(path(), step, [&](std::string line, bool stays) {
+      line += '\n';
+      if (stays) file.write(line.data(), line.size());
+    });
+    file.commit();
+    this->line("log", str("goes back to step ", step, ": ", left_out, " lines after it, or cut off, are left out"));
+  } catch (const Error& error) {
+    tell(error);
+  }
 }
 
 void RunLog::step(const StepReport& report, const StepState& state, const StepFigures& more) {
@@ -51,7 +111,7 @@ void RunLog::step(const StepReport& report, const StepState& state, const StepFi
   line["tokens_per_second"] = tokens / report.seconds;
   line.add(more.fields);
   if (state.skip) line["skipped"] = true;
-  append(line);
+  append(std::move(line));
 }
 
 void RunLog::validation(int64_t step, double loss, int64_t rows) {
@@ -61,18 +121,25 @@ void RunLog::validation(int64_t step, double loss, int64_t rows) {
   Json line = Json::object();
   line["step"] = step;
   line["val_loss"] = loss;
-  append(line);
+  append(std::move(line));
+}
+
+// Every line has its time: seconds since 1970, to the millisecond.
+void RunLog::append(Json line) {
+  if (!writes_) return;
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  line["time"] = static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()) / 1e3;
+  try {
+    append_line(path(), line.dump());
+  } catch (const Error& error) {
+    tell(error);
+  }
 }
 
 // A disk that is full must not end the training: said once.
-void RunLog::append(const Json& line) {
-  if (!writes_) return;
-  try {
-    append_line(s_.out + "/log.jsonl", line.dump());
-  } catch (const Error& error) {
-    if (!told_) print_error(error.what(), "; training goes on without it: free some space or mend the folder\n");
-    told_ = true;
-  }
+void RunLog::tell(const Error& error) {
+  if (!told_) print_error(error.what(), "; training goes on without it: free some space or mend the folder\n");
+  told_ = true;
 }
 
 }  // namespace gca

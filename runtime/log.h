@@ -28,11 +28,18 @@ class RunLog {
   void line(const char* name, const std::string& value) const;
   void schedule(int64_t rows, int64_t rows_at_once, int64_t from_step) const;
 
+  // Where a run goes on after that step: takes out of log.jsonl what a killed run had told of later ones, which are
+  // made again, a line that was cut off, and steps that stand twice. The file is the old one or the new one at any
+  // instant.
+  void go_back_to(int64_t step);
+
   void step(const StepReport& report, const StepState& state, const StepFigures& more);
   void validation(int64_t step, double loss, int64_t rows);
 
  private:
-  void append(const Json& line);
+  std::string path() const { return s_.out + "/log.jsonl"; }
+  void append(Json line);
+  void tell(const Error& error);
 
   const TrainSettings& s_;
   const bool writes_;

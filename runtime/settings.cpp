@@ -26,7 +26,8 @@ const Preset& preset(const std::string& name) {
 }
 
 void add_model_flags(Flags& flags, std::string& model, Config& c) {
-  flags.add("model", model, "PRESET", "drt, drt-x2, swa, swa-14, small or tiny; the flags below change it", Flags::run);
+  flags.add("model", model, "PRESET", "drt, drt-x2, swa, swa-14, small or tiny: what the flags below are unless given",
+            Flags::run);
   flags.add("width", c.width, 1, 65536, "D, columns of the residual stream", Flags::run);
   flags.add("heads", c.heads, 1, 65536, "H, attention heads", Flags::run);
   flags.add("ffn", c.ffn, 1, 1 << 20, "F, feed-forward width", Flags::run);
@@ -39,6 +40,35 @@ void add_model_flags(Flags& flags, std::string& model, Config& c) {
   flags.add("window", c.reach.window, 0, INT32_MAX, "W, slots back that a slot attends to", Flags::run);
   flags.add_on_off("null-slot", c.null_slot,
                    "a zero key and value in each fetched chunk, so that nothing need be taken", Flags::run);
+}
+
+std::string check_same_model(const TrainSettings& trained, const TrainSettings& now, Flags& flags,
+                             const std::string& path) {
+  const auto values = [](Config config) {
+    std::string none;
+    Flags model("", "");
+    add_model_flags(model, none, config);
+    return model.values();
+  };
+  const Json before = values(trained.config), after = values(now.config);
+  std::string remark;
+  const JsonField fields(after, "settings");
+  for (const auto& [name, value] : fields.members()) {
+    const std::string was = JsonField(before, path).at(name).string(), is = JsonField(value, name).string();
+    if (was == is) continue;
+    const std::string differs = str("the weights in '", path, "' were trained with ", was.empty() ? "none" : was,
+                                    ", found ", is.empty() ? "none" : is);
+    if (name == "null-slot") remark = "note: --null-slot: " + differs + ", and is trained with that from here on\n";
+    else if (flags.given(name)) throw UsageError(str("--", name, ": ", differs, "; leave it out"));
+    else throw UsageError(str("--model ", now.model, ": its --", name, ": ", differs, "; leave --model out"));
+  }
+  return remark;
+}
+
+std::string model_on_trust(const Config& c, const std::string& path) {
+  return str("note: '", path, "' says nothing of heads, chunk, topk, window and null slot: --heads ", c.heads,
+             " --chunk ", c.chunk, " --topk ", c.reach.topk, " --window ", c.reach.window, " --null-slot ",
+             c.null_slot ? "on" : "off", " are taken as right; others would give other results\n");
 }
 
 void add_recompute_flag(Flags& flags, std::string& recompute) {
@@ -56,7 +86,32 @@ void TrainSettings::finish(int64_t vocab) {
   config.vocab = vocab;
   config.validate();
   if (tokens > 0) steps = ceil_div(tokens, batch * stage_chunks(0) * (config.chunk - 1));
+  if (lr_final < 0 && lr_final != -1)
+    throw UsageError(str("--lr-final: expected a number from 0 to 10, or -1 for a tenth of --lr, found ", lr_final));
   if (micro() > batch) throw UsageError(str("--micro-batch: expected at most --batch, ", batch, ", found ", micro()));
+}
+
+void TrainSettings::go_on(const TrainSettings& before, int64_t done) {
+  if (steps < done)
+    throw UsageError(str(tokens > 0 ? "--tokens" : "--steps", ": expected ", done,
+                         " steps at least, which the run has made ", "already, found ", steps,
+                         "; give more, or start a new run from its weights with --init"));
+  if (steps != before.steps) warmup = before.warmup_steps();
+}
+
+std::vector<std::string> TrainSettings::changes(const TrainSettings& before, int64_t done) const {
+  std::vector<std::string> all;
+  if (steps != before.steps)
+    all.push_back(str(steps, " steps instead of ", before.steps, ", after the same ", warmup_steps(), " of warm-up",
+                      done < steps ? str(": the cosine ends there, and the rate of step ", done + 1, " is ",
+                                         significant(learning_rate(done), 3), ", where that of the run as it was is ",
+                                         significant(before.learning_rate(done), 3))
+                                   : ""));
+  if (micro() != before.micro())
+    all.push_back(str(micro(), " rows at once instead of ", before.micro(), ": the batch stays ", batch,
+                      " rows, but sums are made in another order, so results differ in their last bits from those of "
+                      "the run as it was"));
+  return all;
 }
 
 int64_t TrainSettings::stage_rows(int64_t rows, int64_t stage) const {
@@ -71,7 +126,7 @@ double TrainSettings::learning_rate(int64_t step) const {
   if (step < warmup_steps()) return lr * static_cast<double>(step + 1) / static_cast<double>(warmup_steps());
   const double past = static_cast<double>(step - warmup_steps()),
                all = static_cast<double>(std::max<int64_t>(1, steps - warmup_steps()));
-  return lr_final + 0.5 * (lr - lr_final) * (1 + std::cos(3.141592653589793 * std::min(1.0, past / all)));
+  return final_rate() + 0.5 * (lr - final_rate()) * (1 + std::cos(3.141592653589793 * std::min(1.0, past / all)));
 }
 
 Flags train_flags(TrainSettings& s) {
@@ -82,13 +137,14 @@ Flags train_flags(TrainSettings& s) {
   flags.add("tokenizer", s.tokenizer, "FILE", Tokenizer::accepted);
   flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
   flags.add("batch", s.batch, 1, 1 << 20, "rows a step, of all ranks together", Flags::run);
-  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows that a rank takes at once; 0: all of its own", Flags::run);
+  flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows that a rank takes at once; 0: all of its own",
+            Flags::remembered);
   flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
   flags.heading("model");
-  flags.add(
-      "init", s.init, "CHECKPOINT",
-      "start from these weights: a RUN, a STEP, a .safetensors file, the index of a split one, or a folder of either",
-      Flags::run);
+  flags.add("init", s.init, "CHECKPOINT",
+            "start from these weights: a RUN, a STEP, a .safetensors file, the index of a split one, or a folder of "
+            "either; what they say of the model and the tokenizer is taken, and what is given must agree",
+            Flags::run);
   add_model_flags(flags, s.model, s.config);
   flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
   flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, and noise", Flags::run);
@@ -110,10 +166,12 @@ Flags train_flags(TrainSettings& s) {
   flags.add("answer-weight", s.answer_weight, 0, 1e6,
             "a: the loss is the mean over tokens plus a times the mean over answer tokens", Flags::run);
   flags.heading("optimiser");
-  flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens", Flags::run);
-  flags.add("tokens", s.tokens, 0, int64_t{1} << 50, "real tokens in all, instead of --steps", Flags::run);
+  flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens. With --resume: another end",
+            Flags::remembered);
+  flags.add("tokens", s.tokens, 0, int64_t{1} << 50, "real tokens in all, instead of --steps", Flags::remembered);
   flags.add("lr", s.lr, 0, 10, "learning rate after the warm-up", Flags::run);
-  flags.add("lr-final", s.lr_final, 0, 10, "learning rate at the last step (cosine)", Flags::run);
+  flags.add("lr-final", s.lr_final, -1, 10,
+            "learning rate at the last step (cosine), at most --lr; -1: a tenth of --lr", Flags::run);
   flags.add("warmup", s.warmup, -1, int64_t{1} << 31, "steps of linear warm-up; -1: 2% of the steps", Flags::run);
   flags.add("weight-decay", s.weight_decay, 0, 10, "AdamW, matrices only", Flags::run);
   flags.add("beta1", s.beta1, 0, 0.999999, "AdamW", Flags::run);  // 1 would divide 0 by 0
@@ -139,7 +197,7 @@ Flags train_flags(TrainSettings& s) {
                    Flags::run);
   add_recompute_flag(flags, s.recompute);
   flags.add("threads", s.threads, 0, 4096,
-            "CPU threads; 0: one a processor, as far as a container's quota goes. Results do not depend on it");
+            "CPU threads; 0: one a processor, shared out among the ranks of a host. Results do not depend on it");
   return flags;
 }
 

@@ -23,7 +23,7 @@ struct TrainSettings {
   Config config = preset("small").config;
   int64_t batch = 4, micro_batch = 0, chunks = 10, steps = 0, tokens = 0, warmup = -1, seed = 1, threads = 0, ranks = 1;
   int64_t print_every = 1, eval_every = 100, eval_rows = 32, save_every = 500, keep = 2;
-  double lr = 1.5e-3, lr_final = 1.5e-4, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1;
+  double lr = 1.5e-3, lr_final = -1, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1;
   bool resume = false, fallback = false, noise = true, no_cross = false;
   TaskSettings task;
   std::vector<int64_t> curriculum, needles = {8}, questions = {8};
@@ -33,6 +33,12 @@ struct TrainSettings {
   // is as long as --steps says, or as --tokens does, from which steps is set.
   void finish(int64_t vocab);
 
+  // Of a run that goes on after step `done`, after finish(). Another length keeps the warm-up that it had; a UsageError
+  // where there are more steps already.
+  void go_on(const TrainSettings& before, int64_t done);
+  // What that changes, in sentences.
+  std::vector<std::string> changes(const TrainSettings& before, int64_t done) const;
+
   // The stage of a curriculum fixes the chunks of a row. Longer rows are fewer, so that a step keeps its slots.
   int64_t stages() const { return std::max<int64_t>(1, std::ssize(curriculum)); }
   int64_t stage_chunks(int64_t stage) const { return curriculum.empty() ? chunks : curriculum[stage]; }
@@ -40,10 +46,18 @@ struct TrainSettings {
   int64_t of_stage(const std::vector<int64_t>& list, int64_t stage) const;
   int64_t micro() const { return micro_batch ? micro_batch : batch; }
   int64_t warmup_steps() const { return warmup >= 0 ? warmup : steps / 50; }
-  // Linear to lr over the warm-up, then a cosine to lr_final at the last step.
+  double final_rate() const { return lr_final >= 0 ? lr_final : lr / 10; }
+  // Linear to lr over the warm-up, then a cosine to final_rate() at the last step.
   double learning_rate(int64_t step) const;
 };
 
 Flags train_flags(TrainSettings& s);
+
+// A UsageError where the model that the flags say is another than that of `trained`, whose weights it is to start from.
+// The null slot may differ: then a sentence that says so is returned. path: where the weights are.
+std::string check_same_model(const TrainSettings& trained, const TrainSettings& now, Flags& flags,
+                             const std::string& path);
+// A sentence for weights that come without settings: what is taken on trust.
+std::string model_on_trust(const Config& config, const std::string& path);
 
 }  // namespace gca

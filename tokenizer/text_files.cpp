@@ -27,14 +27,13 @@ namespace gca {
 
 namespace {
 
-constexpr std::string_view marker = "<|endoftext|>";
 constexpr int64_t longest_run = 4 << 20;  // of text without a place to cut; a longer one is cut between two characters
 
 // The first place at or after `at` that parts neither a character nor a marker.
 size_t forced_cut(std::string_view text, size_t at) {
   if (const size_t begin = before_parted_character(text, at); begin < at) at = begin + utf8_length(text.substr(begin));
-  const size_t found = text.find(marker, at - std::min(at, marker.size() - 1));
-  return found < at ? found + marker.size() : at;
+  const size_t found = text.find(document_marker, at - std::min(at, document_marker.size() - 1));
+  return found < at ? found + document_marker.size() : at;
 }
 
 // Looks for text files and remembers what it left out.
@@ -165,7 +164,7 @@ int64_t TextPieces::cut(const TextFile& info, int64_t from, int64_t reach) const
     from = at + bytes - context;
     if (from >= wanted + reach) break;
   }
-  const int64_t around = 2 * static_cast<int64_t>(marker.size()), at = std::max<int64_t>(0, wanted - around);
+  const int64_t around = 2 * static_cast<int64_t>(document_marker.size()), at = std::max<int64_t>(0, wanted - around);
   const size_t bytes = static_cast<size_t>(std::min(info.bytes, wanted + around) - at);
   file.read(block, bytes, at);
   return at + static_cast<int64_t>(forced_cut(std::string_view(block, bytes), static_cast<size_t>(wanted - at)));

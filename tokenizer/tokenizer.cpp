@@ -17,6 +17,7 @@
 #include "base/files.h"
 #include "base/foreign.h"
 #include "base/json.h"
+#include "base/safetensors.h"
 #include "base/text.h"
 #include "common.h"
 #include "tokenizer/pretokens.h"
@@ -66,6 +67,15 @@ Tokenizer Tokenizer::load(const std::string& path_or_word) {
                     "tokenizer.json");
       return parse_pair(read_vocabulary(vocab), quoted(vocab), read_vocabulary(merges), quoted(merges));
     }
+  if (SafetensorsFile::begins(File::open(path))) {
+    const SafetensorsFile file = SafetensorsFile::open(path);
+    const auto found = file.metadata().find(metadata_name);
+    if (found == file.metadata().end())
+      throw Error("'" + path + "': expected a tokenizer in the metadata, under \"" + metadata_name +
+                  "\", found none; export the checkpoint anew, or give its tokenizer");
+    const std::string what = "'" + path + "' (" + metadata_name + ")";
+    return parse(from_base64(found->second, what), what);
+  }
   return parse(read_vocabulary(path), quoted(path));
 }
 
@@ -381,12 +391,10 @@ void Encoder::append(std::string_view text, std::vector<int32_t>& out) {
 }
 
 void Encoder::append_marked(std::string_view text, std::vector<int32_t>& out) {
-  constexpr std::string_view marker = "<|endoftext|>";
-  for (size_t at; (at = text.find(marker)) != text.npos; text.remove_prefix(at + marker.size())) {
-    append(text.substr(0, at), out);
-    out.push_back(tokenizer_.end_of_text);
-  }
-  append(text, out);
+  for_each_document(text, [&](std::string_view document, bool first) {
+    if (!first) out.push_back(tokenizer_.end_of_text);
+    append(document, out);
+  });
 }
 
 void Encoder::key_of(const char* p, size_t length, const char* end, uint64_t& low, uint64_t& high) {

@@ -40,7 +40,9 @@ class Tokenizer {
   // What load() takes, for the help of flags.
   static constexpr const char* accepted =
       "one of ours, GPT-2's tokenizer.json, its vocab.json or merges.txt (beside each other), a folder that has these, "
-      "or the word bytes";
+      "an exported model, or the word bytes";
+  // A model's safetensors file that has a tokenizer has it in its metadata: under this name, serialize() in base64.
+  static constexpr const char* metadata_name = "train_gca.tokenizer";
   static Tokenizer load(const std::string& path_or_word);
   // The same from a file's content; what: its name in errors. gpt2_merges: how many a tokenizer.json must have; tests
   // take fewer.
@@ -118,6 +120,19 @@ class Tokenizer {
 // ---- the vocabulary -----------------------------------------------------------------------------------------------
 
 // ---- encoding -----------------------------------------------------------------------------------------------------
+
+// What parts the documents of a corpus that is one file.
+constexpr std::string_view document_marker = "<|endoftext|>";
+// Calls take(document, first) for what lies before, between and after the markers, empty ones too.
+template <class Take>
+void for_each_document(std::string_view text, Take take) {
+  bool first = true;
+  for (size_t at; (at = text.find(document_marker)) != text.npos; first = false) {
+    take(text.substr(0, at), first);
+    text.remove_prefix(at + document_marker.size());
+  }
+  take(text, first);
+}
 
 // Encodes text after text, with a cache of words that it keeps between calls: one for each thread. The cache is a table
 // of fixed size in which a word replaces whatever had its place, so it is bounded, and exact: a word is found by all of

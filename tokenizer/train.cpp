@@ -114,35 +114,50 @@ void MergeLearner::apply(uint32_t w, Tokenizer::Merge merge, uint32_t made) {
   word.length = static_cast<uint32_t>(kept);
 }
 
-Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool,
+Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, bool marked, ThreadPool& pool,
                           TrainReport* report) {
   if (vocabulary_size < 256 || vocabulary_size > static_cast<int64_t>(Tokenizer::max_vocabulary))
     throw UsageError(
         str("--vocab-size: expected 256 (bytes alone) to ", Tokenizer::max_vocabulary, ", found ", vocabulary_size));
   auto [files, left_out] = text_files(texts);
   std::erase_if(files, [](const TextFile& file) { return file.val || file.bytes == 0; });
-  const int64_t documents = static_cast<int64_t>(files.size());
   TextPieces text(std::move(files), 0);
   if (text.total_bytes() == 0)
     throw Error("no text to learn from: " + (left_out.empty() ? "the files given are empty" : left_out) +
                 "; check the paths");
 
   TrainReport result;
-  result.documents = documents;
   result.left_out = left_out;
   WordCounts counts(size_t{200} << 20);
   const WordScanner scanner;
-  result.seconds = text.run<WordCounts::Piece>(
+  struct Counted {
+    WordCounts::Piece words;
+    std::vector<bool> has_text;  // of each part between markers
+  };
+  bool opens_document = false;  // what comes next is the first of a document
+  result.seconds = text.run<Counted>(
       pool, "counting words",
-      [&](const std::string& piece, WordCounts::Piece& words, int) {
-        constexpr size_t max_word_bytes = 256;  // longer ones are taken in parts: no token should be a paragraph
-        for (const char *p = piece.data(), *end = p + piece.size(); p < end;) {
-          const size_t length = std::min(static_cast<size_t>(scanner.word_end(p, end) - p), max_word_bytes);
-          words[std::string_view(p, length)]++;
-          p += length;
-        }
+      [&](const std::string& piece, Counted& counted, int) {
+        const auto count = [&](std::string_view part, bool) {
+          counted.has_text.push_back(!part.empty());
+          constexpr size_t max_word_bytes = 256;  // longer ones are taken in parts: no token should be a paragraph
+          for (const char *p = part.data(), *end = p + part.size(); p < end;) {
+            const size_t length = std::min(static_cast<size_t>(scanner.word_end(p, end) - p), max_word_bytes);
+            counted.words[std::string_view(p, length)]++;
+            p += length;
+          }
+        };
+        marked ? for_each_document(piece, count) : count(piece, true);
       },
-      [&](const TextPieces::Piece&, const WordCounts::Piece& words) { counts.add(words); });
+      [&](const TextPieces::Piece& piece, const Counted& counted) {
+        counts.add(counted.words);
+        opens_document |= piece.opens_document;
+        for (size_t i = 0; i < counted.has_text.size(); i++) {
+          opens_document |= i > 0;
+          result.documents += opens_document && counted.has_text[i];
+          opens_document &= !counted.has_text[i];
+        }
+      });
   result.bytes = text.total_bytes();
   const auto words = counts.sorted();
   result.distinct_words = static_cast<int64_t>(words.size());

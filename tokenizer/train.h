@@ -75,7 +75,7 @@ class MergeLearner {
   std::priority_queue<Candidate> queue_;
 };
 
-struct TrainReport {
+struct TrainReport {  // documents: less empty ones
   int64_t documents = 0, bytes = 0, distinct_words = 0, forgotten_words = 0;
   double seconds = 0;
   std::string left_out;  // of the files, as text_files says it
@@ -83,8 +83,9 @@ struct TrainReport {
 
 // Learns vocabulary_size - 256 merges (the special ids come on top) from texts, files or folders as text_files takes
 // them; what folders keep for validation is not read. Needs at most about 2 GiB for any amount of text. The result
-// depends on the text and its order alone, not on the number of threads.
-Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, ThreadPool& pool,
+// depends on the text and its order alone, not on the number of threads. marked: <|endoftext|> in a text parts
+// documents and is no text, so that nothing of it gets into the vocabulary.
+Tokenizer train_tokenizer(const std::vector<std::string>& texts, int64_t vocabulary_size, bool marked, ThreadPool& pool,
                           TrainReport* report = nullptr);
 
 }  // namespace gca

@@ -1,13 +1,20 @@
 // The program from outside: build/cpu/train_gca as a user runs it.
 #include <signal.h>
 
+#include <fstream>
+#include <tuple>
+
+#include "base/json.h"
+#include "base/safetensors.h"
 #include "commands/shared.h"
 #include "dataloader.h"
 #include "model.h"
+#include "runtime/checkpoint.h"
 #include "dev/test/workshop.h"
 
 using namespace gca;
 using test::FlagMap;
+using test::has;
 using test::says;
 using test::with;
 using test::Workshop;
@@ -29,6 +36,71 @@ TEST_CASE("training goes on after a stop bit for bit, and whatever the number of
   CHECK(shop.weights("whole", "00000012") != shop.weights("other", "00000012"));
 }
 
+TEST_CASE("log.jsonl has each step once, with its time, whatever a killed run left in it") {
+  const Workshop shop;
+  const std::string log = shop.path + "/run/log.jsonl";
+  const auto lines = [&] {
+    std::vector<std::string> all;
+    std::ifstream file(log);
+    for (std::string line; std::getline(file, line);) all.push_back(line + "\n");
+    return all;
+  };
+  const auto joined = [](const std::vector<std::string>& parts, size_t begin, size_t end) {
+    std::string all;
+    for (size_t i = begin; i < end; i++) all += parts[i];
+    return all;
+  };
+  for (const char* ranks : {"1", "2"}) {
+    CAPTURE(ranks);
+    remove_tree(shop.path + "/run");
+    REQUIRE(
+        shop.run(shop.training("run", {{"eval-every", "2"}}) + " --steps 12 --save-every 4 --keep 9 --ranks " + ranks)
+            .exit == 0);
+    const std::vector<std::string> whole = lines();
+    REQUIRE(whole.size() == 18);
+    // After step 8: 12 lines. Then what the log was when the process was killed, and how many lines are no more.
+    const std::string told = joined(whole, 0, 18), note = "{\"note\":\"the rate was lower\"}\n";
+    const std::tuple<const char*, std::string, int> cases[] = {
+        {"killed in step 13", told, 6},
+        {"cut off", joined(whole, 0, 13) + whole[13].substr(0, 20), 2},
+        {"cut off, and nothing else", joined(whole, 0, 12) + "{", 1},
+        {"at the save", joined(whole, 0, 12), 0},
+        {"before steps stood once", joined(whole, 0, 9) + joined(whole, 3, 15) + joined(whole, 12, 18), 15},
+        {"two in one line", joined(whole, 0, 12) + "{\"st" + whole[12], 1},
+        {"with somebody's note", joined(whole, 0, 12) + note + whole[12], 1},
+        {"removed", "", 0},
+    };
+    for (const auto& [name, text, left_out] : cases) {
+      CAPTURE(name);
+      for (const std::string& step : list_folder(shop.path + "/run"))
+        if (step > "step_00000008") remove_tree(shop.path + "/run/" + step);
+      if (text.empty()) std::filesystem::remove(log);
+      else write_file(log, text);
+      const Workshop::Result resumed =
+          shop.run("train --resume --out " + shop.path + "/run --device cpu --ranks " + ranks);
+      CAPTURE(resumed.out);
+      REQUIRE(resumed.exit == 0);
+      REQUIRE(says(resumed, "from step 8"));
+      CHECK(says(resumed, "goes back to step 8: ") == (left_out > 0));
+      CHECK(says(resumed, str("goes back to step 8: ", left_out, " lines")) == (left_out > 0));
+      int64_t step = text.empty() ? 8 : 0, validated = step;
+      double time = 1.7e9;
+      for (const std::string& line : lines()) {
+        if (line == note) continue;
+        const Json json = parse_json(line, "log.jsonl");
+        const JsonField field(json, "log.jsonl");
+        if (field.has("val_loss")) CHECK(field.at("step").integer() == (validated += 2));
+        else CHECK(field.at("step").integer() == ++step);
+        CHECK(field.at("time").number() >= time);
+        time = field.at("time").number();
+      }
+      CHECK(step == 12);
+      CHECK(validated == 12);
+      CHECK(has(read_file(log, 1 << 20), note) == has(text, note));
+    }
+  }
+}
+
 TEST_CASE("micro-batches change a run by rounding only") {
   const Workshop shop;
   const Workshop::Result one = shop.run(shop.training("one") + " --steps 5"),
@@ -43,6 +115,83 @@ TEST_CASE("micro-batches change a run by rounding only") {
   };
   CHECK(losses(one.out).size() == 5);
   CHECK(losses(one.out) == losses(three.out));
+}
+
+TEST_CASE("a run goes on to another end, as it would have gone there; what changes is said") {
+  const Workshop shop;
+  const auto train = [&](const std::string& out, const FlagMap& others) {
+    const Workshop::Result result =
+        shop.run(shop.training(out, with({{"warmup", "2"}, {"lr-final", "3e-3"}}, others)));  // a constant rate
+    REQUIRE(result.exit == 0);
+  };
+  const auto resume = [&](const std::string& flags) {
+    const Workshop::Result result = shop.run("train --resume --out " + shop.path + "/run " + flags);
+    CHECK_MESSAGE(result.exit == 0, result.out);
+    return result;
+  };
+  const auto refused = [&](const std::string& flags, const std::string& words) {
+    shop.fails("train --resume --out " + shop.path + "/run " + flags, 2, words);
+  };
+  train("longer", {{"steps", "12"}});
+  train("run", {{"steps", "6"}});
+  train("young", {{"steps", "2"}, {"warmup", "-1"}, {"batch", "1"}});
+  const Workshop::Result longer = resume("--steps 12");
+  CHECK_MESSAGE(says(longer,
+                     "changed      12 steps instead of 6, after the same 2 of warm-up: the cosine ends there, "
+                     "and the rate of step 7 is 0.003, where that of the run as it was is 0.003\n"),
+                longer.out);
+  CHECK(shop.weights("longer", "00000012") == shop.weights("run", "00000012"));
+  // The new end is the run's own from then on; fewer steps than there are is none.
+  const Workshop::Result same = resume("");
+  CHECK(says(same, "all 12 steps were made already; for more, give a larger --steps"));
+  CHECK_FALSE(says(same, "changed"));
+  CHECK_FALSE(says(resume("--steps 12"), "changed"));
+  refused("--steps 11", "--steps: expected 12 steps at least, which the run has made already, found 11; give more");
+  refused("--tokens 100", "--tokens: expected 12 steps at least, which the run has made already, found 1;");
+  refused("--steps 13 --tokens 4000", "found both");
+  for (const char* other : {"--batch 2", "--lr 1", "--warmup 3", "--chunks 5", "--seed 2", "--width 32"})
+    refused(str("--steps 13 ", other), "the run was started with '");
+  CHECK(says(resume("--tokens 1700"), "14 steps instead of 12"));  // 3 rows of 42 tokens a step
+  CHECK(says(resume("--steps 15"), "15 steps instead of 14"));
+  CHECK(says(shop.run("train --resume --steps 60 --print-every 1000 --out " + shop.path + "/young"),
+             "60 steps instead of 2, after the same 0 of warm-up"));
+  // Stopped on its way it may end sooner.
+  train("long", {{"steps", "8"}, {"save-every", "4"}, {"keep", "9"}, {"lr-final", "0"}, {"warmup", "-1"}});
+  rename_path(shop.path + "/run", shop.path + "/first");
+  rename_path(shop.path + "/long", shop.path + "/run");
+  remove_tree(shop.path + "/run/step_00000008");
+  const Workshop::Result shorter = resume("--steps 6");
+  CHECK_MESSAGE(says(shorter,
+                     "changed      6 steps instead of 8, after the same 0 of warm-up: the cosine ends there, "
+                     "and the rate of step 6 is 0.000201, where that of the run as it was is 0.000926\n"),
+                shorter.out);
+  CHECK(list_checkpoints(shop.path + "/run").back() == 6);
+}
+
+TEST_CASE("a run goes on in smaller pieces: the same batch, other last bits, and it says so") {
+  const Workshop shop;
+  const FlagMap flags = {{"save-every", "4"}, {"keep", "9"}, {"steps", "8"}};
+  REQUIRE(shop.run(shop.training("whole", flags)).exit == 0);
+  std::filesystem::copy(shop.path + "/whole", shop.path + "/run", std::filesystem::copy_options::recursive);
+  remove_tree(shop.path + "/run/step_00000008");
+  const std::string resume = "train --resume --out " + shop.path + "/run --steps 8 ";
+  const Workshop::Result pieces = shop.run(resume + "--micro-batch 1");
+  CHECK_MESSAGE(pieces.exit == 0, pieces.out);
+  CHECK(says(pieces,
+             "changed      1 rows at once instead of 3: the batch stays 3 rows, but sums are made in another "
+             "order, so results differ in their last bits"));
+  CHECK(shop.weights("run", "00000008") != shop.weights("whole", "00000008"));
+  const auto weights = [&](const std::string& run) {
+    return SafetensorsFile::open(shop.path + "/" + run + "/step_00000008/model.safetensors")
+        .values<float>("model.embed_tokens.weight");
+  };
+  const std::vector<float> a = weights("run"), b = weights("whole");
+  for (size_t i = 0; i < a.size(); i++) REQUIRE(a[i] == doctest::Approx(b[i]).epsilon(1e-3).scale(1e-3));
+  // It is remembered; all at once again is what the run was.
+  remove_tree(shop.path + "/run/step_00000008");
+  CHECK(says(shop.run(resume + "--micro-batch 3"), "saved step 8"));
+  CHECK(shop.weights("run", "00000008") == shop.weights("whole", "00000008"));
+  shop.fails(resume + "--micro-batch 4", 2, "--micro-batch: expected at most --batch, 3, found 4");
 }
 
 TEST_CASE("a signal ends a run within a step, with a whole checkpoint to go on from") {
@@ -155,7 +304,10 @@ TEST_CASE("eval, generate and inspect read a checkpoint; greedy generation repea
   CHECK_FALSE(says(columns_of, "\\x"));
   for (size_t at = 0; at < columns_of.out.size(); at += std::max<size_t>(1, utf8_length(columns_of.out.substr(at))))
     REQUIRE(utf8_length(columns_of.out.substr(at)) > 0);
-  CHECK(shop.run(shop.training("tuned") + " --steps 2 --null-slot off --init " + shop.path + "/run").exit == 0);
+  const Workshop::Result tuned =
+      shop.run(shop.training("tuned") + " --steps 2 --null-slot off --init " + shop.path + "/run");
+  CHECK(tuned.exit == 0);
+  CHECK(says(tuned, "note: --null-slot: the weights in "));
 }
 
 TEST_CASE("the newest chunks that are fetched are those that do not lie wholly in the window of all that they serve") {

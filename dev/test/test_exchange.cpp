@@ -88,7 +88,6 @@ TEST_CASE(
     CHECK(says(again, "is there already"));
     CHECK(shop.run(shop.tiny(std::string("from_") + dtype, "--init " + out)).exit == 0);
   }
-  CHECK(read_file(shop.path + "/float.safetensors", 1 << 24) == read_file(shop.model_of("run"), 1 << 24));
 }
 
 TEST_CASE(
@@ -195,9 +194,10 @@ TEST_CASE(
     CHECK(result.exit == 1);
     CHECK_MESSAGE(says(result, "tensor 'model.norm.weight': expected finite numbers"), result.out);
   }
-  // Sizes that are not the file's.
+  // Sizes that are not the run's.
   const Workshop::Result from_run = shop.run("train --steps 1 --ffn 10 --init " + shop.path + "/run --data '" +
                                              shop.path + "/shards/t_train_*' --out " + shop.path + "/wider");
-  CHECK(from_run.exit == 1);
-  CHECK_MESSAGE(says(from_run, "gate_proj.weight': expected the shape [10,8], found [8,8]"), from_run.out);
+  CHECK(from_run.exit == 2);
+  CHECK_MESSAGE(says(from_run, "--ffn: the weights in '" + shop.path + "/run' were trained with 8, found 10"),
+                from_run.out);
 }

@@ -109,7 +109,7 @@ TEST_CASE("foreign: every command that could be handed them names them") {
   put("hf/pytorch_model.bin", "PK\3\4");
   init(shop.path + "/hf", "found none (but config.json, pytorch_model.bin)");
   named("generate --prompt a --checkpoint " + shop.path + "/hf", "a model of another program: start from its weights");
-  named("eval --data x --checkpoint " + zip, "has no checkpoint");
+  named("eval --data x --checkpoint " + zip, "a zip archive");
   named("export --out x --checkpoint " + pointer, "a Git LFS pointer");
   REQUIRE(shop.run(shop.tiny_training("run", {{"steps", "1"}})).exit == 0);
   const std::string from = " --checkpoint " + shop.path + "/run";

@@ -493,7 +493,7 @@ const ModelCase model_cases[] = {
       .heads = 2,
       .ffn = 40,
       .lower = 1,
-      .groups = {1, 2},
+      .groups = {2, 1},
       .encoder = 1,
       .chunk = 8,
       .reach = {.topk = 3, .window = 20}},

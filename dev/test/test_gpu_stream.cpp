@@ -108,7 +108,7 @@ void check_kept(const Config& config, int64_t C, int64_t place) {
 
 TEST_CASE("GPU: rows go back to a place that was kept, and on after a memory out of a file, with the same bits") {
   if (no_gpu()) return;
-  Config config = two_heads({1, 1}, 64, 70);
+  Config config = two_heads({2, 1}, 64, 70);
   check_kept<Gpu<__nv_bfloat16>>(config, 40, 24 * 64);
   config.chunk = 16;
   check_kept<Gpu<__nv_bfloat16>>(config, 50, 32 * 16);
@@ -119,7 +119,7 @@ TEST_CASE("GPU: a stream with its memory on the host has the bits of one with it
   if (no_gpu()) return;
   Config config = two_heads({1}, 64, 70);
   check_host_memory<Gpu<__nv_bfloat16>>(config, 40);
-  config.groups = {1, 1};
+  config.groups = {2, 1};
   config.chunk = 16;
   check_host_memory<Gpu<__nv_bfloat16>>(config, 50);
   check_host_memory<Gpu<float>>(config, 50);
@@ -128,7 +128,7 @@ TEST_CASE("GPU: a stream with its memory on the host has the bits of one with it
 TEST_CASE("GPU: decoding gives the tokens that reading and choosing by turns gives, memory here or on the host") {
   if (no_gpu()) return;
   for (const int64_t window : {32, 40, 1000}) {
-    Config config = two_heads({1, 1}, 16, window);
+    Config config = two_heads({2, 1}, 16, window);
     CAPTURE(window);
     check_decoder(*shared_device<Gpu<float>>(), config, 50, 200, false);
     check_decoder(*shared_device<Gpu<__nv_bfloat16>>(), config, 50, 200, false);
@@ -143,7 +143,7 @@ TEST_CASE("GPU: decoding gives the tokens that reading and choosing by turns giv
 
 TEST_CASE("GPU: texts that go on at once have the tokens that each has alone") {
   if (no_gpu()) return;
-  const Config config = two_heads({1, 1}, 16, 40);
+  const Config config = two_heads({2, 1}, 16, 40);
   check_texts_at_once(*shared_device<Gpu<float>>(), config, 100, 1e-3);
   check_texts_at_once(*shared_device<Gpu<__nv_bfloat16>>(), config, 100, 1e-3);
 }

@@ -79,15 +79,22 @@ TEST_CASE("rank runs: a checkpoint is that of one process, and goes on on any nu
 }
 
 // ---- faults -------------------------------------------------------------------------------------------------------
-TEST_CASE("rank runs: SIGTERM to any one rank, or to the launcher, saves and ends all") {
+TEST_CASE("rank runs: a signal to stop, to any one rank or to the launcher, saves and ends all") {
   const RankShop shop;
-  for (const int whom : {0, 2, -1}) {
+  for (const auto& [whom, signal] : {std::pair{0, SIGTERM},
+                                     {2, SIGTERM},
+                                     {-1, SIGTERM},
+                                     {1, SIGUSR1},
+                                     {-1, SIGUSR1},
+                                     {-1, SIGUSR2},
+                                     {-1, SIGXCPU}}) {
     CAPTURE(whom);
-    const std::string run = str("run", whom);
+    CAPTURE(signal);
+    const std::string run = str("run", whom, "_", signal);
     Process process(shop.program, shop.endless(run, 3), shop.output("output"));
     REQUIRE(shop.logged(run, 5));
     const std::vector<pid_t> ranks = children_of(process.id, 3);
-    kill(whom < 0 ? process.id : ranks[static_cast<size_t>(whom)], SIGTERM);
+    kill(whom < 0 ? process.id : ranks[static_cast<size_t>(whom)], signal);
     REQUIRE(process.ends_within(20));
     CHECK(process.wait() == 0);
     const std::string out = shop.printed();

@@ -631,18 +631,49 @@ TEST_CASE(
   write_file(folder.path + "/a.txt", text);
   ThreadPool one(1), three(3);
   TrainReport report;
-  const Tokenizer tokenizer = train_tokenizer({folder.path}, 700, one, &report);
+  const Tokenizer tokenizer = train_tokenizer({folder.path}, 700, false, one, &report);
   CHECK(tokenizer.vocab_size() == 707);
   CHECK(report.bytes == static_cast<int64_t>(text.size()));
-  CHECK(train_tokenizer({folder.path + "/a.txt"}, 700, three).hash() == tokenizer.hash());
+  CHECK(train_tokenizer({folder.path + "/a.txt"}, 700, false, three).hash() == tokenizer.hash());
   CHECK(tokenizer.decode(tokenizer.encode(text)) == text);
   write_file(folder.path + "/b.txt", "banana banana");
-  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, one); }),
+  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, false, one); }),
             "--vocab-size: expected at most 260 for this text"));
-  CHECK(has(error_of([&] { train_tokenizer({folder.path}, 255, one); }), "--vocab-size: expected 256"));
+  CHECK(has(error_of([&] { train_tokenizer({folder.path}, 255, false, one); }), "--vocab-size: expected 256"));
   write_file(folder.path + "/b.txt", "");
-  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, one); }), "no text to learn from"));
-  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/c.txt"}, 300, one); }), "c.txt"));
+  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/b.txt"}, 300, false, one); }), "no text to learn from"));
+  CHECK(has(error_of([&] { train_tokenizer({folder.path + "/c.txt"}, 300, false, one); }), "c.txt"));
+}
+
+TEST_CASE("tokenizer: where documents are marked nothing of the marker is learned, and each of them is counted") {
+  const TempFolder folder;
+  std::string text;  // two megabytes: several pieces, and markers without white space about them
+  int documents = 0;
+  for (int i = 0; text.size() < 2200000; i++) {
+    const std::string story = str("story ", i % 7, " about a cat that sat.", i % 3 ? "\n" : "");
+    text += story + "<|endoftext|>";
+    if (i % 5 == 0) text += "<|endoftext|>";  // an empty one is none
+    documents++;
+  }
+  write_file(folder.path + "/marked.txt", text);
+  write_file(folder.path + "/plain.txt", "no marker here\n");
+  ThreadPool one(1), three(3);
+  TrainReport report;
+  const auto has_marker = [](const Tokenizer& tokenizer) {
+    for (int32_t id = 256; id < tokenizer.vocab_size() - 7; id++) {
+      const std::string bytes = tokenizer.decode(std::vector{id});
+      for (const char* part : {"<|", "|>", "endo", "text", "|"})
+        if (has(bytes, part)) return true;
+    }
+    return false;
+  };
+  const Tokenizer marked = train_tokenizer({folder.path}, 270, true, one, &report);
+  CHECK_FALSE(has_marker(marked));
+  CHECK(report.documents == documents + 1);
+  CHECK(train_tokenizer({folder.path}, 270, true, three).hash() == marked.hash());
+  const Tokenizer unmarked = train_tokenizer({folder.path}, 270, false, one, &report);
+  CHECK(has_marker(unmarked));
+  CHECK(report.documents == 2);
 }
 
 TEST_CASE("tokenizer: counting words forgets the rarest when there are too many") {

@@ -16,6 +16,7 @@
 
 #include "base/files.h"
 #include "dev/test/test.h"
+#include "ranks/world.h"
 
 namespace gca::test {
 
@@ -29,8 +30,8 @@ class Process {
     if (id != 0) ::close(output);
     REQUIRE(id >= 0);
     if (id > 0) return;
-    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE})
-      signal(number, SIG_DFL);  // whoever runs the tests may ignore some
+    for (const int number : stop_signals) signal(number, SIG_DFL);  // whoever runs the tests may ignore some
+    signal(SIGPIPE, SIG_DFL);
     dup2(output, STDOUT_FILENO);
     dup2(output, STDERR_FILENO);
     if (before_exec) before_exec();
