@@ -19,17 +19,26 @@ $(CPU)/dev/test/%.o: OPTIMISE = -O0
 LDFLAGS += $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 # clang tells of each `omp simd` loop that it leaves as it is (those of double with e^x); g++ 12 warns of "a" + std::string() where the
 # library inlines it (GCC bug 105651). Conversions that lose something are warned of; a signed size handed on as a size_t is not.
-WARNINGS = -Wall -Wextra -Wconversion $(if $(findstring clang,$(CXX)),-Wcomma -Wno-sign-conversion -Wno-implicit-int-float-conversion -Wno-pass-failed,-Wno-restrict)
+CLANG := $(findstring clang,$(shell $(CXX) --version 2>/dev/null))
+WARNINGS = -Wall -Wextra -Wconversion $(if $(CLANG),-Wcomma -Wno-sign-conversion -Wno-implicit-int-float-conversion -Wno-pass-failed,-Wno-restrict)
 ALL_CXXFLAGS = -std=c++20 -fopenmp-simd $(WARNINGS) $(CXXFLAGS) $(EXACT) -fno-math-errno -fno-trapping-math -I. -MMD -MP -pthread $(if $(CI),-Werror)
 # After the user's own: what of fast math common.h cannot see (it refuses the rest).
 EXACT = -fno-unsafe-math-optimizations -fno-associative-math -fno-reciprocal-math
 # What --version says. The commit: where this is a checkout of its own.
 VERSION = 1.0
 COMMIT = $(or $(shell [ -e .git ] && GIT_OPTIONAL_LOCKS=0 git -c safe.directory='*' describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null),unknown)
-NVCC ?= $(shell command -v nvcc 2>/dev/null)
+# A path, or a command with flags (nvcc -ccbin g++-12). Where it is not told and not in PATH, a CUDA that is installed is named.
+ifeq ($(origin NVCC),undefined)
+NVCC := $(shell command -v nvcc 2>/dev/null)
+ifeq ($(NVCC)$(filter-out all test bench,$(MAKECMDGOALS)),)
+CUDA_FOUND := $(shell for nvcc in "$$CUDA_HOME/bin/nvcc" "$$CUDA_PATH/bin/nvcc" /usr/local/cuda/bin/nvcc /usr/local/cuda-*/bin/nvcc /opt/cuda/bin/nvcc; do \
+  test -x "$$nvcc" && echo "$$nvcc" && break; done)
+$(if $(CUDA_FOUND),$(info CUDA is installed ($(CUDA_FOUND)) but nvcc is not in PATH: this builds for the CPU alone. For the GPU too: make NVCC='$(CUDA_FOUND)'))
+endif
+endif
 # All processors, unless told otherwise with -j.
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
-MAKEFLAGS += -j$(or $(shell nproc 2>/dev/null),2)
+MAKEFLAGS += -j$(or $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null),2)
 endif
 
 ifneq ($(NVCC),)
@@ -66,8 +75,8 @@ $(CPU)/version.h $(GPU)/version.h: FORCE
 
 # ---- one rule a kind of source; .cu files without kernels are C++ ----
 define COMPILE
-@mkdir -p $(@D)
-$(CXX) $(ALL_CXXFLAGS) $(if $(filter $(GPU)/%,$@),-DGCA_CUDA -isystem $(CUDA)/include) $(WITH) -x c++ -c $< -o $@
+$(if $(filter $(GPU)/%,$@),$(OLD_CUDA))@mkdir -p $(@D)
+$(CXX) $(ALL_CXXFLAGS) $(if $(filter $(GPU)/%,$@),-DGCA_CUDA $(CUDA_INCLUDE)) $(WITH) -x c++ -c $< -o $@
 endef
 $(CPU)/%.o: %.cpp Makefile
 	$(COMPILE)
@@ -78,18 +87,38 @@ ifneq ($(NVCC),)
 # ARCH: what the kernels are compiled for. The cards that answer; where none does, 80 and 90a. PTX of compute_80 is always there,
 # so that every newer card starts.
 ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | sed 's/^90$$/90a/' | grep -E '^[0-9]+a?$$'),80 90a)
-CUDA = $(abspath $(dir $(NVCC))/..)
+# As one word for the shell, whatever it has in it.
+quoted = '$(subst ','\'',$(1))'
+# A path with spaces is one word, a command with flags several.
+NVCC_IS_PATH := $(shell test -x $(call quoted,$(NVCC)) && echo yes)
+RUN_NVCC := $(if $(NVCC_IS_PATH),$(call quoted,$(NVCC)),$(NVCC))
+NVCC_FILE := $(if $(NVCC_IS_PATH),$(NVCC),$(or $(filter %nvcc,$(NVCC)),$(firstword $(NVCC))))
+# The toolkit: above the file that a link leads to, above the link, or what nvcc itself (behind a wrapper) says; the first that has headers.
+CUDA := $(shell given=$$(command -v $(call quoted,$(NVCC_FILE)) || echo $(call quoted,$(NVCC_FILE))); file=$$(readlink -f "$$given"); \
+  for top in "$${file%/*/*}" "$${given%/*/*}" "$$($(RUN_NVCC) --dryrun -x cu -c /dev/null 2>&1 | sed -n 's/^.. *TOP=//p')"; do \
+    for header in "$$top"/include/cuda_runtime.h "$$top"/targets/*/include/cuda_runtime.h; do \
+      test -f "$$header" && cd "$$top" && pwd -P && exit; done; done; echo "$${file%/*/*}")
+# Its folders, at the top or, as conda's, in targets/; those of a distribution, in /usr, every compiler knows.
+CUDA_INCLUDE_IN := $(shell cd $(call quoted,$(CUDA)) && for folder in include targets/*/include; do test -f "$$folder"/cuda_runtime.h && echo $$folder && break; done)
+CUDA_LIBS_IN := $(shell cd $(call quoted,$(CUDA)) && for folder in lib64 lib targets/*/lib; do test -e "$$folder"/libcudart.so && echo $$folder && break; done)
+ifneq ($(CUDA),/usr)
+CUDA_INCLUDE := -isystem $(call quoted,$(CUDA)/$(or $(CUDA_INCLUDE_IN),include))
+CUDA_LIBS := $(call quoted,$(CUDA)/$(or $(CUDA_LIBS_IN),lib64))
+endif
+# As "11 8"; nothing where nvcc does not say.
+CUDA_VERSION := $(shell $(RUN_NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9][0-9]*\)\.\([0-9][0-9]*\).*/\1 \2/p')
+OLD_CUDA = $(if $(filter 1 2 3 4 5 6 7 8 9 10 11,$(firstword $(CUDA_VERSION))),$(error CUDA 12.0 or newer is needed, $(NVCC) is of $(subst $() ,.,$(CUDA_VERSION)): install a newer one and give it with NVCC=, or build for the CPU alone with make NVCC=))
 GENCODE = $(foreach a,$(ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_80,code=compute_80
 NVCCFLAGS ?= -O3
 ALL_NVCCFLAGS = -std=c++20 $(NVCCFLAGS) -lineinfo $(GENCODE) --compiler-options -Wall,-Wextra -Xptxas -v -I. -MMD -MP $(if $(CI),-Werror all-warnings)
 # What would change the kernels' numbers without a word, as `-ftz true` or `-ftz=true`; nvcc reads two of these variables by itself.
-NVCC_ASKED = $(strip $(subst =, ,$(NVCC) $(NVCCFLAGS) $(NVCC_PREPEND_FLAGS) $(NVCC_APPEND_FLAGS)))
+NVCC_ASKED = $(strip $(subst =, ,$(if $(NVCC_IS_PATH),,$(NVCC)) $(NVCCFLAGS) $(NVCC_PREPEND_FLAGS) $(NVCC_APPEND_FLAGS)))
 FAST_MATH = $(strip $(foreach flag,use_fast_math ftz=true prec-div=false prec-sqrt=false ffast-math Ofast,$(if $(findstring $(subst =, ,-$(flag)),$(NVCC_ASKED)),-$(flag))))
 # kernels/: the ops; kernels/plain/: kernels for every type and shape; kernels/mma/: those on tensor cores.
 KERNELS = $(patsubst %.cu,$(GPU)/%.o,$(wildcard kernels/*.cu kernels/plain/*.cu kernels/mma/*.cu)) \
   $(patsubst %.cpp,$(GPU)/%.o,$(wildcard kernels/*.cpp))
 GPU_TESTS = $(patsubst %.cpp,$(GPU)/%.o,$(wildcard dev/test/test_gpu*.cpp))
-GPU_LIBS = -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcudart -lcublasLt
+GPU_LIBS = $(if $(CUDA_LIBS),-L$(CUDA_LIBS) -Xlinker -rpath -Xlinker $(CUDA_LIBS)) -lcudart -lcublasLt
 
 train_gca: $(GPU)/train_gca.o $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS)
 $(GPU)/test_gca: $(CPU)/test_gca.o $(TESTS) $(GPU_TESTS) $(COMMANDS:%=$(GPU)/%) $(ROOMS) $(KERNELS) | $(CPU)/train_gca
@@ -104,8 +133,8 @@ $(GPU)/%.o: %.cu Makefile
 PTXAS_REPORT = ^ptxas info +: (Compiling|Function properties|Used|Compile time|[0-9]+ bytes)|^ +[0-9]+ bytes stack frame
 $(GPU)/kernels/%.o: kernels/%.cu Makefile
 	$(if $(FAST_MATH),$(error nvcc is asked for $(FAST_MATH): the kernels' numbers would differ, and nothing would say so (bits of saved runs, tolerances of tests). Take it out of NVCCFLAGS, NVCC_PREPEND_FLAGS and NVCC_APPEND_FLAGS, in the environment too))
-	@mkdir -p $(@D)
-	$(NVCC) $(ALL_NVCCFLAGS) -c $< -o $@ 2>$(@:.o=.ptxas); status=$$?; grep -vE '$(PTXAS_REPORT)' $(@:.o=.ptxas) >&2; exit $$status
+	$(OLD_CUDA)@mkdir -p $(@D)
+	$(RUN_NVCC) $(ALL_NVCCFLAGS) -c $< -o $@ 2>$(@:.o=.ptxas); status=$$?; grep -vE '$(PTXAS_REPORT)' $(@:.o=.ptxas) >&2; exit $$status
 endif
 -include $(shell find build -name '*.d' 2>/dev/null)
 

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/files.h"
+#include "base/foreign.h"
 #include "base/json.h"
 #include "common.h"
 #include "tokenizer/tokenizer.h"
@@ -31,6 +32,19 @@ std::string set_of(const std::string& path) {
   if (path.size() <= tail || !path.ends_with(".bin") || path[path.size() - tail] != '_') return "";
   const std::string number = path.substr(path.size() - tail + 1, 6);
   return number.find_first_not_of("0123456789") == number.npos ? path.substr(0, path.size() - tail) : "";
+}
+
+// The end of a message about a file that is no shard: what it is.
+std::string other_kind(const File& file) {
+  const int64_t size = file.size_bytes();
+  const std::string head = file.beginning(foreign_head_bytes);
+  return foreign_remark(
+      head, looks_like_text(head) ? "; it is text: make shards of it with tokenize"
+            : size % 2
+                ? "; make shards with tokenize"
+                : str("; without a header it may be bare ids, as nanoGPT's prepare.py writes them: if these are ",
+                      size / 2, " of uint16, put 256 int32 before them, 20240520, 1, ", size / 2,
+                      " and zeros; or make shards of the text with tokenize"));
 }
 
 // Is there, and locked, while a set is written: until the last shard has its name.
@@ -160,9 +174,9 @@ TokenStream::Shard TokenStream::examine(const std::string& path, const Tokenizer
   if (size >= ShardHeader::bytes) shard.kept->read(&header, sizeof header, 0);
   const auto is = [&](const int32_t* kind) { return header.words[0] == kind[0] && header.words[1] == kind[1]; };
   if (!is(ShardHeader::narrow) && !is(ShardHeader::wide))
-    throw Error(str(
-        "'", path, "': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic ",
-        header.words[0], " version ", header.words[1], " in a file of ", size, " bytes; make shards with tokenize"));
+    throw Error(
+        str("'", path, "': expected a token shard (magic 20240520 version 1, or 20240801 version 7), found magic ",
+            header.words[0], " version ", header.words[1], " in a file of ", size, " bytes", other_kind(*shard.kept)));
   shard.width = is(ShardHeader::wide) ? 4 : 2;
   shard.tokens = header.words[2];
   if (shard.tokens < 0 || size != ShardHeader::bytes + shard.tokens * shard.width)

@@ -54,7 +54,11 @@ void Cpu<real, bf16>::rmsnorm_forward(act* out, stat* rstd, const act* x, const 
 template <class real, bool bf16>
 void Cpu<real, bf16>::rmsnorm_backward(const RmsnormBackward<act, weight, grad, stat>& a, int64_t rows, int64_t D,
                                        int64_t stride) {
-  const auto [dx, dgain, dn, x, rstd, gain, residual, residual2] = a;
+  act* dx = a.dx;
+  grad* dgain = a.dgain;
+  const act *dn = a.dn, *x = a.x, *residual = a.residual, *residual2 = a.residual2;
+  const stat* rstd = a.rstd;
+  const weight* gain = a.gain;
   const int64_t block = 64, blocks = ceil_div(rows, block);
   grow(partial_, blocks * D);
   real* partial = partial_.data();  // (blocks,D): each block's share of dgain, so that the order of the sum is fixed
@@ -366,7 +370,11 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
 // m of dscore r_c.
 template <class real, bool bf16>
 void Cpu<real, bf16>::chunk_retrieval_backward(const RetrievalBackward<act, stat>& a, const RetrievalShape& s) {
-  const auto [dr, dlandmark, dw, w, pick, start, fetches, r, landmark] = a;
+  act *dr = a.dr, *dlandmark = a.dlandmark;
+  stat* dw = a.dw;
+  const stat* w = a.w;
+  const int32_t *pick = a.pick, *start = a.start, *fetches = a.fetches;
+  const act *r = a.r, *landmark = a.landmark;
   over(s.B * s.C, s.D * s.K, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t c = i % s.C, b = i / s.C, row = s.table().picked_by(b, c);
@@ -448,7 +456,11 @@ void Cpu<real, bf16>::gca_forward(act* out, stat* lse, const act* q, const act* 
 // dP), dS = w P (dP - delta), dQ = sum_k dS K / sqrt(d), dw += sum over heads and slots of delta.
 template <class real, bool bf16>
 void Cpu<real, bf16>::gca_backward_query(const GcaBackward<act, stat>& a, const GcaShape& s) {
-  const auto [dq, dw, delta, dout, q, kv, lse, pick, w] = a;
+  act* dq = a.dq;
+  stat *dw = a.dw, *delta = a.delta;
+  const act *dout = a.dout, *q = a.q, *kv = a.kv;
+  const stat *lse = a.lse, *w = a.w;
+  const int32_t* pick = a.pick;
   const int64_t D = s.H * s.d, C = s.chunks();
   pool_.run(s.B * C * s.H, [&, D, C](int64_t task, int worker) {
     const int64_t h = task % s.H, c = task / s.H % C, b = task / s.H / C, first = (b * s.T + c * s.S) * D + h * s.d,

@@ -14,12 +14,12 @@
 #include <numeric>
 #include <optional>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "base/files.h"
+#include "base/machine.h"
 #include "base/progress.h"
 #include "commands/commands.h"
 #include "commands/device.h"
@@ -510,8 +510,7 @@ int train_command(const std::vector<std::string>& arguments) {
     const std::optional<World> launched = launch(count, exit_code);
     if (!launched) return exit_code;
     world = *launched;
-    if (settings.threads == 0)
-      settings.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / count);
+    if (settings.threads == 0) settings.threads = std::max(1, machine().processors / count);
   }
   return train_as(world, [&](Ranks& ranks) {
     stop_on_signals();  // until all ranks have met a signal ends this one at once

@@ -51,6 +51,12 @@ std::string parent_folder(const std::string& path) {
   return parent.empty() ? "." : parent;
 }
 
+bool is_file_name(const std::string& name) {
+  const bool bad = std::any_of(name.begin(), name.end(),
+                               [](char c) { return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
+  return !name.empty() && name.size() <= 200 && !bad && name != "." && name != "..";
+}
+
 namespace {
 
 struct stat status_of(int fd, const std::string& path) {
@@ -207,6 +213,12 @@ File::File(const std::string& path, int flags, const char* doing) : path_(path) 
     ::close(fd_);
     throw Error("'" + path + "' is a folder, a pipe or a device: expected a regular file; check the path");
   }
+}
+
+std::string File::beginning(size_t bytes) const {
+  std::string content(std::min(bytes, static_cast<size_t>(size_bytes())), '\0');
+  read(content.data(), content.size(), 0);
+  return content;
 }
 
 std::string read_file(const std::string& path, size_t max_bytes) {

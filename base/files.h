@@ -40,6 +40,9 @@ auto uninterrupted(Call call) {
 // The folder that holds path.
 std::string parent_folder(const std::string& path);
 
+// Whether a name that a file tells is one of a file in a folder, and leads nowhere else.
+bool is_file_name(const std::string& name);
+
 // Which file it is, whatever names and links lead to it.
 struct FileId {
   uint64_t device = 0, number = 0;
@@ -75,6 +78,9 @@ class File {
 
   // Fills out with the bytes from offset_bytes on, all of them or an Error. Any number of threads at once.
   void read(void* out, size_t bytes, int64_t offset_bytes) const;
+
+  // The first bytes, at most so many.
+  std::string beginning(size_t bytes) const;
 
   // Appends all of the bytes or throws an Error (a full disk).
   void write(const void* data, size_t bytes);

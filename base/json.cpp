@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "base/foreign.h"
 #include "base/text.h"
 
 namespace gca {
@@ -280,7 +281,9 @@ void JsonParser::fail(const std::string& expected) const {
                             : c > 0x20 && c < 0x7F ? str("'", static_cast<char>(c), "'")
                                                    : str("byte 0x", hex(c, 2));
   throw Error(str(what_, " is not valid JSON at byte ", at_, ": expected ", expected, ", found ", found,
-                  "; the file is damaged or of another kind: make it anew or fetch it again"));
+                  at_ == 0 && text_.starts_with(byte_order_mark)
+                      ? "; the file begins with a byte order mark (BOM): save it as UTF-8 without one"
+                      : "; the file is damaged or of another kind: make it anew or fetch it again"));
 }
 
 Json JsonParser::value(int depth) {
@@ -363,9 +366,9 @@ Json JsonParser::number() {
     error = std::from_chars(first, last, integer).ec;
     if (error == std::errc()) return Json(integer);
   } else {
-    double real = 0;
-    error = std::from_chars(first, last, real).ec;
-    if (error == std::errc()) return Json(real);
+    // std::from_chars would do, where every library had it for doubles; no command sets another locale.
+    const double real = strtod(std::string(first, last).c_str(), nullptr);
+    if (std::isfinite(real)) return Json(real);
   }
   at_ = start;
   fail(whole ? "an integer that fits 64 bits" : "a number that fits a double");

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "base/foreign.h"
 #include "base/json.h"
 
 namespace gca {
@@ -82,20 +83,23 @@ void SafetensorsFile::read(const SafetensorsTensor& tensor, int64_t first, int64
   GCA_CHECK(first >= 0 && count >= 0 && first <= tensor.count && count <= tensor.count - first, "elements of '",
             tensor.name, "'");
   const int64_t start = tensor.offset_bytes + first * tensor.dtype.bytes();
-  if (tensor.dtype == Dtype::of<T>()) return file_.read(out, static_cast<size_t>(count) * sizeof(T), start);
-  if constexpr (std::is_floating_point_v<T>) {
-    if (tensor.dtype == Dtype::F64)
-      return convert<double>(file_, start, count, out, [](double x) { return static_cast<T>(x); });
-    if (tensor.dtype == Dtype::F32)
-      return convert<float>(file_, start, count, out, [](float x) { return static_cast<T>(x); });
-    if (tensor.dtype == Dtype::F16)
-      return convert<uint16_t>(file_, start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
-    if (tensor.dtype == Dtype::BF16)
-      return convert<uint16_t>(file_, start, count, out, [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
-  }
-  throw Error(str("'", path(), "': tensor '", tensor.name, "': expected ",
-                  std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(), ", found ",
-                  tensor.dtype.name(), "; is this a file of the same kind?"));
+  with_file(tensor, [&](const File& file) {
+    if (tensor.dtype == Dtype::of<T>()) return file.read(out, static_cast<size_t>(count) * sizeof(T), start);
+    if constexpr (std::is_floating_point_v<T>) {
+      if (tensor.dtype == Dtype::F64)
+        return convert<double>(file, start, count, out, [](double x) { return static_cast<T>(x); });
+      if (tensor.dtype == Dtype::F32)
+        return convert<float>(file, start, count, out, [](float x) { return static_cast<T>(x); });
+      if (tensor.dtype == Dtype::F16)
+        return convert<uint16_t>(file, start, count, out, [](uint16_t x) { return static_cast<T>(float_from_f16(x)); });
+      if (tensor.dtype == Dtype::BF16)
+        return convert<uint16_t>(file, start, count, out,
+                                 [](uint16_t x) { return static_cast<T>(float_from_bf16(x)); });
+    }
+    throw Error(str("'", path(), "': tensor '", tensor.name, "': expected ",
+                    std::is_floating_point_v<T> ? "F64, F32, F16 or BF16" : Dtype::of<T>().name(), ", found ",
+                    tensor.dtype.name(), "; is this a file of the same kind?"));
+  });
 }
 
 template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, float*) const;
@@ -107,7 +111,13 @@ template void SafetensorsFile::read(const SafetensorsTensor&, int64_t, int64_t, 
 void SafetensorsFile::read_bytes(const SafetensorsTensor& tensor, int64_t first, int64_t n_bytes, void* out) const {
   const int64_t all = tensor.count * tensor.dtype.bytes();
   GCA_CHECK(first >= 0 && n_bytes >= 0 && first <= all && n_bytes <= all - first, "bytes of '", tensor.name, "'");
-  file_.read(out, n_bytes, tensor.offset_bytes + first);
+  with_file(tensor, [&](const File& file) { file.read(out, n_bytes, tensor.offset_bytes + first); });
+}
+
+SafetensorsFile SafetensorsFile::open(const std::string& path) {
+  SafetensorsFile file(path);
+  file.add_part(File::open(path));
+  return file;
 }
 
 bool SafetensorsFile::begins(const File& file) {
@@ -121,46 +131,10 @@ bool SafetensorsFile::begins(const File& file) {
   return head.header_bytes <= max_header_bytes && head.brace == '{';
 }
 
-SafetensorsFile::SafetensorsFile(File file) : file_(std::move(file)) {
-  const int64_t file_bytes = file_.size_bytes();
-  uint64_t header_bytes = 0;
-  if (file_bytes >= 8) file_.read(&header_bytes, 8, 0);
-  if (file_bytes < 8 || header_bytes > static_cast<uint64_t>(file_bytes - 8) || header_bytes > max_header_bytes)
-    throw Error(str("'", path(), "' is cut off or no safetensors file: expected a header of at most ", max_header_bytes,
-                    " bytes in a file of ", file_bytes, ", found ", header_bytes, "; make it anew"));
-  std::string header(header_bytes, '\0');
-  file_.read(header.data(), header.size(), 8);
-  const std::string what = "'" + path() + "' (header)";
-  const Json json = parse_json(header, what);
-  const int64_t data_start = 8 + static_cast<int64_t>(header_bytes), data_bytes = file_bytes - data_start;
+namespace {
 
-  const JsonField root(json, what);
-  for (const auto& [name, member] : root.members()) {
-    const JsonField field = root.at(name);
-    if (name == "__metadata__") {
-      for (const auto& [key, value] : field.members())
-        metadata_[key] = JsonField(value, field.where() + "." + key).string();
-    } else {
-      check_tensor_name(name, what);
-      tensors_.push_back(tensor(name, field, data_start, data_bytes));
-    }
-  }
-
-  const auto end = [](const SafetensorsTensor& t) { return t.offset_bytes + t.count * t.dtype.bytes(); };
-  std::sort(tensors_.begin(), tensors_.end(), [&](const SafetensorsTensor& a, const SafetensorsTensor& b) {
-    return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b));
-  });
-  int64_t next = data_start;
-  for (const SafetensorsTensor& t : tensors_) {
-    if (t.offset_bytes != next) misplaced("the tensor '" + t.name + "'", next, t.offset_bytes);
-    next = end(t);
-    index_[t.name] = index_.size();
-  }
-  if (next != file_bytes) misplaced("the end of the file", next, file_bytes);
-}
-
-SafetensorsTensor SafetensorsFile::tensor(const std::string& name, const JsonField& field, int64_t data_start,
-                                          int64_t data_bytes) const {
+// A tensor as a header has it; data_start, data_bytes: where the file has its tensors' bytes.
+SafetensorsTensor tensor_of(const std::string& name, const JsonField& field, int64_t data_start, int64_t data_bytes) {
   const std::string type = field.at("dtype").string();
   const auto kind =
       std::find_if(std::begin(Dtype::all), std::end(Dtype::all), [&](Dtype d) { return type == d.name(); });
@@ -180,9 +154,119 @@ SafetensorsTensor SafetensorsFile::tensor(const std::string& name, const JsonFie
   return t;
 }
 
-void SafetensorsFile::misplaced(const std::string& what, int64_t expected, int64_t found) const {
-  throw Error(str("'", path(), "': expected ", what, " at byte ", expected, ", found it at ", found,
+[[noreturn]] void misplaced(const std::string& path, const std::string& what, int64_t expected, int64_t found) {
+  throw Error(str("'", path, "': expected ", what, " at byte ", expected, ", found it at ", found,
                   "; the file is damaged or cut off: make it anew or fetch it again"));
+}
+
+}  // namespace
+
+void SafetensorsFile::add_part(File file) {
+  const int64_t file_bytes = file.size_bytes();
+  uint64_t header_bytes = 0;
+  if (file_bytes >= 8) file.read(&header_bytes, 8, 0);
+  if (file_bytes < 8 || header_bytes > static_cast<uint64_t>(file_bytes - 8) || header_bytes > max_header_bytes)
+    throw Error(str("'", file.path(), "' is cut off or no safetensors file: expected a header of at most ",
+                    max_header_bytes, " bytes in a file of ", file_bytes, ", found ", header_bytes,
+                    foreign_remark(file.beginning(foreign_head_bytes), "; make it anew")));
+  std::string header(header_bytes, '\0');
+  file.read(header.data(), header.size(), 8);
+  const std::string what = "'" + file.path() + "' (header)";
+  const Json json = parse_json(header, what);
+  const int64_t data_start = 8 + static_cast<int64_t>(header_bytes), data_bytes = file_bytes - data_start;
+
+  const JsonField root(json, what);
+  std::vector<SafetensorsTensor> tensors;
+  for (const auto& [name, member] : root.members()) {
+    const JsonField field = root.at(name);
+    if (name == "__metadata__") {
+      for (const auto& [key, value] : field.members())
+        metadata_[key] = JsonField(value, field.where() + "." + key).string();
+    } else {
+      check_tensor_name(name, what);
+      tensors.push_back(tensor_of(name, field, data_start, data_bytes));
+    }
+  }
+
+  const auto end = [](const SafetensorsTensor& t) { return t.offset_bytes + t.count * t.dtype.bytes(); };
+  std::sort(tensors.begin(), tensors.end(), [&](const SafetensorsTensor& a, const SafetensorsTensor& b) {
+    return std::pair(a.offset_bytes, end(a)) < std::pair(b.offset_bytes, end(b));
+  });
+  int64_t next = data_start;
+  for (SafetensorsTensor& t : tensors) {
+    if (t.offset_bytes != next) misplaced(file.path(), "the tensor '" + t.name + "'", next, t.offset_bytes);
+    next = end(t);
+    t.part = parts_.size();
+    if (!index_.emplace(t.name, tensors_.size()).second)
+      throw Error("'" + path_ + "': the tensor '" + t.name + "' is in two of its files, '" +
+                  parts_[at(t.name).part].path + "' and '" + file.path() + "'; fetch them again");
+    tensors_.push_back(std::move(t));
+  }
+  if (next != file_bytes) misplaced(file.path(), "the end of the file", next, file_bytes);
+  parts_.push_back({file.path(), {}});
+  if (parts_.size() <= files_to_keep_open()) parts_.back().kept = std::move(file);
+}
+
+namespace {
+
+constexpr std::string_view index_ending = ".safetensors.index.json";
+
+// What of a folder has its weights: the one file, or the index of several.
+std::string weights_in(const std::string& folder) {
+  std::vector<std::string> files, indices;
+  std::string others;
+  for (const std::string& name : list_folder(folder)) {
+    if (name == "model.safetensors") return folder + "/" + name;
+    if (name.ends_with(index_ending)) indices.push_back(name);
+    else if (name.ends_with(".safetensors")) files.push_back(name);
+    else if (others.size() < 200 && (name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth") ||
+                                     name.ends_with(".ckpt") || name.ends_with(".gguf") || name.ends_with(".json")))
+      others += (others.empty() ? "" : ", ") + name;
+  }
+  if (indices.size() == 1) return folder + "/" + indices[0];
+  if (indices.empty() && files.size() == 1) return folder + "/" + files[0];
+  throw Error("'" + folder + "': expected weights, a model.safetensors or a model" + std::string(index_ending) +
+              " and the files that it names (a run has none before its first save), found " +
+              (indices.size() > 1 ? str(indices.size(), " such indices: give one of them")
+               : !files.empty()   ? str(files.size(), " files .safetensors and no index: fetch it too, or give a file")
+                                  : "none" + (others.empty() ? "" : " (but " + others + ")") +
+                                      ": fetch them, or save the weights as safetensors"));
+}
+
+}  // namespace
+
+SafetensorsFile SafetensorsFile::open_weights(const std::string& path) {
+  const std::string found = look_at(path).kind == Found::folder ? weights_in(path) : path;
+  return found.ends_with("index.json") ? open_index(found) : open(found);
+}
+
+SafetensorsFile SafetensorsFile::open_index(const std::string& path) {
+  const Json json = parse_json(read_file(path, JsonLimits().max_bytes), "'" + path + "'");
+  const JsonField map = JsonField(json, "'" + path + "'").at("weight_map");
+  SafetensorsFile all(path);
+  std::map<std::string, std::string> parts;  // by name: a tensor that should be in it
+  for (const auto& [tensor, part] : map.members()) {
+    const std::string name = JsonField(part, map.where() + "." + tensor).string();
+    if (!is_file_name(name))
+      throw Error(map.where() + "." + tensor + ": expected the name of a file beside the index, found " +
+                  Json(name).dump() + "; fetch the index again");
+    parts.emplace(name, tensor);
+  }
+  size_t number = 0;
+  for (const auto& [name, tensor] : parts) {
+    const std::string file = parent_folder(path) + "/" + name;
+    if (look_at(file).kind == Found::none)
+      throw Error(str("'", path, "': expected ", parts.size(), " files beside it, found no '", name,
+                      "', in which it has '", tensor, "'; fetch that too (", number, " of them come before it)"));
+    all.add_part(File::open(file));
+    number++;
+  }
+  for (const auto& [tensor, part] : map.members())
+    if (const SafetensorsTensor* found = all.find(tensor);
+        !found || all.parts_[found->part].path != parent_folder(path) + "/" + JsonField(part, path).string())
+      throw Error("'" + path + "': the tensor '" + tensor + "' should be in '" + JsonField(part, path).string() +
+                  "' and is not: that file is of another model or release; fetch it again");
+  return all;
 }
 
 void write_safetensors(const std::string& path, const std::map<std::string, std::string>& metadata,

@@ -1,9 +1,11 @@
 // safetensors files: u64 size of the header, the header (JSON: name -> dtype, shape, data_offsets), then the tensors'
-// bytes without a gap. A reader that trusts nothing and a writer that streams.
+// bytes without a gap. Large models are split: several such files, and an index (JSON: weight_map, name -> file). A
+// reader that trusts nothing and a writer that streams.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -57,17 +59,20 @@ struct SafetensorsTensor {
   Shape shape;
   int64_t count;         // elements
   int64_t offset_bytes;  // from the start of the file
+  size_t part = 0;       // which file, of several
 };
 
 // A file whose header has been read and found sound: the tensors lie in the file one after the other from the header to
-// the end.
+// the end. Or several such files as if they were one.
 class SafetensorsFile {
  public:
-  static SafetensorsFile open(const std::string& path) { return SafetensorsFile(File::open(path)); }
+  static SafetensorsFile open(const std::string& path);
+  // path: a file, the index of one that is split (.index.json), or a folder of either.
+  static SafetensorsFile open_weights(const std::string& path);
   // Whether a file begins as one of these does.
   static bool begins(const File& file);
 
-  const std::string& path() const { return file_.path(); }
+  const std::string& path() const { return path_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }  // in the order of their bytes
 
@@ -103,14 +108,24 @@ class SafetensorsFile {
   }
 
  private:
-  explicit SafetensorsFile(File file);
+  struct Part {
+    std::string path;
+    std::optional<File> kept;  // or opened for each reading: there may be more parts than open files
+  };
 
-  SafetensorsTensor tensor(const std::string& name, const JsonField& field, int64_t data_start,
-                           int64_t data_bytes) const;
+  explicit SafetensorsFile(std::string path) : path_(std::move(path)) {}
+  void add_part(File file);
+  static SafetensorsFile open_index(const std::string& path);
 
-  [[noreturn]] void misplaced(const std::string& what, int64_t expected, int64_t found) const;
+  // use(file) of the tensor's part.
+  template <class Use>
+  auto with_file(const SafetensorsTensor& tensor, Use&& use) const {
+    const Part& part = parts_[tensor.part];
+    return part.kept ? use(*part.kept) : use(File::open(part.path));
+  }
 
-  File file_;
+  std::string path_;
+  std::vector<Part> parts_;
   std::map<std::string, std::string> metadata_;
   std::vector<SafetensorsTensor> tensors_;
   std::map<std::string, size_t> index_;

@@ -12,7 +12,8 @@ namespace gca {
 
 class ThreadPool {
  public:
-  // threads: how many work at once, the caller included; 0 takes one for each processor that this process may use. An
+  // threads: how many work at once, the caller included; 0 takes one for each processor that this process may keep
+  // busy (base/machine.h). More threads than these are there, but sleep. An
   // Error that names --threads where the system gives fewer.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();

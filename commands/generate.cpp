@@ -1,4 +1,6 @@
-// The command generate: continues a text, or several at once.
+// The command generate: continues a text, or several at once; without one, a talk on a terminal.
+#include <unistd.h>
+
 #include <algorithm>
 #include <optional>
 #include <span>
@@ -12,10 +14,12 @@
 #include "commands/commands.h"
 #include "commands/device.h"
 #include "commands/shared.h"
+#include "commands/talk.h"
 #include "runtime/decode.h"
 #include "runtime/memory_file.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
+#include "tokenizer/text_files.h"
 
 namespace gca {
 namespace {
@@ -25,12 +29,17 @@ struct Options {
   Reading reading;
   std::string prompt, prompts, context, save_memory, load_memory;
   std::vector<int64_t> prompt_ids;
-  int64_t count = 200, seed = 1, batch = 16;
+  int64_t count = 200, seed = 1, batch = 16, talk_tokens = 64 << 10;
   double temperature = 0.8, top_p = 0.95;
+  Choice choice() const { return {.temperature = temperature, .top_p = top_p, .seed = static_cast<uint64_t>(seed)}; }
 };
 
 Flags generate_flags(Options& options) {
-  Flags flags("generate", "Continues a prompt. Temperature 0 is greedy: exact and repeatable.");
+  Flags flags(
+      "generate",
+      "Continues a prompt. Temperature 0 is greedy: exact and repeatable. Without a prompt, on a terminal: a talk, in "
+      "one row that goes on, so\n"
+      "  that all that was said stays in memory. Ctrl-C ends an answer, Ctrl-D the talk.");
   options.source.add_to(flags);
   options.reading.add_to(flags);
   flags.add("prompt", options.prompt, "TEXT", "what to continue");
@@ -43,12 +52,17 @@ Flags generate_flags(Options& options) {
             "of --prompts, so many at once; the next takes the place of one that ends");
   flags.add("context", options.context, "FILE",
             "text that goes before the prompt, or before each; its front is cut so that the prompt's last token opens "
-            "a chunk");
+            "a chunk. A talk begins after it");
   flags.add("save-memory", options.save_memory, "FILE",
-            "once context and prompt are read, write what later slots read of them: window rings, picks, all chunks");
-  flags.add("load-memory", options.load_memory, "FILE",
-            "go on after the text that a memory was saved of, instead of reading it: the prompt follows it");
-  flags.add("count", options.count, 1, int64_t{1} << 36, "tokens to generate at most (end-of-text ends it)");
+            "once context and prompt are read, or a talk has ended, write what later slots read of them: window rings, "
+            "picks, all chunks");
+  flags.add(
+      "load-memory", options.load_memory, "FILE",
+      "go on after the text that a memory was saved of, instead of reading it: the prompt, or the talk, follows it");
+  flags.add("count", options.count, 1, int64_t{1} << 36,
+            "tokens to generate at most, in a talk for each answer (end-of-text ends it)");
+  flags.add("talk-tokens", options.talk_tokens, 1, int64_t{1} << 36,
+            "of a talk at most, what is said by both, for which memory is planned");
   flags.add("temperature", options.temperature, 0, 100, "0: always the likeliest token");
   flags.add("top-p", options.top_p, 0, 1, "draw from the smallest set of tokens with this probability");
   flags.add("seed", options.seed, 0, INT64_MAX, "of the draws");
@@ -138,9 +152,7 @@ void continue_texts(Device& device, const Options& options, const SavedRun& save
       options.reading.memory,
       options.prompts.empty() ? "a shorter --context or a smaller --count"
                               : "shorter prompts, a smaller --batch or a smaller --count");
-  Decoder decoder(
-      model, at_once, tokenizer.landmark,
-      {.temperature = options.temperature, .top_p = options.top_p, .seed = static_cast<uint64_t>(options.seed)});
+  Decoder decoder(model, at_once, tokenizer.landmark, options.choice());
   std::vector<Text*> place(at_once);
   size_t begun = 0;
   double reading = 0;
@@ -193,7 +205,7 @@ std::vector<Text> texts_of(const Options& options, const SavedRun& saved) {
   if (options.prompts.empty()) {
     texts.push_back({1, prompt_tokens(options, saved)});
   } else {
-    std::istringstream lines(read_file(options.prompts, size_t{1} << 34));
+    std::istringstream lines(read_text(options.prompts));
     for (std::string line; std::getline(lines, line);) {
       if (line.ends_with('\r')) line.pop_back();
       texts.push_back({std::ssize(texts) + 1, tokens_of(line, saved)});
@@ -219,15 +231,26 @@ int generate_command(const std::vector<std::string>& arguments) {
   if (flags.given("batch") && options.prompts.empty()) throw UsageError("--batch is of --prompts: give that too");
   if (!options.load_memory.empty() && !options.context.empty())
     throw UsageError("--load-memory stands in place of --context: choose one");
-  if (!options.load_memory.empty() && options.prompt.empty() && options.prompt_ids.empty() && options.prompts.empty())
-    throw UsageError("--load-memory goes on with a prompt: give --prompt, --prompt-ids or --prompts");
+  const bool prompted = flags.given("prompt") || !options.prompt_ids.empty() || !options.prompts.empty(),
+             talks = !prompted && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+  if (!options.load_memory.empty() && !talks && options.prompt.empty() && options.prompt_ids.empty() &&
+      options.prompts.empty())
+    throw UsageError(
+        "--load-memory goes on with a prompt: give --prompt, --prompt-ids or --prompts, or talk on a terminal");
+  if (flags.given("talk-tokens") && !talks)
+    throw UsageError("--talk-tokens is of a talk: leave --prompt out, on a terminal");
   check_can_save(options.save_memory);
   const SavedRun saved = SavedRun::open(options.source.checkpoint, options.source.fallback);
-  std::vector<Text> texts = texts_of(options, saved);
-  const std::vector<int32_t> context = options.context.empty()
-                                           ? std::vector<int32_t>()
-                                           : saved.tokenizer.encode(read_file(options.context, size_t{1} << 40));
+  std::vector<Text> texts = talks ? std::vector<Text>() : texts_of(options, saved);
+  const std::vector<int32_t> context =
+      options.context.empty() ? std::vector<int32_t>() : saved.tokenizer.encode(read_text(options.context));
   return with_device(options.source.device, options.source.precision, options.source.threads, [&](auto& device) {
+    if (talks) {
+      const TalkSettings settings = {options.reading,     options.choice(),    options.count,
+                                     options.talk_tokens, options.load_memory, options.save_memory};
+      Talk(device, saved, settings, context).go_on();
+      return 0;
+    }
     continue_texts(device, options, saved, std::move(texts), context);
     return 0;
   });

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <span>
 
+#include "base/machine.h"
 #include "base/text.h"
 #include "commands/commands.h"
 #include "commands/shared.h"
@@ -118,6 +119,12 @@ void print_model(Device& device, const char* where, const Config& config, int64_
   print_memory(model.model_memory(), model.activation_memory());
 }
 
+void print_machine() {
+  const Machine m = machine();
+  print("this machine: ", m.processors, " processors (", printable(m.processors_why), "), ", mebibytes(m.free_bytes),
+        " of memory free (", printable(m.memory_why), ")\n");
+}
+
 }  // namespace
 
 int info_command(const std::vector<std::string>& arguments) {
@@ -129,7 +136,7 @@ int info_command(const std::vector<std::string>& arguments) {
   Flags flags("info",
               "What a RUN is, one of its checkpoints or an exported file: settings, steps, best validation, files. Or, "
               "without it, a model's tensors, parameters, work and memory, before anything is allocated; or, with "
-              "--data, what token shards hold.");
+              "--data, what token shards hold. After a model, what of this machine may be used.");
   std::vector<std::string> saved;
   flags.add_rest(saved, "[RUN|RUN/best|STEP|FILE]", false);
   add_model_flags(flags, model, config);
@@ -142,8 +149,7 @@ int info_command(const std::vector<std::string>& arguments) {
   flags.add_choice("precision", precision, "float|bf16", "for the memory plan: float on the CPU, or bf16 on a GPU");
   flags.add_patterns("data", data, "GLOB...",
                      "token shards to look into instead; exit 1 if they hold an id out of vocabulary");
-  flags.add("tokenizer", tokenizer, "FILE",
-            "of the shards: one of ours, GPT-2's tokenizer.json, an exported model, or the word bytes");
+  flags.add("tokenizer", tokenizer, "FILE", Tokenizer::accepted);
   flags.add("first", first, 0, 1 << 20, "tokens of the shards to print");
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
@@ -163,6 +169,7 @@ int info_command(const std::vector<std::string>& arguments) {
     Cpu<float> cpu(1);
     print_model(cpu, "the CPU in float", config, batch, chunks * config.chunk, recompute_named(recompute), gpus);
   }
+  print_machine();
   return 0;
 }
 

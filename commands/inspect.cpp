@@ -8,6 +8,7 @@
 #include "commands/shared.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
+#include "tokenizer/text_files.h"
 
 namespace gca {
 namespace {
@@ -20,7 +21,7 @@ struct ChunkedText {
 };
 
 ChunkedText cut_into_chunks(const std::string& path, const Tokenizer& tokenizer, int64_t S, int64_t width) {
-  const std::vector<int32_t> ids = tokenizer.encode(read_file(path, size_t{1} << 40));
+  const std::vector<int32_t> ids = tokenizer.encode(read_text(path));
   ChunkedText text{std::ssize(ids) / (S - 1), {}, {}};
   if (!text.chunks)
     throw Error(str("'", path, "': expected at least the ", S - 1, " tokens of one chunk, found ", ids.size(),

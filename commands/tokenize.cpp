@@ -126,7 +126,7 @@ int tokenize_command(const std::vector<std::string>& arguments) {
       "  each file once whatever links lead to it; what is not text (packed, UTF-16, zero bytes) is left out and "
       "counted.");
   flags.add_rest(texts, "TEXT...", true);
-  flags.add("tokenizer", name, "FILE", "one of ours, GPT-2's tokenizer.json, an exported model, or the word bytes");
+  flags.add("tokenizer", name, "FILE", Tokenizer::accepted);
   flags.add("out", out, "PREFIX", "of the shards' names");
   flags.add("val", options.val_fraction, 0, 0.999,
             "part of the text, from its end, for validation; a folder's val/ goes before it");
@@ -155,8 +155,7 @@ int filter_command(const std::vector<std::string>& arguments, const char* name, 
                    void (*filter)(const Tokenizer&, FILE*, FILE*)) {
   std::string tokenizer = "bytes";
   Flags flags(name, summary);
-  flags.add("tokenizer", tokenizer, "FILE",
-            "one of ours, GPT-2's tokenizer.json, an exported model, or the word bytes");
+  flags.add("tokenizer", tokenizer, "FILE", Tokenizer::accepted);
   if (wants_help(arguments, flags)) return 0;
   flags.parse(arguments);
   filter(Tokenizer::load(tokenizer), stdin, stdout);

@@ -1,13 +1,10 @@
 // The CPU's memory, and the refusal to compute where denormals are flushed.
 #include "cpu/device.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
-#include <cinttypes>
-#include <cstdio>
 #include <cstdlib>
 
+#include "base/machine.h"
 #include "base/progress.h"
 
 namespace gca {
@@ -37,22 +34,6 @@ void CpuDevice::side_copies(const std::vector<std::pair<void*, const void*>>& to
   side_copy_seconds_ += clock.seconds();
 }
 
-int64_t CpuDevice::free_bytes() {
-  // What stands after `word` in one of Linux's tables, in KiB.
-  const auto look_up = [](const char* path, const char* word, int64_t otherwise) {
-    int64_t kibibytes = otherwise;
-    if (FILE* file = fopen(path, "r")) {
-      for (char line[128]; fgets(line, sizeof line, file);) sscanf(line, word, &kibibytes);
-      fclose(file);
-    }
-    return kibibytes;
-  };
-  int64_t kibibytes = look_up("/proc/meminfo", "MemAvailable: %" SCNd64, int64_t{1} << 40);
-  if (rlimit limit{}; getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-    kibibytes = std::clamp<int64_t>(
-        static_cast<int64_t>(limit.rlim_cur / 1024) - look_up("/proc/self/status", "VmSize: %" SCNd64, 0), 0,
-        kibibytes);
-  return kibibytes * 1024;
-}
+int64_t CpuDevice::free_bytes() { return machine().free_bytes; }
 
 }  // namespace gca

@@ -23,8 +23,7 @@ class CpuDevice {
   // ---- memory -----------------------------------------------------------------------------------------------------
   void* allocate(int64_t n_bytes);
   void release(void* memory);
-  // What this machine could still give, by Linux's estimate (elsewhere plenty), and this process still take (ulimit
-  // -v).
+  // What this process can still have: base/machine.h.
   static int64_t free_bytes();
   void zero_bytes(void* memory, int64_t n_bytes) { memset(memory, 0, n_bytes); }
   template <class T>

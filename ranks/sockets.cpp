@@ -1,7 +1,8 @@
-// Sockets by Linux's calls. None raises a signal, and none waits longer than it says.
+// Sockets by POSIX's calls. None raises a signal, and none waits longer than it says.
 #include "ranks/sockets.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -18,6 +19,23 @@
 namespace gca {
 
 namespace {
+
+#ifndef MSG_NOSIGNAL
+constexpr int MSG_NOSIGNAL = 0;  // there it is an option of the socket, SO_NOSIGPIPE
+#endif
+
+// A socket that a call has just made (or -1): no program that is started has it, and writing to one whose other end is
+// gone raises no signal.
+int prepared(int fd, bool blocking) {
+  if (fd < 0) return fd;
+  fcntl(fd, F_SETFD, FD_CLOEXEC);
+  if (!blocking) fcntl(fd, F_SETFL, O_NONBLOCK);
+#ifdef SO_NOSIGPIPE
+  const int on = 1;
+  setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+  return fd;
+}
 
 using Addresses = std::unique_ptr<addrinfo, void (*)(addrinfo*)>;
 
@@ -68,7 +86,7 @@ Socket Socket::listen(const std::string& address, int port) {
   const Addresses found = look_up(address, port);
   int code = EADDRNOTAVAIL;
   for (const addrinfo* one = found.get(); one; one = one->ai_next) {
-    Socket socket(::socket(one->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    Socket socket(prepared(::socket(one->ai_family, SOCK_STREAM, 0), true));
     const int on = 1;  // a port that a run has just left may be taken again at once
     setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (socket && ::bind(socket.fd(), one->ai_addr, one->ai_addrlen) == 0 && ::listen(socket.fd(), 1024) == 0)
@@ -94,7 +112,7 @@ int Socket::port() const {
 Socket Socket::connect(const std::string& address, int port) {
   const Addresses found = look_up(address, port);
   for (const addrinfo* one = found.get(); one; one = one->ai_next) {
-    Socket socket(::socket(one->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    Socket socket(prepared(::socket(one->ai_family, SOCK_STREAM, 0), false));
     if (!socket) continue;
     if (::connect(socket.fd(), one->ai_addr, one->ai_addrlen) < 0) {
       int code = errno;
@@ -113,7 +131,7 @@ Socket Socket::accept(double seconds, std::string& from) const {
   if (!wait_for(fd_, POLLIN, seconds)) return Socket();
   sockaddr_storage address{};
   socklen_t length = sizeof address;
-  Socket socket(::accept4(fd_, reinterpret_cast<sockaddr*>(&address), &length, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  Socket socket(prepared(::accept(fd_, reinterpret_cast<sockaddr*>(&address), &length), false));
   if (!socket) return socket;
   char host[256] = "an unknown address", port[16] = "";
   getnameinfo(reinterpret_cast<sockaddr*>(&address), length, host, sizeof host, port, sizeof port,

@@ -2,15 +2,18 @@
 #include "ranks/world.h"
 
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 #include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstdlib>
 #include <iterator>
+#include <type_traits>
 #include <vector>
 
 #include "base/files.h"
@@ -23,8 +26,15 @@ namespace {
 template <class Number>
 Number number_of(const char* name, const std::string& value, Number low, Number high) {
   Number number{};
-  const auto [end, code] = std::from_chars(value.data(), value.data() + value.size(), number);
-  if (code != std::errc() || end != value.data() + value.size() || !(number >= low && number <= high))
+  const char* end = value.c_str();
+  if constexpr (std::is_floating_point_v<Number>) {  // std::from_chars would do, where every library had it for these
+    char* stop = nullptr;
+    number = strtod(value.c_str(), &stop);
+    end = stop;
+  } else {
+    end = std::from_chars(value.data(), value.data() + value.size(), number).ptr;  // too large: number stays 0
+  }
+  if (value.empty() || end != value.data() + value.size() || !(number >= low && number <= high))
     throw Error(str(name, ": expected a number from ", low, " to ", high, ", found '", value, "'"));
   return number;
 }
@@ -176,7 +186,9 @@ std::optional<World> launch(int size, int& exit_code) {
       ranks.push_back(id);
       continue;
     }
+#ifdef __linux__  // elsewhere a rank learns of it by the silence of the others
     prctl(PR_SET_PDEATHSIG, SIGTERM);
+#endif
     if (getppid() != parent) _exit(1);  // it died before
     world.local_rank = world.rank;
     if (world.rank == 0) world.listening = dup(listening.fd());

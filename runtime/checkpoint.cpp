@@ -47,11 +47,7 @@ std::vector<int64_t> list_checkpoints(const std::string& run) {
   return steps;
 }
 
-bool Manifest::is_good_name(const std::string& name) {
-  const bool bad = std::any_of(name.begin(), name.end(),
-                               [](char c) { return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
-  return !name.empty() && name.size() <= 200 && !bad && name != "." && name != ".." && name != file_name;
-}
+bool Manifest::is_good_name(const std::string& name) { return is_file_name(name) && name != file_name; }
 
 Manifest Manifest::read(const std::string& folder) {
   const std::string path = folder + "/" + file_name;
@@ -128,7 +124,28 @@ Checkpoint read_checkpoint(const std::string& folder, Check check) {
   return checkpoint;
 }
 
+bool holds_checkpoint(const std::string& folder) {
+  return look_at(folder + "/" + Manifest::file_name).kind == Found::file || !list_checkpoints(folder).empty();
+}
+
+std::string other_program_file(const std::string& folder) {
+  for (const std::string& name : list_folder(folder))
+    if (name == "config.json" || name == "pytorch_model.bin" || name.ends_with(".safetensors") ||
+        name.ends_with(".safetensors.index.json"))
+      return name;
+  return "";
+}
+
 namespace {
+
+// The end of a message about a path without a checkpoint.
+std::string what_lies_there(const std::string& path) {
+  if (const std::string name = other_program_file(path); !name.empty())
+    return "; with '" + name +
+           "' it is a model of another program: start from its weights (safetensors) with train "
+           "--init";
+  return "; check the path (a run stopped before its first save has none: start it anew)";
+}
 
 // RUN of RUN/best, "" of any other path: of one that leads somewhere as it is written, too.
 std::string run_of_best(const std::string& path) {
@@ -161,11 +178,9 @@ Checkpoint open_checkpoint(const std::string& path, bool fallback, Check check) 
   if (const std::string run = run_of_best(path); !run.empty()) return open_best(run, fallback, check);
   const std::vector<int64_t> steps = list_checkpoints(path);
   if (steps.empty()) {
-    std::error_code none;
-    if (!std::filesystem::exists(path + "/" + Manifest::file_name, none))
+    if (!holds_checkpoint(path))
       throw Error("'" + path + "' has no checkpoint: expected folders named step_00000000 or the like in it, or a " +
-                  Manifest::file_name +
-                  "; check the path (a run stopped before its first save has none: start it anew)");
+                  Manifest::file_name + what_lies_there(path));
     return read_checkpoint(path, check);
   }
   std::vector<std::string> errors;

@@ -73,6 +73,11 @@ enum class Check { bytes, sizes };
 // off or changed.
 Checkpoint read_checkpoint(const std::string& folder, Check check = Check::bytes);
 
+// Whether a folder is a STEP, or a RUN that has one.
+bool holds_checkpoint(const std::string& folder);
+// Of a folder without one: a file that shows it to be a model of another program, or "".
+std::string other_program_file(const std::string& folder);
+
 // path: a STEP folder; a RUN, which means its newest step; or RUN/best: that of the best validation, as the newest step
 // remembers it. A damaged newest step is an Error; with fallback, the newest one that is whole is taken, and
 // `passed_over` says what is wrong with those passed over.

@@ -2,7 +2,6 @@
 // steps on its stream ahead of the tokens that it has seen, so that neither waits for the other.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -98,13 +97,12 @@ class Decoder {
                         [&](const Text& t) { return t.seen < t.count && t.chosen - t.seen >= ahead; });
   }
   int32_t wait_for(int32_t& noted) {
-    std::atomic_ref<int32_t> place(noted);
-    int32_t token = none;
-    for (int64_t tries = 0; (token = place.load(std::memory_order_acquire)) == none; tries++) {
+    int32_t token = none;  // std::atomic_ref would do, where every library had it
+    for (int64_t tries = 0; (token = __atomic_load_n(&noted, __ATOMIC_ACQUIRE)) == none; tries++) {
       if (tries % 4096 == 4095) model_.device.look_for_errors();
       std::this_thread::yield();
     }
-    place.store(none, std::memory_order_relaxed);
+    __atomic_store_n(&noted, none, __ATOMIC_RELAXED);
     return token;
   }
 

@@ -119,8 +119,10 @@ std::map<std::string, std::string> exported_metadata(const SavedRun& saved) {
 }
 
 bool has_settings(const std::string& path) {
-  std::error_code none;
-  return !std::filesystem::is_regular_file(path, none) || SafetensorsFile::open(path).metadata().contains(about_name);
+  const Found::Kind kind = look_at(path).kind;
+  const bool other =
+      kind == Found::file || (kind == Found::folder && !holds_checkpoint(path) && !other_program_file(path).empty());
+  return !other || SafetensorsFile::open_weights(path).metadata().contains(about_name);
 }
 
 }  // namespace gca

@@ -10,6 +10,7 @@
 #include "base/flags.h"
 #include "model.h"
 #include "runtime/needles.h"
+#include "tokenizer/tokenizer.h"
 
 namespace gca {
 
@@ -134,8 +135,7 @@ Flags train_flags(TrainSettings& s) {
   flags.add_patterns("data", s.data, "GLOB...", "training shards (tokenize makes them)", Flags::remembered);
   flags.add_patterns("val-data", s.val_data, "GLOB...", "validation shards; without them nothing is evaluated",
                      Flags::remembered);
-  flags.add("tokenizer", s.tokenizer, "FILE",
-            "of the shards: one of ours, GPT-2's tokenizer.json, an exported model, or the word bytes");
+  flags.add("tokenizer", s.tokenizer, "FILE", Tokenizer::accepted);
   flags.add("chunks", s.chunks, 1, 1 << 20, "C, chunks a row", Flags::run);
   flags.add("batch", s.batch, 1, 1 << 20, "rows a step, of all ranks together", Flags::run);
   flags.add("micro-batch", s.micro_batch, 0, 1 << 20, "rows that a rank takes at once; 0: all of its own",
@@ -143,9 +143,8 @@ Flags train_flags(TrainSettings& s) {
   flags.add_switch("no-cross", s.no_cross, "a row is one document's, not cut from the stream of all", Flags::run);
   flags.heading("model");
   flags.add("init", s.init, "CHECKPOINT",
-            "start from these weights: a RUN, a STEP, or a .safetensors file; what they say of the model and the "
-            "tokenizer is "
-            "taken, and what is given must agree",
+            "start from these weights: a RUN, a STEP, a .safetensors file, the index of a split one, or a folder of "
+            "either; what they say of the model and the tokenizer is taken, and what is given must agree",
             Flags::run);
   add_model_flags(flags, s.model, s.config);
   flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);

@@ -2,6 +2,7 @@
 #include "runtime/weights.h"
 
 #include <algorithm>
+#include <cctype>
 #include <set>
 #include <string>
 #include <vector>
@@ -26,6 +27,12 @@ bool is_tied_head(const SafetensorsFile& file, const SafetensorsTensor& head) {
     if (a != b) return false;
   }
   return true;
+}
+
+std::string part_remark(const std::string& path) {
+  const size_t of = path.rfind("-of-");
+  const bool part = of != path.npos && of > 0 && std::isdigit(static_cast<unsigned char>(path[of - 1]));
+  return part ? ", or give the index of all parts (.safetensors.index.json) or their folder: this is one part" : "";
 }
 
 bool is_padded(const SafetensorsTensor& found, const Tensor& t) {

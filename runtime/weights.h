@@ -77,6 +77,8 @@ void save_optimizer(const std::string& path, const WholeBuffer<Device>& adam_m, 
 
 // Whether an output head of its own is the embedding, number for number.
 bool is_tied_head(const SafetensorsFile& file, const SafetensorsTensor& head);
+// ", or ..." where a file is one of several that the weights are split into; else nothing.
+std::string part_remark(const std::string& path);
 // An Error that lists every name that the model needs and the file lacks, and every one that the model has no place
 // for.
 template <class Device>
@@ -97,7 +99,7 @@ void check_names(const SafetensorsFile& file, const DRT<Device>& model, const st
   }
   if (!missing.empty() || !surplus.empty())
     throw Error(
-        "'" + file.path() + "' is not of this model; check --model and the sizes." +
+        "'" + file.path() + "' is not of this model; check --model and the sizes" + part_remark(file.path()) + "." +
         (missing.empty() ? "" : " Missing:" + missing) +
         (surplus.empty() ? "" : std::string(missing.empty() ? "" : "\n") + " Without a place in it:" + surplus));
   if (buffers)
@@ -124,10 +126,11 @@ void load_buffer(const SafetensorsFile& file, DRT<Device>& model, typename DRT<D
     model.put(buffer, t.offset, values.data(), t.size());
   }
 }
-// Weights from a file, F32, BF16 or F16, the names the released model's.
+// Weights from a file, the index of a split one or a folder of either; F32, BF16 or F16, the names the released
+// model's.
 template <class Device>
 void load_weights(const std::string& path, DRT<Device>& model) {
-  const SafetensorsFile file = SafetensorsFile::open(path);
+  const SafetensorsFile file = SafetensorsFile::open_weights(path);
   check_names(file, model, {""});
   load_buffer(file, model, model.masters, "");
   model.weights_changed();

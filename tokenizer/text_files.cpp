@@ -75,10 +75,7 @@ class TextFinder {
 
   void add(const std::string& path, const Found& found, bool val) {
     if (!taken_.insert(found.id).second) return leave_out("met a second time", path);
-    char content[8192];
-    const size_t bytes = static_cast<size_t>(std::min<int64_t>(found.bytes, sizeof content));
-    File::open(path).read(content, bytes, 0);
-    const std::string_view head(content, bytes);
+    const std::string head = File::open(path).beginning(foreign_head_bytes);
     const ForeignKind* kind = foreign_kind(head);
     if (kind && !kind->may_be_text) return leave_out(kind->what, path, kind->mend);
     if (head.find('\0') != head.npos) return leave_out("with zero bytes, so no text", path);
@@ -113,6 +110,13 @@ class TextFinder {
 };
 
 }  // namespace
+
+std::string read_text(const std::string& path) {
+  std::string text = read_file(path, size_t{1} << 40);
+  if (const ForeignKind* kind = foreign_kind(text); kind && !kind->may_be_text)
+    throw Error("'" + path + "': expected text" + foreign_remark(text, ""));
+  return text;
+}
 
 TextFiles text_files(const std::vector<std::string>& paths) { return TextFinder().find(paths); }
 

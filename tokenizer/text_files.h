@@ -35,6 +35,9 @@ struct TextFiles {
 // their beginning, pointers of Git LFS; and links that lead to nothing, or back.
 TextFiles text_files(const std::vector<std::string>& paths);
 
+// The content of a text file that was asked for by name; an Error that says what it is where it is no text.
+std::string read_text(const std::string& path);
+
 // Takes text files apart into pieces of about a megabyte, cut where that changes no word, for all threads to work on.
 // Where that is nowhere in four megabytes (a genome, base64) the cut is between two characters, so that memory stays
 // bounded.

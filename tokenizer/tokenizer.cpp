@@ -8,12 +8,14 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/files.h"
+#include "base/foreign.h"
 #include "base/json.h"
 #include "base/safetensors.h"
 #include "base/text.h"
@@ -22,18 +24,59 @@
 
 namespace gca {
 
+namespace {
+
+// GPT-2's vocabulary in two files, as the ends of their names.
+constexpr std::pair<const char*, const char*> pairs_of_files[] = {{"vocab.json", "merges.txt"},
+                                                                  {"encoder.json", "vocab.bpe"}};
+
+std::string quoted(const std::string& path) { return "'" + path + "'"; }
+std::string read_vocabulary(const std::string& path) { return read_file(path, size_t{64} << 20); }
+bool is_there(const std::string& path) { return look_at(path).kind != Found::none; }
+
+// Of a folder the file that has its tokenizer.
+std::string tokenizer_in(const std::string& folder) {
+  for (const char* name : {"tokenizer.json", "vocab.json", "encoder.json", "tokenizer.bpe"})
+    if (is_there(folder + "/" + name)) return folder + "/" + name;
+  throw Error(quoted(folder) +
+              ": expected a folder with a tokenizer.json, or with vocab.json and merges.txt, found neither; fetch "
+              "tokenizer.json, or give a file that tokenizer-train wrote");
+}
+
+std::string_view without_mark(std::string_view content) {
+  if (content.starts_with(byte_order_mark)) content.remove_prefix(byte_order_mark.size());
+  return content;
+}
+
+}  // namespace
+
 Tokenizer Tokenizer::load(const std::string& path_or_word) {
   if (path_or_word == "bytes") return Tokenizer(std::vector<Merge>());
-  if (SafetensorsFile::begins(File::open(path_or_word))) {
-    const SafetensorsFile file = SafetensorsFile::open(path_or_word);
+  const std::string path = look_at(path_or_word).kind == Found::folder ? tokenizer_in(path_or_word) : path_or_word;
+  const auto with_end = [&](const std::string& end, const std::string& other) {
+    return path.substr(0, path.size() - end.size()) + other;
+  };
+  for (const auto& [vocab_end, merges_end] : pairs_of_files)
+    for (const std::string end : {vocab_end, merges_end}) {
+      if (!path.ends_with(end)) continue;
+      const std::string vocab = with_end(end, vocab_end), merges = with_end(end, merges_end),
+                        other = end == vocab_end ? merges : vocab;
+      if (is_there(path) && !is_there(other))
+        throw Error(quoted(path) + ": expected '" + other +
+                    "' beside it, with which it makes GPT-2's tokenizer, found none; fetch that too, or take "
+                    "tokenizer.json");
+      return parse_pair(read_vocabulary(vocab), quoted(vocab), read_vocabulary(merges), quoted(merges));
+    }
+  if (SafetensorsFile::begins(File::open(path))) {
+    const SafetensorsFile file = SafetensorsFile::open(path);
     const auto found = file.metadata().find(metadata_name);
     if (found == file.metadata().end())
-      throw Error("'" + path_or_word + "': expected a tokenizer in the metadata, under \"" + metadata_name +
+      throw Error("'" + path + "': expected a tokenizer in the metadata, under \"" + metadata_name +
                   "\", found none; export the checkpoint anew, or give its tokenizer");
-    const std::string what = "'" + path_or_word + "' (" + metadata_name + ")";
+    const std::string what = "'" + path + "' (" + metadata_name + ")";
     return parse(from_base64(found->second, what), what);
   }
-  return parse(read_file(path_or_word, size_t{64} << 20), "'" + path_or_word + "'");
+  return parse(read_vocabulary(path), quoted(path));
 }
 
 std::string Tokenizer::description() const {
@@ -177,12 +220,11 @@ std::string Tokenizer::serialize() const {
 
 Tokenizer Tokenizer::parse(std::string_view content, const std::string& what, size_t gpt2_merges) {
   if (content.substr(0, 8) == std::string_view(magic, 8)) return parse_own(content, what);
-  const size_t first = content.find_first_not_of(" \t\r\n");
-  if (first != content.npos && content[first] == '{') return parse_gpt2(content, what, gpt2_merges);
-  throw Error(what +
-              ": expected a tokenizer (a file that tokenizer-train wrote, GPT-2's tokenizer.json, or the word bytes), "
-              "found something "
-              "else; check the path");
+  const std::string_view text = without_mark(content);
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  if (first != text.npos && text[first] == '{') return parse_gpt2(text, what, gpt2_merges);
+  throw Error(what + ": expected a tokenizer (" + accepted + "), found something else" +
+              foreign_remark(content, "; check the path"));
 }
 
 Tokenizer Tokenizer::parse_own(std::string_view content, const std::string& what) {
@@ -210,19 +252,60 @@ Tokenizer Tokenizer::parse_own(std::string_view content, const std::string& what
   return tokenizer;
 }
 
+namespace {
+
+void expect_gpt2(bool holds, const std::string& where, const std::string& expected) {
+  if (!holds)
+    throw Error(where + ": expected " + expected +
+                ", as GPT-2's vocabulary has, found something else; no other tokenizer.json is "
+                "read here: learn one with tokenizer-train");
+}
+
+}  // namespace
+
 Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::string& what, size_t merge_count) {
   const Json json = parse_json(content, what);
-  const JsonField model = JsonField(json, what).at("model");
-  const auto expect = [](const JsonField& field, bool holds, const std::string& expected) {
-    if (!holds)
-      throw Error(field.where() + ": expected " + expected +
-                  ", as GPT-2's vocabulary has, found something else; no other tokenizer.json is "
-                  "read here: learn one with tokenizer-train");
-  };
-  const JsonField vocab = model.at("vocab"), merge_list = model.at("merges");
-  expect(vocab, vocab.members().size() >= 256 + merge_count + 1,
-         str(256 + merge_count + 1, " entries or more"));  // what follows is special, and ours to name
-  expect(merge_list, merge_list.items().size() == merge_count, str(merge_count, " merges"));
+  const JsonField root(json, what);
+  if (!root.has("model"))
+    throw Error(what + ": expected GPT-2's tokenizer.json, found no field \"model\"" +
+                foreign_remark(content, "; check the path"));
+  const JsonField model = root.at("model"), vocab = model.at("vocab"), list = model.at("merges");
+  std::vector<std::pair<std::string, std::string>> merges;
+  for (size_t r = 0; r < list.items().size(); r++) {
+    const JsonField item = list.at(r);
+    if (item.json().dump()[0] == '[') {  // newer files: ["left", "right"], not "left right"
+      merges.push_back({item.at(size_t{0}).string(), item.at(1).string()});
+    } else {
+      const std::string both = item.string(), left = both.substr(0, both.find(' '));
+      merges.push_back({left, both.substr(std::min(left.size() + 1, both.size()))});
+    }
+  }
+  return of_gpt2(
+      vocab, merges, list.where(), [&](size_t r) { return list.at(r).where(); }, what, merge_count);
+}
+
+Tokenizer Tokenizer::parse_pair(std::string_view vocab, const std::string& vocab_name, std::string_view merges,
+                                const std::string& merges_name, size_t gpt2_merges) {
+  const Json json = parse_json(without_mark(vocab), vocab_name);
+  std::vector<std::pair<std::string, std::string>> pairs;
+  std::istringstream lines{std::string(without_mark(merges))};
+  for (std::string line; std::getline(lines, line);) {
+    if (line.ends_with('\r')) line.pop_back();
+    if (line.empty() || (pairs.empty() && line.starts_with("#version"))) continue;
+    const size_t space = line.find(' ');
+    pairs.push_back({line.substr(0, space), space == line.npos ? "" : line.substr(space + 1)});
+  }
+  return of_gpt2(
+      JsonField(json, vocab_name), pairs, merges_name, [&](size_t r) { return str(merges_name, ": merge ", r); },
+      vocab_name, gpt2_merges);
+}
+
+Tokenizer Tokenizer::of_gpt2(const JsonField& vocab, const std::vector<std::pair<std::string, std::string>>& merges,
+                             const std::string& merges_name, const std::function<std::string(size_t)>& where,
+                             const std::string& what, size_t merge_count) {
+  expect_gpt2(vocab.members().size() >= 256 + merge_count + 1, vocab.where(),
+              str(256 + merge_count + 1, " entries or more"));  // what follows is special, and ours to name
+  expect_gpt2(merges.size() == merge_count, merges_name, str(merge_count, " merges"));
   const auto id_is = [&](const std::string& token, size_t id) {
     const Json* entry = vocab.json().find(token);
     return entry && *entry == Json(id);
@@ -236,27 +319,23 @@ Tokenizer Tokenizer::parse_gpt2(std::string_view content, const std::string& wha
         const std::string token =
             code < 0x80 ? std::string(1, static_cast<char>(code))
                         : std::string{static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
-        expect(vocab, id_is(token, next), str("id ", next, " for byte ", byte));
+        expect_gpt2(id_is(token, next), vocab.where(), str("id ", next, " for byte ", byte));
         next++;
       }
-  expect(vocab, id_is("<|endoftext|>", 256 + merge_count), str("id ", 256 + merge_count, " for <|endoftext|>"));
-  std::vector<Merge> merges;
-  const bool in_pairs = merge_count && merge_list.at(size_t{0}).json().dump()[0] ==
-                                           '[';  // newer files: ["left", "right"], not "left right"
+  expect_gpt2(id_is("<|endoftext|>", 256 + merge_count), vocab.where(),
+              str("id ", 256 + merge_count, " for <|endoftext|>"));
+  std::vector<Merge> in_ids;
   for (size_t r = 0; r < merge_count; r++) {
-    const JsonField item = merge_list.at(r);
-    const std::string first = in_pairs ? item.at(size_t{0}).string() : item.string();
-    const std::string left = first.substr(0, in_pairs ? first.npos : first.find(' '));
-    const std::string right = in_pairs ? item.at(1).string() : first.substr(std::min(left.size() + 1, first.size()));
+    const auto& [left, right] = merges[r];
     const Json *left_id = vocab.json().find(left), *right_id = vocab.json().find(right);
-    expect(item, left_id && right_id && id_is(left + right, 256 + r),
-           str("two tokens of the vocabulary that make token ", 256 + r));
+    if (!left_id || !right_id || !id_is(left + right, 256 + r))
+      expect_gpt2(false, where(r), str("two tokens of the vocabulary that make token ", 256 + r));
     const auto id = [&](const Json* entry) {
       return static_cast<uint32_t>(JsonField(*entry, vocab.where()).integer(0, UINT32_MAX));
     };
-    merges.push_back({id(left_id), id(right_id)});
+    in_ids.push_back({id(left_id), id(right_id)});
   }
-  return Tokenizer(Layout::gpt2, std::move(merges), what);
+  return Tokenizer(Layout::gpt2, std::move(in_ids), what);
 }
 
 // ---- encoding -----------------------------------------------------------------------------------------------------

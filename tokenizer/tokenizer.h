@@ -1,6 +1,6 @@
 // The tokenizer: byte-level BPE with GPT-2's pre-tokenisation. Encodes and decodes any bytes; reads GPT-2's
-// tokenizer.json and files of its own. `bytes`, 256 ids and nothing learned, is the BPE without merges. Learning one is
-// in train.h.
+// tokenizer.json (or vocab.json and merges.txt) and files of its own. `bytes`, 256 ids and nothing learned, is the BPE
+// without merges. Learning one is in train.h.
 //
 // Ids 0-255 are the bytes, id 256 + r is what merge r makes of two smaller ids, then come the special ids. So of two
 // merges the one with the smaller id comes first, and an id says both what a merge makes and how soon.
@@ -37,13 +37,19 @@ class Tokenizer {
   // The special ids. They come from nowhere but their numbers: no text encodes to them.
   int32_t end_of_text, landmark, KEY, END, ASK, ARROW, COMMA;
 
-  // The word "bytes", or the path of one of our files, of GPT-2's tokenizer.json, or of a model's safetensors file that
-  // has a tokenizer in its metadata: under this name, serialize() in base64.
+  // What load() takes, for the help of flags.
+  static constexpr const char* accepted =
+      "one of ours, GPT-2's tokenizer.json, its vocab.json or merges.txt (beside each other), a folder that has these, "
+      "an exported model, or the word bytes";
+  // A model's safetensors file that has a tokenizer has it in its metadata: under this name, serialize() in base64.
   static constexpr const char* metadata_name = "train_gca.tokenizer";
   static Tokenizer load(const std::string& path_or_word);
   // The same from a file's content; what: its name in errors. gpt2_merges: how many a tokenizer.json must have; tests
   // take fewer.
   static Tokenizer parse(std::string_view content, const std::string& what, size_t gpt2_merges = 50000);
+  // GPT-2's as two files, vocab.json and merges.txt.
+  static Tokenizer parse_pair(std::string_view vocab, const std::string& vocab_name, std::string_view merges,
+                              const std::string& merges_name, size_t gpt2_merges = 50000);
   // A vocabulary of our own, from its merges in order. Their ids must be smaller than 256 + the merge's place.
   explicit Tokenizer(std::vector<Merge> merges) : Tokenizer(Layout::own, std::move(merges), "the merges") {}
 
@@ -82,6 +88,10 @@ class Tokenizer {
   Tokenizer(Layout layout, std::vector<Merge> merges, const std::string& what);
   static Tokenizer parse_own(std::string_view content, const std::string& what);
   static Tokenizer parse_gpt2(std::string_view content, const std::string& what, size_t merge_count);
+  // merges: pairs of tokens in the order of ids, letters for bytes as in vocab; where(r) names merge r in errors.
+  static Tokenizer of_gpt2(const JsonField& vocab, const std::vector<std::pair<std::string, std::string>>& merges,
+                           const std::string& merges_name, const std::function<std::string(size_t)>& where,
+                           const std::string& what, size_t merge_count);
 
   // GPT-2's ids of bytes: first those that print, in their order, then the others.
   static bool gpt2_prints(int byte) { return (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173); }

@@ -75,7 +75,7 @@ TEST_CASE("json: what is not JSON is refused, with the byte") {
       {"\"\xed\xa0\x80\"", "expected valid UTF-8"},
       {"\"\xf4\x90\x80\x80\"", "expected valid UTF-8"},
       {"\"\xe2\x82\"", "expected valid UTF-8"},
-      {"\xef\xbb\xbf{}", "byte 0: expected a value, found byte 0xef"},
+      {"\xef\xbb\xbf{}", "byte 0: expected a value, found byte 0xef; the file begins with a byte order mark (BOM)"},
       {std::string_view("1\0", 2), "byte 1: expected nothing after"},
   };
   for (const auto& c : cases) {

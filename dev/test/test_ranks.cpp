@@ -1,5 +1,6 @@
 // Several ranks, as processes on this CPU: what they share, how they meet, how they sum, and a model's step on them.
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <map>

@@ -6,6 +6,8 @@
 
 #include <atomic>
 
+#include "base/machine.h"
+#include "base/progress.h"
 #include "base/threads.h"
 #include "dev/test/test.h"
 
@@ -35,6 +37,28 @@ TEST_CASE("threads: every task is done once, and the first error of one comes ou
     pool.run(10, [&](int64_t, int) { after++; });
     CHECK(after == 10);
   }
+}
+
+TEST_CASE("threads: many more than processors make short loops little slower") {
+  const int processors = machine().processors;
+  const auto seconds_of = [&](int threads) {
+    ThreadPool pool(threads);
+    double best = 1e9;
+    for (int attempt = 0; attempt < 5; attempt++) {
+      const Stopwatch clock;
+      for (int loop = 0; loop < 300; loop++)
+        pool.run(8, [](int64_t i, int) {
+          volatile int64_t sum = i;
+          for (int k = 0; k < 2000; k++) sum = sum + k;
+        });
+      best = std::min(best, clock.seconds());
+    }
+    return best;
+  };
+  const double usual = seconds_of(processors), many = seconds_of(32 * processors);
+  CAPTURE(usual);
+  CAPTURE(many);
+  CHECK(many < 2 * usual);
 }
 
 TEST_CASE("threads: where the system gives fewer than asked for, those that were made end and an error says so") {

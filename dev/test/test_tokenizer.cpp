@@ -147,9 +147,10 @@ std::vector<std::pair<unsigned char, std::string>> gpt2_bytes() {
   return all;
 }
 
-// A vocabulary of GPT-2's form of some merges: its tokenizer.json, and the id of each token's bytes.
+// A vocabulary of GPT-2's form of some merges: its tokenizer.json, the same as vocab.json and merges.txt, and the id of
+// each token's bytes.
 struct Gpt2File {
-  std::string json;
+  std::string json, vocab_json, merges_txt = "#version: 0.2\n";
   std::map<std::string, int32_t> ids;
   explicit Gpt2File(const std::vector<std::pair<std::string, std::string>>& merges) {
     std::map<char, std::string> letters;
@@ -170,10 +171,13 @@ struct Gpt2File {
     }
     for (const auto& [left, right] : merges) {
       add(left + right);
-      merge_list += str(merge_list.empty() ? "" : ",", "\"", written(left), " ", written(right), "\"");
+      const std::string merge = str("\"", written(left), " ", written(right), "\"");
+      merge_list += (merge_list.empty() ? "" : ",") + merge;
+      const Json letters_of_merge = parse_json(merge, "merge");
+      merges_txt += JsonField(letters_of_merge, "merge").string() + "\n";
     }
-    json = str("{\"model\":{\"vocab\":{", vocabulary, "\"<|endoftext|>\":", ids.size(), "},\"merges\":[", merge_list,
-               "]}}");
+    vocab_json = str("{", vocabulary, "\"<|endoftext|>\":", ids.size(), "}");
+    json = str("{\"model\":{\"vocab\":", vocab_json, ",\"merges\":[", merge_list, "]}}");
   }
 };
 
@@ -508,6 +512,42 @@ TEST_CASE("tokenizer: a tokenizer.json of GPT-2's size") {
   // The first byte that prints is '!', id 0; merge r makes id 256 + r.
   CHECK(again.encode("!") == std::vector<int32_t>{0});
   CHECK(again.encode("ab") == std::vector<int32_t>{256 + 'a' * 256 + 'b'});
+
+  // The same as two files, by the name of either or of their folder, with marks and ends of lines of other editors.
+  const Gpt2File file(merges);
+  for (const auto& [vocab_name, merges_name] :
+       {std::pair{"vocab.json", "merges.txt"}, {"encoder.json", "vocab.bpe"}, {"gpt2-vocab.json", "gpt2-merges.txt"}}) {
+    CAPTURE(vocab_name);
+    const TempFolder pair;
+    const std::string vocab_path = pair.path + "/" + vocab_name, merges_path = pair.path + "/" + merges_name;
+    write_file(vocab_path, file.vocab_json);
+    CHECK(has(error_of([&] { Tokenizer::load(vocab_path); }), str("expected '", merges_path, "' beside it")));
+    write_file(merges_path, file.merges_txt);
+    CHECK(Tokenizer::load(vocab_path).serialize() == gpt2.serialize());
+    CHECK(Tokenizer::load(merges_path).serialize() == gpt2.serialize());
+    if (vocab_name[0] != 'g') CHECK(Tokenizer::load(pair.path).serialize() == gpt2.serialize());
+    std::string windows = "\xEF\xBB\xBF";
+    for (const char c : file.merges_txt) windows += c == '\n' ? "\r\n" : std::string(1, c);
+    write_file(merges_path, windows);
+    write_file(vocab_path, "\xEF\xBB\xBF" + file.vocab_json);
+    CHECK(Tokenizer::load(vocab_path).serialize() == gpt2.serialize());
+    write_file(merges_path, file.merges_txt.substr(0, file.merges_txt.size() / 2));
+    CHECK(has(error_of([&] { Tokenizer::load(vocab_path); }), str(merges_name, "': expected 50000 merges")));
+    remove_tree(vocab_path);
+    CHECK(has(error_of([&] { Tokenizer::load(merges_path); }), str("expected '", vocab_path, "' beside it")));
+  }
+  write_file(path, "\xEF\xBB\xBF" + file.json);
+  CHECK(Tokenizer::load(path).hash() == gpt2.hash());
+  CHECK(Tokenizer::load(folder.path).hash() == gpt2.hash());
+  write_file(path, file.vocab_json);
+  CHECK(has(error_of([&] { Tokenizer::load(path); }), "expected GPT-2's tokenizer.json, found no field \"model\""));
+  remove_tree(path);
+  CHECK(has(error_of([&] { Tokenizer::load(folder.path); }), "expected a folder with a tokenizer.json, or with"));
+  std::string swapped = file.merges_txt;
+  const size_t line = swapped.find('\n', 100);
+  swapped[line - 1] = swapped[line - 1] == 'a' ? 'b' : 'a';
+  CHECK(has(error_of([&] { Tokenizer::parse_pair(file.vocab_json, "v", swapped, "m"); }),
+            "expected two tokens of the vocabulary that make token"));
   merges.pop_back();
   write_file(path, Gpt2File(merges).json);
   CHECK(has(error_of([&] { Tokenizer::load(path); }), "model.vocab: expected 50257 entries"));
