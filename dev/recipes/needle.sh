@@ -20,4 +20,4 @@ for picks in random none; do single "$M" --others 15 --length 16K,64K,256K,1M --
 find_needles "$OUT/random_values.jsonl" "$M" --others 15 --values random --length 16K,1M --trials 100
 learn "$OUT/run_text" --style text
 find_needles "$OUT/text.jsonl" "$OUT/run_text" --others 15 --length 16K,1M --trials 100
-python3 dev/plot_needles.py --out "$OUT/needles.svg" "$OUT/needle.jsonl" "$OUT/random_values.jsonl" "$OUT/text.jsonl" | tee "$OUT/table.md"
+python3 dev/plot_needles.py --out "$OUT/needles.svg" "$OUT/needle.jsonl" "$OUT/random_values.jsonl" "$OUT/text.jsonl" | tee "$OUT/table.txt"

@@ -23,4 +23,4 @@ for name in two_groups one_group; do
 done
 find_needles "$OUT/two_groups.jsonl" "$OUT/two_groups.safetensors" --task two-hop --chains 2 --gap 1 --length 16K,64K,1M --trials 100 --picks random
 find_needles "$OUT/two_groups.jsonl" "$OUT/two_groups.safetensors" --task two-hop --chains 2 --gap 1 --length 16K,64K,1M --trials 100 --picks none
-python3 dev/plot_needles.py --out "$OUT/two_hop.svg" "$OUT"/two_groups.jsonl "$OUT"/*.12.jsonl "$OUT"/one_group.jsonl | tee "$OUT/table.md"
+python3 dev/plot_needles.py --out "$OUT/two_hop.svg" "$OUT"/two_groups.jsonl "$OUT"/*.12.jsonl "$OUT"/one_group.jsonl | tee "$OUT/table.txt"
