@@ -6,6 +6,11 @@
 #ifdef GCA_CUDA
 #include <cuda_runtime_api.h>
 #endif
+#ifndef GCA_VERSION  // compiled by hand
+#define GCA_VERSION "unknown"
+#define GCA_COMMIT "unknown"
+#define GCA_FLAGS "unknown"
+#endif
 
 namespace gca {
 
