@@ -29,16 +29,17 @@ class Watched : public Cpu<double> {
     double by = 0;
     bool product = false;  // array holds weights of picks: not the weight is moved, but the r_c.L_m that it comes from
   } move;
-  std::vector<double> dw, dr, dL, dkv;  // (C+1,K), (C,D), (C,D), (C,S,2D), of one row
+  std::vector<double> dq, dw, dr, dL, dkv;  // (T,D), (C+1,K), (C,D), (C,D), (C,S,2D), of one row
 
   void rmsnorm_forward(double* out, double* rstd, const double* x, const double* gain, int64_t rows, int64_t D,
                        int64_t stride, double eps) {
     Cpu<double>::rmsnorm_forward(out, rstd, x, gain, rows, D, stride, eps);
     move_in(out);
   }
-  void zero_landmarks(double* kv, int64_t N, int64_t S, int64_t D) {
-    Cpu<double>::zero_landmarks(kv, N, S, D);
-    move_in(kv);
+  void matmul_forward(double* y, const double* x, const double* W, const double* residual, int64_t rows, int64_t in,
+                      int64_t out) {
+    Cpu<double>::matmul_forward(y, x, W, residual, rows, in, out);
+    move_in(y);
   }
   void gca_forward(double* out, double* lse, const double* q, const double* kv, const int32_t* pick, const double* w,
                    const GcaShape& s) {
@@ -55,6 +56,10 @@ class Watched : public Cpu<double> {
     double *row = w + move.index / s.K * s.K, sum = 0;
     for (int k = 0; k < s.K; k++) sum += row[k];
     for (int k = 0; k < s.K && sum > 0; k++) row[k] /= sum;
+  }
+  void gca_backward_query(const GcaBackward<double, double>& a, const GcaShape& s) {
+    Cpu<double>::gca_backward_query(a, s);
+    dq.assign(a.dq, a.dq + s.T * s.H * s.d);
   }
   void chunk_retrieval_backward(const RetrievalBackward<double, double>& a, const RetrievalShape& s) {
     dw.assign(a.dw, a.dw + s.table().size(1));
@@ -76,7 +81,7 @@ class Watched : public Cpu<double> {
 };
 
 // ---- words and numbers ------------------------------------------------------------------------------------------
-constexpr char names[] = "all|token|target|sees|L|r|score|pick|w|CK|CV|q|P|o|loss|dO|dw|dscore|dr|dL|dCK|dCV";
+constexpr char names[] = "all|token|target|sees|L|r|score|pick|w|CK|CV|q|P|o|loss|dO|dq|delta|dw|dscore|dr|dL|dCK|dCV";
 constexpr double none = std::numeric_limits<double>::quiet_NaN();  // where an array has no number
 
 std::string number(double x) {
@@ -112,6 +117,7 @@ class OneRow {
   void print_retrieval();
   void print_fetched() const;
   void print_softmax() const;
+  void print_delta() const;
   double loss_with(const Watched::Move& move);
   double slope(Watched::Move move);
   // label(row): what stands before it; value(row, column), place(row, column): the gradient's number, and where in
@@ -122,6 +128,17 @@ class OneRow {
   void print_gradient(int64_t rows, int64_t columns, Label label, Value value, const double* array, Place place,
                       bool product = false);
 
+  GcaShape gca_shape() const {
+    const int H = static_cast<int>(model_.config.heads);
+    return {.B = 1,
+            .T = T_,
+            .H = H,
+            .d = static_cast<int>(D_) / H,
+            .S = static_cast<int>(S_),
+            .K = static_cast<int>(K_),
+            .M = C_,
+            .null_slot = model_.config.null_slot};
+  }
   const DRT<Watched>::Group& group() const { return model_.groups[0]; }
   const DRT<Watched>::Layer& layer() const { return group().layers[0]; }
   std::string slot_label(int64_t t) const { return str("  slot ", right(t, 2), "  ", left(letters_[token_[t]], 5)); }
@@ -328,25 +345,39 @@ void OneRow::print_fetched() const {
 
 // Not kept by forward: made anew from the log-sum-exp that is, as backward does it.
 void OneRow::print_softmax() const {
-  const int64_t H = model_.config.heads, d = D_ / H, c = C_ - 1;
-  const GcaShape shape{1,  T_, static_cast<int>(H),    static_cast<int>(d), static_cast<int>(S_), static_cast<int>(K_),
-                       C_, 0,  model_.config.null_slot};
-  if (!begins("P", str("(S,H,K,", model_.config.null_slot ? "S)" : "S-1)"),
+  const GcaShape shape = gca_shape();
+  const int64_t c = C_ - 1;
+  if (!begins("P", str("(S,H,K,", shape.null_slot ? "S)" : "S-1)"),
               str("softmax_j( q_i.CK[pick[k],j] / sqrt(d) ) of the slots of chunk ", c, "; w weighs the pick")))
     return;
   for (int64_t t = c * S_; t < T_; t++)
-    for (int64_t h = 0; h < H; h++)
-      for (int64_t k = 0; k < K_; k++) {
+    for (int h = 0; h < shape.H; h++)
+      for (int k = 0; k < K_; k++) {
         const int64_t at = shape.table().serving(0, c, k), m = group().pick[at];
         if (m < 0) continue;
-        const double lse = layer().gca_lse[gca_stat(shape, 0, c, static_cast<int>(k), static_cast<int>(h)) + t % S_];
         std::string line = str(slot_label(t), " head ", h, "  chunk ", m, "  w", number(group().w[at]), "  P");
         for (int64_t j = 0; j < shape.keys(); j++) {
           double product = 0;
-          for (int64_t e = h * d; e < (h + 1) * d; e++)
+          for (int64_t e = h * shape.d; e < (h + 1) * shape.d; e++)
             product += layer().q[t * D_ + e] * model_.kv[(m * S_ + j) * 2 * D_ + e];
-          line += number(std::exp(product / std::sqrt(static_cast<double>(d)) - lse));
+          const double lse = layer().gca_lse[gca_stat(shape, 0, c, k, h) + t % S_];
+          line += number(std::exp(product / std::sqrt(static_cast<double>(shape.d)) - lse));
         }
+        print(line, "\n");
+      }
+}
+
+// Kept by backward: of the softmaxes of P.
+void OneRow::print_delta() const {
+  const GcaShape shape = gca_shape();
+  if (!begins("delta", "(K,H,S)",
+              str("sum_j P[j] (dO_i.CV[pick[k],j]) of the slots of chunk ", C_ - 1, "; all of a chunk's make its dw")))
+    return;
+  for (int k = 0; k < K_; k++)
+    for (int h = 0; h < shape.H; h++)
+      if (const int32_t m = group().pick[shape.table().serving(0, C_ - 1, k)]; m >= 0) {
+        std::string line = str("  head ", h, "  chunk ", m);
+        for (int64_t i = 0; i < S_; i++) line += number(layer().delta[gca_stat(shape, 0, C_ - 1, k, h) + i]);
         print(line, "\n");
       }
 }
@@ -373,6 +404,10 @@ bool OneRow::print_backward() {
   if (begins("dO", "(T,D)", "the loss by o"))
     print_gradient(
         T_, D_, slot, [&](int64_t t, int64_t j) { return layer().dfetched[t * D_ + j]; }, layer().fetched, plain);
+  if (begins("dq", "(T,D)", "the loss by q, over all chunks that the slot got"))
+    print_gradient(
+        T_, D_, slot, [&](int64_t t, int64_t j) { return device_.dq[t * D_ + j]; }, layer().q, plain);
+  print_delta();
   if (begins("dw", "(C+1,K)", "the loss by w: as far as it helped to fetch that chunk, summed over slots and heads"))
     print_gradient(
         C_ + 1, K_, row_label, [&](int64_t row, int64_t k) { return device_.dw[row * K_ + k]; }, group().w, in_table);

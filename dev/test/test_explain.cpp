@@ -77,13 +77,21 @@ TEST_CASE("explain: what each slot gets is by hand what the printed q, CK, CV, p
   }
 }
 
-TEST_CASE("explain: dscore adds up to 0, and makes dr of L and dL of r") {
+TEST_CASE("explain: delta adds up to dw, dscore to 0, which makes dr of L and dL of r") {
   const Workshop shop;
   const by_hand::Slots dw = array_of(shop, "", "dw", 2), w = array_of(shop, "", "w", 2),
                        dscore = array_of(shop, "", "dscore", 2), L = array_of(shop, "", "L", 4),
                        r = array_of(shop, "", "r", 4), dr = array_of(shop, "", "dr", 4),
                        dL = array_of(shop, "", "dL", 4);
   REQUIRE(dscore.size() == 5);
+  const by_hand::Slots delta = array_of(shop, "", "delta", 4);  // of picks and heads: its chunk's make its dw
+  REQUIRE(delta.size() == 4);
+  for (size_t k = 0; k < 2; k++) {
+    double sum = 0;
+    for (size_t h = 0; h < 2; h++)
+      for (const double of_slot : delta[2 * k + h]) sum += of_slot;
+    CHECK(std::fabs(sum - dw[3][k]) < 1e-4);
+  }
   const double mean = w[3][0] * dw[3][0] + w[3][1] * dw[3][1];
   CHECK(std::fabs(dscore[3][0]) > 0.001);  // or there is nothing to see
   for (size_t k = 0; k < 2; k++) CHECK(std::fabs(w[3][k] * (dw[3][k] - mean) / 2 - dscore[3][k]) < 2e-5);
@@ -98,7 +106,8 @@ TEST_CASE("explain: dscore adds up to 0, and makes dr of L and dL of r") {
 
 TEST_CASE("explain: a name that is none is refused with the list, and the wrong sizes by their flags") {
   const Workshop shop;
-  shop.fails("explain --only dK", 2, "--only: expected all|token|target|sees|L|r|score|pick|w|CK|CV|q|P|o|loss|dO|dw");
+  shop.fails("explain --only dK", 2,
+             "--only: expected all|token|target|sees|L|r|score|pick|w|CK|CV|q|P|o|loss|dO|dq|delta|dw");
   shop.fails("explain --heads 3", 2, "--heads: expected a divisor of --width, found 3");
   shop.fails("explain --text ''", 2, "--text: expected one byte at least, found none");
   CHECK(has(shop.run("help explain").out, "dscore|dr|dL|dCK|dCV"));
