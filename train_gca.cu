@@ -538,6 +538,7 @@ const Command commands[] = {
     {"passkey", "finds needles in a long text", passkey_command},
     {"generate", "continues a text", generate_command},
     {"inspect", "what each chunk of a text fetches", inspect_command},
+    {"explain", "one small row from tokens to gradients, every array printed", explain_command},
     {"export", "a checkpoint's weights as one file for other programs", export_command},
     {"verify", "an oracle's file through forward, backward and optimiser", verify_command},
     {"info", "what a run is; tensors, work and memory of a model; what token shards hold", info_command},

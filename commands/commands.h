@@ -14,6 +14,7 @@ int eval_command(const std::vector<std::string>& arguments);
 int passkey_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);
 int inspect_command(const std::vector<std::string>& arguments);
+int explain_command(const std::vector<std::string>& arguments);
 int export_command(const std::vector<std::string>& arguments);
 int verify_command(const std::vector<std::string>& arguments);
 int info_command(const std::vector<std::string>& arguments);

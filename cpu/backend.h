@@ -62,6 +62,7 @@ class Cpu : public CpuDevice {
   void chunk_retrieval_forward(int32_t* pick, stat* w, const act* r, const act* landmark, const RetrievalShape& s,
                                const Selection& selection);
   void chunk_retrieval_backward(const RetrievalBackward<act, stat>& a, const RetrievalShape& s);
+  static void score_row(real* scores, const real* query, const real* landmark, int64_t n, const RetrievalShape& s);
   void invert_picks(int32_t* start, int32_t* fetches, const int32_t* pick, int64_t B, int64_t C, int K);
   // ---- grouped cross attention (drt.md, upper layer) --------------------------------------------------------------
   void zero_landmarks(act* kv, int64_t N, int64_t S, int64_t D);
@@ -104,7 +105,6 @@ class Cpu : public CpuDevice {
 
   GCA_INLINE static real attention_scale(int d) { return real(1) / std::sqrt(static_cast<real>(d)); }
 
-  static void score_row(real* scores, const real* query, const real* landmark, int64_t n, const RetrievalShape& s);
   static void fetched_softmax(real* p, real* lse, real w, int64_t rows, const GcaShape& s);
 
   struct Slots {

@@ -20,6 +20,13 @@
 
 namespace gca::test {
 
+inline std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
 // The program in the background; killed with the object.
 class Process {
  public:
