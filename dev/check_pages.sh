@@ -26,7 +26,7 @@ git ls-files | awk '
         line = substr(line, RSTART + RLENGTH)
       }
     }
-    gsub(/https?:[^ )]*/, "", text)
+    gsub(/https?:[^ )]*|[$][A-Za-z_]+/, "", text)
     while (match(text, /[A-Za-z0-9_\/.-]+/)) {
       name = substr(text, RSTART, RLENGTH)
       text = substr(text, RSTART + RLENGTH)
