@@ -39,7 +39,7 @@ git ls-files | awk '
   }
   END { exit bad }' - $(git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' '*.md' '*.py' '*.sh' Makefile) || bad=1
 
-# Names in backquotes on the pages of doc/ (`like_this`, `Like::this`) are words of some source.
+# Names in backquotes on the pages of doc/ (`like_this`, `Like::this`) are words of some source; `what: it does` is a test.
 awk '
   FILENAME ~ /^doc\// {
     text = $0
@@ -47,6 +47,10 @@ awk '
       name = substr(text, RSTART + 1, RLENGTH - 2)
       text = substr(text, RSTART + RLENGTH)
       sub(/\(\)$/, "", name)
+      if (name ~ /^[A-Za-z ]+: [a-z]/ && !(name in test)) {
+        print FILENAME ":" FNR ": names the test \047" name "\047, which is not here"
+        bad = 1
+      }
       if (name !~ /^[A-Za-z][A-Za-z0-9]*(_|::)[A-Za-z0-9_:]*$/) continue
       sub(/.*::/, "", name)
       if (name in word) continue
@@ -55,6 +59,7 @@ awk '
     }
     next
   }
+  match($0, /^TEST_CASE[A-Z_]*\("[^"]*"/) { test[substr($0, index($0, "\"") + 1, RLENGTH - index($0, "\"") - 1)] = 1 }
   {
     n = split($0, words, /[^A-Za-z0-9_]+/)
     for (i = 1; i <= n; i++) word[words[i]] = 1
