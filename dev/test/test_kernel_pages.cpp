@@ -60,3 +60,58 @@ TEST_CASE("pages: the numbers of first-kernel.md are the ops'") {
                                 row_of("dgate", Vec{dgate_up[0], dgate_up[1]}) +
                                 row_of("dup", Vec{dgate_up[2], dgate_up[3]}));
 }
+
+TEST_CASE("pages: the inverted table of gca-kernels.md is what invert_picks makes") {
+  Double cpu(1);
+  constexpr int C = 6, K = 2;
+  const std::vector<int32_t> pick{-1, -1, -1, -1, 0, -1, 1, 0, 0, 2, 0, 3, 4, 0};  // (C+1,K)
+  std::string table;
+  for (int c = 0; c <= C; c++)
+    table += row_of(str("row ", c), std::vector<double>(pick.begin() + c * K, pick.begin() + (c + 1) * K), 0, 4);
+  const Inverse inverse = inverted(cpu, pick, 1, C, K);
+  const auto begin = inverse.fetches.begin();
+  expect("gca-kernels.md", table);
+  expect("gca-kernels.md", row_of("start", std::vector<double>(inverse.start.begin(), inverse.start.end()), 0, 4) +
+                               row_of("fetches", std::vector<double>(begin, begin + inverse.start[C]), 0, 4));
+}
+
+// Of gca_forward at the shape of doc/measured.md, one H100; what is no count is as published, or of dev/LOG.md.
+TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
+  constexpr int64_t B = 4, C = 260, K = 8, H = 12, S = 64, d = 64;
+  constexpr double clock = 1.755e9, processors = 132, plain_ms = 4.85, mma_ms = 0.407;
+  int64_t picks = 0;  // that serve a chunk: what chunk c - 1 picked serves chunk c
+  for (int64_t c = 1; c < C; c++) picks += std::min(K, candidates(c - 1));
+  const double tiles = static_cast<double>(B * H * picks), work = tiles * 2 * 2 * S * S * d,
+               kv_bytes = tiles * 2 * S * d * 2, slots = B * C * S,
+               memory_bytes = slots * H * d * 2 * 4 + slots * K * H * 4, shared_rate = processors * 128 * clock,
+               exps = tiles * S * S, exp_rate = processors * 16 * clock;
+  const auto counted = [](const char* name, const std::string& amount) { return "    " + left(name, 26) + amount; };
+  expect("gca-kernels.md", counted("(chunk, head, pick)", fixed(tiles, 0)));
+  expect("gca-kernels.md", counted("L2 read, GB", fixed(kv_bytes * 1e-9, 3)));
+  expect("gca-kernels.md", counted("work, GFLOP", fixed(work * 1e-9, 1)));
+
+  const auto ms = [](double seconds) { return fixed(1e3 * seconds, 3); };
+  const auto row = [](const std::string& what, const std::string& amount, const std::string& rate,
+                      const std::string& bound) {
+    return "    " + left(what, 30) + left(amount, 17) + left(rate, 25) + bound + "\n";
+  };
+  const auto giga = [](double x, int digits, const char* unit) { return fixed(x * 1e-9, digits) + unit; };
+  const double float_bound = work / 67e12, cache_bound = kv_bytes / 8.4e12;
+  expect("tensor-cores.md",
+         row("what", "amount", "at most a second", "bound, ms") +
+             row("products", giga(work, 1, " GFLOP"), "989 TFLOP, bf16", ms(work / 989e12)) +
+             row("products, plain", giga(work, 1, " GFLOP"), "67 TFLOP, float", ms(float_bound)) +
+             row("exponentials", giga(exps, 3, " G"), fixed(exp_rate * 1e-12, 2) + " T", ms(exps / exp_rate)) +
+             row("K and V from L2", giga(kv_bytes, 3, " GB"), "8.4 to 10.9 TB",
+                 ms(kv_bytes / 10.9e12) + " to " + ms(cache_bound)) +
+             row("device memory", giga(memory_bytes, 3, " GB"), "2.97 TB", ms(memory_bytes / 2.97e12)) +
+             row("shared memory, 2 warps", giga(3 * kv_bytes, 3, " GB"), fixed(shared_rate * 1e-12, 1) + " TB",
+                 ms(3 * kv_bytes / shared_rate)) +
+             row("shared memory, 4 warps", giga(5 * kv_bytes, 3, " GB"), fixed(shared_rate * 1e-12, 1) + " TB",
+                 ms(5 * kv_bytes / shared_rate)));
+  const auto rung = [&](const char* name, double took_ms, double bound) {
+    return row(name, fixed(took_ms, 3), fixed(work / took_ms * 1e-9, 1), fixed(1e5 * bound / took_ms, 0) + "%");
+  };
+  expect("tensor-cores.md", row("rung", "ms", "TFLOP/s", "of its largest bound") +
+                                rung("plain", plain_ms, float_bound) + rung("tensor cores", mma_ms, cache_bound));
+}
