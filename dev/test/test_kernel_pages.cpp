@@ -115,3 +115,31 @@ TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
   expect("tensor-cores.md", row("rung", "ms", "TFLOP/s", "of its largest bound") +
                                 rung("plain", plain_ms, float_bound) + rung("tensor cores", mma_ms, cache_bound));
 }
+
+TEST_CASE("pages: the op that adding.md tries, and the places of the weight and the flag that it follows") {
+  Double cpu(1);
+  const GcaShape s{.B = 1, .T = 8, .H = 1, .d = 2, .S = 4, .K = 1, .M = 2};
+  const Vec q = randoms(16, 1), kv = random_memory(cpu, 2, 4, 2, 2), w{0, 0.5, 0};
+  const std::vector<int32_t> pick{-1, 0, -1};
+  Vec out(16), lse(8);
+  cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), pick.data(), w.data(), s);
+  std::string line = "    ";
+  for (const double x : out) line += str(" ", fixed(x, 4));
+  expect("adding.md", line + "\n");
+
+  // Each file of the two tables knows what the table is of.
+  for (const auto& [heading, words] :
+       {std::pair<std::string, std::string>{"\n## A weight\n", "lmk_norm"}, {"\n## A flag\n", "answer[-_]weight"}}) {
+    const std::string text = page("adding.md");
+    REQUIRE(has(text, heading));
+    const size_t begin = text.find(heading) + 4;
+    const std::string section = text.substr(begin, text.find("\n## ", begin) - begin);
+    const std::regex row("\n\\| `([^`]+)` \\|");
+    int places = 0;
+    for (std::sregex_iterator at(section.begin(), section.end(), row), end; at != end; ++at, places++) {
+      INFO("doc/adding.md: ", at->str(1), " knows nothing of ", words);
+      CHECK(std::regex_search(read_file(at->str(1), 1 << 24), std::regex(words)));
+    }
+    CHECK(places >= 6);
+  }
+}
