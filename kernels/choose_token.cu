@@ -11,9 +11,16 @@
 //   asked twice: for target top_p * (all mass), which tells how much is kept, and for random * kept, the draw; then
 //               a last pass finds the token by its value and number among equals
 //
-// Logits are handled as keys, whole numbers in their order, where intervals are cut. Shared memory: the halves of the
-// bins' masses (16 KiB: threads own two bins each, which they clear as they read them), 32 numbers of the warps, and
-// the answer to a question, each read behind a barrier and written again behind another.
+// Logits are handled as keys, whole numbers in their order, where intervals are cut.
+//
+// Shared memory, static:
+//        0  low      2,048 words   of the bins' masses: all threads add to them; a thread owns two bins, which it
+//    8,192  high     2,048 words   clears as it reads them
+//   16,384  of_warp  32 x 8 bytes  a number of each warp, by its lane 0
+//   16,640  before   8 bytes       the answer to a question, by the thread that found it
+//   16,648  bin      4 bytes
+//   16,656  end
+// Each is read behind a barrier and written again behind another.
 #include <algorithm>
 #include <cfloat>
 
@@ -80,6 +87,8 @@ struct Shared {
   uint64_t before;  // the answer: the mass before a bin, and which
   int bin;
 };
+static_assert(offsetof(Shared, of_warp) == 16384 && offsetof(Shared, bin) == 16648, "the map above");
+static_assert(sizeof(Shared) == 16656, "the map above");
 
 // The largest of the block's numbers.
 __device__ inline uint64_t block_max(uint64_t x, Shared& shared) {

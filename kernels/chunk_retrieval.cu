@@ -3,6 +3,16 @@
 // so picks depend neither on how the work is shared out nor on how many chunks are asked for at once. How the best are
 // found stands in plain/chunk_retrieval.cu, for any type and shape, and how fast in mma/chunk_retrieval.cu, on tensor
 // cores; here are the checks, the choice and what serves both.
+//
+//   merge, a block a query: its shortlist, splits x K       | 32 | 32 | .. | 32 | 32 | ..
+//     a warp looks at every 8th stretch of 32; lane k keeps   w0   w1   ..   w7   w0
+//     its k-th best (Best). Then warp 0 looks at what the others kept, and writes picks and weights.
+//   Shared memory, static:
+//        0  found        8 x 32 ranks of 8 bytes   by each warp at its end
+//    2,048  found_score  8 x 32 floats             likewise
+//    3,072  end                                    read once, by warp 0, after the barrier
+//   backward by query, a block a query: dscore, 32 floats, 128 bytes: by warp 0, read by all after the barrier
+//   backward for landmarks, a block a landmark: none; a thread takes columns and walks fetches[start[m] .. start[m+1])
 #include "kernels/chunk_retrieval.cuh"
 
 #include "gca_kernels.cuh"
@@ -17,6 +27,7 @@ constexpr int merge_warps = 8;
 __global__ void __launch_bounds__(32 * merge_warps) chunk_retrieval_merge_kernel(Selected to, RetrievalShape s) {
   __shared__ uint64_t found[merge_warps][32];
   __shared__ float found_score[merge_warps][32];
+  static_assert(sizeof found == 2048 && sizeof found + sizeof found_score == 3072, "the map above");
   const int64_t query = blockIdx.x, out = s.table().picked_by(query / s.C, query % s.C);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32,
             listed = to.splits * s.K;
@@ -83,6 +94,7 @@ __global__ void chunk_retrieval_backward_query_kernel(Act* dr,              // (
                                                       const Act* landmark,  // see RetrievalShape
                                                       RetrievalShape s) {
   __shared__ float dscore[max_topk];
+  static_assert(sizeof dscore == 128, "the map above");
   const int64_t query = blockIdx.x, b = query / s.C, at = (query + b + 1) * s.K;
   if (threadIdx.x < 32) {
     const int k = static_cast<int>(threadIdx.x);

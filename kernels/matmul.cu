@@ -1,6 +1,15 @@
 // Matrix products y = x W^T by cuBLASLt: operands as they are stored, sums in float. The algorithm of a shape is chosen
 // once, by cuBLASLt's own ranking or by time among those that give the same bits on every run, and kept. Of few rows in
 // bf16, as decoding makes them, by kernels/skinny_matmul.cu.
+//
+// cuBLASLt reads matrices by columns, so a row-major (r,c) is its (c,r), already transposed, and nothing is copied:
+//
+//   ours, by rows                        what is asked for, by columns: result (m,n) = a (m,k) b (k,n)
+//   y  (rows,out) = x (rows,in) W^T      y^T  (out,rows) = W^T as stored, transposed (out,in) . x^T  (in,rows)
+//   dx (rows,in)  = dy (rows,out) W      dx^T (in,rows)  = W^T as stored (in,out)             . dy^T (out,rows)
+//   dW (out,in)  += dy^T x               dW^T (in,out)  += x^T as stored (in,rows)            . dy, stored transposed
+//
+// Tiles, stages and shared memory are the library's; the device's scratch is its workspace, for sums split over k.
 #include <cublasLt.h>
 
 #include <algorithm>

@@ -17,9 +17,18 @@
 // (launch_early): those loads wait for nothing.
 //
 // A block takes the tiles blockIdx.x, + gridDim.x, ..; the next tile's weights are on their way while this one is
-// summed. Shared memory: the sums of a tile by all warps, twice, so that one barrier a tile does: a buffer is written
-// again one barrier after it was read. Of a norm: the sums of squares of a row by all warps. Of SwiGLU: each warp's
-// slice of its result.
+// summed.
+//
+//   lane 4 i + q, step s        row i of x (and i + 8), output i of each 8: columns slice + 32 s + 8 q .. + 7
+//   its registers               x 8 a step, W 4 a step and 8 outputs, sums 4 for 8 outputs
+//
+// Shared memory, static, in bytes; warps x steps x outputs of a tile:   8 x 4 x 16    16 x 4 x 16    16 x 8 x 8
+//   sums of a tile by all warps, twice                                  16,384        32,768         16,384
+//   SwiGLU: each warp's slice of its result                              8,192        16,384         32,768
+//   a norm: sums of squares of a row by all warps                          512         1,024              -
+// The sums are filled by all lanes at the end of a tile and read after its one barrier; a buffer is written again one
+// barrier after it was read. A slice of SwiGLU is written and read by its warp alone, once; the squares are filled by a
+// lane of each quad, once, and read after a barrier.
 #include "gca_kernels.cuh"
 #include "kernels/mma/mma.cuh"
 #include "kernels/skinny_matmul.cuh"
@@ -74,7 +83,7 @@ __global__ void __launch_bounds__(32 * warps)
                          int rows, int64_t in, int64_t out) {
   constexpr int tile = most_rows * columns, eights = columns / 8;
   __shared__ float of_warp[2][warps][tile];
-  static_assert(sizeof of_warp == 128 * warps * columns && sizeof of_warp <= 48 << 10);
+  static_assert(sizeof of_warp == 128 * warps * columns && sizeof of_warp <= 48 << 10, "the map above");
   static_assert(tile <= 32 * warps, "a thread adds up one output");
   const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / 32, lane_row = lane / 4;
   const int64_t slice = warp * steps * step_columns, begin = slice + lane % 4 * 8;  // the lane's first column of `in`
@@ -97,7 +106,7 @@ __global__ void __launch_bounds__(32 * warps)
   if constexpr (prologue == Prologue::swiglu) {
     // The slice's columns, four at a time, are shared among the lanes whatever the rows.
     __shared__ __align__(16) uint2 made[warps][most_swiglu_rows][steps * 8];
-    static_assert(sizeof made + sizeof of_warp <= 48 << 10);
+    static_assert(sizeof made == 256 * warps * steps && sizeof made + sizeof of_warp <= 48 << 10, "the map above");
     wait_for_earlier();
     for (int i = lane; i < rows * steps * 8; i += 32) {
       const int r = i / (steps * 8), four = i % (steps * 8);
@@ -139,6 +148,7 @@ __global__ void __launch_bounds__(32 * warps)
     }
     if constexpr (prologue == Prologue::norm) {
       __shared__ float squares[warps][most_rows];
+      static_assert(sizeof squares == 64 * warps, "the map above");
       const auto sum_squares = [&](const uint4(&of)[steps], int row) {
         float sum = 0;
 #pragma unroll

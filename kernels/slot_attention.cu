@@ -19,8 +19,12 @@
 // The ring: slot i is kept at place i mod W, where slot i - W is, which slot i still sees. The lanes that read that
 // place are the ones that write it, afterwards: no other lane of any block uses what is there.
 //
-// Shared memory: a row of floats for each warp of the cluster, 4 to 32 KiB, filled before the cluster's barrier and
-// read after it by the first block.
+// Shared memory, static, in the first block of a cluster, heads of 64 in bf16 (a row for each of 8 blocks x 4 warps):
+//        0  o     32 x 64 floats    row 4 split + warp: by that warp of any block of the cluster, through its barrier
+//    8,192  top   32 floats         likewise, by lane 0
+//    8,320  sum   32 floats         likewise
+//    8,448  end                     read after the cluster's barrier, by the first block alone
+// Grouped cross attention has 64 bytes more: top and sum of a pick by each warp, twice, so that one barrier does.
 #include <cooperative_groups.h>
 
 #include <algorithm>
@@ -167,6 +171,10 @@ struct alignas(16) Parts {
   float o[most_parts][Cut::columns];
   float top[most_parts], sum[most_parts];
 };
+
+using PartsOf64 = Parts<Cut<bf16, 8, 8, 1>>;
+static_assert(offsetof(PartsOf64, top) == 8192 && offsetof(PartsOf64, sum) == 8320, "the map above");
+static_assert(sizeof(PartsOf64) == 8448, "the map above");
 
 // The blocks that share a head's keys: a cluster, or one alone.
 struct Team {
@@ -321,6 +329,7 @@ __global__ void __launch_bounds__(threads)
   using Act = typename Cut::Act;
   __shared__ Parts<Cut> parts;
   __shared__ float2 of_warp[2][warps];  // top, sum: of a pick; a buffer is written again one barrier after it was read
+  static_assert(sizeof of_warp == 64, "the map above");
   const Team team(s.H, splits);
   const int group = static_cast<int>(threadIdx.x) / Cut::lanes, lane = static_cast<int>(threadIdx.x) % 32,
             warp = static_cast<int>(threadIdx.x) / 32, keys = s.null_slot ? s.S : s.S - 1;

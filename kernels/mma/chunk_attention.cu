@@ -13,6 +13,10 @@
 //   24,576  dO  backward alone, as what follows
 //   32,768  P   each warp writes its 16 rows; read transposed, by keys, after a barrier
 //   40,960  dS  likewise
+//   49,152  end; forward 24,576
+//
+// A lane (mma.cuh): of its warp's 16 rows it holds rows r and r + 8, r = lane / 4, columns 2 (lane % 4) and the next in
+// each 8: 8 Sums of S, 32 registers, and as many of dS. A row's maximum and sum are shuffles in a quad of lanes.
 #include "kernels/chunk_attention.cuh"
 #include "kernels/mma/mma.cuh"
 
@@ -31,7 +35,7 @@ GCA_HD constexpr ChunkPlan backward_plan(int d) { return {.d = d, .residents = d
 constexpr int forward_bytes(ChunkPlan plan) { return 3 * plan.tile_bytes(); }
 constexpr int p_bytes = tile_size * tile_size * static_cast<int>(sizeof(bf16));
 constexpr int backward_bytes(ChunkPlan plan) { return 4 * plan.tile_bytes() + 2 * p_bytes; }
-static_assert(forward_bytes(forward_plan(64)) == 24576 && backward_bytes(backward_plan(64)) == 49152, "heads of 64");
+static_assert(forward_bytes(forward_plan(64)) == 24576 && backward_bytes(backward_plan(64)) == 49152, "the map above");
 
 // A block's chunk and head.
 struct ChunkPiece {

@@ -6,6 +6,9 @@
 //     128 queries  [ warp 0  2  4  6 ]                16 queries  [ warp 0  1  2  3 ]
 //                  [ warp 1  3  5  7 ]                 16 x 16 scores a warp
 //       64 x 32 scores a warp
+//   of them a lane: 4 x 4 Sums, 64 scores in              of them a lane: 2 Sums, 8 scores in
+//   8 rows r, r + 8, .. r + 56, r = lane / 4, and         rows r and r + 8,
+//   8 columns 2 q, 2 q + 1, + 8, .. + 24, q = lane % 4    4 columns 2 q, 2 q + 1, + 8: the bits of `waits`
 //
 //   a tile's scores -> those above their query's bound -> 16 places a query where they wait -> a thread a query puts
 //   them in among its K best, which makes the bound -> again, while any found no place -> the next tile
@@ -84,6 +87,8 @@ constexpr int select_bytes(int K) {
 }
 static_assert(select_bytes<true, false>(8) == 95232, "the map above");
 static_assert(select_bytes<false, true>(8) == 66176, "the map above");
+static_assert(select_plan(true).stage_bytes() == 32768 && select_plan(false).stage_bytes() == 10240, "the map above");
+static_assert(select_plan(true).threads() == 256 && select_plan(false).threads() == 128, "the warps above");
 constexpr int most_bytes = 99 << 10;  // that a block may have on every card from sm_80 on
 static_assert(select_bytes<false, true>(max_topk) <= most_bytes, "few queries serve every K");
 

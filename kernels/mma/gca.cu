@@ -7,14 +7,31 @@
 //   warp 1   [ P       P ..      ]         warp 1     [ P^T      P^T ..  ]
 //   rows: 64 slots of one chunk            rows: 64 keys of one chunk; 16 queries at a time
 //
-// Shared memory, heads of 64 columns (64 rows of 128 bytes each; two warps, 2 stages):
+// What a warp of 32 rows and a lane hold in registers, heads of 64 (a Sum is 16 x 8 floats, 4 a lane; mma.cuh):
+//   forward              Q 32 x 64 as 8 left Operands (32 registers)   P 2 x 8 Sums (64)     O 2 x 8 Sums (64)
+//   backward by query    P and dS 2 x 8 Sums each (128)                dQ 2 x 8 Sums (64);   Q, dO read as needed
+//   ... for the memory   K as 8 left Operands (32)                     P^T and dS^T 2 x 2 Sums each (32), dK and dV
+//                                                                      2 x 8 Sums each (128); V read as needed
+// P never leaves registers: two of its Sums are a left Operand of the product that follows.
+//
+// Shared memory, heads of 64 columns (64 rows of 128 bytes each, swizzled; two warps, 2 stages):
 //   forward                   backward by query             backward for the memory
 //        0  Q                      0  Q                           0  K
 //    8,192  2 x (K | V)        8,192  dO                      8,192  V
-//                             16,384  2 x (K | V)            16,384  2 x (Q | dO | lse | delta)
-//                                                      apart: the places of 32 fetches, 40 bytes each
+//   40,960  end               16,384  2 x (K | V)            16,384  2 x (Q | dO | lse | delta)
+//                             49,152  end                    50,176  end
+//                                                      apart: the places of 32 fetches, 40 bytes each: 1,280
 // What stands before the ring is filled once, by all threads; outputs leave through the first tile, each warp by its
-// own rows. A stage is filled in the background, one ahead, and free when all warps have passed the next barrier.
+// own rows. A stage is filled in the background, one ahead, and free when all warps have passed the next barrier:
+//
+//   ring of 2 stages             stage 0                 stage 1
+//   before the loop              pick 0 is on its way
+//   pick 0: wait, barrier        is read by all warps    pick 1 is on its way
+//   pick 1: wait, barrier        pick 2 is on its way    is read by all warps
+//
+// The memory's lists (start and fetches of each layer, one behind the other), cut after `cut` fetches:
+//   chunk 0, 70 fetches   | item: 32 | item: 32 | 6 |    3 parts, in float; gca_add_parts_mma_kernel adds them in order
+//   chunk 1,  5 fetches   | item: 5 |                    one item: its block writes dkv
 #include <algorithm>
 
 #include "kernels/gca.cuh"
@@ -46,8 +63,9 @@ GCA_HD constexpr GcaPlan gca_plan(int d) {
 constexpr int forward_bytes(GcaPlan plan) { return (1 + 2 * plan.stages) * plan.tile_bytes(); }
 constexpr int query_bytes(GcaPlan plan) { return (2 + 2 * plan.stages) * plan.tile_bytes(); }
 constexpr int memory_bytes(GcaPlan plan) { return 2 * plan.tile_bytes() + plan.stages * plan.fetch_bytes(); }
-static_assert(forward_bytes(gca_plan(64)) == 40960 && query_bytes(gca_plan(64)) == 49152, "heads of 64");
-static_assert(memory_bytes(gca_plan(64)) == 16384 + 2 * (16384 + 512), "heads of 64");
+static_assert(forward_bytes(gca_plan(64)) == 40960 && query_bytes(gca_plan(64)) == 49152, "the map above");
+static_assert(memory_bytes(gca_plan(64)) == 50176 && gca_plan(64).fetch_bytes() == 2 * (8192 + 256), "the map above");
+static_assert(gca_plan(64).blocks() == 2 && gca_plan(64).threads() == 64, "two warps of 32 rows");
 // Added to the last column that a lane holds of 64 keys: minus infinity where that is the landmark and takes no part.
 __device__ inline float last_key_bias(const GcaShape& s) {
   return !s.null_slot && lane_id() % 4 == 3 ? -INFINITY : 0.0f;
@@ -353,7 +371,7 @@ struct Fetch {
   float w;
 };
 constexpr int fetches_at_once = 32;  // whose places are looked up together
-static_assert(sizeof(Fetch) == 40);
+static_assert(sizeof(Fetch) == 40 && fetches_at_once * sizeof(Fetch) == 1280, "the map above");
 
 // A warp's keys of the landmark's row become zero, and both sums go to memory, dkv (B,M,64,2D); tile: of this block,
 // free.

@@ -1,9 +1,16 @@
 // Products on tensor cores (mma.sync m16n8k16: bf16 operands, float sums; sm_80 and newer), by warps, of tiles in
 // shared memory: what the three attentions share where they take bf16 and heads of 32, 64 or 128 columns.
 //
-// A tile has rows of `width` bf16 without gaps, its 16-byte pieces swizzled: 8 rows of one column of pieces, as
-// ldmatrix reads them, and 16 bytes of neighbours, as copies write them, touch every bank once. A tile is known by its
-// address in shared memory, a multiple of 16.
+// A tile has rows of `width` bf16 without gaps, its 16-byte pieces swizzled (piece_at): 8 rows of one column of pieces,
+// as ldmatrix reads them, and 8 neighbours in a row, as copies write them, touch each of the 32 banks once. A tile is
+// known by its address in shared memory, a multiple of 16.
+//
+//   width 64: place   0  1  2  3  4  5  6  7     places of 16 bytes in a row of 128: banks 0-3, 4-7, .. 28-31
+//             row 0   0  1  2  3  4  5  6  7     which piece lies there: place = piece ^ row % 8
+//             row 1   1  0  3  2  5  4  7  6     columns 0-7 of the tile (piece 0) stand at places 0, 1, 2, .. in
+//             row 2   2  3  0  1  6  7  4  5     rows 0, 1, 2, ..; without the swizzle all would be in banks 0-3,
+//             row 3   3  2  1  0  7  6  5  4     and reading them would take 8 turns for 1
+//             ..
 //
 // A kernel's plan is a struct with named fields that one function chooses by the head's size, beside the reason. (As a
 // template argument of a kernel it would show in a profile, but nvcc 13.0 makes host code of such that does not
@@ -16,6 +23,14 @@
 //   Operand   16 x 16 bf16, the right factor of two sums: [0], [1] for the first 8 columns of the product, [2], [3] for
 //             the next 8
 // Two neighbouring Sums, 16 x 16, are therefore a left factor as they stand (as_left).
+//
+//   a Sum        column  0 1   2 3   4 5   6 7            a left Operand      columns 0..7   8..15
+//        [0][1]  row 0   l0    l1    l2    l3             four 8 x 8, lanes   row  0..7   [0]   [2]
+//                row 1   l4    l5    l6    l7             as in a Sum's       row 8..15   [1]   [3]
+//                ..                                       upper half
+//                row 7   l28   l29   l30   l31            a quad, lanes 4 r .. 4 r + 3, has all of rows r and r + 8:
+//        [2][3]  row 8   l0    l1    l2    l3             a row's largest or its sum is two shuffles (warp_sum<4>)
+//                ..
 #pragma once
 #include "kernels/attention.cuh"
 
@@ -94,11 +109,23 @@ template <int width>
 constexpr int row_bytes = static_cast<int>(sizeof(bf16)) * width;
 // Byte of the 16-byte piece `piece` of a row.
 template <int width>
-__device__ inline uint32_t piece_at(int row, int piece) {
+GCA_HD constexpr uint32_t piece_at(int row, int piece) {
   static_assert(width == 32 || width == 64 || width == 128, "the swizzle is made for rows of 64, 128 or 256 bytes");
   const int turn = width == 32 ? row / 2 % 4 : row % 8;
   return static_cast<uint32_t>(row * row_bytes<width> + ((piece ^ turn) * 16));
 }
+// Whether any 8 rows that ldmatrix reads together, from a multiple of 8 on, lie in 8 different places of 4 banks.
+template <int width>
+constexpr bool reads_every_bank_once() {
+  for (int piece = 0; piece < width / 8; piece++) {
+    uint32_t places = 0;
+    for (int row = 0; row < 8; row++) places |= 1u << piece_at<width>(row, piece) / 16 % 8;
+    if (places != 0xff || piece_at<width>(8, piece) != piece_at<width>(0, piece) + 8 * row_bytes<width>) return false;
+  }
+  return true;
+}
+static_assert(reads_every_bank_once<32>() && reads_every_bank_once<64>() && reads_every_bank_once<128>());
+static_assert(piece_at<64>(2, 0) == 2 * 128 + 2 * 16 && piece_at<64>(3, 4) == 3 * 128 + 7 * 16, "the drawing above");
 // A lane's part of the addresses that it gives to ldmatrix. `row` (a multiple of 8) and `column` (of 16) of the corner
 // come by plain arithmetic, which costs nothing where they are constants: the swizzle of row + r is that of r, and
 // column only turns bits.

@@ -7,9 +7,14 @@
 //        0  Q        64 rows; dQ leaves through them          0  K           64 rows; dK and dV leave through them
 //    8,192  dO       64 rows                              8,192  V           64 rows
 //   16,384  K | V    2 stages of 2 x 64 rows             16,384  Q | dO      3 stages of 2 x 64 rows
-//                                                        65,536  statistics  3 stages of 64 pairs
+//   49,152  end                                          65,536  statistics  3 stages of 64 pairs
+//                                                        67,072  end
 // All threads fill the rows before the loop; tile i goes to stage i % stages, filled stages - 1 tiles ahead and free
 // when all warps have passed the barrier that opens tile i + 1. By query O lies in the last stage until delta is made.
+//
+// A warp has 16 rows, and all 64 of a tile's columns at once: 8 Sums each of P and dS (32 registers of a lane each). By
+// query its Q and dO stay in registers (16 each), its sums are dQ (32); by key K and V stay, the sums are dK and dV.
+// By key the rows are keys, so that P^T and dS^T are left Operands as they stand, and no lane needs another's numbers.
 #include "kernels/mma/sliding_attention.cuh"
 
 namespace gca {
@@ -38,8 +43,8 @@ constexpr int query_bytes(WindowPlan plan) { return 2 * plan.rows_bytes() + plan
 constexpr int key_bytes(WindowPlan plan) {
   return 2 * plan.rows_bytes() + plan.ring_bytes() + plan.stages * statistics_bytes;
 }
-static_assert(query_bytes(query_plan(64)) == 49152, "Q | dO | 2 x (K | V), heads of 64");
-static_assert(key_bytes(key_plan(64)) == 65536 + 3 * 512, "K | V | 3 x (Q | dO) | 3 x statistics, heads of 64");
+static_assert(query_bytes(query_plan(64)) == 49152, "the map above: Q | dO | 2 x (K | V)");
+static_assert(key_bytes(key_plan(64)) == 67072, "the map above: K | V | 3 x (Q | dO) | 3 x statistics");
 
 // What the backward passes hand on: for each query its log-sum-exp in log2 and delta = rowsum(dO O), as pairs; past the
 // row infinity and 0, so that there p = 0.

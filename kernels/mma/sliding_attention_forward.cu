@@ -5,6 +5,16 @@
 //                    O leaves through them
 //   16,384  K | V    3 stages of 2 x 64 rows: tile i in stage i % 3, filled two tiles ahead; free when all warps have
 //                    passed the barrier that opens tile i + 1
+//   65,536  end
+//
+//   barrier of tile      stage 0     stage 1     stage 2       read: by the warps that see some of it
+//        0               read 0      coming 1    coming 2      coming: copied in the background, by all threads
+//        1               coming 3    read 1      coming 2
+//        2               coming 3    coming 4    read 2
+//
+// A warp has 32 rows: of 32 keys at once 2 x 4 Sums of P (32 registers of a lane), and 2 x 8 of O (64); a row's top
+// and sum lie in each of the four lanes of its quad. Q is read from shared memory at each step: kept, it would take 32
+// registers more.
 #include "kernels/mma/sliding_attention.cuh"
 
 namespace gca {
@@ -21,7 +31,8 @@ GCA_HD constexpr WindowPlan forward_plan(int d) {
 }
 
 constexpr int forward_bytes(WindowPlan plan) { return plan.rows_bytes() + plan.ring_bytes(); }
-static_assert(forward_bytes(forward_plan(64)) == 65536, "Q | 3 x (K | V), heads of 64");
+static_assert(forward_bytes(forward_plan(64)) == 65536, "the map above: Q | 3 x (K | V)");
+static_assert(forward_plan(64).rows() == 128 && forward_plan(64).stages == 3, "the drawing above");
 
 // segment: the slots do not start a row, or earlier ones lie in the ring
 template <int d, bool segment>

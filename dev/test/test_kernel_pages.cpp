@@ -1,0 +1,145 @@
+// The pages of doc/ about kernels: what they print is what the program computes, and the kernels that they name are
+// there. A page that says something else fails here, with the lines that it should have.
+#include <filesystem>
+#include <regex>
+
+#include "base/files.h"
+#include "base/text.h"
+#include "dev/test/cpu_ops.h"
+
+using namespace gca;
+using namespace gca::test;
+
+namespace {
+
+std::string page(const std::string& name) { return read_file("doc/" + name, 1 << 20); }
+
+// "    NAME   1.0000 ..", as pages print arrays.
+template <class Numbers>
+std::string row_of(const std::string& name, const Numbers& numbers, int digits = 4, int width = 9) {
+  std::string line = "    " + left(name, 9);
+  for (const auto x : numbers) line += right(fixed(x, digits), width);
+  return line + "\n";
+}
+// Whether the page has these lines, all of them together.
+void expect(const std::string& name, const std::string& lines) {
+  INFO("doc/", name, " should have these lines:\n", lines);
+  CHECK(has(page(name), lines));
+}
+
+}  // namespace
+
+TEST_CASE("pages: every kernel that a page names is there") {
+  std::string sources;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator("kernels"))
+    if (entry.is_regular_file()) sources += read_file(entry.path().string(), 1 << 20);
+  const std::regex kernel("[a-z0-9_]+_kernel\\b");
+  for (const auto& entry : std::filesystem::directory_iterator("doc")) {
+    const std::string text = read_file(entry.path().string(), 1 << 20);
+    for (std::sregex_iterator at(text.begin(), text.end(), kernel), end; at != end; ++at) {
+      CAPTURE(entry.path().string());
+      CAPTURE(at->str());
+      CHECK(std::regex_search(sources, std::regex("\\b" + at->str() + "\\(")));
+    }
+  }
+}
+
+TEST_CASE("pages: the numbers of first-kernel.md are the ops'") {
+  Double cpu(1);
+  const Vec x{1, 2, 2, 4}, gain{1, 1, 2, 0.5}, dn{1, 0, -1, 2};
+  Vec out(4), rstd(1), dx(4), dgain(4, 0.0);
+  cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), 1, 4, 4, 0);
+  cpu.rmsnorm_backward({dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data()}, 1, 4, 4);
+  expect("first-kernel.md", row_of("x", x) + row_of("gain", gain) + row_of("rstd", rstd) + row_of("out", out) +
+                                row_of("dn", dn) + row_of("dx", dx) + row_of("dgain", dgain));
+  const Vec gate{0, 1}, up{2, 3}, gate_up{0, 1, 2, 3}, dh{1, 1};
+  Vec h(2), dgate_up(4);
+  cpu.swiglu_forward(h.data(), gate_up.data(), 1, 2);
+  cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), 1, 2);
+  expect("first-kernel.md", row_of("gate", gate) + row_of("up", up) + row_of("h", h) + row_of("dh", dh) +
+                                row_of("dgate", Vec{dgate_up[0], dgate_up[1]}) +
+                                row_of("dup", Vec{dgate_up[2], dgate_up[3]}));
+}
+
+TEST_CASE("pages: the inverted table of gca-kernels.md is what invert_picks makes") {
+  Double cpu(1);
+  constexpr int C = 6, K = 2;
+  const std::vector<int32_t> pick{-1, -1, -1, -1, 0, -1, 1, 0, 0, 2, 0, 3, 4, 0};  // (C+1,K)
+  std::string table;
+  for (int c = 0; c <= C; c++)
+    table += row_of(str("row ", c), std::vector<double>(pick.begin() + c * K, pick.begin() + (c + 1) * K), 0, 4);
+  const Inverse inverse = inverted(cpu, pick, 1, C, K);
+  const auto begin = inverse.fetches.begin();
+  expect("gca-kernels.md", table);
+  expect("gca-kernels.md", row_of("start", std::vector<double>(inverse.start.begin(), inverse.start.end()), 0, 4) +
+                               row_of("fetches", std::vector<double>(begin, begin + inverse.start[C]), 0, 4));
+}
+
+// Of gca_forward at the shape of doc/measured.md, one H100; what is no count is as published, or of dev/LOG.md.
+TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
+  constexpr int64_t B = 4, C = 260, K = 8, H = 12, S = 64, d = 64;
+  constexpr double clock = 1.755e9, processors = 132, plain_ms = 4.85, mma_ms = 0.407;
+  int64_t picks = 0;  // that serve a chunk: what chunk c - 1 picked serves chunk c
+  for (int64_t c = 1; c < C; c++) picks += std::min(K, candidates(c - 1));
+  const double tiles = static_cast<double>(B * H * picks), work = tiles * 2 * 2 * S * S * d,
+               kv_bytes = tiles * 2 * S * d * 2, slots = B * C * S,
+               memory_bytes = slots * H * d * 2 * 4 + slots * K * H * 4, shared_rate = processors * 128 * clock,
+               exps = tiles * S * S, exp_rate = processors * 16 * clock;
+  const auto counted = [](const char* name, const std::string& amount) { return "    " + left(name, 26) + amount; };
+  expect("gca-kernels.md", counted("(chunk, head, pick)", fixed(tiles, 0)));
+  expect("gca-kernels.md", counted("L2 read, GB", fixed(kv_bytes * 1e-9, 3)));
+  expect("gca-kernels.md", counted("work, GFLOP", fixed(work * 1e-9, 1)));
+
+  const auto ms = [](double seconds) { return fixed(1e3 * seconds, 3); };
+  const auto row = [](const std::string& what, const std::string& amount, const std::string& rate,
+                      const std::string& bound) {
+    return "    " + left(what, 30) + left(amount, 17) + left(rate, 25) + bound + "\n";
+  };
+  const auto giga = [](double x, int digits, const char* unit) { return fixed(x * 1e-9, digits) + unit; };
+  const double float_bound = work / 67e12, cache_bound = kv_bytes / 8.4e12;
+  expect("tensor-cores.md",
+         row("what", "amount", "at most a second", "bound, ms") +
+             row("products", giga(work, 1, " GFLOP"), "989 TFLOP, bf16", ms(work / 989e12)) +
+             row("products, plain", giga(work, 1, " GFLOP"), "67 TFLOP, float", ms(float_bound)) +
+             row("exponentials", giga(exps, 3, " G"), fixed(exp_rate * 1e-12, 2) + " T", ms(exps / exp_rate)) +
+             row("K and V from L2", giga(kv_bytes, 3, " GB"), "8.4 to 10.9 TB",
+                 ms(kv_bytes / 10.9e12) + " to " + ms(cache_bound)) +
+             row("device memory", giga(memory_bytes, 3, " GB"), "2.97 TB", ms(memory_bytes / 2.97e12)) +
+             row("shared memory, 2 warps", giga(3 * kv_bytes, 3, " GB"), fixed(shared_rate * 1e-12, 1) + " TB",
+                 ms(3 * kv_bytes / shared_rate)) +
+             row("shared memory, 4 warps", giga(5 * kv_bytes, 3, " GB"), fixed(shared_rate * 1e-12, 1) + " TB",
+                 ms(5 * kv_bytes / shared_rate)));
+  const auto rung = [&](const char* name, double took_ms, double bound) {
+    return row(name, fixed(took_ms, 3), fixed(work / took_ms * 1e-9, 1), fixed(1e5 * bound / took_ms, 0) + "%");
+  };
+  expect("tensor-cores.md", row("rung", "ms", "TFLOP/s", "of its largest bound") +
+                                rung("plain", plain_ms, float_bound) + rung("tensor cores", mma_ms, cache_bound));
+}
+
+TEST_CASE("pages: the op that adding.md tries, and the places of the weight and the flag that it follows") {
+  Double cpu(1);
+  const GcaShape s{.B = 1, .T = 8, .H = 1, .d = 2, .S = 4, .K = 1, .M = 2};
+  const Vec q = randoms(16, 1), kv = random_memory(cpu, 2, 4, 2, 2), w{0, 0.5, 0};
+  const std::vector<int32_t> pick{-1, 0, -1};
+  Vec out(16), lse(8);
+  cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), pick.data(), w.data(), s);
+  std::string line = "    ";
+  for (const double x : out) line += str(" ", fixed(x, 4));
+  expect("adding.md", line + "\n");
+
+  // Each file of the two tables knows what the table is of.
+  for (const auto& [heading, words] :
+       {std::pair<std::string, std::string>{"\n## A weight\n", "lmk_norm"}, {"\n## A flag\n", "answer[-_]weight"}}) {
+    const std::string text = page("adding.md");
+    REQUIRE(has(text, heading));
+    const size_t begin = text.find(heading) + 4;
+    const std::string section = text.substr(begin, text.find("\n## ", begin) - begin);
+    const std::regex row("\n\\| `([^`]+)` \\|");
+    int places = 0;
+    for (std::sregex_iterator at(section.begin(), section.end(), row), end; at != end; ++at, places++) {
+      INFO("doc/adding.md: ", at->str(1), " knows nothing of ", words);
+      CHECK(std::regex_search(read_file(at->str(1), 1 << 24), std::regex(words)));
+    }
+    CHECK(places >= 6);
+  }
+}
