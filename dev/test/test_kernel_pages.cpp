@@ -1,6 +1,7 @@
 // The pages of doc/ about kernels: what they print is what the program computes, and the kernels that they name are
 // there. A page that says something else fails here, with the lines that it should have.
 #include <filesystem>
+#include <map>
 #include <regex>
 
 #include "base/files.h"
@@ -142,4 +143,36 @@ TEST_CASE("pages: the op that adding.md tries, and the places of the weight and 
     }
     CHECK(places >= 6);
   }
+}
+
+TEST_CASE("pages: the holders of tiles.md, each number of a tile once, and its banks") {
+  std::map<std::pair<int, int>, std::string> plain, mma;
+  for (int thread = 0; thread < 256; thread++)  // multiply_nt
+    for (int i = 0; i < 4; i++)
+      for (int j = 0; j < 4; j++)
+        CHECK(plain
+                  .try_emplace({thread / 16 + 16 * i, thread % 16 + 16 * j},
+                               str("thread ", thread, ", `f[", i, "][", j, "]`"))
+                  .second);
+  for (int thread = 0; thread < 64; thread++)  // two warps of 2 x 8 Sums
+    for (int i = 0; i < 2; i++)
+      for (int j = 0; j < 8; j++)
+        for (int e = 0; e < 4; e++)
+          CHECK(
+              mma.try_emplace({thread / 32 * 32 + 16 * i + e / 2 * 8 + thread % 32 / 4, 8 * j + thread % 4 * 2 + e % 2},
+                              str("thread ", thread, ", `p[", i, "][", j, "][", e, "]`"))
+                  .second);
+  CHECK(plain.size() == 64 * 64);
+  CHECK(mma.size() == 64 * 64);
+  expect("tiles.md", "| P at (37, 21) | " + plain[{37, 21}] + " | " + mma[{37, 21}] + " |\n");
+
+  std::string rows = "    place    0  1  2  3  4  5  6  7", banks = "    bank   ";
+  for (int row = 0; row < 4; row++) {
+    std::string line = str("    row ", row, "  ");
+    for (int place = 0; place < 8; place++) line += right(str(place ^ row), 3);
+    expect("tiles.md", line);
+  }
+  for (int row = 0; row < 9; row++) banks += right(str(4 * row % 32), 4);  // rows of 68 floats
+  expect("tiles.md", rows);
+  expect("tiles.md", banks);
 }
