@@ -233,7 +233,8 @@ struct Op {
     device.gca_forward(out, lse, q, kv, pick, w, shape);
     device.gca_backward_query({dq, dw, delta, dout, q, kv, lse, pick, w}, shape);
     double picks = 0;
-    for (const int32_t p : fetched) picks += p >= 0;
+    for (int64_t i = 0; i < table; i++)
+      if (i / K % (C + 1) < C && fetched[i] >= 0) picks++;  // the last row serves nobody
     // One product of queries and keys, all picks and heads.
     const double product = picks * static_cast<double>(2 * S * S * D);
     if (name == "gca_forward") {

@@ -1,7 +1,7 @@
 // Integers laid into buckets in their order, the same on every run: what turns pick tables round and sorts tokens.
 //
-//   keys       0 - 1 0 0 2 0 3         a block a bucket, here bucket 0: none lies below, four are its own
-//   order      0 3 4 6 | 2 | 5 | 7     start  0 4 5 6
+//   keys       0 - 0 1 0 1 0 1     a block a bucket, here bucket 0: none lies below, four are its own
+//   order      0 2 4 6 | 3 5 7     start  0 4
 //   256 places at a time: each warp votes (ballot) and leaves its count, 8 ints of shared memory, between two barriers;
 //   a place goes behind those of earlier stretches, of earlier warps, of lower lanes
 #pragma once

@@ -1,11 +1,13 @@
 // The pages of doc/ about kernels: what they print is what the program computes, and the kernels that they name are
 // there. A page that says something else fails here, with the lines that it should have.
 #include <filesystem>
+#include <map>
 #include <regex>
 
 #include "base/files.h"
 #include "base/text.h"
 #include "dev/test/cpu_ops.h"
+#include "dev/test/workshop.h"
 
 using namespace gca;
 using namespace gca::test;
@@ -61,16 +63,18 @@ TEST_CASE("pages: the numbers of first-kernel.md are the ops'") {
                                 row_of("dup", Vec{dgate_up[2], dgate_up[3]}));
 }
 
-TEST_CASE("pages: the inverted table of gca-kernels.md is what invert_picks makes") {
-  Double cpu(1);
+TEST_CASE("pages: the inverted table of gca-kernels.md is what invert_picks makes of explain's picks") {
+  const Workshop shop;
+  const std::string shown = shop.run("explain --chunks 6 --only pick").out;
   constexpr int C = 6, K = 2;
-  const std::vector<int32_t> pick{-1, -1, -1, -1, 0, -1, 1, 0, 0, 2, 0, 3, 4, 0};  // (C+1,K)
-  std::string table;
-  for (int c = 0; c <= C; c++)
-    table += row_of(str("row ", c), std::vector<double>(pick.begin() + c * K, pick.begin() + (c + 1) * K), 0, 4);
+  std::vector<int32_t> pick;  // (C+1,K)
+  const std::regex line("for (chunk \\d|nobody) +(chunk (\\d)|\\.) +(chunk (\\d)|\\.)\n");
+  for (std::sregex_iterator at(shown.begin(), shown.end(), line), end; at != end; ++at)
+    for (const size_t k : {3, 5}) pick.push_back((*at)[k].matched ? std::stoi(at->str(k)) : -1);
+  REQUIRE(pick.size() == (C + 1) * K);
+  Double cpu(1);
   const Inverse inverse = inverted(cpu, pick, 1, C, K);
   const auto begin = inverse.fetches.begin();
-  expect("gca-kernels.md", table);
   expect("gca-kernels.md", row_of("start", std::vector<double>(inverse.start.begin(), inverse.start.end()), 0, 4) +
                                row_of("fetches", std::vector<double>(begin, begin + inverse.start[C]), 0, 4));
 }
@@ -142,4 +146,36 @@ TEST_CASE("pages: the op that adding.md tries, and the places of the weight and 
     }
     CHECK(places >= 6);
   }
+}
+
+TEST_CASE("pages: the holders of tiles.md, each number of a tile once, and its banks") {
+  std::map<std::pair<int, int>, std::string> plain, mma;
+  for (int thread = 0; thread < 256; thread++)  // multiply_nt
+    for (int i = 0; i < 4; i++)
+      for (int j = 0; j < 4; j++)
+        CHECK(plain
+                  .try_emplace({thread / 16 + 16 * i, thread % 16 + 16 * j},
+                               str("thread ", thread, ", `f[", i, "][", j, "]`"))
+                  .second);
+  for (int thread = 0; thread < 64; thread++)  // two warps of 2 x 8 Sums
+    for (int i = 0; i < 2; i++)
+      for (int j = 0; j < 8; j++)
+        for (int e = 0; e < 4; e++)
+          CHECK(
+              mma.try_emplace({thread / 32 * 32 + 16 * i + e / 2 * 8 + thread % 32 / 4, 8 * j + thread % 4 * 2 + e % 2},
+                              str("thread ", thread, ", `p[", i, "][", j, "][", e, "]`"))
+                  .second);
+  CHECK(plain.size() == 64 * 64);
+  CHECK(mma.size() == 64 * 64);
+  expect("tiles.md", "| P at (37, 21) | " + plain[{37, 21}] + " | " + mma[{37, 21}] + " |\n");
+
+  std::string rows = "    place    0  1  2  3  4  5  6  7", banks = "    bank   ";
+  for (int row = 0; row < 4; row++) {
+    std::string line = str("    row ", row, "  ");
+    for (int place = 0; place < 8; place++) line += right(str(place ^ row), 3);
+    expect("tiles.md", line);
+  }
+  for (int row = 0; row < 9; row++) banks += right(str(4 * row % 32), 4);  // rows of 68 floats
+  expect("tiles.md", rows);
+  expect("tiles.md", banks);
 }
