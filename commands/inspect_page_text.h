@@ -20,7 +20,7 @@ inline constexpr char inspect_page_before[] = R"page(<!DOCTYPE html>
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #14161a; --sheet: #1b1e23; --ink: #e7e9ec; --quiet: #a2a9b2; --line: #3a4048; --chosen: #fff;
-    --more: 40, 140, 225; --less: 225, 105, 20;
+    --more: 30, 110, 190; --less: 190, 80, 10;
     --group0: #58b1f5; --group1: #ee8fc6; --group2: #67cf95; --group3: #e0bb55;
   }
 }
@@ -59,7 +59,8 @@ main > * { min-width: 0; }
 #row li + li { border-top: 1px solid var(--line); }
 #row li[aria-selected=true] { border-left-color: var(--chosen); background: rgba(128, 128, 128, .14); }
 #row li.fetched { border-left-color: var(--group0); }
-.n { color: var(--quiet); text-align: right; padding-right: .8em; font-variant-numeric: tabular-nums; }
+.n { color: var(--quiet); text-align: right; padding-right: .7em; font-size: .87em; line-height: 1.75;
+  font-variant-numeric: tabular-nums; }
 .text { font: 13px/1.65 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   unicode-bidi: plaintext; }
 .text span { border-radius: 2px; }
@@ -263,8 +264,7 @@ const drawMap = (svg, first, last) => {
       style: 'fill: ' + (shade(strongest, fullChunk) || 'none')});
   }
   servingOf(chosen).forEach((picks, g) => picks.forEach(([m, w]) => {
-    if (m < first || m >= last) return;
-    const from = x(chosen), to = x(m), height = 10 + 70 * Math.sqrt((from - to) / width);
+    const from = x(chosen), to = x(m), height = 10 + 70 * Math.sqrt(Math.min(1, (from - to) / width));
     draw(svg, 'path', {d: `M${from} ${base}Q${(from + to) / 2} ${base - 2 * height} ${to} ${base}`, 'data-chunk': m,
       style: `stroke: var(--group${g % 4}); stroke-width: ${0.8 + 3.5 * w}; stroke-opacity: ${0.3 + 0.7 * w}`,
       ...(g ? {'stroke-dasharray': `${2 + 3 * g} 3`} : {})});
@@ -288,9 +288,13 @@ const drawMaps = () => {
 };
 
 // ---- the chosen chunk ----
-const chip = c => {
-  const button = make('button', {'data-go': c, 'aria-label': 'choose chunk ' + c}, String(c));
-  button.onclick = () => choose(c);
+// A button that chooses a chunk. It goes with what it stood in, so the list has the focus then.
+const goTo = (c, words) => {
+  const button = make('button', {'aria-label': 'choose chunk ' + c}, words);
+  button.onclick = () => {
+    choose(c);
+    at('row').focus({preventScroll: true});
+  };
   return button;
 };
 const sentence = () => {
@@ -322,13 +326,11 @@ const showFetched = () => {
   groups.forEach((picks, g) => {
     if (groups.length > 1) box.append(make('h2', {class: 'quiet'}, 'Group ' + g));
     box.append(make('ol', {class: 'picks'}, ...picks.map(([m, w]) => {
-      const button = make('button', {'data-go': m}, 'Chunk ' + m);
-      button.onclick = () => choose(m);
       const meter = make('div', {'aria-hidden': 'true'},
         make('i', {style: `width: ${100 * w}%; background: var(--group${g % 4})`}));
       const weight = make('span', {'aria-label': 'weight ' + w.toFixed(3)}, w.toFixed(3));
       return make('li', {'data-group': g, 'data-chunk': m, 'data-weight': w.toFixed(3)},
-        make('div', {class: 'weight'}, button, meter, weight),
+        make('div', {class: 'weight'}, goTo(m, 'Chunk ' + m), meter, weight),
         make('div', {class: 'text', dir: 'auto', lang: ''}, plainOf(m)));
     })));
   });
@@ -349,7 +351,7 @@ const showTokens = parts => {
 const showLinks = () => {
   at('links').hidden = !fetches;
   const line = (words, list) => make('p', {class: 'chips'}, make('span', {class: 'quiet'}, words),
-    ...(list.length ? list.slice(0, 24).map(chip) : ['none']),
+    ...(list.length ? list.slice(0, 24).map(c => goTo(c, String(c))) : ['none']),
     ...(list.length > 24 ? [`and ${list.length - 24} more`] : []));
   const own = [...new Set(chunks[chosen].f.flat().map(pick => pick[0]))];
   at('links').replaceChildren(make('h2', {}, 'From here'), line(`It fetches for chunk ${chosen + 1}:`, own),

@@ -162,7 +162,7 @@ TEST_CASE("inspect --html: its picks, weights and words are those that inspect p
 }
 
 TEST_CASE("inspect --html: no text breaks the page") {
-  const PageShop shop;
+  PageShop shop;
   std::string text =
       "</script><script>document.title='broken'</script><!-- <script> \xE2\x80\xAE"
       "abc\xE2\x80\xAC ";
@@ -171,6 +171,7 @@ TEST_CASE("inspect --html: no text breaks the page") {
       "\xF5\xFE\xC0 &lt; \"'`";
   for (int byte = 0; byte < 256; byte++) text += static_cast<char>(byte);
   text += shop.sea(3);
+  shop.text = shop.path + "/<!--<script>.txt";
   write_file(shop.text, text);
   const Page page = shop.page();
   CHECK(count(page.html, "</script") == 2);
@@ -267,6 +268,32 @@ TEST_CASE(
   CHECK(has(shown("#chunk=5&colour=loss"), "Tokens that are lost most on"));
   CHECK(has(shown("#chunk=nothing"), "Nothing: no chunk was whole before the row began."));
   shows(page, shown(""), page.field().at("best").integer());
+
+  // Hands: keys in the text and on the map, buttons, the field, a place on the map; what is chosen after each.
+  const std::string hands = R"(<script>
+    const key = (id, key) => at(id).dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
+    const now = [];
+    const then = () => now.push(at('map').getAttribute('aria-valuenow') + (at('row').getAttribute(
+      'aria-activedescendant') === 'c' + chosen && at('said').textContent.startsWith('Chunk ' + chosen + ' ')));
+    for (const [id, name] of [['row', 'ArrowDown'], ['map', 'ArrowLeft'], ['row', 'PageDown'], ['map', 'End'],
+        ['row', 'ArrowRight'], ['row', 'Home'], ['map', 'ArrowUp']]) { key(id, name); then(); }
+    at('after').click(); then();
+    at('number').value = '7'; at('number').dispatchEvent(new Event('change')); then();
+    const pick = document.querySelector('[data-chunk] button'), picked = pick.closest('li').dataset.chunk;
+    pick.click(); then();
+    document.title = now.join(' ') + ' ' + (document.activeElement === at('row')) + ' ' + picked;
+    at('c9').lastChild.click();
+    at('map').dispatchEvent(new PointerEvent('pointerdown',
+      {clientX: at('map').getBoundingClientRect().left + at('map').clientWidth * 0.5, bubbles: true}));
+    document.querySelector('[value=loss]').click();
+    document.title += ' ' + chosen + ' ' + colour + ' ' + location.hash;
+  </script>)";
+  write_file(shop.path + "/hands.html", page.html + hands);
+  const Rendered touched = render(shop.path, "file://" + shop.path + "/hands.html#chunk=5");
+  CHECK(count(touched.errors, "CONSOLE") == 0);
+  const int64_t C = std::ssize(page.chunks()), picked = page.chunk(6).at("f").at(0).at(0).at(0).integer();
+  CHECK(has(touched.dom, str("<title>6true 5true 15true ", C - 1, "true ", C - 1, "true 0true 0true 1true 7true ",
+                             picked, "true true ", picked, " ", C / 2, " loss #chunk=", C / 2, "&amp;colour=loss")));
 
   // Thousands of chunks: columns of the map stand for several, those out of sight are plain text.
   write_file(shop.text, shop.sea(5000));
