@@ -340,7 +340,7 @@ const showTokens = parts => {
   const heads = compares ? ['token', 'loss', 'with ' + against, 'gain'] : ['token', 'loss'];
   const cells = part => {
     const [x, y] = part.loss, numbers = compares ? [fixed(x), fixed(y), signed(y - x)] : [fixed(x)];
-    return [make('td', {class: 'text', dir: 'auto', lang: ''}, visible(part.text)),
+    return [make('td', {class: 'text', dir: 'auto', lang: ''}, visible(part.text).replace(/ /g, '\u2423')),
       ...numbers.map(number => make('td', {}, number))];
   };
   at('tokens').replaceChildren(
