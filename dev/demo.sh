@@ -21,3 +21,6 @@ echo
 echo "The same trials when random chunks are fetched, and when none are: what chance gives."
 find_needles --random-retrieval
 find_needles --no-retrieval
+echo
+echo "A row of needles as a page for a browser, each token coloured by what retrieval gains on it:"
+$T inspect --checkpoint "$RUN" --threads "${THREADS:-0}" --haystack 'kernels,dev/test' --html "$RUN/page.html"
