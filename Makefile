@@ -67,10 +67,10 @@ $(GPU)/commands/version.o: $(GPU)/version.h
 $(CPU)/version.h $(GPU)/version.h: OPTIMISE = -O3
 FLAGS_USED = $(CXX) $(filter-out -W% -M% -I%,$(ALL_CXXFLAGS))$(if $(findstring $(GPU),$@),; $(NVCC) $(NVCCFLAGS) $(GENCODE))
 # A text as a string of C++ inside a shell's quotes.
-quoted = '"$(subst ','\'',$(subst ",\",$(subst \,\\,$(strip $(1)))))"'
+string = '"$(subst ','\'',$(subst ",\",$(subst \,\\,$(strip $(1)))))"'
 $(CPU)/version.h $(GPU)/version.h: FORCE
 	@mkdir -p $(@D)
-	@printf '#define %s %s\n' GCA_VERSION $(call quoted,$(VERSION)) GCA_COMMIT $(call quoted,$(COMMIT)) GCA_FLAGS $(call quoted,$(FLAGS_USED)) > $@.new
+	@printf '#define %s %s\n' GCA_VERSION $(call string,$(VERSION)) GCA_COMMIT $(call string,$(COMMIT)) GCA_FLAGS $(call string,$(FLAGS_USED)) > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 # ---- one rule a kind of source; .cu files without kernels are C++ ----
