@@ -393,7 +393,9 @@ Beginning starting_point(const std::vector<std::string>& arguments, TrainSetting
   const bool fallback = is_among(arguments, "--fallback");
   Beginning from;
   std::error_code none;
-  if (std::filesystem::exists(out + "/" + Manifest::file_name, none))
+  const std::string run = run_of_best(out);
+  if (std::filesystem::exists(out + "/" + Manifest::file_name, none) ||
+      (!run.empty() && !list_checkpoints(run).empty()))
     throw UsageError("--out: expected a run's folder, found one of its checkpoints, '" + out +
                      "'; give the folder that it lies in");
   if (is_among(arguments, "--resume")) {

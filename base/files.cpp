@@ -333,7 +333,29 @@ static int open_to_append(const std::string& path) {
   return fd;
 }
 
-void check_can_append(const std::string& path) { ::close(open_to_append(path)); }
+// What a regular file begins with, at most so many bytes of it; "" where there is none, or it is empty.
+static std::string beginning_of(const std::string& path, int64_t most) {
+  std::error_code none;
+  if (!std::filesystem::is_regular_file(path, none)) return "";
+  const File file = File::open(path);
+  std::string begin(static_cast<size_t>(std::min(most, file.size_bytes())), '\0');
+  if (!begin.empty()) file.read(begin.data(), static_cast<int64_t>(begin.size()), 0);
+  return begin;
+}
+
+void check_can_append(const std::string& path) {
+  if (const std::string begin = beginning_of(path, 1); !begin.empty() && begin != "{")
+    throw Error("'" + path +
+                "' is there already: expected lines of JSON to go on after, found something else; choose another name");
+  ::close(open_to_append(path));
+}
+
+void check_can_replace(const std::string& path, std::string_view mark, const std::string& what) {
+  if (const std::string begin = beginning_of(path, 1 << 16); !begin.empty() && begin.find(mark) == begin.npos)
+    throw Error("'" + path + "' is there already: expected " + what +
+                " to be replaced, found something else; choose another name, or remove it");
+  AtomicFile probe(path);  // not committed: it goes
+}
 
 void append_line(const std::string& path, const std::string& line) {
   const int fd = open_to_append(path);

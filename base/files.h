@@ -141,8 +141,12 @@ void remove_leftovers(const std::string& folder, const std::function<bool(const 
 // path gets this content, whole and durable, or an Error is thrown and it stays as it was.
 void write_file(const std::string& path, std::string_view content);
 
-// An Error where append_line could not open that file. Makes it, empty, if it is not there.
+// An Error where append_line could not open that file, or it holds something else than lines of JSON. Makes it, empty,
+// if it is not there.
 void check_can_append(const std::string& path);
+// An Error where no file of that name could be made, or the one that is there has no `mark` in its first 64 KiB: it is
+// no `what`, and would be lost. Before long work is done in vain.
+void check_can_replace(const std::string& path, std::string_view mark, const std::string& what);
 
 // Appends a line to a file, which is made if it is not there; all of the line or an Error and none. Not durable.
 void append_line(const std::string& path, const std::string& line);

@@ -63,7 +63,7 @@ void check(Options& options, Flags& flags) {
   if (options.against == options.ablation.picks)
     throw UsageError(str("--against ", options.against, ": expected other picks than --picks ", options.ablation.picks,
                          "; choose another of none, random, newest"));
-  check_can_save(options.page);
+  check_can_save_page(options.page);
 }
 
 // ---- the text -----------------------------------------------------------------------------------------------------

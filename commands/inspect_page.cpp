@@ -88,6 +88,10 @@ void check_fits_page(const InspectedRow& row) {
                     row.T(), "; give a shorter text or fewer --chunks, or leave --html out"));
 }
 
+void check_can_save_page(const std::string& path) {
+  check_can_replace(path, std::string_view(inspect_page_before).substr(0, 256), "a page of inspect --html");
+}
+
 void save_inspect_page(const std::string& path, const InspectedRow& row, const std::vector<InspectedReading>& readings,
                        const InspectedLosses& losses, const std::string& checkpoint, const Tokenizer& tokenizer) {
   Json head = Json::object();

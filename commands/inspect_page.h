@@ -39,6 +39,8 @@ InspectedLosses losses_of(const InspectedRow& row, const std::vector<InspectedRe
 // An Error where the row is longer than a browser's page can hold.
 void check_fits_page(const InspectedRow& row);
 
+// An Error where save_inspect_page could not make that file, or would replace something else than such a page.
+void check_can_save_page(const std::string& path);
 // Writes the page, whole or not at all. The second reading, if there is one, is what the first is compared with.
 void save_inspect_page(const std::string& path, const InspectedRow& row, const std::vector<InspectedReading>& readings,
                        const InspectedLosses& losses, const std::string& checkpoint, const Tokenizer& tokenizer);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <iterator>
 #include <optional>
 #include <span>
 #include <string>
@@ -30,23 +31,30 @@ struct TalkSettings {
   std::string load_memory, save_memory;  // files, or ""
 };
 
-// Ctrl-C while this is there is noted.
+// Ctrl-C while this is there is noted, and so is a signal to end: a terminal that is closed, a TERM.
 class Interrupts {
  public:
   Interrupts() {
+    ended_ = false;
     struct sigaction action = {};
-    action.sa_handler = [](int) { came_ = true; };
-    sigaction(SIGINT, &action, &before_);
+    for (size_t i = 0; i < std::size(signals); i++) {
+      action.sa_handler = i ? [](int) { ended_ = true; } : [](int) { came_ = true; };
+      sigaction(signals[i], &action, &before_[i]);
+    }
   }
-  ~Interrupts() { sigaction(SIGINT, &before_, nullptr); }
+  ~Interrupts() {
+    for (size_t i = 0; i < std::size(signals); i++) sigaction(signals[i], &before_[i], nullptr);
+  }
   Interrupts(const Interrupts&) = delete;
   Interrupts& operator=(const Interrupts&) = delete;
   bool take() { return came_.exchange(false); }
+  bool ended() const { return ended_; }
 
  private:
-  static inline std::atomic<bool> came_ = false;
+  static constexpr int signals[] = {SIGINT, SIGHUP, SIGTERM};
+  static inline std::atomic<bool> came_ = false, ended_ = false;
   static_assert(std::atomic<bool>::is_always_lock_free);
-  struct sigaction before_ = {};
+  struct sigaction before_[std::size(signals)] = {};
 };
 
 template <class Device>
@@ -68,7 +76,7 @@ class Talk {
     if (!unread_.empty()) read_all_but_last();
   }
 
-  // Until Ctrl-D, or until there is no more room.
+  // Until Ctrl-D or a signal to end, or until there is no more room.
   void go_on() {
     print_error("Enter sends a line, Enter alone lets it go on, Ctrl-C ends an answer, Ctrl-D the talk\n");
     Interrupts interrupts;
@@ -85,7 +93,7 @@ class Talk {
       }
       answer(std::min(s_.count, room), turn, interrupts);
     }
-    print_bytes("\n");
+    if (!interrupts.ended()) print_bytes("\n");
     if (s_.save_memory.empty()) return;
     if (!unread_.empty()) read(unread_);
     save_memory(s_.save_memory, fields_, "", model_, rows());
@@ -96,7 +104,7 @@ class Talk {
   int64_t tokens_read() { return rows().slots() - rows().slots() / model_.config.chunk; }
   void read(std::span<const int32_t> ids) { TokenReader(model_, rows(), tokenizer_.landmark).read(ids); }
 
-  // What is typed, to the end of a line or to a Ctrl-D behind it; nothing at a Ctrl-D alone.
+  // What is typed, to the end of a line or to a Ctrl-D behind it; nothing at a Ctrl-D alone, or a signal to end.
   static std::optional<std::string> next_line(Interrupts& interrupts) {
     interrupts.take();
     print_bytes("> ");
@@ -104,6 +112,7 @@ class Talk {
       pollfd keys{STDIN_FILENO, POLLIN, 0};
       const int ready = poll(&keys, 1, 100);       // whichever thread has the signal, and when: it is looked for
       if (interrupts.take()) print_bytes("\n> ");  // the terminal has forgotten the line: it is begun anew
+      if (interrupts.ended()) return std::nullopt;
       if (ready <= 0) continue;
       char typed[1 << 16];
       const ssize_t got = ::read(STDIN_FILENO, typed, sizeof typed);
@@ -141,18 +150,18 @@ class Talk {
       Decoder decoder(model_, 1, tokenizer_.landmark, s_.choice);
       decoder.begin(0, rows(), count, turn);
       WholeCharacters characters;
-      for (Chosen chosen; !interrupts.take() && (chosen = decoder.next()).text >= 0;) {
+      for (Chosen chosen; !interrupts.ended() && !interrupts.take() && (chosen = decoder.next()).text >= 0;) {
         unread_.push_back(chosen.token);
         if (chosen.token == tokenizer_.end_of_text) break;
         const std::string bytes = tokenizer_.decode(std::span(&chosen.token, 1));
         ends_line_ = bytes.ends_with('\n');
         print_bytes(characters.take(bytes));
       }
-      print_bytes(characters.rest());
+      if (!interrupts.ended()) print_bytes(characters.rest());
     }
     if (unread_.back() == tokenizer_.end_of_text) ends_line_ = true;
     rows().back();
-    print_bytes("\n");
+    if (!interrupts.ended()) print_bytes("\n");
   }
 
   const Tokenizer& tokenizer_;

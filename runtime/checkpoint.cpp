@@ -136,6 +136,14 @@ std::string other_program_file(const std::string& folder) {
   return "";
 }
 
+std::string run_of_best(const std::string& path) {
+  const std::filesystem::path whole =
+      (std::filesystem::path(path) / "").parent_path();  // with or without a '/' at its end
+  std::error_code none;
+  if (whole.filename() != "best" || std::filesystem::exists(std::filesystem::symlink_status(whole, none))) return "";
+  return whole.has_parent_path() ? whole.parent_path().string() : ".";
+}
+
 namespace {
 
 // The end of a message about a path without a checkpoint.
@@ -145,15 +153,6 @@ std::string what_lies_there(const std::string& path) {
            "' it is a model of another program: start from its weights (safetensors) with train "
            "--init";
   return "; check the path (a run stopped before its first save has none: start it anew)";
-}
-
-// RUN of RUN/best, "" of any other path: of one that leads somewhere as it is written, too.
-std::string run_of_best(const std::string& path) {
-  const std::filesystem::path whole =
-      (std::filesystem::path(path) / "").parent_path();  // with or without a '/' at its end
-  std::error_code none;
-  if (whole.filename() != "best" || std::filesystem::exists(std::filesystem::symlink_status(whole, none))) return "";
-  return whole.has_parent_path() ? whole.parent_path().string() : ".";
 }
 
 Checkpoint open_best(const std::string& run, bool fallback, Check check) {

@@ -39,6 +39,9 @@ int64_t step_of(const std::string& folder);
 // In a checkpoint's state: the step of the best validation so far, which keeps its checkpoint, and its loss.
 constexpr const char *best_step_field = "best_step", *best_loss_field = "best_val_loss";
 
+// RUN of RUN/best, "" of any other path: of one that leads somewhere as it is written, too.
+std::string run_of_best(const std::string& path);
+
 // The steps that have a folder in RUN, damaged ones too, oldest first.
 std::vector<int64_t> list_checkpoints(const std::string& run);
 

@@ -45,7 +45,7 @@ MemoryFields memory_fields(const Config& config, const Reach& reach, uint32_t we
 std::string text_name(std::span<const int32_t> slots) { return hex(crc32c(slots.data(), slots.size_bytes()), 8); }
 
 void check_can_save(const std::string& path) {
-  if (!path.empty()) AtomicFile probe(path);  // not committed: it goes
+  if (!path.empty()) check_can_replace(path, format, "a memory");
 }
 
 void write_memory(const std::string& path, MemoryFields fields, int64_t slots, const std::string& text,

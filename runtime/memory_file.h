@@ -41,7 +41,8 @@ MemoryFields memory_fields(const Config& config, const Reach& reach, uint32_t we
 // A text's name in the file: of its slots.
 std::string text_name(std::span<const int32_t> slots);
 
-// An Error where no file of that name could be made: before a long text is read in vain. "": nothing to save.
+// An Error where no file of that name could be made, or something else than a memory would be lost: before a long text
+// is read in vain. "": nothing to save.
 void check_can_save(const std::string& path);
 
 void write_memory(const std::string& path, MemoryFields fields, int64_t slots, const std::string& text,

@@ -598,6 +598,34 @@ TEST_CASE(
   CHECK(with_output("info", ">&-").exit == 1);
 }
 
+TEST_CASE("what is there already is not lost: outputs replace their own kind alone, and RUN/best is no run's folder") {
+  const Workshop shop;
+  const std::string run = shop.path + "/run", model = shop.path + "/m.safetensors", text = shop.path + "/text.txt",
+                    words = "some text of one's own, which is in no other place";
+  REQUIRE(shop.run(shop.training("run", {{"steps", "2"}, {"eval-every", "1"}})).exit == 0);
+  REQUIRE(shop.run("export --checkpoint " + run + " --out " + model).exit == 0);
+  write_file(text, words);
+  const std::string weights = read_file(model, size_t{1} << 24), reading = " --checkpoint " + model + " --text " + text;
+  for (const std::string& file : {model, text}) {
+    shop.fails("inspect" + reading + " --html " + file, 1, "expected a page of inspect --html to be replaced");
+    shop.fails("generate --checkpoint " + model + " --prompt a --save-memory " + file, 1,
+               "expected a memory to be replaced");
+    shop.fails("eval --checkpoint " + model + " --data '" + shop.path + "/text_val*' --by-reach --out " + file, 1,
+               "expected lines of JSON to go on after");
+  }
+  CHECK(read_file(model, size_t{1} << 24) == weights);
+  CHECK(read_file(text, 1000) == words);
+  for (int again = 0; again < 2; again++) {
+    CHECK(shop.run("inspect" + reading + " --html " + shop.path + "/page.html").exit == 0);
+    CHECK(shop.run("generate --checkpoint " + model + " --count 3 --prompt a --save-memory " + shop.path + "/memory")
+              .exit == 0);
+  }
+  for (const char* more : {"", " --resume"})
+    shop.fails("train --out " + run + "/best --data '" + shop.path + "/text_train*' --steps 3" + more, 2,
+               "found one of its checkpoints");
+  CHECK_FALSE(std::filesystem::exists(run + "/best"));
+}
+
 TEST_CASE("each save ends in a hash of its weights, the same word for the same bits") {
   const Workshop shop;
   const auto hashes = [&](const std::string& run, const std::string& flags) {

@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 #include <termios.h>
 
+#include <filesystem>
 #include <string>
 
 #include "base/text.h"
@@ -50,6 +51,7 @@ class Terminal {
   Terminal(const Terminal&) = delete;
   Terminal& operator=(const Terminal&) = delete;
 
+  void send(int signal) const { REQUIRE(kill(id_, signal) == 0); }
   void type(const std::string& keys) {
     REQUIRE(::write(keys_, keys.data(), keys.size()) == static_cast<ssize_t>(keys.size()));
   }
@@ -172,6 +174,29 @@ TEST_CASE("talk: Ctrl-C ends an answer, or the line that is typed; what was show
   terminal.shown_until("\n> ");
   terminal.type("\x04");
   CHECK(terminal.wait() == 0);
+}
+
+TEST_CASE("talk: a signal to end saves the talk, at the prompt and in an answer") {
+  const TalkShop shop;
+  const std::string memory = shop.path + "/memory";
+  for (const int signal : {SIGHUP, SIGTERM}) {
+    CAPTURE(signal);
+    Terminal terminal(shop.program, shop.talk("--save-memory " + memory));
+    terminal.shown_until(greeting);
+    const std::string said = "the sea\n" + terminal.answer("the sea\n"), next = "\na ship\n";
+    terminal.send(signal);
+    CHECK(terminal.wait() == 0);
+    CHECK(shop.after(next, "--load-memory " + memory) == shop.after(said + next));
+  }
+  Terminal terminal(shop.program, "generate --checkpoint " + shop.path +
+                                      "/run --count 1M --talk-tokens 1M --threads 1" + " --save-memory " + memory +
+                                      "2");
+  terminal.shown_until(greeting);
+  terminal.type("the sea\n");
+  terminal.shown_bytes(10);
+  terminal.send(SIGTERM);
+  CHECK(terminal.wait() == 0);
+  CHECK(std::filesystem::exists(memory + "2"));
 }
 
 TEST_CASE("talk: it begins from nothing, ends where its tokens end, and is for a terminal alone") {
