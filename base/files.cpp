@@ -333,14 +333,10 @@ static int open_to_append(const std::string& path) {
   return fd;
 }
 
-// What a regular file begins with, at most so many bytes of it; "" where there is none, or it is empty.
-static std::string beginning_of(const std::string& path, int64_t most) {
+// What a regular file begins with; "" where there is none.
+static std::string beginning_of(const std::string& path, size_t most) {
   std::error_code none;
-  if (!std::filesystem::is_regular_file(path, none)) return "";
-  const File file = File::open(path);
-  std::string begin(static_cast<size_t>(std::min(most, file.size_bytes())), '\0');
-  if (!begin.empty()) file.read(begin.data(), static_cast<int64_t>(begin.size()), 0);
-  return begin;
+  return std::filesystem::is_regular_file(path, none) ? File::open(path).beginning(most) : "";
 }
 
 void check_can_append(const std::string& path) {
