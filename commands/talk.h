@@ -50,6 +50,17 @@ class Interrupts {
   bool take() { return came_.exchange(false); }
   bool ended() const { return ended_; }
 
+  // Bytes to the terminal. One that takes them more slowly than they come has the program wait in the write, and there
+  // the signal finds it: after Ctrl-C the rest follows, what a signal to end leaves is not shown.
+  void show(const std::string& bytes) const {
+    const std::string shown = printable(bytes, true);
+    for (size_t at = 0; at < shown.size() && !ended_;) {
+      const ssize_t put = ::write(STDOUT_FILENO, &shown[at], shown.size() - at);
+      if (put < 0 && errno != EINTR) throw system_error("cannot write standard output", errno);
+      at += static_cast<size_t>(std::max<ssize_t>(0, put));
+    }
+  }
+
  private:
   static constexpr int signals[] = {SIGINT, SIGHUP, SIGTERM};
   static inline std::atomic<bool> came_ = false, ended_ = false;
@@ -93,7 +104,7 @@ class Talk {
       }
       answer(std::min(s_.count, room), turn, interrupts);
     }
-    if (!interrupts.ended()) print_bytes("\n");
+    interrupts.show("\n");
     if (s_.save_memory.empty()) return;
     if (!unread_.empty()) read(unread_);
     save_memory(s_.save_memory, fields_, "", model_, rows());
@@ -107,11 +118,11 @@ class Talk {
   // What is typed, to the end of a line or to a Ctrl-D behind it; nothing at a Ctrl-D alone, or a signal to end.
   static std::optional<std::string> next_line(Interrupts& interrupts) {
     interrupts.take();
-    print_bytes("> ");
+    interrupts.show("> ");
     for (;;) {
       pollfd keys{STDIN_FILENO, POLLIN, 0};
       const int ready = poll(&keys, 1, 100);       // whichever thread has the signal, and when: it is looked for
-      if (interrupts.take()) print_bytes("\n> ");  // the terminal has forgotten the line: it is begun anew
+      if (interrupts.take()) interrupts.show("\n> ");  // the terminal has forgotten the line: it is begun anew
       if (interrupts.ended()) return std::nullopt;
       if (ready <= 0) continue;
       char typed[1 << 16];
@@ -155,13 +166,13 @@ class Talk {
         if (chosen.token == tokenizer_.end_of_text) break;
         const std::string bytes = tokenizer_.decode(std::span(&chosen.token, 1));
         ends_line_ = bytes.ends_with('\n');
-        print_bytes(characters.take(bytes));
+        interrupts.show(characters.take(bytes));
       }
-      if (!interrupts.ended()) print_bytes(characters.rest());
+      interrupts.show(characters.rest());
     }
     if (unread_.back() == tokenizer_.end_of_text) ends_line_ = true;
     rows().back();
-    if (!interrupts.ended()) print_bytes("\n");
+    interrupts.show("\n");
   }
 
   const Tokenizer& tokenizer_;

@@ -5,8 +5,10 @@
 #include <sys/ioctl.h>
 #include <termios.h>
 
+#include <chrono>
 #include <filesystem>
 #include <string>
+#include <thread>
 
 #include "base/text.h"
 #include "dev/test/workshop.h"
@@ -197,6 +199,28 @@ TEST_CASE("talk: a signal to end saves the talk, at the prompt and in an answer"
   terminal.send(SIGTERM);
   CHECK(terminal.wait() == 0);
   CHECK(std::filesystem::exists(memory + "2"));
+}
+
+// Ctrl-S has the terminal take no more, as one does that is slower than the answer: the program waits in a write.
+TEST_CASE("talk: a signal that finds the terminal full ends the answer, or saves the talk, and not the program") {
+  const TalkShop shop;
+  const std::string memory = shop.path + "/memory";
+  Terminal terminal(shop.program, "generate --checkpoint " + shop.path +
+                                      "/run --count 1M --talk-tokens 1M --threads 1 --save-memory " + memory);
+  terminal.shown_until(greeting);
+  const auto fill = [&] {
+    terminal.type("the sea\n");
+    terminal.shown_bytes(10);
+    terminal.type("\x13");
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  };
+  fill();
+  terminal.type("\x03");
+  CHECK(terminal.shown_until("\n> ").ends_with("\n> "));
+  fill();
+  terminal.send(SIGTERM);
+  CHECK(terminal.wait() == 0);
+  CHECK(std::filesystem::exists(memory));
 }
 
 TEST_CASE("talk: it begins from nothing, ends where its tokens end, and is for a terminal alone") {
