@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "base/threads.h"
 #include "dataloader.h"
 
 namespace gca {
@@ -64,7 +65,8 @@ class NeedleRows : public RowMaker {
   NeedleRows(const TrainSettings& s, const Tokenizer& tokenizer)
       : s_(s),
         haystack_(Haystack::load(s.task.haystack, tokenizer)),
-        task_(s.task, tokenizer, haystack_, s.config.chunk) {
+        task_(s.task, tokenizer, haystack_, s.config.chunk),
+        pool_(static_cast<int>(s.threads)) {
     if (!haystack_.notes.empty()) print(haystack_.notes, "\n");
     for (int64_t stage = 0; stage < s_.stages(); stage++) {
       task_.check_names(s_.of_stage(s_.needles, stage));
@@ -78,8 +80,11 @@ class NeedleRows : public RowMaker {
   int64_t rows(int64_t rows) const override { return s_.stage_rows(rows, stage_); }
   void make(StepRows& out, int64_t step) override {
     lay_out(out, rows(s_.batch), chunks(), s_.config.chunk);
+    answers_of_row_.resize(out.rows);
+    // A row takes about a millisecond, so many threads make them: a GPU waits for its rows.
+    pool_.run(out.rows, [&](int64_t row, int) { fill_row(out, step * s_.batch + row, row); });
     answer_slots_.clear();
-    for (int64_t row = 0; row < out.rows; row++) fill_row(out, step * s_.batch + row, row * out.slots);
+    for (const auto& slots : answers_of_row_) answer_slots_.insert(answer_slots_.end(), slots.begin(), slots.end());
     count_targets(out);
     out.weights.assign(out.tokens.size(), 1);
     const double N = static_cast<double>(out.targets_in_all), answers = static_cast<double>(answer_slots_.size());
@@ -128,15 +133,18 @@ class NeedleRows : public RowMaker {
   }
 
  private:
-  // Row `number` of the training to place `at` of the step's rows.
-  void fill_row(StepRows& out, int64_t number, int64_t at) {
+  // Row `number` of the training, to the step's row `place`.
+  void fill_row(StepRows& out, int64_t number, int64_t place) {
     const TaskRow row =
         task_.training_row(static_cast<uint64_t>(s_.seed), number, out.chunks, s_.of_stage(s_.needles, stage_),
                            s_.task.task == "single" ? 1 : s_.of_stage(s_.questions, stage_));
+    const int64_t at = place * out.slots;
     std::copy(row.tokens.begin(), row.tokens.end(), out.tokens.begin() + at);
     std::copy(row.targets.begin(), row.targets.end(), out.targets.begin() + at);
+    answers_of_row_[place].clear();
     for (const Question& question : row.questions)
-      for (int64_t i = 0; i < std::ssize(question.answer); i++) answer_slots_.push_back(at + question.first_slot + i);
+      for (int64_t i = 0; i < std::ssize(question.answer); i++)
+        answers_of_row_[place].push_back(at + question.first_slot + i);
   }
   // Whether the last 20 steps of this stage were right often enough for the next one.
   bool promoted(double rate, int64_t step) {
@@ -156,9 +164,11 @@ class NeedleRows : public RowMaker {
   const TrainSettings& s_;
   Haystack haystack_;
   Task task_;
+  ThreadPool pool_;
   int64_t stage_ = 0;                  // of the curriculum
   std::vector<double> answer_rates_;   // the share of right answers in this stage's last steps
   std::vector<int64_t> answer_slots_;  // in the step's rows
+  std::vector<std::vector<int64_t>> answers_of_row_;
 };
 
 }  // namespace
