@@ -49,7 +49,7 @@ struct TrainSettings {
   int64_t of_stage(const std::vector<int64_t>& list, int64_t stage) const;
   // After the last step too, where there are validations.
   bool validates_after(int64_t step) const {
-    return eval_every > 0 && eval_rows > 0 && (step == steps || due(step, eval_every));
+    return !val_data.empty() && eval_every > 0 && eval_rows > 0 && (step == steps || due(step, eval_every));
   }
   int64_t micro() const { return micro_batch ? micro_batch : batch; }
   int64_t warmup_steps() const { return warmup >= 0 ? warmup : steps / 50; }
