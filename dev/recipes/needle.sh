@@ -7,7 +7,7 @@ OUT=${1:-runs/needle}
 mkdir -p "$OUT"
 # recall: many questions a row teach what single rows ask once. The curriculum's stages end when 95% of the answers are right.
 learn() {
-  train "$@" --groups 3 --task recall --curriculum 10,24,64,256 --batch 256 --needles 3,6,12,20 --questions 3,6,12,20 --lr 1.5e-3 --steps "${STEPS:-3000}" --seed 1
+  train "$@" --groups 3 --task recall --curriculum 10,24,64,256 --batch 256 --needles 3,6,12,20 --questions 3,6,12,20 --lr 1.5e-3 --steps "${STEPS:-4000}" --seed 1
 }
 learn "$OUT/run"
 $T export --checkpoint "$OUT/run" --out "$OUT/needle.safetensors"
