@@ -113,6 +113,17 @@ TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
                  ms(3 * kv_bytes / shared_rate)) +
              row("shared memory, 4 warps", giga(5 * kv_bytes, 3, " GB"), fixed(shared_rate * 1e-12, 1) + " TB",
                  ms(5 * kv_bytes / shared_rate)));
+  // Rungs 2 to 6: how often K and V pass through shared memory, and what all would take one after another.
+  const auto counted_rung = [&](const char* name, int passes, bool overlaps) {
+    const double shared_bound = passes * kv_bytes / shared_rate, largest = std::max(cache_bound, shared_bound),
+                 sum = work / 989e12 + exps / exp_rate + cache_bound + shared_bound;
+    return row(name, giga(passes * kv_bytes, 3, " GB"), ms(largest), ms(overlaps ? largest : sum));
+  };
+  expect("tensor-cores.md",
+         row("rung, as counted", "shared memory", "largest bound, ms", "one after another, ms") +
+             counted_rung("2 mma.sync, bf16", 1 + 4 * 8 + 8, false) + counted_rung("3 swizzle", 1 + 4 + 1, false) +
+             counted_rung("4 P in registers", 1 + 4, false) + counted_rung("5 32 rows a warp", 1 + 2, false) +
+             counted_rung("6 the ring", 1 + 2, true));
   const auto rung = [&](const char* name, double took_ms, double bound) {
     return row(name, fixed(took_ms, 3), fixed(work / took_ms * 1e-9, 1), fixed(1e5 * bound / took_ms, 0) + "%");
   };
