@@ -1,13 +1,15 @@
-// The pages of doc/ about kernels: what they print is what the program computes, and the kernels that they name are
-// there. A page that says something else fails here, with the lines that it should have.
+// The pages of doc/ about kernels and ranks: what they print is what the program computes, and the kernels that they
+// name are there. A page that says something else fails here, with the lines that it should have.
 #include <filesystem>
 #include <map>
 #include <regex>
 
 #include "base/files.h"
 #include "base/text.h"
+#include "config.h"
 #include "dev/test/cpu_ops.h"
 #include "dev/test/workshop.h"
+#include "ranks/shards.h"
 
 using namespace gca;
 using namespace gca::test;
@@ -129,6 +131,20 @@ TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
   };
   expect("tensor-cores.md", row("rung", "ms", "TFLOP/s", "of its largest bound") +
                                 rung("plain", plain_ms, float_bound) + rung("tensor cores", mma_ms, cache_bound));
+}
+
+TEST_CASE("pages: the slices of ranks.md are those of its command's model on two ranks") {
+  const Config config{
+      .vocab = 263, .width = 16, .heads = 2, .ffn = 24, .lower = 1, .groups = {1}, .encoder = 1, .chunk = 16};
+  const TensorTable table(config, 1, 16);
+  const Shards of_0(0, 2, table.size, table.padded_vocab * config.width, 16, 8 << 20), of_1 = of_0.of_rank(1);
+  REQUIRE(of_0.buckets.size() == 2);
+  const Shards::Bucket &rest = of_0.buckets[0], &embedding = of_0.buckets[1];
+  expect("ranks.md", "    " + left(str("gradient (", table.size, ")"), 21) + left(str(embedding.flat), 13) +
+                         left(str(of_1.buckets[1].flat), 15) + left(str(rest.flat), 20) +
+                         left(str(of_1.buckets[0].flat), 15) + str(of_0.size) + "\n");
+  CHECK(has(page("ranks.md"), "5,968 each"));
+  CHECK(of_0.share() == 5968);
 }
 
 TEST_CASE("pages: the op that adding.md tries, and the places of the weight and the flag that it follows") {
