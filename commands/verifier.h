@@ -1,5 +1,5 @@
-// Oracle files (drt.md, "Fixtures"; dev/make_oracle.py makes them) through the real forward, backward and optimiser of
-// a backend. What depends on the backend is here, and only moves arrays to and fro; what is compared, and how, is in
+// Oracle files (doc/use.md; dev/make_oracle.py makes them) through the real forward, backward and optimiser of a
+// backend. What depends on the backend is here, and only moves arrays to and fro; what is compared, and how, is in
 // verifier.cpp.
 #pragma once
 #include <algorithm>
