@@ -121,7 +121,7 @@ class Talk {
     interrupts.show("> ");
     for (;;) {
       pollfd keys{STDIN_FILENO, POLLIN, 0};
-      const int ready = poll(&keys, 1, 100);       // whichever thread has the signal, and when: it is looked for
+      const int ready = poll(&keys, 1, 100);           // whichever thread has the signal, and when: it is looked for
       if (interrupts.take()) interrupts.show("\n> ");  // the terminal has forgotten the line: it is begun anew
       if (interrupts.ended()) return std::nullopt;
       if (ready <= 0) continue;
