@@ -10,7 +10,7 @@ learn() {
   train "$@" --groups 3 --task recall --curriculum 10,24,64,256 --batch 256 --needles 3,6,12,20 --questions 3,6,12,20 --lr 1.5e-3 --steps "${STEPS:-4000}" --seed 1
 }
 learn "$OUT/run"
-$T export --checkpoint "$OUT/run" --out "$OUT/needle.safetensors"
+export_run "$OUT/run" "$OUT/needle.safetensors"
 M=$OUT/needle.safetensors
 single() { find_needles "$OUT/needle.jsonl" "$@"; }
 single "$M" --others 15 --length 16K,64K,256K,1M,4M --trials 100,100,100,100,30

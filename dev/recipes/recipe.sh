@@ -23,6 +23,11 @@ train() {
   $T train $MODEL $DEVICE --haystack "$TEXT" --out "$run" --print-every 100 --save-every 0 "$@"
   echo "$run: $(($(date +%s) - start)) s"
 }
+# export_run RUN FILE: what an earlier run left there is replaced.
+export_run() {
+  rm -f "$2"
+  $T export --checkpoint "$1" --out "$2"
+}
 # find_needles FILE MODEL FLAG...: its trials and figures are appended to FILE; what FILE has already is not read again.
 find_needles() {
   file=$1 model=$2 && shift 2
