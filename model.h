@@ -716,6 +716,10 @@ void DRT<Device>::retrieve(Group& group, const act* x) {
   Selection selection = pass_.in.selection;
   selection.group = static_cast<int>(g);
   if (selection.given_noise) selection.given_noise += selection.group * B * done * done;
+  if (selection.given_picks)
+    for (int64_t b = 0; b < B; b++)
+      device.copy(group.pick + picks.picked_by(b, 0),
+                  selection.given_picks + (b * selection.given_chunks + pass_.place.first_slot / S) * K, done * K);
   device.chunk_retrieval_forward(group.pick, group.w, group.r, pass_.place.landmarks, retrieval_shape(), selection);
   if (StreamState* last = pass_.place.last_picks)
     for (int64_t b = 0; b < B; b++) {

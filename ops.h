@@ -67,8 +67,8 @@ struct RetrievalShape {
   GCA_HD PickTable table() const { return {C, K}; }
 };
 
-// uniform, none: ablations; given: the table's picks stand, weights are made; newest: the last chunks that
-// newest_distance allows, the newest first
+// uniform, none: ablations; given: given_picks, or without them what stands in the table, and weights are made; newest:
+// the last chunks that newest_distance allows, the newest first
 enum class Picking { learned, uniform, none, given, newest };
 
 struct Selection {
@@ -78,8 +78,10 @@ struct Selection {
   uint64_t seed = 0;                   // noise of (seed, step, group, first_row + b, fetching chunk, fetched chunk)
   int64_t step = 0, first_row = 0;  // first_row: number of row 0 in the whole batch, micro-batches and ranks together
   int group = 0;
-  int64_t newest_distance = 1;  // newest: chunk c fetches chunks m <= c - newest_distance
-  bool equal_weights = false;   // each pick weighs 1 / their number, whatever its score (forward only)
+  int64_t newest_distance = 1;           // newest: chunk c fetches chunks m <= c - newest_distance
+  const int32_t* given_picks = nullptr;  // (B,given_chunks,K), in the device's memory: what chunk c fetches, each group
+  int64_t given_chunks = 0;
+  bool equal_weights = false;  // each pick weighs 1 / their number, whatever its score (forward only)
 };
 // newest: pick k of chunk c, or -1.
 GCA_HD inline int32_t newest_pick(const Selection& s, int64_t c, int64_t k) {

@@ -13,6 +13,7 @@
 #include "commands/shared.h"
 #include "runtime/by_reach.h"
 #include "runtime/evaluate.h"
+#include "runtime/overlap_picks.h"
 #include "runtime/run.h"
 #include "runtime/stream.h"
 
@@ -26,6 +27,7 @@ struct Options {
   std::string data, out;
   int64_t chunks = 0, max_rows = int64_t{1} << 40, batch = 4, seed = 1, score_last = 0;
   std::vector<int64_t> reach_edges, past;
+  std::string against = "random,newest,none";
   Reading reading;
   bool no_cross = false, by_reach = false;
   bool compares() const { return by_reach || !past.empty(); }
@@ -42,11 +44,14 @@ Flags eval_flags(Options& options) {
   options.reading.add_to(flags);
   flags.add("score-last", options.score_last, 0, int64_t{1} << 34, "chunks at the row's end that are scored; 0: all");
   flags.add_switch("no-cross", options.no_cross, "a row is one document's");
-  options.ablation.add_to(flags);
-  flags.add("seed", options.seed, 0, INT64_MAX, "of --picks random");
+  options.ablation.add_to(flags, true);
+  flags.add("seed", options.seed, 0, INT64_MAX, "of --picks random and noisy");
   flags.heading("comparisons on the same tokens, with standard errors over rows");
   flags.add_switch("by-reach", options.by_reach,
                    "each kind of picks, by how far back in its row a token and its target last stood together");
+  flags.add("against", options.against, "KIND,...",
+            "the other picks of --by-reach: random, newest, none, noisy, lexical, hindsight; equal: learned, of equal "
+            "weights");
   flags.add("reach-edges", options.reach_edges, 1, int64_t{1} << 40,
             "slots back where a class ends; none: the model's window");
   flags.add("past", options.past, 1, 1 << 20,
@@ -55,10 +60,31 @@ Flags eval_flags(Options& options) {
   return flags;
 }
 
+// What --by-reach runs beside learned picks.
+std::vector<Ablation> others(const Options& options) {
+  std::vector<Ablation> others;
+  for (size_t at = 0, comma = 0; at <= options.against.size(); at = comma + 1) {
+    comma = std::min(options.against.find(',', at), options.against.size());
+    const std::string kind = options.against.substr(at, comma - at);
+    const std::vector<std::string> kinds = {"random", "newest", "none", "noisy", "lexical", "hindsight", "equal"};
+    if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end())
+      throw UsageError(
+          str("--against: expected kinds of picks (random, newest, none, noisy, lexical, hindsight, equal) "
+              "with commas between, found '",
+              kind, "'", did_you_mean(kind, kinds)));
+    others.push_back(options.ablation);
+    (kind == "equal" ? others.back().weights : others.back().picks) = kind;
+  }
+  return others;
+}
+
 void check(Options& options, Flags& flags) {
   flags.need("checkpoint");
   flags.need("data");
   options.ablation.settle(flags);
+  if (!options.by_reach && flags.given("against"))
+    throw UsageError("--against: expected --by-reach, which compares with these picks; give it, or leave them out");
+  others(options);
   if (options.by_reach && options.ablation.replaces())
     throw UsageError(str("--by-reach compares learned picks with all others, found",
                          options.ablation.remark().substr(1), "; leave --picks and --pick-weights out"));
@@ -103,10 +129,13 @@ void evaluate_once(Device& device, const Source& from) {
   const auto reader =
       open_reader(from.saved, model, {.B = B, .chunks = from.C, .segment_slots = options.reading.batch_slots},
                   options.reading.memory, "fewer --chunks");
+  OverlapPicks by_words(device, options.ablation.by_words() ? B : 0, from.C, from.config().reach.topk);
   const Stopwatch clock;
   std::vector<double> readings;
   const auto read = [&](const int32_t* tokens, const int32_t* targets, int64_t first_row, const auto& after) {
-    Selection of_rows = selection;
+    Selection of_rows = options.ablation.by_words()
+                            ? by_words.of(selection, tokens, B, T, S, options.ablation.picks == "hindsight")
+                            : selection;
     of_rows.first_row = first_row;
     const Stopwatch of_reading;
     reader->rewind();
@@ -145,11 +174,8 @@ Comparison plan_comparison(const Source& from) {
   if (options.by_reach) {
     plan.rows.classes =
         ReachClasses(options.reach_edges.empty() ? std::vector{from.config().reach.window} : options.reach_edges);
-    for (const char* picks : {"random", "newest", "none"}) {
-      if (from.config().groups.empty()) break;
-      plan.picks.push_back(options.ablation);
-      plan.picks.back().picks = picks;
-    }
+    if (!from.config().groups.empty())
+      for (const Ablation& picks : others(options)) plan.picks.push_back(picks);
   }
   plan.runs.resize(plan.past.size() * plan.picks.size());
   std::vector<int64_t> windows;
@@ -169,7 +195,8 @@ Comparison plan_comparison(const Source& from) {
 // All runs over B windows from number `first` on; the last one again where there are fewer. The classes are those of
 // the longest rows, so that every run has the same targets in each.
 template <class Device>
-void compare_rows(DRT<Device>& model, RowReader<Device>& reader, Comparison& plan, int64_t first, int64_t B) {
+void compare_rows(DRT<Device>& model, RowReader<Device>& reader, OverlapPicks<Device>& by_words, Comparison& plan,
+                  int64_t first, int64_t B) {
   const Source& from = plan.from;
   const int64_t scored = from.scored_chunks() * from.S, count = std::ssize(plan.windows),
                 here = std::min(B, count - first);
@@ -190,6 +217,8 @@ void compare_rows(DRT<Device>& model, RowReader<Device>& reader, Comparison& pla
     const int64_t T = fill(plan.past[p]);
     for (size_t a = 0; a < plan.picks.size(); a++) {
       Selection selection = plan.picks[a].selection(from.config(), from.options.seed);
+      if (plan.picks[a].by_words())
+        selection = by_words.of(selection, tokens.data(), B, T, from.S, plan.picks[a].picks == "hindsight");
       selection.first_row = first;
       losses_of_rows(model, losses.data(), B, T, T - scored, [&](const auto& after) {
         reader.rewind();
@@ -306,7 +335,10 @@ void compare(Device& device, const Source& from) {
   const auto reader = open_reader(
       from.saved, model, {.B = B, .chunks = plan.longest() * from.C, .segment_slots = from.options.reading.batch_slots},
       from.options.reading.memory, from.options.past.empty() ? "fewer --chunks" : "fewer --chunks, a smaller --past");
-  for (int64_t first = 0; first < std::ssize(plan.windows); first += B) compare_rows(model, *reader, plan, first, B);
+  const bool words = std::any_of(plan.picks.begin(), plan.picks.end(), [](const Ablation& a) { return a.by_words(); });
+  OverlapPicks by_words(device, words ? B : 0, plan.longest() * from.C, from.config().reach.topk);
+  for (int64_t first = 0; first < std::ssize(plan.windows); first += B)
+    compare_rows(model, *reader, by_words, plan, first, B);
   print_tables(plan);
   print_host_memory(*reader, {});
   if (!from.options.out.empty()) append_figures(plan);

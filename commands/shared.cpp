@@ -44,9 +44,18 @@ void Reading::add_to(Flags& flags) {
 
 int64_t distance_beyond_window(int64_t window, int64_t S) { return std::max<int64_t>(1, (window + 1) / S - 1); }
 
-void Ablation::add_to(Flags& flags) {
-  flags.add_choice("picks", picks, "learned|random|newest|none",
-                   "what is fetched: the best chunks; K uniform past ones; the last K not wholly in the window; none");
+void Ablation::add_to(Flags& flags, bool by_words) {
+  if (by_words)
+    flags.add_choice(
+        "picks", picks, "learned|noisy|random|newest|lexical|hindsight|none",
+        "what is fetched: the best chunks; the best with training's noise; K uniform past ones; the last K "
+        "not wholly in the window; of those and older ones whose words overlap most with the chunk's, or "
+        "(hindsight) with the next one's, which is to be predicted; none");
+  else
+    flags.add_choice(
+        "picks", picks, "learned|noisy|random|newest|none",
+        "what is fetched: the best chunks; the best with training's noise; K uniform past ones; the last K "
+        "not wholly in the window; none");
   flags.add_choice("pick-weights", weights, "scores|equal",
                    "what a fetched chunk weighs: by its score, or all the same");
   flags.add_switch("random-retrieval", random_retrieval_, "short for --picks random");
@@ -76,7 +85,9 @@ Selection Ablation::selection(const Config& config, int64_t seed) const {
   selection.picking = picks == "none"     ? Picking::none
                       : picks == "random" ? Picking::uniform
                       : picks == "newest" ? Picking::newest
+                      : by_words()        ? Picking::given
                                           : Picking::learned;
+  selection.noise = picks == "noisy";
   selection.newest_distance = distance_beyond_window(config.reach.window, config.chunk);
   selection.equal_weights = weights == "equal";
   selection.seed = static_cast<uint64_t>(seed);
@@ -84,10 +95,11 @@ Selection Ablation::selection(const Config& config, int64_t seed) const {
 }
 
 std::string Ablation::remark() const {
-  const std::string of_picks = picks == "none"     ? ", without retrieval"
-                               : picks == "random" ? ", random retrieval"
-                               : picks == "newest" ? ", newest chunks"
-                                                   : "";
+  const std::string of_picks = picks == "none"      ? ", without retrieval"
+                               : picks == "random"  ? ", random retrieval"
+                               : picks == "newest"  ? ", newest chunks"
+                               : picks != "learned" ? ", " + picks + " picks"
+                                                    : "";
   return of_picks + (weights == "equal" ? ", equal weights" : "");
 }
 

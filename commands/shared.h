@@ -42,11 +42,13 @@ int64_t distance_beyond_window(int64_t window, int64_t S);
 // Which chunks are fetched in place of the best ones, and with what weights.
 struct Ablation {
   std::string picks = "learned", weights = "scores";
-  void add_to(Flags& flags);
+  // by_words: of picks that are made of the row's tokens, too; the command gives them to the model (GivenPicks).
+  void add_to(Flags& flags, bool by_words = false);
   // After flags were parsed. A UsageError where they contradict each other.
   void settle(Flags& flags);
   // A UsageError where that model retrieves nothing.
   void check(const Config& config) const;
+  bool by_words() const { return picks == "lexical" || picks == "hindsight"; }
   bool replaces() const { return picks != "learned" || weights != "scores"; }
   Selection selection(const Config& config, int64_t seed) const;
   std::string name() const { return picks + (weights == "equal" ? ", equal weights" : ""); }

@@ -1,9 +1,12 @@
 // eval's comparisons: classes and errors by hand, against one run of each kind of picks, against rows made for it.
 #include <cmath>
+#include <map>
+#include <set>
 
 #include "base/json.h"
 #include "dataloader.h"
 #include "runtime/by_reach.h"
+#include "runtime/overlap_picks.h"
 #include "dev/test/workshop.h"
 
 using namespace gca;
@@ -151,6 +154,50 @@ TEST_CASE("eval --by-reach: the losses of one run of each kind of picks, parted 
   shop.fails(eval + "--reach-edges 12", 2, "expected --by-reach");
   shop.fails(eval + "--out " + out, 2, "expected --by-reach or --past");
   shop.fails(eval + "--by-reach --out " + shop.path + "/nowhere/figures.jsonl", 1, "cannot open");
+}
+
+TEST_CASE("picks by words: who shares what with whom, by hand") {
+  // Five chunks of three tokens and a landmark, 9. Token 1 is everywhere, so it weighs nothing.
+  const std::vector<int32_t> tokens{1, 2, 3, 9, 1, 4, 5, 9, 1, 3, 2, 9, 1, 5, 2, 9, 1, 6, 3, 9};
+  // Chunk 2 has 2 and 3 of chunk 0. Chunk 3 shares 2 with 0 and 2 (in three of four chunks), 5 with 1 (in two): 1, then
+  // the newer of the others. Chunk 4 shares 3 with 0 and 2.
+  CHECK(overlap_picks(tokens, 4, 2, 1, false) == std::vector<int32_t>{-1, -1, 0, -1, 0, 1, 1, 2, 2, 0});
+  // By the chunk after it: 1 by chunk 2, 2 by chunk 3 (5 of chunk 1), 3 by chunk 4 (3 of 2 and 0); the last by itself.
+  CHECK(overlap_picks(tokens, 4, 2, 1, true) == std::vector<int32_t>{-1, -1, 0, -1, 1, 0, 2, 0, 2, 0});
+  CHECK(overlap_picks(tokens, 4, 1, 3, false) == std::vector<int32_t>{-1, -1, -1, 0, 0});
+}
+
+TEST_CASE("eval --picks noisy, lexical, hindsight: as --by-reach --against has them, in any batch and segment") {
+  const Workshop shop;
+  REQUIRE(shop.run(shop.training("run", {{"steps", "5"}})).exit == 0);
+  const std::string eval =
+                        "eval --rows 20 --data '" + shop.path + "/shards/t_val_*' --checkpoint " + shop.path + "/run ",
+                    against = "--by-reach --against noisy,lexical,hindsight,equal,newest ",
+                    out = shop.path + "/figures.jsonl";
+  const Workshop::Result table = shop.run(eval + against + "--out " + out);
+  REQUIRE(table.exit == 0);
+  std::map<std::string, std::string> hashes;
+  for (const Json& line : lines_of(out)) hashes[at(line, "retrieval").string()] = at(line, "hash").string();
+  REQUIRE(hashes.size() == 6);
+  std::set<std::string> different;
+  for (const auto& [picks, hash] : hashes) {
+    CAPTURE(picks);
+    different.insert(hash);
+    const bool equal = picks == "learned, equal weights";
+    CHECK(hash_of(shop.run(eval + (equal ? "--pick-weights equal" : "--picks " + picks))) == hash);
+  }
+  CHECK(different.size() == hashes.size());
+  const auto figures = [](const Workshop::Result& result) { return result.out.substr(result.out.find("\nlast seen")); };
+  CHECK(figures(shop.run(eval + against + "--batch 7 --batch-slots 8")) == figures(table));
+  CHECK(figures(shop.run(eval + against + "--memory host")).starts_with(figures(table).substr(0, 600)));
+  CHECK(hash_of(shop.run(eval + "--picks noisy --seed 2")) != hashes["noisy"]);
+  CHECK(hash_of(shop.run(eval + "--picks hindsight --seed 2")) == hashes["hindsight"]);
+  CHECK(says(shop.run(eval + "--picks hindsight"), ", hindsight picks"));
+
+  shop.fails(eval + "--by-reach --against lexcal", 2, "found 'lexcal', did you mean lexical?");
+  shop.fails(eval + "--by-reach --against newest,", 2, "found ''");
+  shop.fails(eval + "--against newest", 2, "expected --by-reach");
+  shop.fails("passkey --picks lexical --checkpoint " + shop.path + "/run", 2, "--picks");
 }
 
 TEST_CASE("eval --past: the same tokens at the end of longer rows") {

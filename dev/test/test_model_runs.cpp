@@ -267,6 +267,31 @@ TEST_CASE("ablations: no retrieval fetches zero, random retrieval fetches other 
   for (int64_t i = 0; i < entries; i++) CHECK((random_picks[i] >= 0) == (learned_picks[i] >= 0));
 }
 
+TEST_CASE("given picks: those of the newest chunks give what newest picks give") {
+  Config c = small({1, 1}, 8, 2);
+  const int64_t B = 2, C = 5, K = c.reach.topk;
+  const Batch batch(c, B, C);
+  Model<Cpu<double>> model(c, B, batch.T);
+  auto& net = model.net;
+  Selection selection;
+  selection.picking = Picking::newest;
+  whole_step(net, batch, selection);
+  const std::vector<double> newest(net.final_n, net.final_n + B * batch.T * c.width);
+  std::vector<int32_t> picks;
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t chunk = 0; chunk < C; chunk++) {
+      const int32_t* of_chunk = net.groups[0].pick + PickTable{C, K}.picked_by(b, chunk);
+      picks.insert(picks.end(), of_chunk, of_chunk + K);
+    }
+  whole_step(net, batch, with_noise());
+  CHECK(std::vector<double>(net.final_n, net.final_n + B * batch.T * c.width) != newest);
+  selection.picking = Picking::given;
+  selection.given_picks = picks.data();
+  selection.given_chunks = C;
+  whole_step(net, batch, selection);
+  CHECK(std::vector<double>(net.final_n, net.final_n + B * batch.T * c.width) == newest);
+}
+
 TEST_CASE("bf16 twin of the model: stores bf16, and follows double with the same picks") {
   Config c = small({1, 1}, 8, 2);
   c.width = 24;
