@@ -58,7 +58,9 @@ std::string check_same_model(const TrainSettings& trained, const TrainSettings& 
     if (was == is) continue;
     const std::string differs = str("the weights in '", path, "' were trained with ", was.empty() ? "none" : was,
                                     ", found ", is.empty() ? "none" : is);
-    if (name == "null-slot") remark = "note: --null-slot: " + differs + ", and is trained with that from here on\n";
+    // No tensor's shape depends on these: a model may go on with others.
+    if (name == "null-slot" || (flags.given(name) && (name == "topk" || name == "window")))
+      remark += "note: --" + name + ": " + differs + ", and is trained with that from here on\n";
     else if (flags.given(name)) throw UsageError(str("--", name, ": ", differs, "; leave it out"));
     else throw UsageError(str("--model ", now.model, ": its --", name, ": ", differs, "; leave --model out"));
   }

@@ -61,7 +61,8 @@ struct TrainSettings {
 Flags train_flags(TrainSettings& s);
 
 // A UsageError where the model that the flags say is another than that of `trained`, whose weights it is to start from.
-// The null slot may differ: then a sentence that says so is returned. path: where the weights are.
+// The null slot may differ, and K and W where they are given: then sentences that say so are returned. path: where the
+// weights are.
 std::string check_same_model(const TrainSettings& trained, const TrainSettings& now, Flags& flags,
                              const std::string& path);
 // A sentence for weights that come without settings: what is taken on trust.

@@ -128,8 +128,6 @@ TEST_CASE("exported: --init takes what is not given from the weights' own settin
     };
     const std::string weights = ": the weights in '" + init + "' were trained with ";
     refused({{"heads", "1"}}, "--heads" + weights + "2, found 1; leave it out");
-    refused({{"window", "3"}}, "--window" + weights + "8, found 3");
-    refused({{"topk", "1"}}, "--topk" + weights + "2, found 1");
     refused({{"chunk", "4"}}, "--chunk" + weights + "8, found 4");
     refused({{"groups", "1,1"}}, "--groups" + weights + "1, found 1,1");
     refused({{"groups", ""}}, "--groups" + weights + "1, found none");
@@ -141,6 +139,13 @@ TEST_CASE("exported: --init takes what is not given from the weights' own settin
     CHECK(slot.exit == 0);
     CHECK(says(slot, "--null-slot" + weights + "off, found on"));
     CHECK(SavedRun::open(shop.path + "/new").settings.config.null_slot);
+    // No tensor has another shape for these: they are said, and taken.
+    const Workshop::Result reach = shop.start_from(init, {{"window", "3"}, {"topk", "1"}});
+    CHECK(reach.exit == 0);
+    CHECK(says(reach, "note: --window" + weights + "8, found 3, and is trained with that from here on"));
+    CHECK(says(reach, "note: --topk" + weights + "2, found 1"));
+    CHECK(SavedRun::open(shop.path + "/new").settings.config.reach == Reach{.topk = 1, .window = 3});
+    refused({{"model", "tiny"}, {"window", "3"}}, "leave --model out");
   }
   // Weights alone: what they do not say is said to be taken on trust.
   const Workshop::Result alone = shop.run(shop.training_own(
