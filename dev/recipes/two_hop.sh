@@ -12,8 +12,8 @@ learn() {
   recall='--task recall --name-tokens 2 --value-tokens 2 --lr 1.5e-3'
   train "$OUT/$name.recall" --groups "$groups" $recall --curriculum 10,24,64,256 --batch 256 --needles 12,12,20 --questions 12,12,20 --lr-final 1e-3 --steps 3000 --seed 1
   train "$OUT/$name.gap" --groups "$groups" --init "$OUT/$name.recall" $recall --gap 1 --curriculum 24,64,256 --batch 107 --needles 12,20 --questions 12,20 --lr-final 1e-3 --steps 1000 --seed 2
-  train "$OUT/$name" --groups "$groups" --init "$OUT/$name.gap" --task two-hop --value-tokens 2 --gap 1 --curriculum 24,64,256 --promote 0.9 --batch 107 --needles 12 --questions 12 --lr 1.5e-3 \
-    --steps "${STEPS:-6000}" --seed 3
+  train "$OUT/$name" --groups "$groups" --init "$OUT/$name.gap" --task two-hop --value-tokens 2 --gap 1 --curriculum 10,14,20,28,40,64,128,256 --promote 0.9 --batch 256 --needles 12 --questions 12 \
+    --lr 1.5e-3 --steps "${STEPS:-6000}" --seed 3
   export_run "$OUT/$name" "$OUT/$name.safetensors"
 }
 learn two_groups 1,2
