@@ -84,7 +84,7 @@ TEST_CASE("pages: the inverted table of gca-kernels.md is what invert_picks make
 // Of gca_forward at the shape of doc/measured.md, one H100; what is no count is as published, or of dev/LOG.md.
 TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
   constexpr int64_t B = 4, C = 260, K = 8, H = 12, S = 64, d = 64;
-  constexpr double clock = 1.755e9, processors = 132, plain_ms = 4.85, mma_ms = 0.407;
+  constexpr double clock = 1.755e9, processors = 132;
   int64_t picks = 0;  // that serve a chunk: what chunk c - 1 picked serves chunk c
   for (int64_t c = 1; c < C; c++) picks += std::min(K, candidates(c - 1));
   const double tiles = static_cast<double>(B * H * picks), work = tiles * 2 * 2 * S * S * d,
@@ -115,22 +115,35 @@ TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
                  ms(3 * kv_bytes / shared_rate)) +
              row("shared memory, 4 warps", giga(5 * kv_bytes, 3, " GB"), fixed(shared_rate * 1e-12, 1) + " TB",
                  ms(5 * kv_bytes / shared_rate)));
-  // Rungs 2 to 6: how often K and V pass through shared memory, and what all would take one after another.
-  const auto counted_rung = [&](const char* name, int passes, bool overlaps) {
-    const double shared_bound = passes * kv_bytes / shared_rate, largest = std::max(cache_bound, shared_bound),
-                 sum = work / 989e12 + exps / exp_rate + cache_bound + shared_bound;
-    return row(name, giga(passes * kv_bytes, 3, " GB"), ms(largest), ms(overlaps ? largest : sum));
+  // The rungs: how often K and V pass through shared memory, ncu's wavefronts of 128 bytes of the same, and times.
+  const auto rung_row = [](const std::vector<std::string>& cells) {
+    std::string line = "    " + left(cells[0], 22);
+    const size_t widths[] = {0, 14, 10, 12, 14, 15, 0};
+    for (size_t i = 1; i < cells.size(); i++) line += left(cells[i], widths[i]);
+    return line + "\n";
+  };
+  const auto share = [](double bound, double took_ms) { return fixed(1e5 * bound / took_ms, 0) + "%"; };
+  const auto rung = [&](const char* name, int passes, double wavefronts, double took_ms) {
+    const double shared_bound = passes * kv_bytes / shared_rate, bound = std::max(cache_bound, shared_bound),
+                 in_turn = work / 989e12 + exps / exp_rate + cache_bound + shared_bound;
+    return rung_row({name, fixed(passes * kv_bytes * 1e-9, 3), fixed(wavefronts * 128e-9, 3), ms(bound), ms(in_turn),
+                     fixed(took_ms, 3), share(bound, took_ms)});
   };
   expect("tensor-cores.md",
-         row("rung, as counted", "shared memory", "largest bound, ms", "one after another, ms") +
-             counted_rung("2 mma.sync, bf16", 1 + 4 * 8 + 8, false) + counted_rung("3 swizzle", 1 + 4 + 1, false) +
-             counted_rung("4 P in registers", 1 + 4, false) + counted_rung("5 32 rows a warp", 1 + 2, false) +
-             counted_rung("6 the ring", 1 + 2, true));
-  const auto rung = [&](const char* name, double took_ms, double bound) {
-    return row(name, fixed(took_ms, 3), fixed(work / took_ms * 1e-9, 1), fixed(1e5 * bound / took_ms, 0) + "%");
+         rung_row({"rung", "counted, GB", "ncu, GB", "bound, ms", "in turn, ms", "measured, ms", "bound / measured"}) +
+             rung_row({"1 plain", "", "", ms(float_bound), "", "4.750", share(float_bound, 4.75)}) +
+             rung("2 mma.sync, bf16", 1 + 4 * 8 + 8, 520117209, 2.297) +
+             rung("3 swizzle", 1 + 4 + 1, 71922883, 0.498) + rung("4 P in registers", 1 + 4, 58077274, 0.430) +
+             rung("5 32 rows a warp", 1 + 2, 31960898, 0.441) + rung("6 the ring", 1 + 2, 31877584, 0.403));
+  // The passes: products of S x S x d a pick, bytes of L2 a pick, layers.
+  const auto pass = [&](const char* name, int products, double bytes, int layers, double took_ms) {
+    const double all = layers * tiles, product_bound = all * products * 2 * S * S * d / 989e12,
+                 exp_bound = layers * exps / exp_rate, l2_bound = all * bytes / 8.4e12;
+    return "    " + left(name, 22) + left(ms(product_bound), 14) + left(ms(exp_bound), 18) + left(ms(l2_bound), 10) +
+           left(fixed(took_ms, 3), 15) + share(std::max({product_bound, exp_bound, l2_bound}), took_ms) + "\n";
   };
-  expect("tensor-cores.md", row("rung", "ms", "TFLOP/s", "of its largest bound") +
-                                rung("plain", plain_ms, float_bound) + rung("tensor cores", mma_ms, cache_bound));
+  expect("tensor-cores.md", pass("forward", 2, 2 * S * d * 2, 1, 0.407) + pass("by query", 3, 2 * S * d * 2, 1, 0.544) +
+                                pass("memory, six layers", 4, 2 * S * (d * 2 + 4), 6, 4.13));
 }
 
 TEST_CASE("pages: the slices of ranks.md are those of its command's model on two ranks") {
@@ -145,6 +158,61 @@ TEST_CASE("pages: the slices of ranks.md are those of its command's model on two
                          left(str(of_1.buckets[0].flat), 15) + str(of_0.size) + "\n");
   CHECK(has(page("ranks.md"), "5,968 each"));
   CHECK(of_0.share() == 5968);
+}
+
+TEST_CASE("pages: the four numbers of ranks.md, summed, clipped and updated by slices") {
+  Double cpu(1);
+  const Vec g0{1, 2, 3, 4}, g1{5, 6, 7, 8}, before{1, 1, 1, 1};
+  Vec sum(4), clipped(4), after = before, m(4, 0.0), v(4, 0.0);
+  for (int i = 0; i < 4; i++) sum[i] = g0[i] + g1[i];
+  StepState state{};
+  const Shards of_0(0, 2, 4, 0, 2, 0);
+  const Segment all{0, of_0.share(), false};
+  for (const Shards& shards : {of_0, of_0.of_rank(1)})
+    cpu.add_squares(&state, &sum[shards.buckets[0].flat], shards.share());
+  cpu.end_gradient(&state, 1);
+  for (int i = 0; i < 4; i++) clipped[i] = sum[i] * state.grad_scale;
+  for (const Shards& shards : {of_0, of_0.of_rank(1)}) {
+    const int64_t at = shards.buckets[0].flat;
+    cpu.adamw(&after[at], &after[at], &m[at], &v[at], &sum[at], &all, 1, &state, {.lr = 0.1});
+  }
+  expect("ranks.md", row_of("g rank 0", g0) + row_of("g rank 1", g1) + row_of("sum", sum) +
+                         row_of("norm", Vec{state.grad_norm}) + row_of("clipped", clipped) + row_of("m", m) +
+                         row_of("v", v) + row_of("w before", before) + row_of("w after", after));
+}
+
+// The words for weights are of one processor, and the last digits too.
+TEST_CASE("pages: the losses of ranks.md are those of its command") {
+  const Workshop shop;
+  const std::string text = page("ranks.md"), program = std::filesystem::absolute(shop.program).string(),
+                    in = "cd " + shop.path + " && ";
+  for (const std::string& line : lines_of(text))
+    if (line.starts_with("    seq ")) CHECK(system((in + line).c_str()) == 0);
+    else if (line.starts_with("    train_gca tokenize "))
+      CHECK(system((in + program + line.substr(13) + " > log").c_str()) == 0);
+  const size_t begin = text.find("    train_gca train --data n_train"), end = text.find("--ranks", begin);
+  REQUIRE(end != std::string::npos);
+  const std::string train = in + program + text.substr(begin + 13, end - begin - 13);
+  const std::regex row("\n\\| (\\d)[^|]* \\| [\\d, ]+ \\| ([\\d.]+) \\| ([\\d.]+) \\| ([\\d.]+) \\|"),
+      value("\"(loss|grad_norm)\":([^,]+)");
+  int rows = 0;
+  for (std::sregex_iterator at(text.begin(), text.end(), row), none; at != none; ++at, rows++) {
+    const std::string out = shop.path + "/run";
+    std::filesystem::remove_all(out);
+    REQUIRE(system((train + "--ranks " + at->str(1) + " > log").c_str()) == 0);
+    const std::vector<std::string> log = lines_of(read_file(out + "/log.jsonl", 1 << 20));
+    REQUIRE(log.size() == 20);
+    const auto logged = [&](const std::string& line, const char* name) {
+      for (std::sregex_iterator found(line.begin(), line.end(), value), last; found != last; ++found)
+        if (found->str(1) == name) return std::stod(found->str(2));
+      return double{NAN};
+    };
+    CAPTURE(at->str());
+    CHECK(std::fabs(logged(log[0], "loss") - std::stod(at->str(2))) < 1e-7);
+    CHECK(std::fabs(logged(log[0], "grad_norm") - std::stod(at->str(3))) < 1e-6);
+    CHECK(std::fabs(logged(log[19], "loss") - std::stod(at->str(4))) < 1e-6);
+  }
+  CHECK(rows == 4);
 }
 
 TEST_CASE("pages: the op that adding.md tries, and the places of the weight and the flag that it follows") {
