@@ -78,6 +78,22 @@ TEST_CASE("pages: what they show of the program is what it prints") {
   CHECK(commands > 0);
 }
 
+// "    NAME      a line", as explain --only NAME prints it.
+TEST_CASE("pages: the row of drt.md from tokens to gradients, a line of each array") {
+  const Workshop shop;
+  const std::string text = read_file("doc/drt.md", 1 << 20), heading = "\n## The row, from tokens to gradients\n";
+  REQUIRE(has(text, heading));
+  int shown = 0;
+  for (const std::string& line : lines_of(text.substr(text.find(heading) + heading.size()))) {
+    if (line.starts_with("#")) break;
+    if (!line.starts_with("    ")) continue;
+    const std::string name = line.substr(4, line.find(' ', 4) - 4), printed = shop.run("explain --only " + name).out;
+    CHECK_MESSAGE(has(printed, "\n  " + line.substr(14) + "\n"), line, " is not in\n", printed);
+    shown++;
+  }
+  CHECK(shown == 15);
+}
+
 TEST_CASE("pages: a line that is not printed is seen, and so is one that is not shown") {
   const Workshop shop;
   const std::string pick = shop.run("explain --only pick").out, path = shop.path + "/page";
