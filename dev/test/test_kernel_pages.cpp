@@ -218,13 +218,31 @@ TEST_CASE("pages: the losses of ranks.md are those of its command") {
 TEST_CASE("pages: the op that adding.md tries, and the places of the weight and the flag that it follows") {
   Double cpu(1);
   const GcaShape s{.B = 1, .T = 8, .H = 1, .d = 2, .S = 4, .K = 1, .M = 2};
-  const Vec q = randoms(16, 1), kv = random_memory(cpu, 2, 4, 2, 2), w{0, 0.5, 0};
+  const Vec q = randoms(16, 1), kv = random_memory(cpu, 2, 4, 2, 2), dout(16, 1);
+  Vec w{0, 0.5, 0}, out(16), lse(8), dq(16), dw(3), delta(8);
   const std::vector<int32_t> pick{-1, 0, -1};
-  Vec out(16), lse(8);
-  cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), pick.data(), w.data(), s);
-  std::string line = "    ";
-  for (const double x : out) line += str(" ", fixed(x, 4));
-  expect("adding.md", line + "\n");
+  const auto loss = [&](double weight) {
+    w[1] = weight;
+    cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), pick.data(), w.data(), s);
+    return inner(dout, out);
+  };
+  const double slope = (loss(0.501) - loss(0.499)) / 0.002;
+  loss(0.5);
+  cpu.gca_backward_query({.dq = dq.data(),
+                          .dw = dw.data(),
+                          .delta = delta.data(),
+                          .dout = dout.data(),
+                          .q = q.data(),
+                          .kv = kv.data(),
+                          .lse = lse.data(),
+                          .pick = pick.data(),
+                          .w = w.data()},
+                         s);
+  std::string line = "    out  ", deltas = "    delta";
+  for (size_t i = 8; i < 16; i++) line += right(fixed(out[i], 4), 8);
+  for (size_t i = 4; i < 8; i++) deltas += right(fixed(delta[i], 4), 8);
+  expect("adding.md", line + "\n" + deltas + "\n    dw   " + right(fixed(dw[1], 4), 8) + "   slope" +
+                          right(fixed(slope, 4), 8) + "\n");
 
   // Each file of the two tables knows what the table is of.
   for (const auto& [heading, words] :
