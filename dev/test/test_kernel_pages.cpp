@@ -282,6 +282,18 @@ TEST_CASE("pages: the holders of tiles.md, each number of a tile once, and its b
   CHECK(mma.size() == 64 * 64);
   expect("tiles.md", "| P at (37, 21) | " + plain[{37, 21}] + " | " + mma[{37, 21}] + " |\n");
 
+  std::map<std::pair<int, int>, std::string> window;  // four warps of 2 x 4 Sums: 128 queries, 32 keys
+  for (int thread = 0; thread < 128; thread++)
+    for (int i = 0; i < 2; i++)
+      for (int j = 0; j < 4; j++)
+        for (int e = 0; e < 4; e++)
+          window[{thread / 32 * 32 + 16 * i + e / 2 * 8 + thread % 32 / 4, 8 * j + thread % 4 * 2 + e % 2}] =
+              str("thread ", thread, ", `p[", i, "][", j, "][", e, "]`");
+  CHECK(window.size() == 128 * 32);
+  CHECK(has(page("tiles.md"), window[{77, 45 - 32}]));
+  std::string in_plain = plain[{77 - 64, 45}];
+  CHECK(has(page("tiles.md"), in_plain.replace(in_plain.find("`f"), 2, "`score")));
+
   std::string rows = "    place    0  1  2  3  4  5  6  7", banks = "    bank   ";
   for (int row = 0; row < 4; row++) {
     std::string line = str("    row ", row, "  ");
