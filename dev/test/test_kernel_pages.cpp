@@ -132,9 +132,9 @@ TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
   expect("tensor-cores.md",
          rung_row({"rung", "counted, GB", "ncu, GB", "bound, ms", "in turn, ms", "measured, ms", "bound / measured"}) +
              rung_row({"1 plain", "", "", ms(float_bound), "", "4.750", share(float_bound, 4.75)}) +
-             rung("2 mma.sync, bf16", 1 + 4 * 8 + 8, 520117209, 2.297) +
-             rung("3 swizzle", 1 + 4 + 1, 71922883, 0.498) + rung("4 P in registers", 1 + 4, 58077274, 0.430) +
-             rung("5 32 rows a warp", 1 + 2, 31960898, 0.441) + rung("6 the ring", 1 + 2, 31877584, 0.403));
+             rung("2 mma.sync, bf16", 1 + 4 * 8 + 8, 520117209, 2.297) + rung("3 swizzle", 1 + 4 + 1, 71922883, 0.498) +
+             rung("4 P in registers", 1 + 4, 58077274, 0.430) + rung("5 32 rows a warp", 1 + 2, 31960898, 0.441) +
+             rung("6 the ring", 1 + 2, 31877584, 0.403));
   // The passes: products of S x S x d a pick, bytes of L2 a pick, layers.
   const auto pass = [&](const char* name, int products, double bytes, int layers, double took_ms) {
     const double all = layers * tiles, product_bound = all * products * 2 * S * S * d / 989e12,
