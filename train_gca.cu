@@ -31,6 +31,7 @@
 #include "runtime/log.h"
 #include "runtime/matmul_cache.h"
 #include "runtime/parallel.h"
+#include "runtime/pick_figures.h"
 #include "runtime/rows.h"
 #include "runtime/run.h"
 #include "runtime/weights.h"
@@ -132,6 +133,7 @@ class Trainer {
 
  private:
   using Whole = WholeBuffer<Device>;
+  static constexpr int64_t figures_every = 20;  // steps: a device that runs ahead has to be waited for
 
   // One step: rows, then forward and backward for each micro-batch of this rank's, then the optimiser. Every rank makes
   // all rows, so that all know how many targets there are.
@@ -141,6 +143,7 @@ class Trainer {
     const int64_t T = batch_.slots, micro = micro_rows();
     const double scale = batch_.targets_in_all ? 1.0 / static_cast<double>(batch_.targets_in_all) : 0;
     if (rows_->wants_losses()) losses_.resize(batch_.tokens.size());
+    StepFigures of_picks;
     model_.begin_step();
     for (int64_t row = own.begin; row < own.end; row += micro) {
       const int64_t B = std::min(micro, own.end - row), first = row * T;
@@ -153,6 +156,7 @@ class Trainer {
       in.selection.step = step_;
       in.selection.first_row = row;
       model_.forward(in);
+      if (row == 0 && step_ % figures_every == 0) add_pick_figures(of_picks.fields, model_, batch_.chunks);
       model_.head(scale, true);
       if (rows_->wants_losses())
         device_.download(&losses_[first], model_.loss, B * T * static_cast<int64_t>(sizeof(losses_[0])));
@@ -167,7 +171,7 @@ class Trainer {
                    .clip = s_.clip},
                   stop_asked);
     slots_[step_ % 2] = batch_.rows * T;
-    figures_[step_ % 2] = {};
+    figures_[step_ % 2] = std::move(of_picks);
     const auto add_up = [this](double* data, int64_t count) { ranks_.sum(data, count); };
     if (rows_->wants_losses() && rows_->learn_from(batch_, losses_, own, add_up, step_, figures_[step_ % 2])) {
       model_.plan(micro_rows(), row_slots());  // rows are longer from here on
@@ -454,9 +458,13 @@ void check_task_flags(const TrainSettings& settings, Flags& flags) {
     throw UsageError("--task has no validation text: leave --val-data out, and measure with passkey");
   if (!task)
     for (const char* name : {"haystack", "curriculum", "promote", "needles", "questions", "answer-weight", "style",
-                             "values", "value-tokens", "name-tokens", "gap"})
+                             "values", "value-tokens", "name-tokens", "gap", "landmark-answers"})
       if (flags.given(name))
         throw UsageError(str("--", name, " is of a task: give --task recall, single or two-hop too"));
+  if (settings.landmark_answers && settings.task.gap == 0)
+    throw UsageError(
+        "--landmark-answers: expected --gap 1 or more, found 0: the landmark of a question's own chunk "
+        "stands before anything is fetched for it; give a gap, or leave it out");
   for (const std::vector<int64_t>* list : {&settings.needles, &settings.questions})
     if (list->empty()) throw UsageError("--needles and --questions: expected one number at least, found none");
 }

@@ -80,15 +80,19 @@ class NeedleRows : public RowMaker {
   int64_t rows(int64_t rows) const override { return s_.stage_rows(rows, stage_); }
   void make(StepRows& out, int64_t step) override {
     lay_out(out, rows(s_.batch), chunks(), s_.config.chunk);
-    answers_of_row_.resize(out.rows);
+    slots_of_row_.resize(out.rows);
     // A row takes about a millisecond, so many threads make them: a GPU waits for its rows.
     pool_.run(out.rows, [&](int64_t row, int) { fill_row(out, step * s_.batch + row, row); });
     answer_slots_.clear();
-    for (const auto& slots : answers_of_row_) answer_slots_.insert(answer_slots_.end(), slots.begin(), slots.end());
+    for (const AskedSlots& of_row : slots_of_row_)
+      answer_slots_.insert(answer_slots_.end(), of_row.answers.begin(), of_row.answers.end());
     count_targets(out);
     out.weights.assign(out.tokens.size(), 1);
     const double N = static_cast<double>(out.targets_in_all), answers = static_cast<double>(answer_slots_.size());
-    for (const int64_t slot : answer_slots_) out.weights[slot] = static_cast<float>(1 + s_.answer_weight * N / answers);
+    const auto weight = static_cast<float>(1 + s_.answer_weight * N / answers);
+    for (const int64_t slot : answer_slots_) out.weights[slot] = weight;
+    for (const AskedSlots& of_row : slots_of_row_)
+      for (const int64_t slot : of_row.landmarks) out.weights[slot] = weight;
   }
 
   bool wants_losses() const override { return true; }
@@ -133,6 +137,10 @@ class NeedleRows : public RowMaker {
   }
 
  private:
+  // A row's slots whose targets are (of) answers, counted from the step's first slot.
+  struct AskedSlots {
+    std::vector<int64_t> answers, landmarks;  // landmarks: see --landmark-answers
+  };
   // Row `number` of the training, to the step's row `place`.
   void fill_row(StepRows& out, int64_t number, int64_t place) {
     const TaskRow row =
@@ -141,10 +149,14 @@ class NeedleRows : public RowMaker {
     const int64_t at = place * out.slots;
     std::copy(row.tokens.begin(), row.tokens.end(), out.tokens.begin() + at);
     std::copy(row.targets.begin(), row.targets.end(), out.targets.begin() + at);
-    answers_of_row_[place].clear();
-    for (const Question& question : row.questions)
-      for (int64_t i = 0; i < std::ssize(question.answer); i++)
-        answers_of_row_[place].push_back(at + question.first_slot + i);
+    AskedSlots& asked = slots_of_row_[place];
+    asked = {};
+    for (const Question& question : row.questions) {
+      for (int64_t i = 0; i < std::ssize(question.answer); i++) asked.answers.push_back(at + question.first_slot + i);
+      if (!s_.landmark_answers) continue;
+      asked.landmarks.push_back(at + question.first_slot - 1);
+      out.targets[asked.landmarks.back()] = question.answer[0];
+    }
   }
   // Whether the last 20 steps of this stage were right often enough for the next one.
   bool promoted(double rate, int64_t step) {
@@ -168,7 +180,7 @@ class NeedleRows : public RowMaker {
   int64_t stage_ = 0;                  // of the curriculum
   std::vector<double> answer_rates_;   // the share of right answers in this stage's last steps
   std::vector<int64_t> answer_slots_;  // in the step's rows
-  std::vector<std::vector<int64_t>> answers_of_row_;
+  std::vector<AskedSlots> slots_of_row_;
 };
 
 }  // namespace

@@ -168,6 +168,10 @@ Flags train_flags(TrainSettings& s) {
   flags.add("questions", s.questions, 1, 1 << 20, "questions a row at most, stage by stage (single: 1)", Flags::run);
   flags.add("answer-weight", s.answer_weight, 0, 1e6,
             "a: the loss is the mean over tokens plus a times the mean over answer tokens", Flags::run);
+  flags.add_switch("landmark-answers", s.landmark_answers,
+                   "with a gap: the landmark before an answer's chunk is asked for the answer's first token as well, "
+                   "which what its chunk fetched tells; what it fetches next can build on it",
+                   Flags::run);
   flags.heading("optimiser");
   flags.add("steps", s.steps, 0, int64_t{1} << 31, "updates in all; or give --tokens. With --resume: another end",
             Flags::remembered);

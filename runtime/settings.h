@@ -31,6 +31,7 @@ struct TrainSettings {
   TaskSettings task;
   std::vector<int64_t> curriculum, needles = {8}, questions = {8};
   double promote = 0.95, answer_weight = 2;
+  bool landmark_answers = false;
 
   // What follows from several flags together, and from the vocabulary; a UsageError where they do not agree. A training
   // is as long as --steps says, or as --tokens does, from which steps is set.
