@@ -44,21 +44,40 @@ def table(curves):
   return "\n".join(lines)
 
 
+LEFT, TOP, WIDTH, HEIGHT = 56, 20, 560, 300  # of a figure's axes
+
+
+def svg_text(at_x, at_y, words, more=""):
+  return f'<text x="{at_x:.1f}" y="{at_y:.1f}" {more}>{html.escape(words)}</text>'
+
+
+def svg_axes(slots, levels, level_format, words, curves):
+  """The lines of an SVG that has axes, its functions x(slots), by factors of two, and y(level). slots: (number, name) of each mark; levels: the lowest first."""
+  low = slots[0][0].bit_length()
+  high = max(slots[-1][0].bit_length(), low + 1)
+  x = lambda at: LEFT + WIDTH * ((at.bit_length() - low) + at / (1 << (at.bit_length() - 1)) - 1) / (high - low)
+  y = lambda level: TOP + HEIGHT * (1 - (level - levels[0]) / ((levels[-1] - levels[0]) or 1))
+  out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 24}" height="{TOP + HEIGHT + 50 + 18 * curves}" font-family="sans-serif" font-size="13">',
+         '<rect width="100%" height="100%" fill="white"/>']
+  for level in levels:
+    out.append(f'<path d="M{LEFT} {y(level):.1f}h{WIDTH}" stroke="#ddd"/>' + svg_text(LEFT - 6, y(level) + 4, level_format.format(level), 'text-anchor="end"'))
+  for at, name in slots:
+    out.append(f'<path d="M{x(at):.1f} {TOP + HEIGHT}v5" stroke="#444"/>' + svg_text(x(at), TOP + HEIGHT + 20, name, 'text-anchor="middle"'))
+  return out + [svg_text(LEFT + WIDTH / 2, TOP + HEIGHT + 38, words, 'text-anchor="middle"')], x, y
+
+
+def svg_legend(labels):
+  lines = []
+  for i, label in enumerate(labels):
+    at_y = TOP + HEIGHT + 56 + 18 * i
+    lines.append(f'<path d="M{LEFT} {at_y - 4}h24" stroke="{COLOURS[i % len(COLOURS)]}" stroke-width="2"/>' + svg_text(LEFT + 32, at_y, label))
+  return lines
+
+
 def figure(curves):
   """The SVG: x by factors of two, y from 0 to 100%."""
-  left, top, width, height = 56, 20, 560, 300
   every = sorted({slots for _, points in curves for slots in points})
-  low, high = every[0].bit_length(), max(every[-1].bit_length(), every[0].bit_length() + 1)
-  x = lambda slots: left + width * ((slots.bit_length() - low) + slots / (1 << (slots.bit_length() - 1)) - 1) / (high - low)
-  y = lambda share: top + height * (1 - share)
-  text = lambda at_x, at_y, words, more="": f'<text x="{at_x:.1f}" y="{at_y:.1f}" {more}>{html.escape(words)}</text>'
-  out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 24}" height="{top + height + 50 + 18 * len(curves)}" font-family="sans-serif" font-size="13">',
-         '<rect width="100%" height="100%" fill="white"/>']
-  for share in (0, 0.25, 0.5, 0.75, 1):
-    out.append(f'<path d="M{left} {y(share):.1f}h{width}" stroke="#ddd"/>' + text(left - 6, y(share) + 4, f"{100 * share:.0f}%", 'text-anchor="end"'))
-  for slots in every:
-    out.append(f'<path d="M{x(slots):.1f} {top + height}v5" stroke="#444"/>' + text(x(slots), top + height + 20, length(slots), 'text-anchor="middle"'))
-  out.append(text(left + width / 2, top + height + 38, "slots", 'text-anchor="middle"'))
+  out, x, y = svg_axes([(slots, length(slots)) for slots in every], (0, 0.25, 0.5, 0.75, 1), "{:.0%}", "slots", len(curves))
   for i, (label, points) in enumerate(curves):
     colour, ordered = COLOURS[i % len(COLOURS)], sorted(points.items())
     shift = 2.0 * (i - (len(curves) - 1) / 2)  # bars beside each other
@@ -67,9 +86,7 @@ def figure(curves):
     out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{corners}"/>')
     for at, f in places:
       out.append(f'<path d="M{at:.1f} {y(f["exact_low"]):.1f}V{y(f["exact_high"]):.1f}" stroke="{colour}"/><circle cx="{at:.1f}" cy="{y(f["exact"]):.1f}" r="3.5" fill="{colour}"/>')
-    at_y = top + height + 56 + 18 * i
-    out.append(f'<path d="M{left} {at_y - 4}h24" stroke="{colour}" stroke-width="2"/>' + text(left + 32, at_y, label))
-  return "\n".join(out + ["</svg>\n"])
+  return "\n".join(out + svg_legend([label for label, _ in curves]) + ["</svg>\n"])
 
 
 def main():

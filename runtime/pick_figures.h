@@ -27,6 +27,7 @@ PickFigures pick_figures(std::span<const double> r, std::span<const double> land
 // Of the first row of model's last forward() of whole rows, as fields of a step's line, a number a group.
 template <class Device>
 void add_pick_figures(Json& fields, DRT<Device>& model, int64_t C) {
+  if (model.groups.empty()) return;
   const int64_t D = model.config.width, S = model.config.chunk, K = model.reach.topk;
   const auto download = [&](std::vector<double>& to, const auto* from, int64_t count) {
     std::vector<std::remove_cvref_t<decltype(*from)>> raw(count);

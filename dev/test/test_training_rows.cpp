@@ -58,3 +58,31 @@ TEST_CASE("figures of a row's picks: spread of scores, largest weight, the newes
                      std::vector<double>{0, 0, 1}, 2, 1)
             .largest_weight == 0);  // nowhere a choice
 }
+
+TEST_CASE("the log's figures of picks: every twentieth step, a number a group; none of a sliding window alone") {
+  const Workshop shop;
+  const auto lines_with_figures = [&](const std::string& name, const std::string& groups) {
+    REQUIRE(shop.run("train --width 16 --heads 2 --ffn 24 --lower 1 --encoder 1 --chunk 16 --topk 2 --window 12 --task "
+                     "recall "
+                     "--value-tokens 3 --chunks 8 --batch 2 --steps 22 --haystack " +
+                     shop.path + "/text.txt --groups " + groups + " --out " + shop.path + "/" + name)
+                .exit == 0);
+    std::vector<std::string> found;
+    for (const std::string& line : test::lines_of(read_file(shop.path + "/" + name + "/log.jsonl", size_t{1} << 20)))
+      if (line.find("\"score_spread\":[") != line.npos) found.push_back(line);
+    return found;
+  };
+  const std::vector<std::string> found = lines_with_figures("drt", "1,1");
+  REQUIRE(found.size() == 2);
+  CHECK(found[0].find("\"step\":1,") != std::string::npos);
+  CHECK(found[1].find("\"step\":21,") != std::string::npos);
+  const Json line = parse_json(found[1], "line");
+  for (const char* name : {"score_spread", "largest_weight", "picks_newest", "picks_most_fetched"}) {
+    const JsonField field(line, "line");
+    REQUIRE(field.at(name).items().size() == 2);
+    const double value = JsonField(field.at(name).items()[0], name).number();
+    CHECK(value > 0);
+    if (std::string(name) != "score_spread") CHECK(value <= 1);
+  }
+  CHECK(lines_with_figures("window", "''").empty());
+}

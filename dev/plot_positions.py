@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Loss by position in the row, from what `eval` printed into files NAME.positions.txt: a table in Markdown, and with --out a figure (SVG)."""
+import argparse
+import os
+import re
+import sys
+
+from plot_needles import COLOURS, length, svg_axes, svg_legend
+
+LINE = re.compile(r"^  slots +(\d+)\.\.(\d+) +loss ([0-9.]+)$")
+
+
+def read(path):
+  """-> {last slot + 1 of a stretch: loss} of a file."""
+  with open(path, encoding="utf-8") as file:
+    points = {int(found[2]) + 1: float(found[3]) for found in map(LINE.match, file) if found}
+  if not points:
+    sys.exit(f"plot_positions.py: {path}: expected lines 'slots A..B loss X' as eval prints them, found none")
+  return points
+
+
+def table(curves):
+  ends = sorted({end for _, points in curves for end in points})
+  lines = ["| up to slot | " + " | ".join(name for name, _ in curves) + " |", "|---" * (len(curves) + 1) + "|"]
+  return "\n".join(lines + [f"| {length(end)} | " + " | ".join(f"{points[end]:.4f}" if end in points else "" for _, points in curves) + " |" for end in ends])
+
+
+def figure(curves):
+  ends, losses = (sorted({value for _, points in curves for value in values(points)}) for values in (dict.keys, dict.values))
+  out, x, y = svg_axes([(end, length(end)) for end in ends], [losses[0] + (losses[-1] - losses[0]) * i / 4 for i in range(5)], "{:.2f}", "slots before the end of a stretch", len(curves))
+  for i, (_, points) in enumerate(curves):
+    corners = " ".join(f"{x(end):.1f},{y(loss):.1f}" for end, loss in sorted(points.items()))
+    out.append(f'<polyline fill="none" stroke="{COLOURS[i % len(COLOURS)]}" stroke-width="2" points="{corners}"/>')
+  return "\n".join(out + svg_legend([name for name, _ in curves]) + ["</svg>\n"])
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("files", nargs="+", metavar="FILE", help="what eval printed")
+  parser.add_argument("--out", metavar="SVG", help="the figure")
+  options = parser.parse_args()
+  try:
+    curves = [(os.path.basename(path).removesuffix(".positions.txt"), read(path)) for path in options.files]
+    print(table(curves))
+    if options.out:
+      with open(options.out + ".partial", "w", encoding="utf-8") as file:
+        file.write(figure(curves))
+      os.replace(options.out + ".partial", options.out)
+  except OSError as error:
+    sys.exit(f"plot_positions.py: {error}")
+
+
+if __name__ == "__main__":
+  main()
