@@ -84,15 +84,17 @@ class NeedleRows : public RowMaker {
     // A row takes about a millisecond, so many threads make them: a GPU waits for its rows.
     pool_.run(out.rows, [&](int64_t row, int) { fill_row(out, step * s_.batch + row, row); });
     answer_slots_.clear();
-    for (const AskedSlots& of_row : slots_of_row_)
+    landmark_slots_.clear();
+    for (const AskedSlots& of_row : slots_of_row_) {
       answer_slots_.insert(answer_slots_.end(), of_row.answers.begin(), of_row.answers.end());
+      landmark_slots_.insert(landmark_slots_.end(), of_row.landmarks.begin(), of_row.landmarks.end());
+    }
     count_targets(out);
     out.weights.assign(out.tokens.size(), 1);
     const double N = static_cast<double>(out.targets_in_all), answers = static_cast<double>(answer_slots_.size());
     const auto weight = static_cast<float>(1 + s_.answer_weight * N / answers);
-    for (const int64_t slot : answer_slots_) out.weights[slot] = weight;
-    for (const AskedSlots& of_row : slots_of_row_)
-      for (const int64_t slot : of_row.landmarks) out.weights[slot] = weight;
+    for (const auto* slots : {&answer_slots_, &landmark_slots_})
+      for (const int64_t slot : *slots) out.weights[slot] = weight;
   }
 
   bool wants_losses() const override { return true; }
@@ -100,14 +102,18 @@ class NeedleRows : public RowMaker {
   // ends a stage.
   bool learn_from(const StepRows& rows, const std::vector<float>& losses, RowRange own, const AddUp& add_up,
                   int64_t step, StepFigures& out) override {
-    double sums[2] = {};  // answer tokens that were right; losses of all
-    for (const int64_t slot : answer_slots_) {
-      if (slot < own.begin * rows.slots || slot >= own.end * rows.slots) continue;
-      const double loss = losses[slot];
-      sums[0] += loss < std::log(2.0);
+    double sums[3] = {};  // answer tokens that were right; losses of all; landmarks that were right
+    const auto is_right = [](double loss) { return loss < std::log(2.0); };
+    const auto for_own = [&](const std::vector<int64_t>& slots, auto&& body) {
+      for (const int64_t slot : slots)
+        if (slot >= own.begin * rows.slots && slot < own.end * rows.slots) body(static_cast<double>(losses[slot]));
+    };
+    for_own(answer_slots_, [&](double loss) {
+      sums[0] += is_right(loss);
       sums[1] += loss;
-    }
-    add_up(sums, 2);
+    });
+    for_own(landmark_slots_, [&](double loss) { sums[2] += is_right(loss); });
+    add_up(sums, 3);
     const double count = static_cast<double>(std::max<size_t>(1, answer_slots_.size()));
     const double rate = sums[0] / count, sum = sums[1];
     out.words =
@@ -115,6 +121,11 @@ class NeedleRows : public RowMaker {
     out.fields["chunks"] = rows.chunks;
     out.fields["answers_right"] = rate;
     out.fields["answer_loss"] = sum / count;
+    if (s_.landmark_answers) {
+      const double share = sums[2] / static_cast<double>(std::max<size_t>(1, landmark_slots_.size()));
+      out.words += str(", landmarks ", fixed(share * 100, 0), "%");
+      out.fields["landmarks_right"] = share;
+    }
     return promoted(rate, step);
   }
 
@@ -177,9 +188,9 @@ class NeedleRows : public RowMaker {
   Haystack haystack_;
   Task task_;
   ThreadPool pool_;
-  int64_t stage_ = 0;                  // of the curriculum
-  std::vector<double> answer_rates_;   // the share of right answers in this stage's last steps
-  std::vector<int64_t> answer_slots_;  // in the step's rows
+  int64_t stage_ = 0;                                   // of the curriculum
+  std::vector<double> answer_rates_;                    // the share of right answers in this stage's last steps
+  std::vector<int64_t> answer_slots_, landmark_slots_;  // in the step's rows
   std::vector<AskedSlots> slots_of_row_;
 };
 
