@@ -29,12 +29,24 @@ class Watched : public Cpu<double> {
     double by = 0;
     bool product = false;  // array holds weights of picks: not the weight is moved, but the r_c.L_m that it comes from
   } move;
+  std::vector<double> dn, dx, dgain;        // (T,D), (T,D), (D) of the last norm, the first that backward comes to
   std::vector<double> dq, dw, dr, dL, dkv;  // (T,D), (C+1,K), (C,D), (C,D), (C,S,2D), of one row
 
   void rmsnorm_forward(double* out, double* rstd, const double* x, const double* gain, int64_t rows, int64_t D,
                        int64_t stride, double eps) {
-    Cpu<double>::rmsnorm_forward(out, rstd, x, gain, rows, D, stride, eps);
+    std::vector<double> moved(gain, gain + D);
+    if (gain == move.array) moved[move.index] += move.by;
+    Cpu<double>::rmsnorm_forward(out, rstd, x, moved.data(), rows, D, stride, eps);
     move_in(out);
+  }
+  void rmsnorm_backward(const RmsnormBackward<double, double, double, double>& a, int64_t rows, int64_t D,
+                        int64_t stride) {
+    const bool last = dn.empty();
+    if (last) dn.assign(a.dn, a.dn + rows * D);  // before: dx may be dn
+    Cpu<double>::rmsnorm_backward(a, rows, D, stride);
+    if (!last) return;
+    dx.assign(a.dx, a.dx + rows * D);
+    dgain.assign(a.dgain, a.dgain + D);
   }
   void matmul_forward(double* y, const double* x, const double* W, const double* residual, int64_t rows, int64_t in,
                       int64_t out) {
@@ -81,7 +93,9 @@ class Watched : public Cpu<double> {
 };
 
 // ---- words and numbers ------------------------------------------------------------------------------------------
-constexpr char names[] = "all|token|target|sees|L|r|score|pick|w|CK|CV|q|P|o|loss|dO|dq|delta|dw|dscore|dr|dL|dCK|dCV";
+constexpr char names[] =
+    "all|token|target|sees|L|r|score|pick|w|CK|CV|q|P|o|gate|up|h|x|rstd|n|loss|"
+    "dn|dgain|dx|dO|dq|delta|dw|dscore|dr|dL|dCK|dCV";
 constexpr double none = std::numeric_limits<double>::quiet_NaN();  // where an array has no number
 
 std::string number(double x) {
@@ -117,6 +131,7 @@ class OneRow {
   void print_retrieval();
   void print_fetched() const;
   void print_softmax() const;
+  void print_small_ops() const;
   void print_delta() const;
   double loss_with(const Watched::Move& move);
   double slope(Watched::Move move);
@@ -343,6 +358,24 @@ void OneRow::print_fetched() const {
     print_rows(T_, D_, label, [&](int64_t t, int64_t j) { return layer().fetched[t * D_ + j]; });
 }
 
+// SwiGLU's of the last layer, and those of the norm after it.
+void OneRow::print_small_ops() const {
+  const auto label = [&](int64_t t) { return slot_label(t); };
+  const int64_t F = model_.config.ffn;
+  if (begins("gate", "(T,F)", "Wgate Norm(mlp_in), of the upper layer"))
+    print_rows(T_, F, label, [&](int64_t t, int64_t j) { return layer().gate_up[t * 2 * F + j]; });
+  if (begins("up", "(T,F)", "Wup Norm(mlp_in)"))
+    print_rows(T_, F, label, [&](int64_t t, int64_t j) { return layer().gate_up[t * 2 * F + F + j]; });
+  if (begins("h", "(T,F)", "silu(gate) * up, silu(z) = z / (1 + e^-z)"))
+    print_rows(T_, F, label, [&](int64_t t, int64_t j) { return layer().h[t * F + j]; });
+  if (begins("x", "(T,D)", "what leaves the last layer: a + Wdown h"))
+    print_rows(T_, D_, label, [&](int64_t t, int64_t j) { return layer().out[t * D_ + j]; });
+  if (begins("rstd", "(T)", "1 / sqrt(mean(x^2) + eps), over the slot's columns"))
+    print_rows(T_, 1, label, [&](int64_t t, int64_t) { return model_.final_rstd[t]; });
+  if (begins("n", "(T,D)", "gain * x * rstd, the last norm, of which the logits are made; gains begin at 1"))
+    print_rows(T_, D_, label, [&](int64_t t, int64_t j) { return model_.final_n[t * D_ + j]; });
+}
+
 // Not kept by forward: made anew from the log-sum-exp that is, as backward does it.
 void OneRow::print_softmax() const {
   const GcaShape shape = gca_shape();
@@ -390,6 +423,7 @@ void OneRow::print_forward() {
   print_sees();
   print_retrieval();
   print_fetched();
+  print_small_ops();
   if (begins("loss", "(C,S)",
              str("cross entropy of each slot; their mean, the loss, is ", fixed(model_.step_state().loss, 5))))
     print_rows(C_, S_, chunk_label,
@@ -401,6 +435,16 @@ bool OneRow::print_backward() {
   const auto row_label = [&](int64_t row) { return pick_label(row); };
   const auto plain = [&](int64_t i, int64_t j) { return i * D_ + j; };
   const auto in_table = [&](int64_t row, int64_t k) { return group().pick[row * K_ + k] < 0 ? -1 : row * K_ + k; };
+  if (begins("dn", "(T,D)", "the loss by n"))
+    print_gradient(
+        T_, D_, slot, [&](int64_t t, int64_t j) { return device_.dn[t * D_ + j]; }, model_.final_n, plain);
+  if (begins("dgain", "(D)", "the loss by the last norm's gain: sum over slots of dn * x * rstd"))
+    print_gradient(
+        1, D_, [](int64_t) { return left("  all slots", 16); }, [&](int64_t, int64_t j) { return device_.dgain[j]; },
+        model_.weights + model_.table.norm, plain);
+  if (begins("dx", "(T,D)", "the loss by x, through the last norm, which alone reads it"))
+    print_gradient(
+        T_, D_, slot, [&](int64_t t, int64_t j) { return device_.dx[t * D_ + j]; }, layer().out, plain);
   if (begins("dO", "(T,D)", "the loss by o"))
     print_gradient(
         T_, D_, slot, [&](int64_t t, int64_t j) { return layer().dfetched[t * D_ + j]; }, layer().fetched, plain);

@@ -25,6 +25,8 @@ std::string row_of(const std::string& name, const Numbers& numbers, int digits =
   for (const auto x : numbers) line += right(fixed(x, digits), width);
   return line + "\n";
 }
+// Code without its spaces and comments.
+std::string squeezed(const std::string& code) { return std::regex_replace(code, std::regex("//[^\n]*|\\s+"), ""); }
 // Whether the page has these lines, all of them together.
 void expect(const std::string& name, const std::string& lines) {
   INFO("doc/", name, " should have these lines:\n", lines);
@@ -108,13 +110,17 @@ TEST_CASE("pages: the ladder of tensor-cores.md is arithmetic on the shape") {
              row("products", giga(work, 1, " GFLOP"), "989 TFLOP, bf16", ms(work / 989e12)) +
              row("products, plain", giga(work, 1, " GFLOP"), "67 TFLOP, float", ms(float_bound)) +
              row("exponentials", giga(exps, 3, " G"), fixed(exp_rate * 1e-12, 2) + " T", ms(exps / exp_rate)) +
-             row("K and V from L2", giga(kv_bytes, 3, " GB"), "8.4 to 10.9 TB",
+             row("CK and CV from L2", giga(kv_bytes, 3, " GB"), "8.4 to 10.9 TB",
                  ms(kv_bytes / 10.9e12) + " to " + ms(cache_bound)) +
              row("device memory", giga(memory_bytes, 3, " GB"), "2.97 TB", ms(memory_bytes / 2.97e12)) +
              row("shared memory, 2 warps", giga(3 * kv_bytes, 3, " GB"), fixed(shared_rate * 1e-12, 1) + " TB",
                  ms(3 * kv_bytes / shared_rate)) +
              row("shared memory, 4 warps", giga(5 * kv_bytes, 3, " GB"), fixed(shared_rate * 1e-12, 1) + " TB",
                  ms(5 * kv_bytes / shared_rate)));
+  // The turns of adding.md: a warp's accesses, one a clock and multiprocessor, for half of the multiply-adds.
+  const double turn = 1e3 * work / 2 / 2 / 32 / (processors * clock);
+  CHECK(has(page("adding.md"), " = " + fixed(turn, 3) + " ms:"));
+  for (const int turns : {32, 2, 36}) CHECK(has(page("adding.md"), " | " + fixed(turns * turn, 1) + " |\n"));
   // The rungs: how often K and V pass through shared memory, ncu's wavefronts of 128 bytes of the same, and times.
   const auto rung_row = [](const std::vector<std::string>& cells) {
     std::string line = "    " + left(cells[0], 22);
@@ -157,6 +163,11 @@ TEST_CASE("pages: the slices of ranks.md are those of its command's model on two
                          left(str(of_1.buckets[1].flat), 15) + left(str(rest.flat), 20) +
                          left(str(of_1.buckets[0].flat), 15) + str(of_0.size) + "\n");
   CHECK(has(page("ranks.md"), "5,968 each"));
+  const std::string text = page("ranks.md");
+  const size_t loop = text.find("    for (; reduced_ < ");
+  REQUIRE(loop != text.npos);
+  CHECK(has(squeezed(read_file("model_backward.h", 1 << 20)),
+            squeezed(text.substr(loop, text.find("\n    }\n", loop) + 6 - loop))));
   CHECK(of_0.share() == 5968);
 }
 
@@ -176,9 +187,9 @@ TEST_CASE("pages: the four numbers of ranks.md, summed, clipped and updated by s
     const int64_t at = shards.buckets[0].flat;
     cpu.adamw(&after[at], &after[at], &m[at], &v[at], &sum[at], &all, 1, &state, {.lr = 0.1});
   }
-  expect("ranks.md", row_of("g rank 0", g0) + row_of("g rank 1", g1) + row_of("sum", sum) +
-                         row_of("norm", Vec{state.grad_norm}) + row_of("clipped", clipped) + row_of("m", m) +
-                         row_of("v", v) + row_of("w before", before) + row_of("w after", after));
+  expect("ranks.md", row_of("G rank 0", g0) + row_of("G rank 1", g1) + row_of("sum", sum) +
+                         row_of("norm", Vec{state.grad_norm}) + row_of("clipped", clipped) + row_of("m1", m) +
+                         row_of("m2", v) + row_of("weight", before) + row_of("updated", after));
 }
 
 // The words for weights are of one processor, and the last digits too.
@@ -219,8 +230,20 @@ TEST_CASE("pages: the op that adding.md tries, and the places of the weight and 
   Double cpu(1);
   const GcaShape s{.B = 1, .T = 8, .H = 1, .d = 2, .S = 4, .K = 1, .M = 2};
   const Vec q = randoms(16, 1), kv = random_memory(cpu, 2, 4, 2, 2), dout(16, 1);
-  Vec w{0, 0.5, 0}, out(16), lse(8), dq(16), dw(3), delta(8);
+  Vec w{0, 0.5, 0}, out(16), lse(8), dq(16), dw(3), delta(8), mine(16);
   const std::vector<int32_t> pick{-1, 0, -1};
+  double my_dw = 0;
+  for (int i = 4; i < 8; i++) {
+    double p[4], sum = 0;
+    for (int j = 0; j < 4; j++)
+      sum += p[j] = std::exp((q[2 * i] * kv[4 * j] + q[2 * i + 1] * kv[4 * j + 1]) / std::sqrt(2.0));
+    for (int e = 0; e < 2; e++) {
+      double o = 0;
+      for (int j = 0; j < 4; j++) o += p[j] / sum * kv[4 * j + 2 + e];
+      mine[2 * i + e] = w[1] * o;
+      my_dw += dout[2 * i + e] * o;
+    }
+  }
   const auto loss = [&](double weight) {
     w[1] = weight;
     cpu.gca_forward(out.data(), lse.data(), q.data(), kv.data(), pick.data(), w.data(), s);
@@ -238,19 +261,32 @@ TEST_CASE("pages: the op that adding.md tries, and the places of the weight and 
                           .pick = pick.data(),
                           .w = w.data()},
                          s);
-  std::string line = "    out  ", deltas = "    delta";
-  for (size_t i = 8; i < 16; i++) line += right(fixed(out[i], 4), 8);
-  for (size_t i = 4; i < 8; i++) deltas += right(fixed(delta[i], 4), 8);
-  expect("adding.md", line + "\n" + deltas + "\n    dw   " + right(fixed(dw[1], 4), 8) + "   slope" +
-                          right(fixed(slope, 4), 8) + "\n");
+  const auto line = [](const char* name, int begin, int end, auto number) {
+    std::string text = "    " + left(name, 5);
+    for (int i = begin; i < end; i++) text += right(fixed(number(i), 4), 8);
+    return text + "\n";
+  };
+  expect("adding.md", line("q", 8, 16, [&](int i) { return q[i]; }) +
+                          line("CK", 0, 8, [&](int i) { return kv[i / 2 * 4 + i % 2]; }) +
+                          line("CV", 0, 8, [&](int i) { return kv[i / 2 * 4 + 2 + i % 2]; }) +
+                          line("out", 8, 16, [&](int i) { return out[i]; }) +
+                          line("delta", 4, 8, [&](int i) { return delta[i]; }) + "    dw   " +
+                          right(fixed(dw[1], 4), 8) + "   slope" + right(fixed(slope, 4), 8) + "   the loop's " +
+                          fixed(my_dw, 4));
+  CHECK(relative_error(mine, out) < 1e-14);
+  // The page's own text of this, but for spaces and comments.
+  const std::string text = page("adding.md"), last = ".w = w.data()}, s);";
+  const size_t begin = text.find("      Double cpu(1);"), end = text.find(last);
+  REQUIRE(end != text.npos);
+  CHECK(has(squeezed(read_file("dev/test/test_kernel_pages.cpp", 1 << 20)),
+            squeezed(text.substr(begin, end + last.size() - begin))));
 
   // Each file of the two tables knows what the table is of.
   for (const auto& [heading, words] :
        {std::pair<std::string, std::string>{"\n## A weight\n", "lmk_norm"}, {"\n## A flag\n", "answer[-_]weight"}}) {
-    const std::string text = page("adding.md");
     REQUIRE(has(text, heading));
-    const size_t begin = text.find(heading) + 4;
-    const std::string section = text.substr(begin, text.find("\n## ", begin) - begin);
+    const size_t from = text.find(heading) + 4;
+    const std::string section = text.substr(from, text.find("\n## ", from) - from);
     const std::regex row("\n\\| `([^`]+)` \\|");
     int places = 0;
     for (std::sregex_iterator at(section.begin(), section.end(), row), end; at != end; ++at, places++) {
