@@ -104,10 +104,33 @@ TEST_CASE("explain: delta adds up to dw, dscore to 0, which makes dr of L and dL
   }
 }
 
+TEST_CASE("explain: h is by hand of gate and up, n of x, and dgain adds up dn and n over the slots") {
+  const Workshop shop;
+  const by_hand::Slots gate = array_of(shop, "", "gate", 8), up = array_of(shop, "", "up", 8),
+                       h = array_of(shop, "", "h", 8), x = array_of(shop, "", "x", 4),
+                       rstd = array_of(shop, "", "rstd", 1), n = array_of(shop, "", "n", 4),
+                       dn = array_of(shop, "", "dn", 4), dgain = array_of(shop, "", "dgain", 4);
+  REQUIRE(gate.size() == 16);
+  REQUIRE(dgain.size() == 1);
+  by_hand::Vec sum(4, 0.0);
+  for (size_t t = 0; t < 16; t++) {
+    for (size_t j = 0; j < 8; j++)
+      CHECK(std::fabs(gate[t][j] / (1 + std::exp(-gate[t][j])) * up[t][j] - h[t][j]) < 5e-5);
+    const by_hand::Vec want = by_hand::norm(x[t], by_hand::Vec(4, 1.0), 1e-5);
+    for (size_t j = 0; j < 4; j++) {
+      CHECK(std::fabs(want[j] - n[t][j]) < 5e-5);
+      CHECK(std::fabs(x[t][j] * rstd[t][0] - n[t][j]) < 5e-5);
+      sum[j] += dn[t][j] * n[t][j];
+    }
+  }
+  for (size_t j = 0; j < 4; j++) CHECK(std::fabs(sum[j] - dgain[0][j]) < 2e-4);
+}
+
 TEST_CASE("explain: a name that is none is refused with the list, and the wrong sizes by their flags") {
   const Workshop shop;
-  shop.fails("explain --only dK", 2,
-             "--only: expected all|token|target|sees|L|r|score|pick|w|CK|CV|q|P|o|loss|dO|dq|delta|dw");
+  shop.fails(
+      "explain --only dK", 2,
+      "--only: expected all|token|target|sees|L|r|score|pick|w|CK|CV|q|P|o|gate|up|h|x|rstd|n|loss|dn|dgain|dx|dO|dq");
   shop.fails("explain --heads 3", 2, "--heads: expected a divisor of --width, found 3");
   shop.fails("explain --text ''", 2, "--text: expected one byte at least, found none");
   CHECK(has(shop.run("help explain").out, "dscore|dr|dL|dCK|dCV"));

@@ -50,21 +50,66 @@ TEST_CASE("pages: every kernel that a page names is there") {
   }
 }
 
-TEST_CASE("pages: the numbers of first-kernel.md are the ops'") {
+TEST_CASE("pages: the numbers of first-kernel.md are the ops', its loops the op") {
+  const Workshop shop;
+  // An array's rows as explain prints them, of a gradient what stands before the bar.
+  const auto array = [&](const std::string& name, size_t columns) {
+    Vec numbers;
+    for (const std::string& line : lines_of(shop.run("explain --only " + name).out))
+      for (size_t j = 0; line.starts_with("  slot") && j < columns; j++)
+        numbers.push_back(std::stod(line.substr(16 + 9 * j, 9)));
+    REQUIRE(numbers.size() == 16 * columns);
+    return numbers;
+  };
+  constexpr int R = 16, D = 4;
+  Vec x = array("x", D), gain(D, 1.0);
+  const Vec dn = array("dn", D);
+  Vec rstd(R), n(R * D), dx(R * D), dgain(D, 0.0);
+  for (int r = 0; r < R; r++) {
+    double squares = 0, mean = 0;
+    for (int j = 0; j < D; j++) squares += x[r * D + j] * x[r * D + j];
+    rstd[r] = 1 / std::sqrt(squares / D + 1e-5);
+    for (int j = 0; j < D; j++) n[r * D + j] = gain[j] * x[r * D + j] * rstd[r];
+    for (int j = 0; j < D; j++) mean += gain[j] * dn[r * D + j] * x[r * D + j] * rstd[r] / D;
+    for (int j = 0; j < D; j++) dx[r * D + j] = rstd[r] * (gain[j] * dn[r * D + j] - x[r * D + j] * rstd[r] * mean);
+    for (int j = 0; j < D; j++) dgain[j] += dn[r * D + j] * x[r * D + j] * rstd[r];
+  }
+  const std::string text = page("first-kernel.md");
+  const size_t loop = text.find("    for (int r = 0; r < R; r++) {"), end = text.find("\n    }\n", loop);
+  REQUIRE(end != text.npos);
+  CHECK(
+      has(squeezed(read_file("dev/test/test_kernel_pages.cpp", 1 << 20)), squeezed(text.substr(loop, end + 6 - loop))));
+
   Double cpu(1);
-  const Vec x{1, 2, 2, 4}, gain{1, 1, 2, 0.5}, dn{1, 0, -1, 2};
-  Vec out(4), rstd(1), dx(4), dgain(4, 0.0);
-  cpu.rmsnorm_forward(out.data(), rstd.data(), x.data(), gain.data(), 1, 4, 4, 0);
-  cpu.rmsnorm_backward({dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data()}, 1, 4, 4);
-  expect("first-kernel.md", row_of("x", x) + row_of("gain", gain) + row_of("rstd", rstd) + row_of("out", out) +
-                                row_of("dn", dn) + row_of("dx", dx) + row_of("dgain", dgain));
-  const Vec gate{0, 1}, up{2, 3}, gate_up{0, 1, 2, 3}, dh{1, 1};
+  Vec op_rstd(R), op_n(R * D), op_dx(R * D), op_dgain(D, 0.0);
+  const auto forward = [&] { cpu.rmsnorm_forward(op_n.data(), op_rstd.data(), x.data(), gain.data(), R, D, D, 1e-5); };
+  const auto loss = [&] {
+    forward();
+    return inner(dn, op_n);
+  };
+  forward();
+  cpu.rmsnorm_backward({op_dx.data(), op_dgain.data(), dn.data(), x.data(), op_rstd.data(), gain.data()}, R, D, D);
+  const double of_n = relative_error(n, op_n), of_dx = relative_error(dx, op_dx),
+               of_dgain = relative_error(dgain, op_dgain), slope_x = slope_error(x, op_dx, loss),
+               slope_gain = slope_error(gain, op_dgain, loss);
+  print("first-kernel.md: the loop from the op: n ", significant(of_n, 2), ", dx ", significant(of_dx, 2), ", dgain ",
+        significant(of_dgain, 2), "; the op from finite differences: dx ", significant(slope_x, 2), ", dgain ",
+        significant(slope_gain, 2), "\n");
+  for (const double error : {of_n, of_dx, of_dgain}) CHECK(error < 1e-14);
+  for (const double error : {slope_x, slope_gain}) CHECK(error < slope_tolerance);
+  // explain's own, of the numbers that it rounds to five digits
+  CHECK(relative_error(n, array("n", D)) < 1e-4);
+  CHECK(relative_error(dx, array("dx", D)) < 1e-4);
+
+  const Vec gate = array("gate", 8), up = array("up", 8);
+  const Vec gate_up{gate[13 * 8], gate[13 * 8 + 1], up[13 * 8], up[13 * 8 + 1]}, dh{1, 1};
   Vec h(2), dgate_up(4);
   cpu.swiglu_forward(h.data(), gate_up.data(), 1, 2);
   cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), 1, 2);
-  expect("first-kernel.md", row_of("gate", gate) + row_of("up", up) + row_of("h", h) + row_of("dh", dh) +
-                                row_of("dgate", Vec{dgate_up[0], dgate_up[1]}) +
-                                row_of("dup", Vec{dgate_up[2], dgate_up[3]}));
+  const auto row = [](const char* name, double first, double second) { return row_of(name, Vec{first, second}, 5); };
+  expect("first-kernel.md", row("gate", gate_up[0], gate_up[1]) + row("up", gate_up[2], gate_up[3]) +
+                                row("h", h[0], h[1]) + row("dh", 1, 1) + row("dgate", dgate_up[0], dgate_up[1]) +
+                                row("dup", dgate_up[2], dgate_up[3]));
 }
 
 TEST_CASE("pages: the inverted table of gca-kernels.md is what invert_picks makes of explain's picks") {

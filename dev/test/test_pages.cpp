@@ -1,6 +1,7 @@
 // The pages show what the program prints: a fenced block whose first line is `$ train_gca ...` is run and compared.
 #include <algorithm>
 #include <filesystem>
+#include <tuple>
 
 #include "dev/test/workshop.h"
 
@@ -79,19 +80,23 @@ TEST_CASE("pages: what they show of the program is what it prints") {
 }
 
 // "    NAME      a line", as explain --only NAME prints it.
-TEST_CASE("pages: the row of drt.md from tokens to gradients, a line of each array") {
+TEST_CASE("pages: the row of drt.md from tokens to gradients, and that of first-kernel.md, a line of each array") {
   const Workshop shop;
-  const std::string text = read_file("doc/drt.md", 1 << 20), heading = "\n## The row, from tokens to gradients\n";
-  REQUIRE(has(text, heading));
-  int shown = 0;
-  for (const std::string& line : lines_of(text.substr(text.find(heading) + heading.size()))) {
-    if (line.starts_with("#")) break;
-    if (!line.starts_with("    ")) continue;
-    const std::string name = line.substr(4, line.find(' ', 4) - 4), printed = shop.run("explain --only " + name).out;
-    CHECK_MESSAGE(has(printed, "\n  " + line.substr(14) + "\n"), line, " is not in\n", printed);
-    shown++;
+  for (const auto& [page, heading, arrays] :
+       {std::tuple<const char*, const char*, int>{"drt.md", "\n## The row, from tokens to gradients\n", 15},
+        {"first-kernel.md", "\n## A slot's row\n", 9}}) {
+    const std::string text = read_file(std::string("doc/") + page, 1 << 20);
+    REQUIRE(has(text, heading));
+    int shown = 0;
+    for (const std::string& line : lines_of(text.substr(text.find(heading) + std::string(heading).size()))) {
+      if (line.starts_with("#") || (shown && line.empty())) break;
+      if (!line.starts_with("    ")) continue;
+      const std::string name = line.substr(4, line.find(' ', 4) - 4), printed = shop.run("explain --only " + name).out;
+      CHECK_MESSAGE(has(printed, "\n  " + line.substr(14) + "\n"), line, " is not in\n", printed);
+      shown++;
+    }
+    CHECK(shown == arrays);
   }
-  CHECK(shown == 15);
 }
 
 TEST_CASE("pages: a line that is not printed is seen, and so is one that is not shown") {
