@@ -5,15 +5,15 @@
 . "$(dirname "$0")/recipe.sh"
 OUT=${1:-runs/two_hop}
 mkdir -p "$OUT"
-# Names and values of two letters. First recall, until retrieval tells one name from another; then with a chunk between question and answer, where the landmark of the chunk between is asked for what was fetched
-# (--landmark-answers); then two hops, of as many chains as fit, all asked for. What that landmark was asked for is what the second group's retrieval looks for: without it a model learns to fetch all statements
-# at once, and no second retrieval comes of it (dev/LOG.md). Steps are small, for there are to be many: what forms, forms after so many steps, not so many slots.
+# Names and values of two letters. First recall, to rows where the one needle has to be picked; then with a chunk between question and answer, where the landmark of the chunk between is asked for what was fetched
+# (--landmark-answers): the second group's retrieval looks with that landmark, and for what it holds; then two hops, of as many chains as fit, all asked for. These begin in rows of 64 chunks: in short ones all chunks
+# are fetched, equal weights serve as well, and the scores that recall had set apart fall together (dev/LOG.md). Their steps are small, for they are to be many: what forms, forms after so many steps, not so many slots.
 learn() {
   name=$1 groups=$2
   set -- --groups "$groups" --value-tokens 2 --needles 12 --questions 12 --lr 1.5e-3
-  train "$OUT/$name.recall" "$@" --task recall --name-tokens 2 --curriculum 10,24,64 --batch 64 --lr-final 1e-3 --steps 2000 --seed 1
-  train "$OUT/$name.gap" "$@" --init "$OUT/$name.recall" --task recall --name-tokens 2 --gap 1 --landmark-answers --curriculum 10,24,64 --batch 32 --lr-final 1e-3 --steps 1000 --seed 2
-  train "$OUT/$name" "$@" --init "$OUT/$name.gap" --task two-hop --gap 1 --landmark-answers --curriculum 10,20,40,80,256 --promote 0.9 --batch 64 --steps "${STEPS:-4000}" --seed 4
+  train "$OUT/$name.recall" "$@" --task recall --name-tokens 2 --curriculum 10,24,64,256 --batch 256 --lr-final 1e-3 --steps 1500 --seed 1
+  train "$OUT/$name.gap" "$@" --init "$OUT/$name.recall" --task recall --name-tokens 2 --gap 1 --landmark-answers --curriculum 24,64 --batch 107 --lr-final 1e-3 --steps 800 --seed 2
+  train "$OUT/$name" "$@" --init "$OUT/$name.gap" --task two-hop --gap 1 --landmark-answers --curriculum 64,256 --promote 0.9 --batch 16 --steps "${STEPS:-6000}" --seed 4
   export_run "$OUT/$name" "$OUT/$name.safetensors"
 }
 learn two_groups 1,2
