@@ -330,6 +330,7 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
     } else {
       int found = 0;
       real* scores = scratch(worker, past);
+      const auto scale = static_cast<real>(selection.noise_scale);
       if (selection.picking != Picking::none) score_row(scores, query, landmarks, past, s);
       Philox draw{};
       for (int64_t m = 0; m < past && selection.picking != Picking::none; m++) {
@@ -337,8 +338,9 @@ void Cpu<real, bf16>::chunk_retrieval_forward(int32_t* pick, stat* w, const act*
           draw = selection_draw(selection, b, chunk, m / 4);
         real value = scores[m];
         if (selection.picking == Picking::uniform) value = static_cast<real>(draw.word[m % 4]);
-        else if (selection.given_noise) value += static_cast<real>(selection.given_noise[(b * s.C + c) * s.C + m]);
-        else if (selection.noise) value += static_cast<real>(gumbel(draw.word[m % 4]));
+        else if (selection.given_noise)
+          value += scale * static_cast<real>(selection.given_noise[(b * s.C + c) * s.C + m]);
+        else if (selection.noise) value += scale * static_cast<real>(gumbel(draw.word[m % 4]));
         if (!(value == value)) value = -std::numeric_limits<real>::infinity();
         if (found == s.K && !(value > key[found - 1])) continue;
         int k = found < s.K ? found++ : found - 1;

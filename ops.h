@@ -74,6 +74,7 @@ enum class Picking { learned, uniform, none, given, newest };
 struct Selection {
   Picking picking = Picking::learned;
   bool noise = false;                  // add Gumbel noise (training)
+  float noise_scale = 1;               // times this
   const float* given_noise = nullptr;  // (B,C,C) a group, in the device's memory: this noise instead of drawn one
   uint64_t seed = 0;                   // noise of (seed, step, group, first_row + b, fetching chunk, fetched chunk)
   int64_t step = 0, first_row = 0;  // first_row: number of row 0 in the whole batch, micro-batches and ranks together

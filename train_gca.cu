@@ -152,6 +152,7 @@ class Trainer {
                     batch_.weights.empty() ? nullptr : &batch_.weights[first], B * T);
       typename DRT<Device>::Input in{B, T, {}};
       in.selection.noise = s_.noise;
+      in.selection.noise_scale = static_cast<float>(s_.noise_scale_at(step_));
       in.selection.seed = static_cast<uint64_t>(s_.seed);
       in.selection.step = step_;
       in.selection.first_row = row;

@@ -90,6 +90,11 @@ void TrainSettings::finish(int64_t vocab) {
   if (tokens > 0) steps = ceil_div(tokens, batch * stage_chunks(0) * (config.chunk - 1));
   if (lr_final < 0 && lr_final != -1)
     throw UsageError(str("--lr-final: expected a number from 0 to 10, or -1 for a tenth of --lr, found ", lr_final));
+  if (noise_scale_final < 0 && noise_scale_final != -1)
+    throw UsageError(
+        str("--noise-scale-final: expected 0 or more, or -1 for that of --noise-scale, found ", noise_scale_final));
+  if (!noise && (noise_scale != 1 || noise_scale_final != -1))
+    throw UsageError("--noise-scale: expected --noise on, whose noise it multiplies; leave one of them out");
   if (micro() > batch) throw UsageError(str("--micro-batch: expected at most --batch, ", batch, ", found ", micro()));
 }
 
@@ -124,6 +129,12 @@ int64_t TrainSettings::of_stage(const std::vector<int64_t>& list, int64_t stage)
   return list[std::min(stage, std::ssize(list) - 1)];
 }
 
+double TrainSettings::noise_scale_at(int64_t step) const {
+  if (noise_scale_final < 0) return noise_scale;
+  return noise_scale + (noise_scale_final - noise_scale) * static_cast<double>(step) /
+                           static_cast<double>(std::max<int64_t>(1, steps - 1));
+}
+
 double TrainSettings::learning_rate(int64_t step) const {
   if (step < warmup_steps()) return lr * static_cast<double>(step + 1) / static_cast<double>(warmup_steps());
   const double past = static_cast<double>(step - warmup_steps()),
@@ -150,6 +161,9 @@ Flags train_flags(TrainSettings& s) {
             Flags::run);
   add_model_flags(flags, s.model, s.config);
   flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
+  flags.add("noise-scale", s.noise_scale, 0, 1e3, "what it is multiplied by, at the first step", Flags::run);
+  flags.add("noise-scale-final", s.noise_scale_final, -1, 1e3, "and at the last one, on a straight line; -1: the same",
+            Flags::run);
   flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, and noise", Flags::run);
   flags.heading("task");
   flags.add_choice(

@@ -32,6 +32,7 @@ struct TrainSettings {
   std::vector<int64_t> curriculum, needles = {8}, questions = {8};
   double promote = 0.95, answer_weight = 2;
   bool landmark_answers = false;
+  double noise_scale = 1, noise_scale_final = -1;
 
   // What follows from several flags together, and from the vocabulary; a UsageError where they do not agree. A training
   // is as long as --steps says, or as --tokens does, from which steps is set.
@@ -55,6 +56,8 @@ struct TrainSettings {
   int64_t micro() const { return micro_batch ? micro_batch : batch; }
   int64_t warmup_steps() const { return warmup >= 0 ? warmup : steps / 50; }
   double final_rate() const { return lr_final >= 0 ? lr_final : lr / 10; }
+  // What the noise is multiplied by: from noise_scale at the first step on a straight line to the last one's.
+  double noise_scale_at(int64_t step) const;
   // Linear to lr over the warm-up, then a cosine to final_rate() at the last step.
   double learning_rate(int64_t step) const;
 };

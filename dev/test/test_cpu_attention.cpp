@@ -234,9 +234,12 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
     drawn.step = 4;
     drawn.first_row = 10;
     drawn.group = 1;
-    Selection given = drawn;
+    Selection given = drawn, faint = drawn, strong = drawn;
     given.given_noise = given_noise.data();
-    for (const Selection& selection : {Selection{}, drawn, given}) {
+    faint.noise_scale = 0.25F;
+    strong.given_noise = given_noise.data();
+    strong.noise_scale = 3;
+    for (const Selection& selection : {Selection{}, drawn, given, faint, strong}) {
       CAPTURE(C);
       CAPTURE(K);
       CAPTURE(selection.noise);
@@ -260,6 +263,7 @@ TEST_CASE("retrieval: mask, order, weights, noise drawn and given") {
             double noise = 0;
             if (selection.given_noise) noise = given_noise[(b * C + c) * C + m];
             else if (selection.noise) noise = gumbel(selection_draw(selection, b, c, m / 4).word[m % 4]);
+            noise *= static_cast<double>(selection.noise_scale);
             past.push_back({score + noise, score, static_cast<int32_t>(m)});
           }
           std::stable_sort(past.begin(), past.end(),

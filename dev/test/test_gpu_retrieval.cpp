@@ -21,8 +21,8 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
                                     {3, 113, 192, 8, 0},
                                     {1, 7, 768, 32, 0},
                                     {2, 20, 40, 1, 70}})
-    for (int kind = 0; kind < 10; kind++) {
-      if (kind == 2 && size.first_chunk) continue;  // given noise is of whole rows
+    for (int kind = 0; kind < 12; kind++) {
+      if ((kind == 2 || kind == 11) && size.first_chunk) continue;  // given noise is of whole rows
       compare(str("retrieval of ", size.C, " chunks after ", size.first_chunk, ", kind ", kind),
               [&](auto& bench, bool in_bf16) {
                 BENCH_TYPES(bench);
@@ -37,11 +37,12 @@ TEST_CASE("GPU: retrieval picks what the CPU picks") {
                 selection.step = 4;
                 selection.group = 1;
                 selection.first_row = 3;
-                selection.noise = kind == 1 || kind == 2;
+                selection.noise = kind == 1 || kind == 2 || kind >= 10;
+                if (kind >= 10) selection.noise_scale = 0.25F;
                 Vec noise(B * C * C);
                 for (size_t i = 0; i < noise.size(); i++)
                   noise[i] = gumbel(philox(5, Draw::sample, static_cast<uint32_t>(i)).word[0]);
-                if (kind == 2) selection.given_noise = bench.template put<float>(noise);
+                if (kind == 2 || kind == 11) selection.given_noise = bench.template put<float>(noise);
                 if (kind == 3 || kind == 6) selection.picking = Picking::uniform;
                 if (kind == 7 || kind == 8) selection.picking = Picking::newest;
                 if (kind == 8) selection.newest_distance = 3;

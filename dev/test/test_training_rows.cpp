@@ -86,3 +86,33 @@ TEST_CASE("the log's figures of picks: every twentieth step, a number a group; n
   }
   CHECK(lines_with_figures("window", "''").empty());
 }
+
+TEST_CASE("--noise-scale: a straight line to --noise-scale-final; one alone stays") {
+  TrainSettings s;
+  s.steps = 5;
+  CHECK(s.noise_scale_at(3) == 1);
+  s.noise_scale = 0.3;
+  CHECK(s.noise_scale_at(4) == 0.3);
+  s.noise_scale_final = 0.1;
+  CHECK(s.noise_scale_at(0) == 0.3);
+  CHECK(s.noise_scale_at(2) == doctest::Approx(0.2));
+  CHECK(s.noise_scale_at(4) == doctest::Approx(0.1));
+
+  // Of no noise at all the same weights come as of noise times 0, others of noise times 1.
+  const Workshop shop;
+  const auto weights = [&](const std::string& name, const std::string& flags) {
+    REQUIRE(
+        shop.run(shop.tiny_training(name, {{"chunks", "8"}, {"topk", "2"}, {"threads", "1"}}) + " --steps 3 " + flags)
+            .exit == 0);
+    return shop.weights(name, "00000003");
+  };
+  const auto without = weights("off", "--noise off");
+  CHECK(weights("zero", "--noise-scale 0") == without);
+  CHECK(weights("one", "--noise-scale 1") == weights("plain", ""));
+  CHECK(weights("again", "") != without);
+  CHECK(weights("falling", "--noise-scale 1 --noise-scale-final 0") != weights("once", ""));
+  shop.fails(shop.tiny_training("none") + " --steps 3 --noise off --noise-scale 0.5", 2,
+             "--noise-scale: expected --noise on");
+  shop.fails(shop.tiny_training("none") + " --steps 3 --noise-scale-final -0.5", 2,
+             "--noise-scale-final: expected 0 or more");
+}

@@ -233,7 +233,8 @@ __global__ void __launch_bounds__(select_plan(many).threads(), select_plan(many)
             float& mine = value[(half * columns + j) * 2 + e];
             mine = -INFINITY;
             if (by_word) mine = drawn_value(selection, raw, m % 4 ? draw.word[2 + e] : draw.word[e]);
-            else if (m + e < past) mine = raw + selection.given_noise[(row * s.C + first + q) * s.C + m + e];
+            else if (m + e < past)
+              mine = raw + selection.noise_scale * selection.given_noise[(row * s.C + first + q) * s.C + m + e];
             if (m + e >= past) mine = -INFINITY;
           }
         }

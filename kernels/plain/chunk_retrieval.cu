@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(tile_threads)
           const uint32_t word = selection_draw(selection, row, chunk, m / 4).word[m % 4];
           value = drawn_value(selection, raw, word);
         } else if (selection.noise && m < past) {
-          value = raw + selection.given_noise[(row * s.C + c) * s.C + m];
+          value = raw + selection.noise_scale * selection.given_noise[(row * s.C + c) * s.C + m];
         }
         best[i].offer(m < past ? rank_of(value, m) : 0, raw, s.K);
       }
