@@ -78,10 +78,15 @@ double bench_products(Device& device, double peak, int64_t rows, int64_t in, int
   return 1e3 * (seconds[0] + seconds[1] + seconds[2]);
 }
 
+struct StepCost {
+  double seconds, gib;  // of a step, the median; of weights, optimiser and activations
+};
 // Training steps of B rows of T slots on random tokens, always as many: the hash is of the weights that come out.
 template <class Device>
-void bench_step(Device& device, double peak, const Config& config, int64_t B, int64_t T) {
+StepCost bench_step(Device& device, double peak, const Config& config, int64_t B, int64_t T,
+                    Recompute recompute = Recompute::none) {
   DRT model(device, config);
+  model.recompute = recompute;
   model.allocate();
   model.plan(B, T);
   model.commit_activations();
@@ -116,17 +121,16 @@ void bench_step(Device& device, double peak, const Config& config, int64_t B, in
   std::vector<typename Device::master> weights(model.table.size);
   const int64_t weights_bytes = model.table.size * static_cast<int64_t>(sizeof weights[0]);
   device.download(weights.data(), model.masters, weights_bytes);
-  const double seconds = times[times.size() / 2], slots = static_cast<double>(B * T);
+  const double seconds = times[times.size() / 2], slots = static_cast<double>(B * T),
+               gib = static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) /
+                     (1 << 30);
   print("width ", right(config.width, 4), ", ", fixed(static_cast<double>(model.table.parameters()) * 1e-6, 1),
         "M parameters, B=", B, " T=", T, ": ", right(fixed(seconds * 1e3, 1), 7), " ms a step (",
         fixed(times.front() * 1e3, 1), " to ", fixed(times.back() * 1e3, 1), "), ", right(fixed(slots / seconds, 0), 7),
         " slots/s, ",
         right(fixed(100 * 3 * forward_flops_per_slot(config, config.reach) * slots / seconds / peak, 0), 3),
-        "% of the peak, ",
-        fixed(static_cast<double>(model.model_memory().total_bytes() + model.activation_memory().total_bytes()) /
-                  (1 << 30),
-              2),
-        " GiB, weights ", hex(crc32c(weights.data(), weights_bytes), 8), "\n");
+        "% of the peak, ", fixed(gib, 2), " GiB, weights ", hex(crc32c(weights.data(), weights_bytes), 8), "\n");
+  return {seconds, gib};
 }
 
 Config preset_with(const std::string& name, int64_t vocab) {
@@ -414,9 +418,12 @@ void check_op(Gpu<Act>& gpu, const std::string& name, const OpShape& shape) {
   }
 }
 
+struct OpCost {
+  double ms, share;  // share: of what a large product or, of an op that moves bytes, a copy reaches
+};
 // peak: floating-point operations a second of a large product; copied: bytes a second of a copy.
 template <class Act>
-void time_op(Gpu<Act>& gpu, const std::string& name, const OpShape& shape, double peak, double copied) {
+OpCost time_op(Gpu<Act>& gpu, const std::string& name, const OpShape& shape, double peak, double copied) {
   Bench<Gpu<Act>> bench(gpu);
   bench.keep = false;
   Op<Gpu<Act>> op{bench, shape, std::is_same_v<Act, bf16>};
@@ -428,6 +435,7 @@ void time_op(Gpu<Act>& gpu, const std::string& name, const OpShape& shape, doubl
   print(name, ": ", fixed(ms, 4), " ms, ", significant(rate * (by_memory ? 1e-9 : 1e-12), 4), " ",
         by_memory ? "GB/s" : "TFLOP/s", ", ", fixed(100 * rate / (by_memory ? copied : peak), 0), "% of what a ",
         by_memory ? "copy" : "large product", " reaches, results ", hex(bench.hash, 8), "\n");
+  return {ms, rate / (by_memory ? copied : peak)};
 }
 
 // ---- ops of decoding: a few microseconds each, so many calls a timing, in a graph, as a token's are ----
@@ -644,6 +652,41 @@ void bench_op(const Settings& settings) {
 }
 
 #ifdef GCA_CUDA
+// What a step of the 146M preset is made of, B=2 of 260 chunks, beside what is around it.
+void print_step_table(Gpu<bf16>& gpu, double peak, double copied, const StepCost& step, double products_ms) {
+  const Config drt = preset_with("drt", 50265);
+  const OpShape shape{.B = 4, .C = 260, .H = 12, .F = 2048, .layers = 6};
+  const auto percent = [](double share) { return fixed(100 * share, 0) + "%"; };
+  const auto op = [&](const char* name) { return time_op(gpu, name, shape, peak, copied); };
+  const OpCost norm = op("rmsnorm_forward"), norm_back = op("rmsnorm_backward"), entropy = op("cross_entropy"),
+               window_back = op("sliding_attention_backward");
+  const StepCost norms = bench_step(gpu, peak, drt, 2, 16640, Recompute::norms),
+                 layers = bench_step(gpu, peak, drt, 2, 16640, Recompute::layers),
+                 swa = bench_step(gpu, peak, preset_with("swa", 50265), 2, 16640),
+                 swa_14 = bench_step(gpu, peak, preset_with("swa-14", 50265), 2, 16640);
+  std::vector<double> rates;  // slots/s of rows of 16K, 64K, 256K
+  for (const int64_t rows : {16, 4, 1})
+    rates.push_back(262144 / bench_step(gpu, peak, drt, rows, 262144 / rows, Recompute::layers).seconds);
+  const auto line = [](const std::string& work, const std::string& measured) {
+    print("  ", left(work, 66), measured, "\n");
+  };
+  print("\nthe step of 146M parameters, bf16, B=2 of 260 chunks\n");
+  line("step", fixed(step.seconds * 1e3, 1) + " ms");
+  line("its products alone", fixed(products_ms, 1) + " ms");
+  line("the step less these", fixed(step.seconds * 1e3 - products_ms, 1) + " ms");
+  line("RMSNorm, forward; backward, of a copy's rate", percent(norm.share) + "; " + percent(norm_back.share));
+  line("cross entropy over 50,304, of a copy's rate", percent(entropy.share));
+  line("window attention, backward, B=4",
+       fixed(window_back.ms, 3) + " ms, " + percent(window_back.share) + " of a large product");
+  line("memory; norms recomputed; layers recomputed",
+       fixed(step.gib, 2) + "; " + fixed(norms.gib, 2) + " at +" + fixed((norms.seconds - step.seconds) * 1e3, 1) +
+           " ms; " + fixed(layers.gib, 2) + " GiB at +" + fixed((layers.seconds - step.seconds) * 1e3, 1) + " ms");
+  line("rows of 16K; 64K; 256K, 262,144 slots a step, layers recomputed",
+       fixed(rates[0], 0) + " slots/s; " + percent(rates[1] / rates[0]) + "; " + percent(rates[2] / rates[0]));
+  line("the step over that of a sliding window of 12; of 14 layers",
+       fixed(step.seconds / swa.seconds, 3) + "; " + fixed(step.seconds / swa_14.seconds, 3));
+}
+
 void bench_backend() {
   Gpu<bf16> gpu;
   const double peak = gpu.peak_flops();
@@ -659,8 +702,9 @@ void bench_backend() {
   ms += 26 * bench_products(gpu, peak, rows, D, D) + bench_products(gpu, peak, rows, D, 2 * D);
   ms += static_cast<double>(rows) / static_cast<double>(piece) * bench_products(gpu, peak, piece, D, V);
   print("all products of a step of B=2, T=16640: ", fixed(ms, 1), " ms\n");
-  bench_step(gpu, peak, preset_with("drt", 50265), 2, 16640);
+  const StepCost step = bench_step(gpu, peak, preset_with("drt", 50265), 2, 16640);
   const double copied = copy_rate(gpu);
+  print_step_table(gpu, peak, copied, step, ms);
   for (const bool on_host : {false, true})
     for (const int64_t slots : {int64_t{16} << 10, int64_t{1} << 20})
       bench_stream(gpu, peak, copied, preset_with("drt", 50265), slots, 2048, on_host);
