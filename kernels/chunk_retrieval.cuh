@@ -24,7 +24,8 @@ __device__ inline int32_t chunk_of(uint64_t rank) {
 
 // What ranks a candidate of that score where Selection draws it, from its word of selection_draw().
 __device__ inline float drawn_value(const Selection& selection, float score, uint32_t word) {
-  return selection.picking == Picking::uniform ? static_cast<float>(word) : score + selection.noise_scale * gumbel(word);
+  return selection.picking == Picking::uniform ? static_cast<float>(word)
+                                               : score + selection.noise_scale * gumbel(word);
 }
 
 // The best candidates of a query, the highest rank first, one a lane of a warp.
