@@ -178,6 +178,7 @@ class GpuDevice : public GpuLayout {
   struct Products;  // cuBLASLt's handle, and the algorithm chosen for each shape (kernels/matmul.cu)
   static std::shared_ptr<Products> make_products();
   int ordinal_, processors_ = 0;
+  int64_t shared_of_processor_ = 0;  // bytes
   cudaStream_t stream_ = nullptr, side_ = nullptr;
   cudaEvent_t passed_ = nullptr;  // what one stream waits for in the other
   void* scratch_ = nullptr;

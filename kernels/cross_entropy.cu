@@ -1,22 +1,42 @@
 // Cross entropy of a row of logits and, in place, its gradient; and the sums of a step's losses.
-// A block of 512 threads takes a row, N neighbours a thread, twice. Shared memory: a maximum and a sum of each of the
-// 16 warps (128 bytes), read by all after the barrier; the sums of losses: see block_sum.
+//
+//   a warp takes a row    short rows (V to 4,096): 8 rows a block
+//   a block takes a row   512 threads; a row is looked at twice, and between the looks
+//                         kept        it waits in shared memory, where two such blocks fit a multiprocessor: one's row
+//                                     comes while the other's is written
+//                         not kept    it is read again
+// N neighbours a thread, the same ones at both looks, so nobody waits for another's. Shared memory: a maximum and a sum
+// of each of a block's 16 warps (128 bytes), read by all after the barrier; the row (stride elements), where it is
+// kept.
 #include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 
 namespace gca {
 namespace {
 
-constexpr int row_threads = 512;
+constexpr int block_threads = 512, warp_rows = 8, short_row = 4096,
+              kept_beside =
+                  2048;  // bytes of shared memory beside a kept row: the card's own, and what a block says to itself
 
 // A maximum and the sum of e^(x - maximum), of what was seen.
 struct Exponentials {
-  float top, sum;
-  __device__ void add(float x) {
-    if (x > top) {
-      sum = sum * expf(top - x) + 1;
-      top = x;
-    } else if (x != -INFINITY) sum += expf(x - top);  // also where x is not a number
+  float top = -INFINITY, sum = 0;
+  template <class Act, int N>
+  __device__ void add(const Pack<Act, N>& x) {
+    float highest = top;
+#pragma unroll
+    for (int e = 0; e < N; e++) highest = fmaxf(highest, to_float(x.at[e]));
+    if (highest == -INFINITY) {  // all are -inf, which add nothing, or no numbers, which make the sum none
+#pragma unroll
+      for (int e = 0; e < N; e++) sum += to_float(x.at[e]) == -INFINITY ? 0 : to_float(x.at[e]);
+      return;
+    }
+    if (highest > top) {
+      sum *= expf(top - highest);
+      top = highest;
+    }
+#pragma unroll
+    for (int e = 0; e < N; e++) sum += expf(to_float(x.at[e]) - top);
   }
   __device__ void add(Exponentials other) {
     const float both = fmaxf(top, other.top);
@@ -27,47 +47,64 @@ struct Exponentials {
   }
 };
 
-// A block takes a row: one pass for the log-sum-exp, and one that writes the gradient where it is asked for.
-template <class Act, int N>
-__global__ void __launch_bounds__(row_threads) cross_entropy_kernel(float* loss,            // (rows)
-                                                                    Act* logits,            // (rows,V), stride apart
-                                                                    const int32_t* target,  // (rows)
-                                                                    const float* weight,    // (rows) or null
-                                                                    float scale, int64_t V, int64_t stride) {
-  __shared__ float tops[row_threads / 32], sums[row_threads / 32];
-  static_assert(sizeof tops + sizeof sums == 128);
-  const int64_t r = blockIdx.x;
+// `threads` threads take a row: one look for the log-sum-exp, and one that writes the gradient where it is asked for.
+template <class Act, int N, int threads, bool kept>
+__global__ void __launch_bounds__(threads == 32 ? 32 * warp_rows : threads, kept ? 2 : 1)
+    cross_entropy_kernel(float* loss,            // (rows)
+                         Act* logits,            // (rows,V), stride apart
+                         const int32_t* target,  // (rows)
+                         const float* weight,    // (rows) or null
+                         float scale, int64_t rows, int64_t V, int64_t stride) {
+  constexpr int warps = threads / 32;
+  const int64_t r = threads == 32 ? blockIdx.x * int64_t{warp_rows} + threadIdx.x / 32 : blockIdx.x;
+  if (r >= rows) return;
+  const int first = static_cast<int>(threadIdx.x) % threads * N, V_whole = static_cast<int>(V / N * N);
   const int32_t wanted = target[r];
-  Act* row = logits + r * stride;
+  Act *row = logits + r * stride, *keep = kept ? shared<Act>() : row;
   if (wanted < 0) {
-    if (threadIdx.x == 0) loss[r] = 0;
+    if (first == 0) loss[r] = 0;
     if (scale != 0)
-      for (int64_t j = threadIdx.x * N; j < stride; j += row_threads * N) store_pack(row + j, Pack<Act, N>{});
+      for (int64_t j = first; j < stride; j += threads * N) store_pack(row + j, Pack<Act, N>{});
     return;
   }
-  Exponentials all{-INFINITY, 0};
-  for (int64_t j = threadIdx.x * N; j < V; j += row_threads * N) {
+  const float of_wanted = to_float(row[wanted]);  // before anybody writes: a barrier follows
+  Exponentials all;
+#pragma unroll 4
+  for (int j = first; j < V_whole; j += threads * N) {
     const auto pack = load_pack<N>(row + j);
-#pragma unroll
+    if constexpr (kept) store_pack(keep + j, pack);
+    all.add(pack);
+  }
+  // The last pack may hold what is not of the vocabulary.
+  if (V_whole < V && V_whole % (threads * N) == first) {
+    auto pack = load_pack<N>(row + V_whole);
+    if constexpr (kept) store_pack(keep + V_whole, pack);
     for (int e = 0; e < N; e++)
-      if (j + e < V) all.add(to_float(pack.at[e]));
+      if (V_whole + e >= V) pack.at[e] = from_float<Act>(-INFINITY);
+    all.add(pack);
   }
   for (int step = 16; step > 0; step /= 2)
-    all.add({__shfl_xor_sync(0xffffffffu, all.top, step), __shfl_xor_sync(0xffffffffu, all.sum, step)});
-  if (threadIdx.x % 32 == 0) {
-    tops[threadIdx.x / 32] = all.top;
-    sums[threadIdx.x / 32] = all.sum;
+    all.add(Exponentials{__shfl_xor_sync(0xffffffffu, all.top, step), __shfl_xor_sync(0xffffffffu, all.sum, step)});
+  if constexpr (warps > 1) {
+    __shared__ float tops[warps], sums[warps];
+    if (threadIdx.x % 32 == 0) {
+      tops[threadIdx.x / 32] = all.top;
+      sums[threadIdx.x / 32] = all.sum;
+    }
+    __syncthreads();
+    all = {tops[0], sums[0]};
+    for (int w = 1; w < warps; w++) all.add(Exponentials{tops[w], sums[w]});
+  } else {
+    __syncwarp();
   }
-  __syncthreads();
-  all = {tops[0], sums[0]};
-  for (int w = 1; w < row_threads / 32; w++) all.add({tops[w], sums[w]});
   const float lse = all.top + logf(all.sum);
-  if (threadIdx.x == 0) loss[r] = lse - to_float(row[wanted]);
+  if (first == 0) loss[r] = lse - of_wanted;
   if (scale == 0) return;
-  __syncthreads();  // the target's logit has been read
   const float factor = scale * (weight ? weight[r] : 1.0f);
-  for (int64_t j = threadIdx.x * N; j < stride; j += row_threads * N) {
-    auto pack = load_pack<N>(row + j);
+#pragma unroll 2
+  for (int j = first; j < stride; j += threads * N) {
+    Pack<Act, N> pack{};
+    if (j < V) pack = load_pack<N>(keep + j);
 #pragma unroll
     for (int e = 0; e < N; e++) {
       const float probability = j + e < V ? expf(to_float(pack.at[e]) - lse) : 0.0f;
@@ -99,9 +136,16 @@ __global__ void add_loss_kernel(StepState* state,     // (1)
 template <class Act>
 void Gpu<Act>::cross_entropy(float* loss, Act* logits, const int32_t* target, const float* weight, double scale,
                              int64_t rows, int64_t V, int64_t stride) {
+  const int64_t row_bytes = round_up(stride * static_cast<int64_t>(sizeof(Act)), 16);
   with_width<Act>({stride}, [&](auto N) {
-    launch("cross entropy", stream_, cross_entropy_kernel<Act, N>, rows, row_threads, 0, loss, logits, target, weight,
-           static_cast<float>(scale), V, stride);
+    const auto run = [&](auto kernel, int64_t blocks, int threads, int64_t shared_bytes) {
+      launch("cross entropy", stream_, kernel, blocks, threads, shared_bytes, loss, logits, target, weight,
+             static_cast<float>(scale), rows, V, stride);
+    };
+    if (stride <= short_row) run(cross_entropy_kernel<Act, N, 32, false>, ceil_div(rows, warp_rows), 32 * warp_rows, 0);
+    else if (scale != 0 && 2 * (row_bytes + kept_beside) <= shared_of_processor_)
+      run(cross_entropy_kernel<Act, N, block_threads, true>, rows, block_threads, row_bytes);
+    else run(cross_entropy_kernel<Act, N, block_threads, false>, rows, block_threads, 0);
   });
 }
 

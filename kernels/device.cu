@@ -94,6 +94,7 @@ GpuDevice::GpuDevice(int ordinal) : ordinal_(ordinal) {
     throw Error(str("this program was not built for ", card.name, " (compute capability ", card.major, ".", card.minor,
                     "): build it again on a machine with that card, or use --device cpu"));
   processors_ = card.multiProcessorCount;
+  shared_of_processor_ = static_cast<int64_t>(card.sharedMemPerMultiprocessor);
   try {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
     int least = 0, most = 0;  // what goes on beside the ops is small, and is waited for

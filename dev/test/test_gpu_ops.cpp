@@ -380,7 +380,12 @@ TEST_CASE("GPU: cross entropy") {
                            {203, 203, 203, 1, false},
                            {5, 5000, 5120, 0.1, true},
                            {4, 300, 384, 0, true},
-                           {9, 7, 8, -2, false}})
+                           {9, 7, 8, -2, false},
+                           // A block a row: kept, looked at without a gradient, too long to be kept, of odd length.
+                           {6, 8191, 8192, 0.5, true},
+                           {3, 6000, 6016, 0, false},
+                           {3, 120000, 120000, 0.5, false},
+                           {3, 4099, 4099, 0.5, true}})
     compare(str("cross entropy of ", size.rows, " x ", size.V), [&](auto& bench, bool in_bf16) {
       BENCH_TYPES(bench);
       const auto [rows, V, stride, scale, weights] = size;
