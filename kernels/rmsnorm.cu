@@ -27,8 +27,6 @@ void with_packs(int64_t D, Body&& body) {
       return body(std::integral_constant<int, 2>{});
     case 3:
       return body(std::integral_constant<int, 3>{});
-    case 4:
-      return body(std::integral_constant<int, 4>{});
     default:
       return body(std::integral_constant<int, 0>{});
   }
