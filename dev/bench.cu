@@ -689,9 +689,9 @@ void print_step_table(Gpu<bf16>& gpu, double peak, double copied, const StepCost
 
 void bench_backend() {
   Gpu<bf16> gpu;
-  const double peak = gpu.peak_flops();
+  const double peak = gpu.peak_flops(), copied = copy_rate(gpu);  // both of a cool card: all shares are of these
   print(gpu.description(), ": a product of 8192 x 8192 x 8192 reaches ", fixed(peak * 1e-12, 0), " TFLOP/s, a copy ",
-        fixed(copy_rate(gpu) * 1e-12, 2), " TB/s (read and written)\n");
+        fixed(copied * 1e-12, 2), " TB/s (read and written)\n");
   choose_products(gpu, "");
   print_head();
   const int64_t rows = 33280, D = 768, F = 2048, V = 50304, piece = gpu.logits_bytes / (2 * V);
@@ -703,7 +703,6 @@ void bench_backend() {
   ms += static_cast<double>(rows) / static_cast<double>(piece) * bench_products(gpu, peak, piece, D, V);
   print("all products of a step of B=2, T=16640: ", fixed(ms, 1), " ms\n");
   const StepCost step = bench_step(gpu, peak, preset_with("drt", 50265), 2, 16640);
-  const double copied = copy_rate(gpu);
   print_step_table(gpu, peak, copied, step, ms);
   for (const bool on_host : {false, true})
     for (const int64_t slots : {int64_t{16} << 10, int64_t{1} << 20})

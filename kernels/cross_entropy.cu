@@ -14,9 +14,9 @@
 namespace gca {
 namespace {
 
-constexpr int block_threads = 512, warp_rows = 8, short_row = 4096,
-              kept_beside =
-                  2048;  // bytes of shared memory beside a kept row: the card's own, and what a block says to itself
+constexpr int block_threads = 512, warp_rows = 8, short_row = 4096;
+// Bytes of shared memory beside a kept row: the card's own, and what a block says to itself.
+constexpr int kept_beside = 2048;
 
 // A maximum and the sum of e^(x - maximum), of what was seen.
 struct Exponentials {
