@@ -117,6 +117,9 @@ TEST_CASE("foreign: every command that could be handed them names them") {
   named("generate --prompts " + zip + from, "expected text; it is a zip archive");
   named("generate --prompt a --load-memory " + zip + from, "a zip archive");
   named("inspect --text " + pointer + from, "expected text; it is a Git LFS pointer");
+  const std::string program = put("program", "\x7f\x45LF\2\1\1\0\0"s);
+  named("generate --prompt a --context " + program + from, "expected text, found a zero byte at byte 7");
+  named("generate --prompts " + program + from, "expected text, found a zero byte at byte 7");
 }
 
 TEST_CASE("foreign: weights that are split into several files are read by their index or folder, number for number") {
