@@ -155,6 +155,15 @@ std::string what_lies_there(const std::string& path) {
   return "; check the path (a run stopped before its first save has none: start it anew)";
 }
 
+bool is_whole(const std::string& folder) {
+  try {
+    read_checkpoint(folder);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 Checkpoint open_best(const std::string& run, bool fallback, Check check) {
   Checkpoint newest = open_checkpoint(run, fallback, Check::sizes);
   const JsonField state(newest.state, newest.folder + "/state.json");
@@ -209,13 +218,8 @@ Manifest write_checkpoint(const std::string& run, int64_t step, const std::vecto
       if (name.starts_with("step_") && name.ends_with(".partial")) remove_tree(run + "/" + name);
     std::error_code none;
     if (std::filesystem::exists(folder, none)) {
-      bool whole = true;
-      try {
-        read_checkpoint(folder);
-      } catch (const Error&) {
-        whole = false;
-      }
-      if (whole) throw Error("'" + folder + "' is there and whole; remove it first if it should be made anew");
+      if (is_whole(folder))
+        throw Error("'" + folder + "' is there and whole; remove it first if it should be made anew");
       rename_path(folder, folder + ".damaged");
     }
 
@@ -234,6 +238,10 @@ Manifest write_checkpoint(const std::string& run, int64_t step, const std::vecto
     manifest.write(partial);  // durable with its folder, so the names of all the files are
     rename_path(partial, folder);
     sync_folder(run);
+    // What the fallback passed over would be the newest still. Where it cannot be renamed it stays that.
+    for (const int64_t newer : list_checkpoints(run))
+      if (const std::string other = checkpoint_folder(run, newer); newer > step && !is_whole(other))
+        std::filesystem::rename(other, other + ".damaged", none);
     return manifest;
   } catch (const std::exception& error) {
     std::error_code none;

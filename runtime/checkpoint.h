@@ -88,8 +88,8 @@ Checkpoint open_checkpoint(const std::string& path, bool fallback = false, Check
 
 // Saves a step: the files, in order, then state.json. Returns what was written. When this returns, the checkpoint is
 // whole and on the disk. Any failure is an Error, leaves no part of it, and the older ones as they were. Nothing whole
-// is overwritten: saving a step that is there is an Error; a damaged one of that name (which the fallback passed over)
-// is set aside as step_N.damaged.
+// is overwritten: saving a step that is there is an Error. A damaged one of that name, and damaged ones that are newer
+// (which the fallback passed over), are set aside as step_N.damaged.
 Manifest write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
                           const Json& state);
 

@@ -227,6 +227,15 @@ TEST_CASE("checkpoint: nothing whole is overwritten, and a writer that fails lea
   save(run.path, 5);
   CHECK(resumed_step(run.path) == 5);
   CHECK(list_folder(run.path) == std::vector<std::string>{"step_00000005", "step_00000005.damaged"});
+  // A damaged one that is newer, as after a fallback, would be the newest still.
+  save(run.path, 9);
+  save(run.path, 8);
+  flip(checkpoint_folder(run.path, 9) + "/model.safetensors", 1);
+  save(run.path, 7);
+  CHECK(resumed_step(run.path) == 8);
+  CHECK(list_folder(run.path).back() == "step_00000009.damaged");
+  for (const char* made : {"step_00000007", "step_00000008", "step_00000009.damaged"})
+    remove_tree(run.path + "/" + made);
   const auto write = [&](const std::string& name, const std::function<void(const std::string&)>& f) {
     return error_of([&] { write_checkpoint(run.path, 6, {{name, f}}, Json::object()); });
   };
