@@ -142,7 +142,8 @@ enum class Draw : uint32_t {
   gumbel,
   uniform_pick,
   sample,
-  task
+  task,
+  window
 };  // one a purpose: never the same numbers twice
 
 GCA_HD inline Philox philox(uint64_t seed, Draw stream, uint32_t c0, uint32_t c1 = 0, uint32_t c2 = 0,

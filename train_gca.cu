@@ -145,6 +145,8 @@ class Trainer {
     if (rows_->wants_losses()) losses_.resize(batch_.tokens.size());
     StepFigures of_picks;
     model_.begin_step();
+    model_.reach.window = s_.window_at(step_);
+    if (s_.short_window >= 0) of_picks.fields["window"] = model_.reach.window;
     for (int64_t row = own.begin; row < own.end; row += micro) {
       const int64_t B = std::min(micro, own.end - row), first = row * T;
       last_rows_ = row + B == own.end;
@@ -163,6 +165,7 @@ class Trainer {
         device_.download(&losses_[first], model_.loss, B * T * static_cast<int64_t>(sizeof(losses_[0])));
       model_.backward();
     }
+    model_.reach = s_.config.reach;
     if (collectives_) model_.reduce_gradient(0);  // where a rank has no rows: nothing of its own to the others' sums
     model_.update({.lr = s_.learning_rate(step_),
                    .beta1 = s_.beta1,

@@ -33,6 +33,8 @@ struct TrainSettings {
   double promote = 0.95, answer_weight = 2;
   bool landmark_answers = false;
   double noise_scale = 1, noise_scale_final = -1;
+  int64_t short_window = -1;
+  double short_share = 0.5;
 
   // What follows from several flags together, and from the vocabulary; a UsageError where they do not agree. A training
   // is as long as --steps says, or as --tokens does, from which steps is set.
@@ -58,6 +60,8 @@ struct TrainSettings {
   double final_rate() const { return lr_final >= 0 ? lr_final : lr / 10; }
   // What the noise is multiplied by: from noise_scale at the first step on a straight line to the last one's.
   double noise_scale_at(int64_t step) const;
+  // W of a step: short_window in a share of them, drawn from seed and step, but never in the last tenth.
+  int64_t window_at(int64_t step) const;
   // Linear to lr over the warm-up, then a cosine to final_rate() at the last step.
   double learning_rate(int64_t step) const;
 };

@@ -87,6 +87,51 @@ TEST_CASE("the log's figures of picks: every twentieth step, a number a group; n
   CHECK(lines_with_figures("window", "''").empty());
 }
 
+TEST_CASE("--short-window: a share of the steps has it, none of the last tenth") {
+  TrainSettings s;
+  s.config.reach.window = 9;
+  s.steps = 1000;
+  CHECK(s.window_at(0) == 9);
+  s.short_window = 4;
+  int64_t drawn = 0;
+  for (int64_t step = 0; step < 900; step++) drawn += s.window_at(step) == 4;
+  CHECK(drawn > 390);
+  CHECK(drawn < 510);
+  s.short_share = 1;
+  for (int64_t step = 0; step < 1000; step++) CHECK(s.window_at(step) == (step < 900 ? 4 : 9));
+
+  // With all of them short the weights are those of a model with that window; with some, others than of any.
+  const Workshop shop;
+  const auto training = [&](const std::string& name, const char* window, const std::string& flags) {
+    return shop.tiny_training(name, {{"chunks", "8"}, {"window", window}, {"threads", "1"}}) + " --steps 9 " + flags;
+  };
+  const auto trained = [&](const std::string& name, const char* window, const std::string& flags) {
+    REQUIRE(shop.run(training(name, window, flags)).exit == 0);
+    return shop.weights(name, "00000009");
+  };
+  const auto whole = trained("whole", "9", ""), four = trained("four", "4", "");
+  CHECK(trained("all", "9", "--short-window 4 --short-share 1") == four);
+  // The same weights are validated with the whole window, and then with theirs.
+  const std::string validated = " --eval-every 9 --val-data '" + shop.path + "/shards/t_val_*'";
+  const auto last_loss = [&](const std::string& name, const char* window, const std::string& flags) {
+    trained(name, window, flags + validated);
+    const std::string log = read_file(shop.path + "/" + name + "/log.jsonl", size_t{1} << 24);
+    return JsonField(parse_json(log.substr(log.rfind("{")), "log.jsonl"), "line").at("val_loss").number();
+  };
+  CHECK(last_loss("seen_all", "9", "--short-window 4 --short-share 1") != last_loss("seen_four", "4", ""));
+  CHECK(trained("none", "9", "--short-window 4 --short-share 0") == whole);
+  const auto some = trained("some", "9", "--short-window 4");
+  CHECK(some != whole);
+  CHECK(some != four);
+  // Stopped in between and resumed: the same steps have it.
+  trained("parts", "9", "--short-window 4 --save-every 4 --keep 9");
+  for (const char* step : {"/parts/step_00000009", "/parts/step_00000008"}) remove_tree(shop.path + step);
+  REQUIRE(shop.run("train --resume --out " + shop.path + "/parts").exit == 0);
+  CHECK(shop.weights("parts", "00000009") == some);
+  shop.fails(shop.tiny_training("no", {{"window", "9"}}) + " --steps 3 --short-window 10", 2,
+             "--short-window: expected at most --window, 9, found 10");
+}
+
 TEST_CASE("--noise-scale: a straight line to --noise-scale-final; one alone stays") {
   TrainSettings s;
   s.steps = 5;
