@@ -24,7 +24,13 @@ namespace {
 
 // ---- what the command line asks for -------------------------------------------------------------------------------
 Flags passkey_flags(PasskeyOptions& options) {
-  Flags flags("passkey", "Hides needles in a text, asks for them at its end, and counts the right answers.");
+  Flags flags(
+      "passkey",
+      "Hides needles in a text, asks for them at its end, and counts the right answers. Its table: exact, whole "
+      "answers right, given freely; forced, their tokens that are right behind right ones; first, their first "
+      "tokens; hit, trials whose needles were fetched for the answer's chunk (with a gap a name may have come "
+      "before, and not count); chance, of exact; margin, the needle's score less that of the best chunk not "
+      "fetched; weight, the needle's.");
   options.source.add_to(flags);
   flags.add_choice("task", options.task.task, "single|two-hop",
                    "the needle's name leads to its value; or to a name that leads to it");
