@@ -347,7 +347,8 @@ class Trainer {
       whole = true;
       print("saved step ", step_, ", weights ", hex(saved.entries[0].crc, 8), "\n");
       try_flush_output();
-      keep_checkpoints(s_.out, s_.keep, best_step_);
+      for (const std::string& said : set_aside_damaged(s_.out, step_)) print_error(said, "\n");
+      keep_checkpoints(s_.out, s_.keep, best_step_, step_);
     } catch (const Error& error) {
       print_error(error.what(), "\n");
     }

@@ -164,6 +164,31 @@ bool is_whole(const std::string& folder) {
   }
 }
 
+// Whether a manifest is missing, or a file that it lists is missing, cut off or changed. What cannot be read for
+// another reason, or is of a newer program, may be whole.
+bool is_damaged(const std::string& folder) {
+  std::error_code none;
+  if (!std::filesystem::exists(folder + "/" + Manifest::file_name, none)) return !none;
+  try {
+    for (const Manifest::Entry& entry : Manifest::read(folder).entries) {
+      const std::string path = folder + "/" + entry.name;
+      if (!std::filesystem::exists(path, none)) return !none;
+      const File file = File::open(path);
+      if (file.size_bytes() != entry.bytes || crc32c(file) != entry.crc) return true;
+    }
+  } catch (const Error&) {}
+  return false;
+}
+
+// Renames a checkpoint to the first of step_N.damaged, step_N.damaged.2, .. that is free, and says to which.
+std::string set_aside(const std::string& folder) {
+  std::string to = folder + ".damaged";
+  std::error_code none;
+  for (int number = 2; std::filesystem::exists(to, none); number++) to = str(folder, ".damaged.", number);
+  rename_path(folder, to);
+  return to;
+}
+
 Checkpoint open_best(const std::string& run, bool fallback, Check check) {
   Checkpoint newest = open_checkpoint(run, fallback, Check::sizes);
   const JsonField state(newest.state, newest.folder + "/state.json");
@@ -220,7 +245,7 @@ Manifest write_checkpoint(const std::string& run, int64_t step, const std::vecto
     if (std::filesystem::exists(folder, none)) {
       if (is_whole(folder))
         throw Error("'" + folder + "' is there and whole; remove it first if it should be made anew");
-      rename_path(folder, folder + ".damaged");
+      set_aside(folder);
     }
 
     make_folder(partial);
@@ -238,10 +263,6 @@ Manifest write_checkpoint(const std::string& run, int64_t step, const std::vecto
     manifest.write(partial);  // durable with its folder, so the names of all the files are
     rename_path(partial, folder);
     sync_folder(run);
-    // What the fallback passed over would be the newest still. Where it cannot be renamed it stays that.
-    for (const int64_t newer : list_checkpoints(run))
-      if (const std::string other = checkpoint_folder(run, newer); newer > step && !is_whole(other))
-        std::filesystem::rename(other, other + ".damaged", none);
     return manifest;
   } catch (const std::exception& error) {
     std::error_code none;
@@ -253,10 +274,22 @@ Manifest write_checkpoint(const std::string& run, int64_t step, const std::vecto
   }
 }
 
-void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_keep_step) {
+std::vector<std::string> set_aside_damaged(const std::string& run, int64_t step) {
+  std::vector<std::string> said;
+  for (const int64_t newer : list_checkpoints(run)) {
+    const std::string folder = checkpoint_folder(run, newer);
+    if (newer <= step || !is_damaged(folder)) continue;
+    said.push_back("'" + folder + "' is damaged: set aside as '" + set_aside(folder) + "'");
+  }
+  if (!said.empty()) sync_folder(run);
+  return said;
+}
+
+void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_keep_step, int64_t newest) {
   GCA_CHECK(keep >= 1, "found ", keep);
   sync_folder(run);  // the newer ones' names are durable before an older one goes
-  const std::vector<int64_t> steps = list_checkpoints(run);
+  std::vector<int64_t> steps = list_checkpoints(run);
+  std::erase_if(steps, [&](int64_t step) { return step > newest; });
   int64_t kept = 0;
   for (size_t i = steps.size(); i-- > 0;) {
     const std::string folder = checkpoint_folder(run, steps[i]);

@@ -88,14 +88,20 @@ Checkpoint open_checkpoint(const std::string& path, bool fallback = false, Check
 
 // Saves a step: the files, in order, then state.json. Returns what was written. When this returns, the checkpoint is
 // whole and on the disk. Any failure is an Error, leaves no part of it, and the older ones as they were. Nothing whole
-// is overwritten: saving a step that is there is an Error. A damaged one of that name, and damaged ones that are newer
-// (which the fallback passed over), are set aside as step_N.damaged.
+// is overwritten: saving a step that is there is an Error; a damaged one of that name (which the fallback passed over)
+// is set aside as step_N.damaged, or .damaged.2 ..
 Manifest write_checkpoint(const std::string& run, int64_t step, const std::vector<CheckpointFile>& files,
                           const Json& state);
 
-// Deletes all but the newest `keep` (at least 1) checkpoints and that of also_keep_step (the best one; -1: none). Call
-// it after a save. Deletes only files that a manifest lists, in real folders of RUN, never through a link; a damaged
-// checkpoint that is newer than those is neither counted nor touched, and neither is a folder without a manifest.
-void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_keep_step);
+// Sets damaged checkpoints aside that are newer than a step just saved, which the fallback passed over and which would
+// be the newest still; a sentence for each. Only what is seen to be damaged: a file that is missing, cut off or
+// changed.
+std::vector<std::string> set_aside_damaged(const std::string& run, int64_t step);
+
+// Deletes all but the newest `keep` (at least 1) checkpoints up to step `newest` and that of also_keep_step (the best
+// one; -1: none). Call it after a save. Deletes only files that a manifest lists, in real folders of RUN, never through
+// a link; a damaged checkpoint that is newer than those is neither counted nor touched, and neither is a folder without
+// a manifest.
+void keep_checkpoints(const std::string& run, int64_t keep, int64_t also_keep_step, int64_t newest = INT64_MAX);
 
 }  // namespace gca

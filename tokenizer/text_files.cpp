@@ -115,9 +115,9 @@ std::string read_text(const std::string& path) {
   std::string text = read_file(path, size_t{1} << 40);
   if (const ForeignKind* kind = foreign_kind(text); kind && !kind->may_be_text)
     throw Error("'" + path + "': expected text" + foreign_remark(text, ""));
-  if (const size_t zero = std::string_view(text).substr(0, foreign_head_bytes).find('\0'); zero != text.npos)
-    throw Error(str("'", path, "': expected text, found a zero byte at byte ", zero,
-                    ", which text has not; give another file"));
+  if (const size_t zero = text.find('\0'); zero != text.npos)
+    throw Error(
+        str("'", path, "': expected text, found a zero byte at byte ", zero, ": text has none; give another file"));
   return text;
 }
 

@@ -227,15 +227,28 @@ TEST_CASE("checkpoint: nothing whole is overwritten, and a writer that fails lea
   save(run.path, 5);
   CHECK(resumed_step(run.path) == 5);
   CHECK(list_folder(run.path) == std::vector<std::string>{"step_00000005", "step_00000005.damaged"});
-  // A damaged one that is newer, as after a fallback, would be the newest still.
-  save(run.path, 9);
-  save(run.path, 8);
+  flip(checkpoint_folder(run.path, 5) + "/model.safetensors", 1);
+  save(run.path, 5);
+  CHECK(list_folder(run.path).back() == "step_00000005.damaged.2");
+  remove_tree(run.path + "/step_00000005.damaged.2");
+  // Damaged ones that are newer, as after a fallback, would be the newest still. What may be whole stays.
+  for (const int64_t step : {6, 8, 9, 10}) save(run.path, step);
   flip(checkpoint_folder(run.path, 9) + "/model.safetensors", 1);
-  save(run.path, 7);
-  CHECK(resumed_step(run.path) == 8);
-  CHECK(list_folder(run.path).back() == "step_00000009.damaged");
-  for (const char* made : {"step_00000007", "step_00000008", "step_00000009.damaged"})
-    remove_tree(run.path + "/" + made);
+  std::filesystem::remove(checkpoint_folder(run.path, 10) + "/model.safetensors");
+  std::string manifest = read_file(checkpoint_folder(run.path, 8) + "/manifest.json", 1 << 20);
+  manifest.replace(manifest.find("\"version\": 1"), 12, "\"version\": 9");
+  write_file(checkpoint_folder(run.path, 8) + "/manifest.json", manifest);
+  make_folder(run.path + "/step_00000009.damaged");
+  CHECK(set_aside_damaged(run.path, 7).size() == 2);
+  CHECK(list_folder(run.path) == std::vector<std::string>{"step_00000005", "step_00000005.damaged", "step_00000006",
+                                                          "step_00000008", "step_00000009.damaged",
+                                                          "step_00000009.damaged.2", "step_00000010.damaged"});
+  // Newer ones are not counted among those that are kept.
+  keep_checkpoints(run.path, 1, -1, 6);
+  CHECK(list_checkpoints(run.path) == std::vector<int64_t>{6, 8});
+  save(run.path, 5);
+  for (const std::string& name : list_folder(run.path))
+    if (name != "step_00000005" && name != "step_00000005.damaged") remove_tree(run.path + "/" + name);
   const auto write = [&](const std::string& name, const std::function<void(const std::string&)>& f) {
     return error_of([&] { write_checkpoint(run.path, 6, {{name, f}}, Json::object()); });
   };

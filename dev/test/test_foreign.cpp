@@ -120,6 +120,7 @@ TEST_CASE("foreign: every command that could be handed them names them") {
   const std::string program = put("program", "\x7f\x45LF\2\1\1\0\0"s);
   named("generate --prompt a --context " + program + from, "expected text, found a zero byte at byte 7");
   named("generate --prompts " + program + from, "expected text, found a zero byte at byte 7");
+  named("inspect --text " + put("late", std::string(9000, 'a') + "\0"s) + from, "found a zero byte at byte 9000");
 }
 
 TEST_CASE("foreign: weights that are split into several files are read by their index or folder, number for number") {
