@@ -221,6 +221,9 @@ class Trainer {
                             mebibytes(model_.activation_memory().total_bytes()) + " of activations");
     log_.line("work", str(significant(3 * forward_flops_per_slot(s_.config, s_.config.reach) * S / (S - 1), 3),
                           " floating-point operations a token"));
+    if (s_.short_window >= 0)
+      log_.line("window", str("W=", s_.short_window, " in ", fixed(100 * s_.short_share, 0),
+                              "% of the steps, drawn; in the last tenth W=", s_.config.reach.window));
     log_.line("seed", str(s_.seed));
     log_.line("device", device_.description());
     log_.line("build", build_description());

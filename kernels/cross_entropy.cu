@@ -1,13 +1,13 @@
 // Cross entropy of a row of logits and, in place, its gradient; and the sums of a step's losses.
 //
-//   a warp takes a row    short rows (V to 4,096): 8 rows a block
+//   a warp takes a row    short rows (to 4,096 columns with their padding): 8 rows a block
 //   a block takes a row   512 threads; a row is looked at twice, and between the looks
 //                         kept        it waits in shared memory, where two such blocks fit a multiprocessor: one's row
 //                                     comes while the other's is written
 //                         not kept    it is read again
-// N neighbours a thread, the same ones at both looks, so nobody waits for another's. Shared memory: a maximum and a sum
-// of each of a block's 16 warps (128 bytes), read by all after the barrier; the row (stride elements), where it is
-// kept.
+// N neighbours a thread, the same ones at both looks, so of a kept row nobody reads another's. Where no gradient is
+// asked for (scale 0) there is one look, and nothing is kept. Shared memory: a maximum and a sum of each of a block's
+// 16 warps (128 bytes), read by all after the barrier; the row (stride elements), where it is kept.
 #include "gca_kernels.cuh"
 #include "kernels/device.cuh"
 

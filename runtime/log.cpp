@@ -91,8 +91,9 @@ void RunLog::step(const StepReport& report, const StepState& state, const StepFi
   const int64_t number = report.step + 1;
   const double slots = static_cast<double>(report.slots), S = static_cast<double>(s_.config.chunk);
   const double tokens = slots / S * (S - 1), rate = s_.learning_rate(report.step);
-  const double used =
-      3 * forward_flops_per_slot(s_.config, s_.config.reach) * slots / report.seconds / report.peak_flops;
+  Reach reach = s_.config.reach;
+  reach.window = s_.window_at(report.step);
+  const double used = 3 * forward_flops_per_slot(s_.config, reach) * slots / report.seconds / report.peak_flops;
   const std::string of_ranks = state.broken == 0   ? ""
                                : state.broken == 1 ? str(", the loss of rank ", static_cast<int>(state.broken_rank))
                                                    : str(", the losses of ", static_cast<int>(state.broken), " ranks");

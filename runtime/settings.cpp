@@ -95,6 +95,8 @@ void TrainSettings::finish(int64_t vocab) {
         str("--noise-scale-final: expected 0 or more, or -1 for that of --noise-scale, found ", noise_scale_final));
   if (short_window > config.reach.window)
     throw UsageError(str("--short-window: expected at most --window, ", config.reach.window, ", found ", short_window));
+  if (short_window >= 0 && config.groups.empty())
+    throw UsageError("--short-window: expected a model that fetches, found --groups ''; leave one of them out");
   if (!noise && (noise_scale != 1 || noise_scale_final != -1))
     throw UsageError("--noise-scale: expected --noise on, whose noise it multiplies; leave one of them out");
   if (micro() > batch) throw UsageError(str("--micro-batch: expected at most --batch, ", batch, ", found ", micro()));
@@ -138,7 +140,7 @@ double TrainSettings::noise_scale_at(int64_t step) const {
 }
 
 int64_t TrainSettings::window_at(int64_t step) const {
-  if (short_window < 0 || step >= steps - steps / 10) return config.reach.window;
+  if (short_window < 0 || step >= steps - ceil_div(steps, 10)) return config.reach.window;
   const Philox drawn =
       philox(static_cast<uint64_t>(seed), Draw::window, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32));
   return static_cast<double>(uniform_open(drawn.word[0])) < short_share ? short_window : config.reach.window;
@@ -173,9 +175,11 @@ Flags train_flags(TrainSettings& s) {
   flags.add("noise-scale", s.noise_scale, 0, 1e3, "what it is multiplied by, at the first step", Flags::run);
   flags.add("noise-scale-final", s.noise_scale_final, -1, 1e3, "and at the last one, on a straight line; -1: the same",
             Flags::run);
-  flags.add("short-window", s.short_window, -1, int64_t{1} << 31,
-            "W of some of the steps, so that there is need of what is fetched; -1: --window in all", Flags::run);
-  flags.add("short-share", s.short_share, 0, 1, "of the steps, drawn; none in the last tenth", Flags::run);
+  flags.add("short-window", s.short_window, -1, INT32_MAX,
+            "a smaller W that some steps have in place of --window, so that a slot needs what is fetched; -1: none",
+            Flags::run);
+  flags.add("short-share", s.short_share, 0, 1,
+            "the share of steps that have it, drawn at random; all of the last tenth have --window", Flags::run);
   flags.add("seed", s.seed, 0, INT64_MAX, "of weights, order of rows, noise and short windows", Flags::run);
   flags.heading("task");
   flags.add_choice(

@@ -60,7 +60,7 @@ struct TrainSettings {
   double final_rate() const { return lr_final >= 0 ? lr_final : lr / 10; }
   // What the noise is multiplied by: from noise_scale at the first step on a straight line to the last one's.
   double noise_scale_at(int64_t step) const;
-  // W of a step: short_window in a share of them, drawn from seed and step, but never in the last tenth.
+  // W of a step: short_window in a share of them, drawn from seed and step, but never in the last tenth (rounded up).
   int64_t window_at(int64_t step) const;
   // Linear to lr over the warm-up, then a cosine to final_rate() at the last step.
   double learning_rate(int64_t step) const;

@@ -383,6 +383,8 @@ TEST_CASE("GPU: cross entropy") {
                            {9, 7, 8, -2, false},
                            // A block a row: kept, looked at without a gradient, too long to be kept, of odd length.
                            {6, 8191, 8192, 0.5, true},
+                           {3, 24576, 24576, 0.5, true},  // of just 48 KB: in bf16, in float
+                           {3, 12288, 12288, 0.5, true},
                            {3, 6000, 6016, 0, false},
                            {3, 120000, 120000, 0.5, false},
                            {3, 4099, 4099, 0.5, true}})

@@ -169,7 +169,7 @@ TEST_CASE("inspect --html: no text breaks the page") {
   text +=
       "\xD7\xA9\xD7\x9C\xD7\x95\xD7\x9D \xF0\x9F\x99\x82\xE6\x9D\xB1 \\n\n\t\r\xE2\x80\xA8 \xC2\x9B \xED\xA0\x80 "
       "\xF5\xFE\xC0 &lt; \"'`";
-  for (int byte = 0; byte < 256; byte++) text += static_cast<char>(byte);
+  for (int byte = 1; byte < 256; byte++) text += static_cast<char>(byte);
   text += shop.sea(3);
   shop.text = shop.path + "/<!--<script>.txt";
   write_file(shop.text, text);

@@ -99,35 +99,45 @@ TEST_CASE("--short-window: a share of the steps has it, none of the last tenth")
   CHECK(drawn < 510);
   s.short_share = 1;
   for (int64_t step = 0; step < 1000; step++) CHECK(s.window_at(step) == (step < 900 ? 4 : 9));
+  s.steps = 1;
+  CHECK(s.window_at(0) == 9);
 
-  // With all of them short the weights are those of a model with that window; with some, others than of any.
+  // While all are short the weights are those of a model with that window; where some are, others than of any.
   const Workshop shop;
   const auto training = [&](const std::string& name, const char* window, const std::string& flags) {
-    return shop.tiny_training(name, {{"chunks", "8"}, {"window", window}, {"threads", "1"}}) + " --steps 9 " + flags;
+    return shop.tiny_training(name, {{"chunks", "8"}, {"window", window}, {"threads", "1"}}) +
+           " --steps 9 --save-every 4 --keep 9 --eval-every 8 --val-data '" + shop.path + "/shards/t_val_*' " + flags;
   };
   const auto trained = [&](const std::string& name, const char* window, const std::string& flags) {
     REQUIRE(shop.run(training(name, window, flags)).exit == 0);
     return shop.weights(name, "00000009");
   };
   const auto whole = trained("whole", "9", ""), four = trained("four", "4", "");
-  CHECK(trained("all", "9", "--short-window 4 --short-share 1") == four);
-  // The same weights are validated with the whole window, and then with theirs.
-  const std::string validated = " --eval-every 9 --val-data '" + shop.path + "/shards/t_val_*'";
-  const auto last_loss = [&](const std::string& name, const char* window, const std::string& flags) {
-    trained(name, window, flags + validated);
-    const std::string log = read_file(shop.path + "/" + name + "/log.jsonl", size_t{1} << 24);
-    return JsonField(parse_json(log.substr(log.rfind("{")), "log.jsonl"), "line").at("val_loss").number();
+  CHECK(trained("all", "9", "--short-window 4 --short-share 1") != four);  // its last step is not
+  CHECK(shop.weights("all", "00000008") == shop.weights("four", "00000008"));
+  // The same weights are validated with the whole window, and with theirs.
+  const auto loss_at_8 = [&](const std::string& name) {
+    std::istringstream log(read_file(shop.path + "/" + name + "/log.jsonl", size_t{1} << 24));
+    for (std::string line; std::getline(log, line);) {
+      const Json json = parse_json(line, "log.jsonl");
+      const JsonField field(json, "line");
+      if (field.has("val_loss") && field.at("step").integer() == 8) return field.at("val_loss").number();
+    }
+    return 0.0;
   };
-  CHECK(last_loss("seen_all", "9", "--short-window 4 --short-share 1") != last_loss("seen_four", "4", ""));
+  CHECK(loss_at_8("all") > 0);
+  CHECK(loss_at_8("all") != loss_at_8("four"));
   CHECK(trained("none", "9", "--short-window 4 --short-share 0") == whole);
   const auto some = trained("some", "9", "--short-window 4");
   CHECK(some != whole);
   CHECK(some != four);
   // Stopped in between and resumed: the same steps have it.
-  trained("parts", "9", "--short-window 4 --save-every 4 --keep 9");
+  trained("parts", "9", "--short-window 4");
   for (const char* step : {"/parts/step_00000009", "/parts/step_00000008"}) remove_tree(shop.path + step);
   REQUIRE(shop.run("train --resume --out " + shop.path + "/parts").exit == 0);
   CHECK(shop.weights("parts", "00000009") == some);
+  shop.fails(shop.tiny_training("no", {{"groups", ""}}) + " --steps 3 --short-window 1", 2,
+             "expected a model that fetches");
   shop.fails(shop.tiny_training("no", {{"window", "9"}}) + " --steps 3 --short-window 10", 2,
              "--short-window: expected at most --window, 9, found 10");
 }
