@@ -2,10 +2,10 @@
 //
 //   lane 0   1  ..  31   0 ..      columns of a row, N neighbours a lane: a pack
 //
-// Rows of up to 3 packs a lane (768 columns in bf16, 384 in float) are read once and stay in registers; so do a lane's sums of
-// dgain over its warp's rows. Longer ones are read again, and sum dgain in shared memory. Shared memory, backward
-// alone: (warps,D) floats, a warp's sums of dgain over its rows; up to 96 KiB. A warp fills its own row, which is read
-// by all after the barrier.
+// Rows of up to 3 packs a lane (768 columns in bf16, 384 in float) are read once and stay in registers; so do a lane's
+// sums of dgain over its warp's rows. Longer ones are read again, and sum dgain in shared memory. Shared memory,
+// backward alone: (warps,D) floats, a warp's sums of dgain over its rows; up to 96 KiB. A warp fills its own row, which
+// is read by all after the barrier.
 #include <algorithm>
 
 #include "gca_kernels.cuh"
