@@ -32,7 +32,7 @@ train_for() {
   echo "$name: $steps steps, $(($(date +%s) - start)) s"
 }
 train_for window --lower 7 --groups '' --window 128
-train_for drt --lower 3 --groups 3 --encoder 1 --topk 8 --window 128 $DRT
+train_for drt --lower 3 --groups 3 --encoder 1 --topk 8 --window 128 --noise-scale 0.3 --noise-scale-final 0 --short-window 64 $DRT
 # The same tokens for all: the second half of rows as long as in training, then with more before them.
 judge() {
   name=$1 && shift
