@@ -180,11 +180,13 @@ bool is_damaged(const std::string& folder) {
   return false;
 }
 
-// Renames a checkpoint to the first of step_N.damaged, step_N.damaged.2, .. that is free, and says to which.
+// Renames a checkpoint to the first of step_N.damaged, step_N.damaged.2, .. 9 that is free, and says to which. An Error
+// where none is: a disk that damages a step ten times is not to be filled.
 std::string set_aside(const std::string& folder) {
   std::string to = folder + ".damaged";
   std::error_code none;
-  for (int number = 2; std::filesystem::exists(to, none); number++) to = str(folder, ".damaged.", number);
+  for (int number = 2; number <= 9 && std::filesystem::exists(to, none); number++)
+    to = str(folder, ".damaged.", number);
   rename_path(folder, to);
   return to;
 }

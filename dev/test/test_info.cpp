@@ -87,7 +87,8 @@ TEST_CASE("best: whatever reads a checkpoint takes RUN/best; it survives pruning
                 lost.out);
 
   // Step 5 cannot be saved: what has its name is no checkpoint and cannot be set aside.
-  make_folder(shop.path + "/blocked/step_00000005.damaged");
+  for (const char* taken : {"", ".2", ".3", ".4", ".5", ".6", ".7", ".8", ".9"})
+    make_folder(shop.path + "/blocked/step_00000005.damaged" + taken);
   write_file(shop.path + "/blocked/step_00000005", "");
   const Workshop::Result blocked = shop.run(best_first(shop, "blocked"));
   CHECK_MESSAGE(says(blocked, "the checkpoint of step 5 was not saved"), blocked.out);
