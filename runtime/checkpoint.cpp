@@ -98,6 +98,13 @@ void Manifest::write(const std::string& folder) const {
   write_file(folder + "/" + file_name, json.dump(true));
 }
 
+namespace {
+// A file of a checkpoint is missing, cut off or changed.
+struct Damaged : Error {
+  using Error::Error;
+};
+}  // namespace
+
 Checkpoint read_checkpoint(const std::string& folder, Check check) {
   const Manifest manifest = Manifest::read(folder);
   if (const int64_t step = step_of(folder); step >= 0 && step != manifest.step)
@@ -108,15 +115,15 @@ Checkpoint read_checkpoint(const std::string& folder, Check check) {
     const std::string path = folder + "/" + entry.name;
     std::error_code none;
     if (!std::filesystem::exists(path, none))
-      throw Error("'" + path + "' is missing: it was removed or not copied; use another checkpoint");
+      throw Damaged("'" + path + "' is missing: it was removed or not copied; use another checkpoint");
     const File file = File::open(path);
     if (const int64_t bytes = file.size_bytes(); bytes != entry.bytes)
-      throw Error(str("'", path, "' is ", bytes < entry.bytes ? "cut off" : "too long", ": expected ", entry.bytes,
-                      " bytes, found ", bytes, "; use another checkpoint"));
+      throw Damaged(str("'", path, "' is ", bytes < entry.bytes ? "cut off" : "too long", ": expected ", entry.bytes,
+                        " bytes, found ", bytes, "; use another checkpoint"));
     const bool read = check == Check::bytes || entry.name == "state.json";
     if (const uint32_t crc = read ? crc32c(file) : entry.crc; crc != entry.crc)
-      throw Error(str("'", path, "' has changed since it was saved: expected CRC-32C ", hex(entry.crc, 8), ", found ",
-                      hex(crc, 8), "; check the disk, and use another checkpoint"));
+      throw Damaged(str("'", path, "' has changed since it was saved: expected CRC-32C ", hex(entry.crc, 8), ", found ",
+                        hex(crc, 8), "; check the disk, and use another checkpoint"));
     checkpoint.files.push_back(entry.name);
   }
   const std::string path = checkpoint.file("state.json");
@@ -155,29 +162,18 @@ std::string what_lies_there(const std::string& path) {
   return "; check the path (a run stopped before its first save has none: start it anew)";
 }
 
-bool is_whole(const std::string& folder) {
+enum class Condition { whole, damaged, unknown };  // unknown: cannot be read, or is of a newer program
+Condition condition_of(const std::string& folder) {
+  std::error_code none;
+  if (!std::filesystem::exists(folder + "/" + Manifest::file_name, none)) return Condition::damaged;
   try {
     read_checkpoint(folder);
-    return true;
+    return Condition::whole;
+  } catch (const Damaged&) {
+    return Condition::damaged;
   } catch (const Error&) {
-    return false;
+    return Condition::unknown;
   }
-}
-
-// Whether a manifest is missing, or a file that it lists is missing, cut off or changed. What cannot be read for
-// another reason, or is of a newer program, may be whole.
-bool is_damaged(const std::string& folder) {
-  std::error_code none;
-  if (!std::filesystem::exists(folder + "/" + Manifest::file_name, none)) return !none;
-  try {
-    for (const Manifest::Entry& entry : Manifest::read(folder).entries) {
-      const std::string path = folder + "/" + entry.name;
-      if (!std::filesystem::exists(path, none)) return !none;
-      const File file = File::open(path);
-      if (file.size_bytes() != entry.bytes || crc32c(file) != entry.crc) return true;
-    }
-  } catch (const Error&) {}
-  return false;
 }
 
 // Renames a checkpoint to the first of step_N.damaged, step_N.damaged.2, .. 9 that is free, and says to which. An Error
@@ -245,7 +241,7 @@ Manifest write_checkpoint(const std::string& run, int64_t step, const std::vecto
       if (name.starts_with("step_") && name.ends_with(".partial")) remove_tree(run + "/" + name);
     std::error_code none;
     if (std::filesystem::exists(folder, none)) {
-      if (is_whole(folder))
+      if (condition_of(folder) == Condition::whole)
         throw Error("'" + folder + "' is there and whole; remove it first if it should be made anew");
       set_aside(folder);
     }
@@ -280,7 +276,7 @@ std::vector<std::string> set_aside_damaged(const std::string& run, int64_t step)
   std::vector<std::string> said;
   for (const int64_t newer : list_checkpoints(run)) {
     const std::string folder = checkpoint_folder(run, newer);
-    if (newer <= step || !is_damaged(folder)) continue;
+    if (newer <= step || condition_of(folder) != Condition::damaged) continue;
     said.push_back("'" + folder + "' is damaged: set aside as '" + set_aside(folder) + "'");
   }
   if (!said.empty()) sync_folder(run);
