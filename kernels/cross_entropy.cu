@@ -18,31 +18,47 @@ constexpr int block_threads = 512, warp_rows = 8, short_row = 4096;
 // Bytes of shared memory beside a kept row: the card's own, and what a block says to itself.
 constexpr int kept_beside = 2048;
 
-// A maximum and the sum of e^(x - maximum), of what was seen.
+// 2^x. A number of 8 bits needs no more than the card's own instruction, which is right to 22.
+template <class Act>
+__device__ inline float power_of_2(float x) {
+  if constexpr (std::is_same_v<Act, bf16>) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+  } else {
+    return exp2f(x);
+  }
+}
+constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
+
+// The largest x that was seen, and the sum of e^x as 2^top2 times `sum`, top2 = x log2(e): in powers of 2 an
+// exponential is one multiply-add and one instruction, and this op is bound by how many there are.
+template <class Act>
 struct Exponentials {
-  float top = -INFINITY, sum = 0;
-  template <class Act, int N>
+  float top2 = -INFINITY, sum = 0;
+  template <int N>
   __device__ void add(const Pack<Act, N>& x) {
-    float highest = top;
+    float highest = to_float(x.at[0]);
 #pragma unroll
-    for (int e = 0; e < N; e++) highest = fmaxf(highest, to_float(x.at[e]));
-    if (highest == -INFINITY) {  // all are -inf, which add nothing, or no numbers, which make the sum none
+    for (int e = 1; e < N; e++) highest = fmaxf(highest, to_float(x.at[e]));
+    const float highest2 = fmaxf(highest * log2_e, top2);
+    if (highest2 == -INFINITY) {  // all are -inf, which add nothing, or no numbers, which make the sum none
 #pragma unroll
       for (int e = 0; e < N; e++) sum += to_float(x.at[e]) == -INFINITY ? 0 : to_float(x.at[e]);
       return;
     }
-    if (highest > top) {
-      sum *= expf(top - highest);
-      top = highest;
+    if (highest2 > top2) {
+      sum *= power_of_2<Act>(top2 - highest2);
+      top2 = highest2;
     }
 #pragma unroll
-    for (int e = 0; e < N; e++) sum += expf(to_float(x.at[e]) - top);
+    for (int e = 0; e < N; e++) sum += power_of_2<Act>(fmaf(to_float(x.at[e]), log2_e, -top2));
   }
   __device__ void add(Exponentials other) {
-    const float both = fmaxf(top, other.top);
+    const float both = fmaxf(top2, other.top2);
     if (both != -INFINITY) {
-      sum = sum * expf(top - both) + other.sum * expf(other.top - both);
-      top = both;
+      sum = sum * power_of_2<Act>(top2 - both) + other.sum * power_of_2<Act>(other.top2 - both);
+      top2 = both;
     } else sum += other.sum;
   }
 };
@@ -68,7 +84,7 @@ __global__ void __launch_bounds__(threads == 32 ? 32 * warp_rows : threads, kept
     return;
   }
   const float of_wanted = to_float(row[wanted]);  // before anybody writes: a barrier follows
-  Exponentials all;
+  Exponentials<Act> all;
 #pragma unroll 4
   for (int j = first; j < V_whole; j += threads * N) {
     const auto pack = load_pack<N>(row + j);
@@ -84,32 +100,36 @@ __global__ void __launch_bounds__(threads == 32 ? 32 * warp_rows : threads, kept
     all.add(pack);
   }
   for (int step = 16; step > 0; step /= 2)
-    all.add(Exponentials{__shfl_xor_sync(0xffffffffu, all.top, step), __shfl_xor_sync(0xffffffffu, all.sum, step)});
+    all.add({__shfl_xor_sync(0xffffffffu, all.top2, step), __shfl_xor_sync(0xffffffffu, all.sum, step)});
   if constexpr (warps > 1) {
     __shared__ float tops[warps], sums[warps];
     if (threadIdx.x % 32 == 0) {
-      tops[threadIdx.x / 32] = all.top;
+      tops[threadIdx.x / 32] = all.top2;
       sums[threadIdx.x / 32] = all.sum;
     }
     __syncthreads();
     all = {tops[0], sums[0]};
-    for (int w = 1; w < warps; w++) all.add(Exponentials{tops[w], sums[w]});
+    for (int w = 1; w < warps; w++) all.add({tops[w], sums[w]});
   } else {
     __syncwarp();
   }
-  const float lse = all.top + logf(all.sum);
-  if (first == 0) loss[r] = lse - of_wanted;
+  const float lse2 = all.top2 + log2f(all.sum);  // of the log-sum-exp, in powers of 2 as well
+  if (first == 0) loss[r] = fmaf(lse2, ln_2, -of_wanted);
   if (scale == 0) return;
   const float factor = scale * (weight ? weight[r] : 1.0f);
 #pragma unroll 2
   for (int j = first; j < stride; j += threads * N) {
     Pack<Act, N> pack{};
     if (j < V) pack = load_pack<N>(keep + j);
+    float of[N];
 #pragma unroll
-    for (int e = 0; e < N; e++) {
-      const float probability = j + e < V ? expf(to_float(pack.at[e]) - lse) : 0.0f;
-      pack.at[e] = from_float<Act>(factor * (j + e == wanted ? probability - 1 : probability));
+    for (int e = 0; e < N; e++) of[e] = power_of_2<Act>(fmaf(to_float(pack.at[e]), log2_e, -lse2));  // probability
+    if (j + N > V || (wanted >= j && wanted < j + N)) {  // one pack a row, or two
+#pragma unroll
+      for (int e = 0; e < N; e++) of[e] = j + e < V ? (j + e == wanted ? of[e] - 1 : of[e]) : 0.0f;
     }
+#pragma unroll
+    for (int e = 0; e < N; e++) pack.at[e] = from_float<Act>(factor * of[e]);
     store_pack(row + j, pack);
   }
 }
