@@ -50,13 +50,14 @@ void Cpu<real, bf16>::rmsnorm_forward(act* out, stat* rstd, const act* x, const 
   });
 }
 // With g = gain * dn and xhat = x * rstd:  dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat)),  dgain +=
-// sum of dn * xhat. dx may be dn, or a residual.
+// sum of dn * xhat. dx may be dn, or a residual. n, where it is asked for, has the bits that forward gave it.
 template <class real, bool bf16>
 void Cpu<real, bf16>::rmsnorm_backward(const RmsnormBackward<act, weight, grad, stat>& a, int64_t rows, int64_t D,
                                        int64_t stride) {
   act* dx = a.dx;
   grad* dgain = a.dgain;
   const act *dn = a.dn, *x = a.x, *residual = a.residual, *residual2 = a.residual2;
+  act* n = a.n;
   const stat* rstd = a.rstd;
   const weight* gain = a.gain;
   const int64_t block = 64, blocks = ceil_div(rows, block);
@@ -70,6 +71,7 @@ void Cpu<real, bf16>::rmsnorm_backward(const RmsnormBackward<act, weight, grad, 
         const real* row = x + r * stride;
         const real mean = Row::dot3(dn + r * D, gain, row, D) * rstd[r] / static_cast<real>(D);
         Row::accumulate_gain(sum, dn + r * D, row, rstd[r], D);
+        if (n) Row::scale_row(n + r * D, row, gain, rstd[r], D);
         Row::norm_gradient_row(dx + r * stride, dn + r * D, gain, row, rstd[r], mean,
                                residual ? residual + r * stride : nullptr, residual2 ? residual2 + r * stride : nullptr,
                                D);
@@ -120,7 +122,9 @@ void Cpu<real, bf16>::swiglu_forward(act* h, const act* gate_up, int64_t rows, i
   });
 }
 template <class real, bool bf16>
-void Cpu<real, bf16>::swiglu_backward(act* dgate_up, const act* dh, const act* gate_up, int64_t rows, int64_t F) {
+void Cpu<real, bf16>::swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int64_t rows,
+                                      int64_t F) {
+  if (h) swiglu_forward(h, gate_up, rows, F);
   over(rows, F, [=](int64_t begin, int64_t end) {
     simd([=]() GCA_INLINE {
       for (int64_t r = begin; r < end; r++) {

@@ -237,6 +237,7 @@ class Gpu : public GpuDevice {
   // With g = gain * dn and xhat = x * rstd:
   //   dx = residual + residual2 + rstd * (g - xhat * mean(g * xhat))
   //   dgain += sum of dn * xhat
+  //   n = the norm's output once more, with forward's bits, where it is asked for
   // dx may be dn (where stride is D), or a residual
   void rmsnorm_backward(const RmsnormBackward<act, weight, float, float>& a, int64_t rows, int64_t D, int64_t stride);
 
@@ -253,7 +254,8 @@ class Gpu : public GpuDevice {
 
   // ---- SwiGLU: h = silu(gate) * up. h (rows,F), gate_up (rows,2F): gate | up ----
   void swiglu_forward(act* h, const act* gate_up, int64_t rows, int64_t F);
-  void swiglu_backward(act* dgate_up, const act* dh, const act* gate_up, int64_t rows, int64_t F);
+  // h: = once more, with forward's bits, or null
+  void swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int64_t rows, int64_t F);
 
   // ---- sliding-window attention with ALiBi (drt.md SWA) ----
   // out (B,T,D), lse (B,H,T), qkv (B,T,3D), ring (B,W,2D) or null

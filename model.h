@@ -264,8 +264,6 @@ struct DRT {
   void attend(Layer& l, act* ring);
   void attend_fetched(Layer& l, Group& group);
 
-  void layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group);
-
   void layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group);
   // Of a norm over packed rows; gain: where its tensor lies.
   void norm_backward(int64_t gain, RmsnormBackward<act, weight, grad, stat> a, int64_t rows) {

@@ -143,37 +143,26 @@ StepState DRT<Device>::step_state() const {
   return copy;
 }
 
-// What layer_backward reads and recompute did not keep.
-template <class Device>
-void DRT<Device>::layer_anew(Layer& l, Kind kind, const act* x, int64_t rows, Group* group) {
-  if (recompute == Recompute::none) return;
-  const int64_t D = config.width;
-  if (recompute == Recompute::layers) {
-    layer_inside(l, kind, x, rows, nullptr, group);
-  } else {
-    device.rmsnorm_forward(l.n1, l.rstd1, x, weights + l.tensors.norm1, rows, D, D, eps_of(kind));
-    if (kind == Kind::upper)
-      device.rmsnorm_forward(l.gca_n, l.gca_rstd, l.a, weights + l.tensors.gca_norm, rows, D, D, eps_of(kind));
-    device.rmsnorm_forward(l.n2, l.rstd2, mlp_in(l, kind), weights + l.tensors.norm2, rows, D, D, eps_of(kind));
-  }
-  device.swiglu_forward(l.h, l.gate_up, rows, config.ffn);
-}
 // dx: in, the gradient of the layer's output; out, of its input x. Weights' gradients are +=.
 template <class Device>
 void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int64_t rows, Group* group) {
   const int64_t D = config.width, F = config.ffn;
-  layer_anew(l, kind, x, rows, group);
-  // out = a + Wdown swiglu(Wgate_up Norm(mlp_in))
-  device.matmul_backward_weight(gradient + l.tensors.down, dx, l.h, rows, F, D);
+  // What recompute did not keep: the layer's inside here; h, and norms where they alone were not kept, by the ops of
+  // their gradients on their way.
+  if (recompute == Recompute::layers) layer_inside(l, kind, x, rows, nullptr, group);
+  const auto anew = [this](act* made) { return recompute == Recompute::norms ? made : nullptr; };
+  // out = a + Wdown swiglu(Wgate_up Norm(mlp_in)); a weight's gradient last, for its input may be made before it
   device.matmul_backward_input(dh_, dx, weights + l.tensors.down, false, rows, F, D);
-  device.swiglu_backward(dgate_up_, dh_, l.gate_up, rows, F);
-  device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
+  device.swiglu_backward(dgate_up_, recompute == Recompute::none ? nullptr : l.h, dh_, l.gate_up, rows, F);
+  device.matmul_backward_weight(gradient + l.tensors.down, dx, l.h, rows, F, D);
   device.matmul_backward_input(dn_, dgate_up_, weights + l.tensors.gate_up, false, rows, D, 2 * F);
   if (kind == Kind::upper) {
     // mlp_in = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The residual stream carries a: dx goes round mlp_in,
     // not through it.
     act* dq = dattended_;  // its place is free until the attention's turn comes
-    norm_backward(l.tensors.norm2, {.dx = dmlp_in_, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2}, rows);
+    norm_backward(l.tensors.norm2, {.dx = dmlp_in_, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2, .n = anew(l.n2)},
+                  rows);
+    device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
     device.matmul_backward_weight(gradient + l.tensors.gca_o, dmlp_in_, l.fetched, rows, D, D);
     device.matmul_backward_input(l.dfetched, dmlp_in_, weights + l.tensors.gca_o, false, rows, D, D);
     device.gca_backward_query({.dq = dq,
@@ -186,12 +175,16 @@ void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int
                                .pick = group->pick,
                                .w = group->w},
                               gca_shape());
-    device.matmul_backward_weight(gradient + l.tensors.gca_q, dq, l.gca_n, rows, D, D);
     device.matmul_backward_input(dn_, dq, weights + l.tensors.gca_q, false, rows, D, D);
-    norm_backward(l.tensors.gca_norm,
-                  {.dx = dx, .dn = dn_, .x = l.a, .rstd = l.gca_rstd, .residual = dx, .residual2 = dmlp_in_}, rows);
+    norm_backward(
+        l.tensors.gca_norm,
+        {.dx = dx, .dn = dn_, .x = l.a, .rstd = l.gca_rstd, .residual = dx, .residual2 = dmlp_in_, .n = anew(l.gca_n)},
+        rows);
+    device.matmul_backward_weight(gradient + l.tensors.gca_q, dq, l.gca_n, rows, D, D);
   } else {
-    norm_backward(l.tensors.norm2, {.dx = dx, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2, .residual = dx}, rows);
+    norm_backward(l.tensors.norm2,
+                  {.dx = dx, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2, .residual = dx, .n = anew(l.n2)}, rows);
+    device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
   }
   // a = x + Wo Attention(Wqkv Norm(x))
   device.matmul_backward_weight(gradient + l.tensors.o, dx, l.attended, rows, D, D);
@@ -199,9 +192,9 @@ void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int
   if (kind == Kind::encoder)
     device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
   else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
-  device.matmul_backward_weight(gradient + l.tensors.qkv, dqkv_, l.n1, rows, D, 3 * D);
   device.matmul_backward_input(dn_, dqkv_, weights + l.tensors.qkv, false, rows, D, 3 * D);
-  norm_backward(l.tensors.norm1, {.dx = dx, .dn = dn_, .x = x, .rstd = l.rstd1, .residual = dx}, rows);
+  norm_backward(l.tensors.norm1, {.dx = dx, .dn = dn_, .x = x, .rstd = l.rstd1, .residual = dx, .n = anew(l.n1)}, rows);
+  device.matmul_backward_weight(gradient + l.tensors.qkv, dqkv_, l.n1, rows, D, 3 * D);
 }
 
 }  // namespace gca

@@ -130,6 +130,7 @@ struct RmsnormBackward {
   const stat* rstd;                                     // (rows)
   const weight* gain = nullptr;                         // (D)
   const act *residual = nullptr, *residual2 = nullptr;  // (rows,D), stride apart, added to dx
+  act* n = nullptr;                                     // (rows,D) packed, = the norm's output once more, or null
 };
 template <class act, class stat>
 struct RetrievalBackward {

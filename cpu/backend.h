@@ -47,7 +47,7 @@ class Cpu : public CpuDevice {
   void matmul_backward_weight(grad* dW, const act* dy, const act* x, int64_t rows, int64_t in, int64_t out);
   // ---- SwiGLU: h = silu(gate) * up, silu(z) = z / (1 + e^-z) ------------------------------------------------------
   void swiglu_forward(act* h, const act* gate_up, int64_t rows, int64_t F);
-  void swiglu_backward(act* dgate_up, const act* dh, const act* gate_up, int64_t rows, int64_t F);
+  void swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int64_t rows, int64_t F);
   // ---- sliding-window attention with ALiBi (drt.md SWA) -----------------------------------------------------------
   void sliding_attention_forward(act* out, stat* lse, const act* qkv, const act* ring, const SlidingShape& s);
   void sliding_attention_backward(act* dqkv, const act* dout, const act* qkv, const act* out, const stat* lse,

@@ -337,7 +337,7 @@ struct Op {
     bytes = static_cast<double>((forward ? 3 : 5) * R * F) * sizeof(act);
     call = [=, this] {
       if (forward) device.swiglu_forward(out, gate_up, R, F);
-      else device.swiglu_backward(out, dh, gate_up, R, F);
+      else device.swiglu_backward(out, nullptr, dh, gate_up, R, F);
     };
     results = [=, this] { bench.result("out", out, R * F * (forward ? 1 : 2)); };
   }

@@ -88,6 +88,7 @@ __global__ void rmsnorm_forward_kernel(Act* out,         // (rows,D)
 // With g = gain * dn, xhat = x * rstd:
 //   dx = residuals + rstd * (g - xhat * mean(g * xhat))
 //   dgain += sum of dn * xhat
+//   n = gain * xhat, with forward's bits, where it is asked for
 // Warp w of a block takes rows begin + w, begin + w + warps, .. of the block's; each sums dgain by itself, and the
 // block leaves the sum over its warps in partial[block]. dx may be dn or a residual: a lane reads what it writes before
 // it does.
@@ -95,6 +96,7 @@ template <class Act, int N, int P>
 __global__ void __launch_bounds__(32 * backward_warps, P > 0 ? 2 : 1)
     rmsnorm_backward_kernel(Act* dx,               // (rows,D), stride apart
                             float* partial,        // (blocks,D)
+                            Act* n,                // (rows,D), or null
                             const Act* dn,         // (rows,D)
                             const Act* x,          // (rows,D), stride apart
                             const float* rstd,     // (rows)
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(32 * backward_warps, P > 0 ? 2 : 1)
     const float mean = warp_sum(sum) * scale / static_cast<float>(D);
     for_packs<N, P>(D, [&](int i, int64_t j) {
       const auto d_j = d.at(i, j), by_j = by.at(i, j), x_j = at.at(i, j);
-      Pack<Act, N> one{}, two{}, out;
+      Pack<Act, N> one{}, two{}, out, again;
       if (residual) one = load_pack<N>(residual + r * stride + j);
       if (residual2) two = load_pack<N>(residual2 + r * stride + j);
 #pragma unroll
@@ -133,8 +135,10 @@ __global__ void __launch_bounds__(32 * backward_warps, P > 0 ? 2 : 1)
         else mine[j + e] += slope;
         out.at[e] = from_float<Act>((residual ? to_float(one.at[e]) : 0.0f) + (residual2 ? to_float(two.at[e]) : 0.0f) +
                                     scale * (to_float(d_j.at[e]) * to_float(by_j.at[e]) - xhat * mean));
+        again.at[e] = from_float<Act>(to_float(by_j.at[e]) * to_float(x_j.at[e]) * scale);
       }
       store_pack(dx + r * stride + j, out);
+      if (n) store_pack(n + r * D + j, again);
     });
   }
   if constexpr (P > 0)
@@ -192,7 +196,7 @@ void Gpu<Act>::rmsnorm_backward(const RmsnormBackward<Act, Act, float, float>& a
   with_width<Act>({D, stride}, [&](auto N) {
     with_packs<N>(D, [&](auto P) {
       launch("RMSNorm, backward", stream_, rmsnorm_backward_kernel<Act, N, P>, blocks, static_cast<int>(32 * warps),
-             warps * row_bytes, a.dx, partial, a.dn, a.x, a.rstd, a.gain, a.residual, a.residual2, rows, D, stride,
+             warps * row_bytes, a.dx, partial, a.n, a.dn, a.x, a.rstd, a.gain, a.residual, a.residual2, rows, D, stride,
              rows_of_block);
     });
   });

@@ -26,6 +26,7 @@ __global__ void swiglu_forward_kernel(Act* h,              // (rows,F)
 // dgate = dh up silu'(gate),  silu' = sigmoid + silu (1 - sigmoid)
 template <class Act, int N>
 __global__ void swiglu_backward_kernel(Act* dgate_up,       // (rows,2F)
+                                       Act* h,              // (rows,F) or null
                                        const Act* dh,       // (rows,F)
                                        const Act* gate_up,  // (rows,2F)
                                        int64_t rows, int64_t F) {
@@ -43,6 +44,11 @@ __global__ void swiglu_backward_kernel(Act* dgate_up,       // (rows,2F)
   }
   store_pack(dgate_up + 2 * r * F + j, dgate);
   store_pack(dgate_up + (2 * r + 1) * F + j, dup);
+  if (!h) return;
+  Pack<Act, N> again;
+#pragma unroll
+  for (int e = 0; e < N; e++) again.at[e] = from_float<Act>(swiglu(to_float(gate.at[e]), to_float(up.at[e])));
+  store_pack(h + r * F + j, again);
 }
 
 }  // namespace
@@ -55,10 +61,10 @@ void Gpu<Act>::swiglu_forward(Act* h, const Act* gate_up, int64_t rows, int64_t 
   });
 }
 template <class Act>
-void Gpu<Act>::swiglu_backward(Act* dgate_up, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
+void Gpu<Act>::swiglu_backward(Act* dgate_up, Act* h, const Act* dh, const Act* gate_up, int64_t rows, int64_t F) {
   with_width<Act>({F}, [&](auto N) {
     launch("SwiGLU, backward", stream_, swiglu_backward_kernel<Act, N>, ceil_div(rows * (F / N), 256), 256, 0, dgate_up,
-           dh, gate_up, rows, F);
+           h, dh, gate_up, rows, F);
   });
 }
 

@@ -177,9 +177,11 @@ TEST_CASE("rmsnorm: formula, gradients, strided rows, residuals, in place") {
         return inner(dn, out) + (r1 ? inner(residual, x) : 0) + (r2 ? inner(residual2, x) : 0);
       };
       forward();
-      Vec dx(n, 5.0), dgain = before;
-      cpu.rmsnorm_backward({dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data(), r1, r2}, rows, D,
-                           stride);
+      Vec dx(n, 5.0), dgain = before, norm = zeros(rows * D);
+      cpu.rmsnorm_backward(
+          {dx.data(), dgain.data(), dn.data(), x.data(), rstd.data(), gain.data(), r1, r2, norm.data()}, rows, D,
+          stride);
+      CHECK(norm == out);
       CHECK(slope_error(x.data(), dx.data(), direction_in(n, stride, 0, D), loss) < slope_tolerance);
       for (int64_t i = 0; i < n; i++)
         if (i % stride >= D) CHECK(dx[i] == 5.0);
@@ -261,7 +263,9 @@ TEST_CASE("swiglu: formula and gradients") {
       }
     CHECK(relative_error(h, want) < 1e-14);
     const Vec dh = randoms(rows * F, 2);
-    cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), rows, F);
+    Vec again = zeros(rows * F);
+    cpu.swiglu_backward(dgate_up.data(), again.data(), dh.data(), gate_up.data(), rows, F);
+    CHECK(again == h);
     for (int part = 0; part < 2; part++)
       CHECK(
           slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F), [&] {
@@ -275,7 +279,7 @@ TEST_CASE("swiglu: formula and gradients") {
   float h[2], dgate_up[4];
   const float dh[2] = {1, 1};
   single.swiglu_forward(h, extreme.data(), 1, 2);
-  single.swiglu_backward(dgate_up, dh, extreme.data(), 1, 2);
+  single.swiglu_backward(dgate_up, nullptr, dh, extreme.data(), 1, 2);
   CHECK(std::fabs(h[0]) < 1e-30f);
   CHECK(h[1] == 2000);
   CHECK(std::fabs(dgate_up[0]) < 1e-30f);
@@ -488,7 +492,7 @@ std::vector<Output> all_ops(int threads) {
     const Buffer gate_up = input(R * 2 * F, 9), dh = input(R * F, 10);
     Buffer h = buffer(R * F), dgate_up = buffer(R * 2 * F);
     cpu.swiglu_forward(h.data(), gate_up.data(), R, F);
-    cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), R, F);
+    cpu.swiglu_backward(dgate_up.data(), nullptr, dh.data(), gate_up.data(), R, F);
     keep("swiglu", h, true);
     keep("swiglu dgate|dup", dgate_up, true);
   }

@@ -56,15 +56,18 @@ TEST_CASE("GPU: RMSNorm") {
                   *dn = bench.template put<act>(randoms(in_bf16, rows * D, 3));
         const weight* gain = bench.template put<weight>(randoms(in_bf16, D, 2, 0.3, 1));
         act *out = bench.template make<act>(rows * D), *dx = bench.template put<act>(residual),
-            *in_place = bench.template put<act>(randoms(in_bf16, rows * D, 3));
+            *in_place = bench.template put<act>(randoms(in_bf16, rows * D, 3)),
+            *again = bench.template make<act>(rows * D);
         stat* rstd = bench.template make<stat>(rows);
         grad* dgain = bench.template put<grad>(randoms(in_bf16, D, 6));
         bench.device.rmsnorm_forward(out, rstd, x, gain, rows, D, stride, 1e-2);
         bench.device.rmsnorm_backward({dx, dgain, dn, x, rstd, gain, residuals > 0 ? dx : nullptr,
-                                       residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr},
+                                       residuals > 1 ? bench.template put<act>(randoms(in_bf16, n, 5)) : nullptr,
+                                       residuals != 1 ? again : nullptr},
                                       rows, D, stride);
         bench.result("out", out, rows * D);
         bench.result("rstd", rstd, rows);
+        if (residuals != 1) bench.result("out once more", again, rows * D);
         bench.result("dx", dx, n);
         bench.result("dgain", dgain, D);
         if (apart > 1) return;
@@ -157,8 +160,11 @@ TEST_CASE("GPU: SwiGLU") {
       const act* gate_up = bench.template put<act>(randoms(in_bf16, rows * 2 * F, 1, 3));
       act *h = bench.template make<act>(rows * F), *dgate_up = bench.template make<act>(rows * 2 * F);
       bench.device.swiglu_forward(h, gate_up, rows, F);
-      bench.device.swiglu_backward(dgate_up, bench.template put<act>(randoms(in_bf16, rows * F, 2)), gate_up, rows, F);
+      act* again = bench.template make<act>(rows * F);
+      const act* dh = bench.template put<act>(randoms(in_bf16, rows * F, 2));
+      bench.device.swiglu_backward(dgate_up, again, dh, gate_up, rows, F);
       bench.result("h", h, rows * F);
+      bench.result("h once more", again, rows * F);
       bench.result("dgate|dup", dgate_up, rows * 2 * F);
     });
 }

@@ -105,7 +105,7 @@ TEST_CASE("pages: the numbers of first-kernel.md are the ops', its loops the op"
   const Vec gate_up{gate[13 * 8], gate[13 * 8 + 1], up[13 * 8], up[13 * 8 + 1]}, dh{1, 1};
   Vec h(2), dgate_up(4);
   cpu.swiglu_forward(h.data(), gate_up.data(), 1, 2);
-  cpu.swiglu_backward(dgate_up.data(), dh.data(), gate_up.data(), 1, 2);
+  cpu.swiglu_backward(dgate_up.data(), nullptr, dh.data(), gate_up.data(), 1, 2);
   const auto row = [](const char* name, double first, double second) { return row_of(name, Vec{first, second}, 5); };
   expect("first-kernel.md", row("gate", gate_up[0], gate_up[1]) + row("up", gate_up[2], gate_up[3]) +
                                 row("h", h[0], h[1]) + row("dh", 1, 1) + row("dgate", dgate_up[0], dgate_up[1]) +
