@@ -133,8 +133,8 @@ void Cpu<real, bf16>::swiglu_backward(act* dgate_up, act* h, const act* dh, cons
 #pragma omp simd
         for (int64_t j = 0; j < F; j++) {
           const real sigmoid = 1 / (1 + exponential(-gate[j])), silu = gate[j] * sigmoid;
+          dgate[j] = Row::rounded(d[j] * up[j] * (sigmoid + silu * (1 - sigmoid)));  // before up, which dup may replace
           dup[j] = Row::rounded(d[j] * silu);
-          dgate[j] = Row::rounded(d[j] * up[j] * (sigmoid + silu * (1 - sigmoid)));
         }
       }
     });

@@ -254,7 +254,7 @@ class Gpu : public GpuDevice {
 
   // ---- SwiGLU: h = silu(gate) * up. h (rows,F), gate_up (rows,2F): gate | up ----
   void swiglu_forward(act* h, const act* gate_up, int64_t rows, int64_t F);
-  // h: = once more, with forward's bits, or null
+  // dgate_up may be gate_up; h: = once more, with forward's bits, or null
   void swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int64_t rows, int64_t F);
 
   // ---- sliding-window attention with ALiBi (drt.md SWA) ----

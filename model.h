@@ -51,18 +51,17 @@ struct DRT {
     act* a;          // (rows,D)
     act* n2;         // (rows,D)    Norm(mlp_in)
     stat* rstd2;     // (rows)
-    act* gate_up;    // (rows,2F)   gate | up
+    act* gate_up;    // (rows,2F)   gate | up; in backward their gradient, and then q|k|v's
     act* h;          // (rows,F)    silu(gate) * up
     act* out;        // (rows,D)
     // Upper kind.
     act* gca_n;      // (B,T,D)     Norm(a)
     stat* gca_rstd;  // (B,T)
     act* q;          // (B,T,D)     of GCA
-    act* fetched;    // (B,T,D)     the o of GCA
+    act* fetched;    // (B,T,D)     the o of GCA; in backward its gradient
     act* mlp_in;     // (B,T,D)
     stat* gca_lse;   // (B,C,K,H,S)
     stat* delta;     // (B,C,K,H,S) rowsum(P dP), from gca_backward_query to gca_backward_memory
-    act* dfetched;   // (B,T,D)
   };
   struct Group {
     std::vector<Layer> layers;
@@ -240,12 +239,10 @@ struct DRT {
   size_t reduced_ = 0;  // buckets of the gradient, in this step
   Pass pass_{};         // the one at work
   // Gradients, each dead after its layer but dx; rows: the larger of B*T and B*C*S.
-  act *dx_ = nullptr, *dn_ = nullptr;         // (rows,D)
-  act* dattended_ = nullptr;                  // (rows,D)
-  act* dqkv_ = nullptr;                       // (rows,3D)
-  act *dh_ = nullptr, *dgate_up_ = nullptr;   // (rows,F), (rows,2F)
-  act *dmlp_in_ = nullptr, *denc_ = nullptr;  // (rows,D)
-  act *dkv_ = nullptr, *dr_ = nullptr;        // (B,C,S,2D), (B,C,D)
+  act *dx_ = nullptr, *dn_ = nullptr;           // (rows,D)
+  act *dattended_ = nullptr, *denc_ = nullptr;  // (rows,D)
+  act* dh_ = nullptr;                           // (rows,F), and then mlp_in's, (rows,D)
+  act *dkv_ = nullptr, *dr_ = nullptr;          // (B,C,S,2D), (B,C,D)
 
   Place place_in(StreamState& stream) const;
   SlidingShape sliding_shape() const;
@@ -358,19 +355,18 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
     part(l.a, Recompute::layers, " a", rows * D);
     part(l.n2, Recompute::norms, " n2", rows * D);
     part(l.rstd2, Recompute::layers, " rstd2", rows);
-    part(l.gate_up, Recompute::layers, " gate|up", rows * 2 * F);
+    part(l.gate_up, Recompute::layers, " gate|up", rows * std::max(2 * F, 3 * D));
     part(l.h, Recompute::norms, " h", rows * F);
     kept(l.out, " out", rows * D);
     if (kind != Kind::upper) return;
     part(l.gca_n, Recompute::norms, " gca norm", rows * D);
     part(l.gca_rstd, Recompute::layers, " gca rstd", rows);
     kept(l.q, " gca q", rows * D);
-    part(l.fetched, Recompute::layers, " gca out", rows * D);
+    kept(l.fetched, " gca out", rows * D);
     part(l.mlp_in, Recompute::layers, " mlp in", rows * D);
     if (use == Use::inference) return;
     kept(l.gca_lse, " gca lse", RC * c.heads * K);
     kept(l.delta, " gca delta", RC * c.heads * K);
-    kept(l.dfetched, " gca dout", rows * D);
   };
   int64_t number = 0;
   auto want_layers = [&](std::vector<Layer>& layers, const std::vector<LayerTensors>& of_table, Kind kind, int64_t rows,
@@ -414,11 +410,8 @@ void DRT<Device>::plan(int64_t B, int64_t T) {
   want(dx_, "dx", rows * D);
   want(dn_, "dn", rows * D);
   want(dattended_, "dattention", rows * D);
-  want(dqkv_, "dq|dk|dv", rows * 3 * D);
-  want(dh_, "dh", rows * F);
-  want(dgate_up_, "dgate|dup", rows * 2 * F);
+  want(dh_, "dh", rows * std::max(F, D));
   if (groups.empty()) return;
-  want(dmlp_in_, "dmlp in", rows * D);
   want(denc_, "dencoder", rows * D);
   want(dkv_, "dck|dcv", rows * 2 * D);
   want(dr_, "dr", B * C * D);

@@ -34,7 +34,7 @@ void DRT<Device>::backward() {
         layer_backward(group.layers[i], Kind::upper, i ? group.layers[i - 1].out : group_in, dx_, R, &group);
         const Layer& l = group.layers[i];
         fetching.push_back({.q = l.q,
-                            .dout = l.dfetched,
+                            .dout = l.fetched,
                             .lse = l.gca_lse,
                             .delta = l.delta,
                             .w = group.w,
@@ -151,24 +151,26 @@ void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int
   // their gradients on their way.
   if (recompute == Recompute::layers) layer_inside(l, kind, x, rows, nullptr, group);
   const auto anew = [this](act* made) { return recompute == Recompute::norms ? made : nullptr; };
+  // Gradients that take the place of what they were the last to need.
+  act *dgate_up = l.gate_up, *dqkv = l.gate_up, *dmlp_in = dh_, *dfetched = l.fetched;
   // out = a + Wdown swiglu(Wgate_up Norm(mlp_in)); a weight's gradient last, for its input may be made before it
   device.matmul_backward_input(dh_, dx, weights + l.tensors.down, false, rows, F, D);
-  device.swiglu_backward(dgate_up_, recompute == Recompute::none ? nullptr : l.h, dh_, l.gate_up, rows, F);
+  device.swiglu_backward(dgate_up, recompute == Recompute::none ? nullptr : l.h, dh_, l.gate_up, rows, F);
   device.matmul_backward_weight(gradient + l.tensors.down, dx, l.h, rows, F, D);
-  device.matmul_backward_input(dn_, dgate_up_, weights + l.tensors.gate_up, false, rows, D, 2 * F);
+  device.matmul_backward_input(dn_, dgate_up, weights + l.tensors.gate_up, false, rows, D, 2 * F);
   if (kind == Kind::upper) {
     // mlp_in = a + Wo' fetched; fetched = GCA(q); q = Wq' Norm(a). The residual stream carries a: dx goes round mlp_in,
     // not through it.
     act* dq = dattended_;  // its place is free until the attention's turn comes
-    norm_backward(l.tensors.norm2, {.dx = dmlp_in_, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2, .n = anew(l.n2)},
+    norm_backward(l.tensors.norm2, {.dx = dmlp_in, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2, .n = anew(l.n2)},
                   rows);
-    device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
-    device.matmul_backward_weight(gradient + l.tensors.gca_o, dmlp_in_, l.fetched, rows, D, D);
-    device.matmul_backward_input(l.dfetched, dmlp_in_, weights + l.tensors.gca_o, false, rows, D, D);
+    device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up, l.n2, rows, D, 2 * F);
+    device.matmul_backward_weight(gradient + l.tensors.gca_o, dmlp_in, l.fetched, rows, D, D);
+    device.matmul_backward_input(dfetched, dmlp_in, weights + l.tensors.gca_o, false, rows, D, D);
     device.gca_backward_query({.dq = dq,
                                .dw = group->dw,
                                .delta = l.delta,
-                               .dout = l.dfetched,
+                               .dout = dfetched,
                                .q = l.q,
                                .kv = kv,
                                .lse = l.gca_lse,
@@ -178,23 +180,23 @@ void DRT<Device>::layer_backward(Layer& l, Kind kind, const act* x, act* dx, int
     device.matmul_backward_input(dn_, dq, weights + l.tensors.gca_q, false, rows, D, D);
     norm_backward(
         l.tensors.gca_norm,
-        {.dx = dx, .dn = dn_, .x = l.a, .rstd = l.gca_rstd, .residual = dx, .residual2 = dmlp_in_, .n = anew(l.gca_n)},
+        {.dx = dx, .dn = dn_, .x = l.a, .rstd = l.gca_rstd, .residual = dx, .residual2 = dmlp_in, .n = anew(l.gca_n)},
         rows);
     device.matmul_backward_weight(gradient + l.tensors.gca_q, dq, l.gca_n, rows, D, D);
   } else {
     norm_backward(l.tensors.norm2,
                   {.dx = dx, .dn = dn_, .x = mlp_in(l, kind), .rstd = l.rstd2, .residual = dx, .n = anew(l.n2)}, rows);
-    device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up_, l.n2, rows, D, 2 * F);
+    device.matmul_backward_weight(gradient + l.tensors.gate_up, dgate_up, l.n2, rows, D, 2 * F);
   }
   // a = x + Wo Attention(Wqkv Norm(x))
   device.matmul_backward_weight(gradient + l.tensors.o, dx, l.attended, rows, D, D);
   device.matmul_backward_input(dattended_, dx, weights + l.tensors.o, false, rows, D, D);
   if (kind == Kind::encoder)
-    device.chunk_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
-  else device.sliding_attention_backward(dqkv_, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
-  device.matmul_backward_input(dn_, dqkv_, weights + l.tensors.qkv, false, rows, D, 3 * D);
+    device.chunk_attention_backward(dqkv, dattended_, l.qkv, l.attended, l.lse, chunk_shape(rows));
+  else device.sliding_attention_backward(dqkv, dattended_, l.qkv, l.attended, l.lse, sliding_shape());
+  device.matmul_backward_input(dn_, dqkv, weights + l.tensors.qkv, false, rows, D, 3 * D);
   norm_backward(l.tensors.norm1, {.dx = dx, .dn = dn_, .x = x, .rstd = l.rstd1, .residual = dx, .n = anew(l.n1)}, rows);
-  device.matmul_backward_weight(gradient + l.tensors.qkv, dqkv_, l.n1, rows, D, 3 * D);
+  device.matmul_backward_weight(gradient + l.tensors.qkv, dqkv, l.n1, rows, D, 3 * D);
 }
 
 }  // namespace gca

@@ -29,8 +29,8 @@ class Watched : public Cpu<double> {
     double by = 0;
     bool product = false;  // array holds weights of picks: not the weight is moved, but the r_c.L_m that it comes from
   } move;
-  std::vector<double> dn, dx, dgain;        // (T,D), (T,D), (D) of the last norm, the first that backward comes to
-  std::vector<double> dq, dw, dr, dL, dkv;  // (T,D), (C+1,K), (C,D), (C,D), (C,S,2D), of one row
+  std::vector<double> dn, dx, dgain;            // (T,D), (T,D), (D) of the last norm, the first that backward comes to
+  std::vector<double> dO, dq, dw, dr, dL, dkv;  // (T,D), (T,D), (C+1,K), (C,D), (C,D), (C,S,2D), of one row
 
   void rmsnorm_forward(double* out, double* rstd, const double* x, const double* gain, int64_t rows, int64_t D,
                        int64_t stride, double eps) {
@@ -71,6 +71,7 @@ class Watched : public Cpu<double> {
   }
   void gca_backward_query(const GcaBackward<double, double>& a, const GcaShape& s) {
     Cpu<double>::gca_backward_query(a, s);
+    dO.assign(a.dout, a.dout + s.T * s.H * s.d);
     dq.assign(a.dq, a.dq + s.T * s.H * s.d);
   }
   void chunk_retrieval_backward(const RetrievalBackward<double, double>& a, const RetrievalShape& s) {
@@ -217,6 +218,7 @@ OneRow::OneRow(const Example& example)
   model_.forward({1, T_, {}});
   model_.head(per_target_, true);
   model_.backward();
+  loss_with({});  // forward's numbers once more: backward has written over some
 }
 
 // The loss once that number is another one, the picks as they were.
@@ -447,7 +449,7 @@ bool OneRow::print_backward() {
         T_, D_, slot, [&](int64_t t, int64_t j) { return device_.dx[t * D_ + j]; }, layer().out, plain);
   if (begins("dO", "(T,D)", "the loss by o"))
     print_gradient(
-        T_, D_, slot, [&](int64_t t, int64_t j) { return layer().dfetched[t * D_ + j]; }, layer().fetched, plain);
+        T_, D_, slot, [&](int64_t t, int64_t j) { return device_.dO[t * D_ + j]; }, layer().fetched, plain);
   if (begins("dq", "(T,D)", "the loss by q, over all chunks that the slot got"))
     print_gradient(
         T_, D_, slot, [&](int64_t t, int64_t j) { return device_.dq[t * D_ + j]; }, layer().q, plain);
