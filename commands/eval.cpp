@@ -242,21 +242,26 @@ struct Table {
 };
 
 void print_table(const std::string& title, const ScoredRows& rows, const Table& table) {
-  const auto column = [](const std::string& words) { return right(words, 10); };
+  const auto in_column = [](const std::string& heading, size_t width, const std::string& words) {
+    return right(words, std::max(width, heading.size() + 2));
+  };
+  const auto of_pair = [&](size_t a, size_t b) { return table.runs[a].first + " - " + table.runs[b].first; };
   std::string line = left(title, 20) + right("targets", 11), hashes = left("hash", 31);
   for (const auto& [name, run] : table.runs) {
-    line += column(name);
-    hashes += column(hex(run->hash, 8));
+    line += in_column(name, 10, name);
+    hashes += in_column(name, 10, hex(run->hash, 8));
   }
-  for (const auto& [a, b] : table.pairs) line += right(table.runs[a].first + " - " + table.runs[b].first, 20);
+  for (const auto& [a, b] : table.pairs) line += in_column(of_pair(a, b), 20, of_pair(a, b));
   print(line, "\n");
   for (size_t i = 0; i < rows.classes.count(); i++) {
     const int64_t targets = mean_loss(rows, *table.runs[0].second, i).targets;
     line = left(rows.classes.name(i), 20) + right(targets, 11);
-    for (const auto& run : table.runs) line += column(targets ? fixed(mean_loss(rows, *run.second, i).mean, 4) : "-");
+    for (const auto& [name, run] : table.runs)
+      line += in_column(name, 10, targets ? fixed(mean_loss(rows, *run, i).mean, 4) : "-");
     for (const auto& [a, b] : table.pairs)
       line +=
-          right(targets ? with_error(mean_difference(rows, *table.runs[a].second, *table.runs[b].second, i)) : "-", 20);
+          in_column(of_pair(a, b), 20,
+                    targets ? with_error(mean_difference(rows, *table.runs[a].second, *table.runs[b].second, i)) : "-");
     print(line, "\n");
   }
   print(hashes, "\n");

@@ -187,6 +187,7 @@ TEST_CASE("eval --picks noisy, lexical, hindsight: as --by-reach --against has t
     CHECK(hash_of(shop.run(eval + (equal ? "--pick-weights equal" : "--picks " + picks))) == hash);
   }
   CHECK(different.size() == hashes.size());
+  CHECK(says(table, " hindsight  learned, equal weights  "));  // a column is as wide as its heading
   const auto figures = [](const Workshop::Result& result) { return result.out.substr(result.out.find("\nlast seen")); };
   CHECK(figures(shop.run(eval + against + "--batch 7 --batch-slots 8")) == figures(table));
   CHECK(figures(shop.run(eval + against + "--memory host")).starts_with(figures(table).substr(0, 600)));
