@@ -22,6 +22,16 @@ class NoCollectives : public Collectives {
   void all_gather(void*, int64_t) override {}
 };
 
+// The sum of a few numbers a step, before which no rank can update: then all wait for the slowest, step by step.
+class SumsAlone : public NoCollectives {
+ public:
+  explicit SumsAlone(Collectives& all) : all_(all) {}
+  void all_reduce(double* sums, int64_t n) override { all_.all_reduce(sums, n); }
+
+ private:
+  Collectives& all_;
+};
+
 // The slowest rank's median milliseconds a step of B rows of T slots, and the largest memory of a rank.
 struct RankStep {
   double ms = 0, gibibytes = 0;
@@ -85,10 +95,12 @@ void bench_rank(Ranks& ranks, Device& device, const Config& config, int64_t B, i
   const Share share{ranks.rank(), ranks.size()};
   ranks.at(Doing::training);
   const RankStep alone = time_step(ranks, device, config, {}, nullptr, nullptr, B, T);
-  RankStep together = alone, silent = alone;
+  RankStep together = alone, sums = alone, silent = alone;
   if (collectives) {
     NoCollectives nothing;
+    SumsAlone few(*collectives);
     together = time_step(ranks, device, config, share, collectives.get(), collectives.get(), B, T);
+    sums = time_step(ranks, device, config, share, collectives.get(), &few, B, T);
     silent = time_step(ranks, device, config, share, collectives.get(), &nothing, B, T);
   }
   keep_products(device, ranks);
@@ -97,17 +109,18 @@ void bench_rank(Ranks& ranks, Device& device, const Config& config, int64_t B, i
                         static_cast<double>(config.chunk) * ranks.size();
   print(right(ranks.size(), 5), "  ", right(fixed(tokens / together.ms * 1e3, 0), 10), "  ",
         right(fixed(together.ms, 2), 8), "  ", right(fixed(alone.ms, 2), 8), "  ",
-        right(fixed(100 * alone.ms / together.ms, 1), 6), "%  ", right(fixed(together.ms - silent.ms, 2), 8), "  ",
-        right(fixed(together.gibibytes, 2), 6), " (", fixed(alone.gibibytes, 2), ")   ",
-        collectives ? collectives->description() : "", "\n");
+        right(fixed(100 * alone.ms / together.ms, 1), 6), "%  ", right(fixed(sums.ms - silent.ms, 2), 8), "  ",
+        right(fixed(together.ms - sums.ms, 2), 8), "  ", right(fixed(together.gibibytes, 2), 6), " (",
+        fixed(alone.gibibytes, 2), ")   ", collectives ? collectives->description() : "", "\n");
   fflush(stdout);
 }
 
 inline void print_rank_head(const std::string& what) {
   print(what,
         ": tokens a second of all ranks, ms a step together and of the slowest when each steps for itself, the "
-        "one's share of the other, ms of the ranks' talk that nothing hides, GiB a rank (and of one for itself)\n"
-        "ranks    tokens/s  together     alone   share   exposed  GiB\n");
+        "one's share of the other, ms of waiting for each other at one sum a step, ms of the rest of the ranks' talk "
+        "that nothing hides, GiB a rank (and of one for itself)\n"
+        "ranks    tokens/s  together     alone   share   waiting   exposed  GiB\n");
   fflush(stdout);
 }
 
