@@ -1,10 +1,11 @@
 #!/bin/sh
-# Retrieval on real text, from nothing, on one GPU: a DRT, and a sliding window alone with as much time, on the same rows; what the DRT's picks are worth beside others, with 1, 4 and 16 times the past, on the second half of
-# rows; and the loss of all by position. Writes figures, tables and a drawing into the folder (runs/text).
+# Retrieval on real text, from nothing, on one GPU: a DRT, which learns to read with all chunks fetched and then to choose, and a
+# sliding window alone with as much time; what the DRT's picks are worth beside others, with 1, 4 and 16 times the past, on the
+# second half of rows; and the loss of all by position. Writes figures, tables and a drawing into the folder (runs/text).
 # dev/recipes/text.sh [FOLDER]
 #   TRAIN_GCA   the program [./train_gca]    DATA   where the text lies [data]    TEXT   what dev/data/prepare.py makes by that name, or a folder of text [linux]
 #   EACH        seconds of each training [240]    SEED   of both [1]    VOCAB   of the BPE learned from the text [8192]    ROWS   validation rows at most [128]
-#   DRT         flags of the DRT's training, after the recipe's, in place of the same ones
+#   CHOOSE      flags of the DRT's second training [--noise-scale 0.3 --noise-scale-final 0]
 set -e
 cd "$(dirname "$0")/../.."
 T=${TRAIN_GCA:-./train_gca} DATA=${DATA:-data} TEXT=${TEXT:-linux} EACH=${EACH:-240} SEED=${SEED:-1} ROWS=${ROWS:-128}
@@ -18,21 +19,26 @@ fi
 [ -f "$OUT/bpe.bin" ] || $T tokenizer-train --vocab-size "${VOCAB:-8192}" --out "$OUT/bpe.bin" "$TEXT"
 [ -f "$OUT/tokens_val_000000.bin" ] || $T tokenize --tokenizer "$OUT/bpe.bin" --out "$OUT/tokens" "$TEXT"
 SIZES=${SIZES:---width 384 --heads 6 --ffn 1024 --chunk 64}
-CHUNKS=${CHUNKS:-64} BATCH=${BATCH:-40}  # rows of 4,096 slots, 163,840 a step
-COMMON="$SIZES --chunks $CHUNKS --batch $BATCH --data $OUT/tokens_train_*.bin --tokenizer $OUT/bpe.bin --lr 2e-3 --seed $SEED $DEVICE"
+CHUNKS=${CHUNKS:-64} BATCH=${BATCH:-10} TOPK=${TOPK:-8}  # rows of 4,096 slots, 40,960 a step
+COMMON="$SIZES --data $OUT/tokens_train_*.bin --tokenizer $OUT/bpe.bin --seed $SEED $DEVICE"
+# At first all chunks are fetched, in rows that have little more than may be (K is 32 at most), and as many slots a step.
+ALL=32
+ALL_ROWS=$(((BATCH * CHUNKS + ALL) / (ALL + 2)))
 
-# train_for NAME FLAG...: as many steps as fit into the time, by the median of some that are timed before.
+# train_for SECONDS NAME FLAG...: as many steps as fit into the time, by the median of some that are timed before.
 train_for() {
-  name=$1 && shift
+  seconds=$1 name=$2 && shift 2
   rm -rf "$OUT/$name.timing" "$OUT/$name"
   $T train $COMMON --out "$OUT/$name.timing" --steps "${TIMED:-40}" --print-every 0 --save-every 0 "$@" > "$OUT/$name.timing.txt"
-  steps=$(python3 -c "import json, statistics, sys; print(max(1, int($EACH * 1e3 / statistics.median(json.loads(line)['ms'] for line in list(open(sys.argv[1]))[5:]))))" "$OUT/$name.timing/log.jsonl")
+  steps=$(python3 -c "import json, statistics, sys; print(max(1, int($seconds * 1e3 / statistics.median(json.loads(line)['ms'] for line in list(open(sys.argv[1]))[5:]))))" "$OUT/$name.timing/log.jsonl")
   start=$(date +%s)
   $T train $COMMON --out "$OUT/$name" --steps "$steps" --print-every 100 --save-every 0 "$@"
   echo "$name: $steps steps, $(($(date +%s) - start)) s"
 }
-train_for window --lower 7 --groups '' --window 128
-train_for drt --lower 3 --groups 3 --encoder 1 --topk 8 --window 128 --noise-scale 0.3 --noise-scale-final 0 --short-window 64 $DRT
+train_for "$EACH" window --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window 128 --lr 2e-3
+MODEL='--lower 3 --groups 3 --encoder 1 --window 128'
+train_for $((EACH / 2)) drt.all $MODEL --topk $ALL --chunks $((ALL + 2)) --batch $ALL_ROWS --lr 2e-3 --lr-final 1.9e-3
+train_for $((EACH - EACH / 2)) drt --init "$OUT/drt.all" $MODEL --topk "$TOPK" --chunks "$CHUNKS" --batch "$BATCH" --lr 1.9e-3 --warmup 20 ${CHOOSE---noise-scale 0.3 --noise-scale-final 0}
 # The same tokens for all: the second half of rows as long as in training, then with more before them.
 judge() {
   name=$1 && shift
