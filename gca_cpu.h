@@ -381,6 +381,7 @@ void Cpu<real, bf16>::chunk_retrieval_backward(const RetrievalBackward<act, stat
   const stat* w = a.w;
   const int32_t *pick = a.pick, *start = a.start, *fetches = a.fetches;
   const act *r = a.r, *landmark = a.landmark;
+  const real scale_of_all = static_cast<real>(a.scale);
   over(s.B * s.C, s.D * s.K, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t c = i % s.C, b = i / s.C, row = s.table().picked_by(b, c);
@@ -388,7 +389,7 @@ void Cpu<real, bf16>::chunk_retrieval_backward(const RetrievalBackward<act, stat
       for (int k = 0; k < s.K; k++) mean += w[row + k] * dw[row + k];
       std::fill_n(dr + i * s.D, s.D, real(0));
       for (int k = 0; k < s.K; k++) {
-        dw[row + k] = w[row + k] * (dw[row + k] - mean) / std::sqrt(static_cast<real>(s.D));
+        dw[row + k] = scale_of_all * (w[row + k] * (dw[row + k] - mean) / std::sqrt(static_cast<real>(s.D)));
         if (pick[row + k] < 0) continue;
         const real *from = landmark + b * s.row_stride + pick[row + k] * s.stride, scale = dw[row + k];
         for (int64_t j = 0; j < s.D; j++) dr[i * s.D + j] += scale * from[j];

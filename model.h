@@ -92,6 +92,7 @@ struct DRT {
     int64_t B, T;
     Selection selection;
     StreamState* stream = nullptr;
+    double score_gradient = 1;  // backward multiplies the gradient of the retrieval's scores by it
   };
 
   // Where a pass finds what lies before its slots and leaves what comes from them: the model's own buffers (whole rows,

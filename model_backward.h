@@ -51,7 +51,8 @@ void DRT<Device>::backward() {
                                        .start = group.start,
                                        .fetches = group.fetches,
                                        .r = group.r,
-                                       .landmark = enc_out + (S - 1) * D},
+                                       .landmark = enc_out + (S - 1) * D,
+                                       .scale = pass_.in.score_gradient},
                                       retrieval);
       device.rmsnorm_backward({.dx = dx_ + (S - 1) * D,
                                .dgain = gradient + group.lmk_norm,

@@ -158,6 +158,7 @@ class Trainer {
       in.selection.seed = static_cast<uint64_t>(s_.seed);
       in.selection.step = step_;
       in.selection.first_row = row;
+      in.score_gradient = s_.score_gradient;
       model_.forward(in);
       if (row == 0 && step_ % figures_every == 0) add_pick_figures(of_picks.fields, model_, batch_.chunks);
       model_.head(scale, true);

@@ -85,14 +85,14 @@ __global__ void chunk_retrieval_given_kernel(int32_t* pick,        // (B,C+1,K)
   write_row(pick + out, w + out, mine, mine_score, s.K, selection.equal_weights);
 }
 
-// A block a query: dscore_k = w_k (dw_k - sum w dw) / sqrt(D), in place of dw, and dr = sum_k dscore_k L_pick.
+// A block a query: dscore_k = scale w_k (dw_k - sum w dw) / sqrt(D), in place of dw, and dr = sum_k dscore_k L_pick.
 template <class Act>
 __global__ void chunk_retrieval_backward_query_kernel(Act* dr,              // (B,C,D)
                                                       float* dw,            // (B,C+1,K)
                                                       const float* w,       // (B,C+1,K)
                                                       const int32_t* pick,  // (B,C+1,K)
                                                       const Act* landmark,  // see RetrievalShape
-                                                      RetrievalShape s) {
+                                                      float scale, RetrievalShape s) {
   __shared__ float dscore[max_topk];
   static_assert(sizeof dscore == 128, "the map above");
   const int64_t query = blockIdx.x, b = query / s.C, at = (query + b + 1) * s.K;
@@ -100,7 +100,7 @@ __global__ void chunk_retrieval_backward_query_kernel(Act* dr,              // (
     const int k = static_cast<int>(threadIdx.x);
     const float weight = k < s.K ? w[at + k] : 0, gradient = k < s.K ? dw[at + k] : 0,
                 mean = warp_sum(weight * gradient);
-    if (k < s.K) dw[at + k] = dscore[k] = weight * (gradient - mean) / sqrtf(static_cast<float>(s.D));
+    if (k < s.K) dw[at + k] = dscore[k] = scale * (weight * (gradient - mean) / sqrtf(static_cast<float>(s.D)));
   }
   __syncthreads();
   for (int64_t j = threadIdx.x; j < s.D; j += blockDim.x) {
@@ -186,7 +186,7 @@ void Gpu<Act>::chunk_retrieval_forward(int32_t* pick, float* w, const Act* r, co
 template <class Act>
 void Gpu<Act>::chunk_retrieval_backward(const RetrievalBackward<Act, float>& a, const RetrievalShape& s) {
   launch("chunk retrieval, backward by query", stream_, chunk_retrieval_backward_query_kernel<Act>, s.B * s.C, 256, 0,
-         a.dr, a.dw, a.w, a.pick, a.landmark, s);
+         a.dr, a.dw, a.w, a.pick, a.landmark, static_cast<float>(a.scale), s);
   launch("chunk retrieval, backward for landmarks", stream_, chunk_retrieval_backward_landmark_kernel<Act>, s.B * s.C,
          256, 0, a.dlandmark, a.dw, a.start, a.fetches, a.r, s);
 }

@@ -97,6 +97,8 @@ void TrainSettings::finish(int64_t vocab) {
     throw UsageError(str("--short-window: expected at most --window, ", config.reach.window, ", found ", short_window));
   if (short_window >= 0 && config.groups.empty())
     throw UsageError("--short-window: expected a model that fetches, found --groups ''; leave one of them out");
+  if (score_gradient != 1 && config.groups.empty())
+    throw UsageError("--score-gradient: expected a model that fetches, found --groups ''; leave one of them out");
   if (!noise && (noise_scale != 1 || noise_scale_final != -1))
     throw UsageError("--noise-scale: expected --noise on, whose noise it multiplies; leave one of them out");
   if (micro() > batch) throw UsageError(str("--micro-batch: expected at most --batch, ", batch, ", found ", micro()));
@@ -174,6 +176,10 @@ Flags train_flags(TrainSettings& s) {
   flags.add_on_off("noise", s.noise, "Gumbel noise on the retrieval's scores", Flags::run);
   flags.add("noise-scale", s.noise_scale, 0, 1e3, "what it is multiplied by, at the first step", Flags::run);
   flags.add("noise-scale-final", s.noise_scale_final, -1, 1e3, "and at the last one, on a straight line; -1: the same",
+            Flags::run);
+  flags.add("score-gradient", s.score_gradient, 0, 1e6,
+            "what backward multiplies the gradient of the retrieval's scores by: over 1 the retriever learns faster "
+            "than what reads for it; 1: the slope of the loss",
             Flags::run);
   flags.add("short-window", s.short_window, -1, INT32_MAX,
             "a smaller W that some steps have in place of --window, so that a slot needs what is fetched; -1: none",

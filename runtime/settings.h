@@ -33,6 +33,7 @@ struct TrainSettings {
   double promote = 0.95, answer_weight = 2;
   bool landmark_answers = false;
   double noise_scale = 1, noise_scale_final = -1;
+  double score_gradient = 1;
   int64_t short_window = -1;
   double short_share = 0.5;
 

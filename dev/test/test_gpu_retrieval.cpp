@@ -288,7 +288,8 @@ TEST_CASE("GPU: retrieval, backward") {
           *dlandmark = bench.template put<act>(randoms(in_bf16, B * C * stride, 6));
       int32_t *start = bench.template make<int32_t>(B * (C + 1)), *fetches = bench.template make<int32_t>(B * C * K);
       bench.device.invert_picks(start, fetches, pick, B, C, K);
-      bench.device.chunk_retrieval_backward({dr, dlandmark, dw, w, pick, start, fetches, r, landmark}, s);
+      bench.device.chunk_retrieval_backward({dr, dlandmark, dw, w, pick, start, fetches, r, landmark, K == 3 ? 1 : 2.5},
+                                            s);
       bench.result("exact start", start, B * (C + 1));
       const auto starts = bench.get(start, B * (C + 1));
       for (int64_t b = 0; b < B; b++)

@@ -204,6 +204,30 @@ TEST_CASE("model: a weight that is no number stops the step, wherever it sits") 
   CHECK(net.step_state().adam_steps == 0);
 }
 
+TEST_CASE("model: the gradient is linear in what that of the scores is multiplied by, and at 0 no retriever learns") {
+  const Config c = small({2});  // a second group's would pass through the first's: a square
+  const Batch batch(c, 2, 6);
+  const auto gradient = [&](double score_gradient) {
+    Model<Cpu<double>> model(c, 2, batch.T);
+    model.net.begin_step();
+    model.net.upload(batch.tokens.data(), batch.targets.data(), nullptr, 2 * batch.T);
+    model.net.forward({.B = 2, .T = batch.T, .selection = with_noise(), .score_gradient = score_gradient});
+    model.net.head(batch.scale, true);
+    model.net.backward();
+    const std::vector<double> all = packed(model.net, model.net.gradient);
+    for (const int64_t gain : model.net.table.lmk_norms)
+      for (int64_t j = 0; j < c.width; j++) CHECK((model.net.gradient[gain + j] == 0) == (score_gradient == 0));
+    return all;
+  };
+  const std::vector<double> none = gradient(0), once = gradient(1), thrice = gradient(3);
+  double largest = 0;
+  for (size_t i = 0; i < once.size(); i++) {
+    CHECK(thrice[i] - once[i] == doctest::Approx(2 * (once[i] - none[i])).epsilon(1e-9).scale(1e-3));
+    largest = std::max(largest, std::fabs(once[i] - none[i]));
+  }
+  CHECK(largest > 1e-4);
+}
+
 TEST_CASE("a step may fetch fewer chunks and look back less than its run's settings say") {
   Config most = small({1, 1}, 5, 3), less = most;
   most.reach.window = 20;

@@ -142,6 +142,25 @@ TEST_CASE("--short-window: a share of the steps has it, none of the last tenth")
              "--short-window: expected at most --window, 9, found 10");
 }
 
+TEST_CASE("--score-gradient: 1 is the slope, another trains other weights, and a resumed run keeps it") {
+  const Workshop shop;
+  const auto weights = [&](const std::string& name, const std::string& flags) {
+    REQUIRE(shop.run(shop.tiny_training(name, {{"chunks", "8"}, {"topk", "2"}, {"threads", "1"}}) +
+                     " --steps 4 --save-every 2 --keep 9 " + flags)
+                .exit == 0);
+    return shop.weights(name, "00000004");
+  };
+  const auto plain = weights("plain", ""), faster = weights("faster", "--score-gradient 8");
+  CHECK(weights("one", "--score-gradient 1") == plain);
+  CHECK(faster != plain);
+  weights("parts", "--score-gradient 8");
+  remove_tree(shop.path + "/parts/step_00000004");
+  REQUIRE(shop.run("train --resume --out " + shop.path + "/parts").exit == 0);
+  CHECK(shop.weights("parts", "00000004") == faster);
+  shop.fails(shop.tiny_training("no", {{"groups", ""}}) + " --steps 3 --score-gradient 8", 2,
+             "--score-gradient: expected a model that fetches");
+}
+
 TEST_CASE("--noise-scale: a straight line to --noise-scale-final; one alone stays") {
   TrainSettings s;
   s.steps = 5;
