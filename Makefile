@@ -138,8 +138,8 @@ $(GPU)/kernels/%.o: kernels/%.cu Makefile
 endif
 -include $(shell find build -name '*.d' 2>/dev/null)
 
-# `make deps test` installs before it compiles tests.
-$(TESTS) $(CPU)/test_gca.o $(GPU_TESTS): | $(filter deps,$(MAKECMDGOALS))
+# `make deps test` installs before it compiles tests and makes oracle files.
+$(TESTS) $(CPU)/test_gca.o $(GPU_TESTS) build/oracle/made: | $(filter deps,$(MAKECMDGOALS))
 DEPS = doctest-dev python3-numpy
 deps:
 	@if dpkg -s $(DEPS) >/dev/null 2>&1; then echo "$(DEPS): installed"; \
