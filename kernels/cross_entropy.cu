@@ -32,7 +32,7 @@ __device__ inline float power_of_2(float x) {
 constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
 // The largest x that was seen, and the sum of e^x as 2^top2 times `sum`, top2 = x log2(e): in powers of 2 an
-// exponential is one multiply-add and one instruction, and this op is bound by how many there are.
+// exponential is one multiply-add and one instruction, and this op was bound by how many there are.
 template <class Act>
 struct Exponentials {
   float top2 = -INFINITY, sum = 0;
