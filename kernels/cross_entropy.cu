@@ -32,7 +32,8 @@ __device__ inline float power_of_2(float x) {
 constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
 // The largest x that was seen, and the sum of e^x as 2^top2 times `sum`, top2 = x log2(e): in powers of 2 an
-// exponential is one multiply-add and one instruction, and this op was bound by how many there are.
+// exponential is one multiply-add and one instruction, and this op was bound by how many there are. For that x log2(e)
+// has to be a float: a finite logit beyond 2.3e38 makes the loss no number, at which the step changes nothing.
 template <class Act>
 struct Exponentials {
   float top2 = -INFINITY, sum = 0;
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(threads == 32 ? 32 * warp_rows : threads, kept
     float of[N];
 #pragma unroll
     for (int e = 0; e < N; e++) of[e] = power_of_2<Act>(fmaf(to_float(pack.at[e]), log2_e, -lse2));  // probability
-    if (j + N > V || (wanted >= j && wanted < j + N)) {  // one pack a row, or two
+    if (j + N > V || (wanted >= j && wanted < j + N)) {  // of the target, of the end
 #pragma unroll
       for (int e = 0; e < N; e++) of[e] = j + e < V ? (j + e == wanted ? of[e] - 1 : of[e]) : 0.0f;
     }

@@ -4,8 +4,10 @@
 # second half of rows; and the loss of all by position. Writes figures, tables and a drawing into the folder (runs/text).
 # dev/recipes/text.sh [FOLDER]
 #   TRAIN_GCA   the program [./train_gca]    DATA   where the text lies [data]    TEXT   what dev/data/prepare.py makes by that name, or a folder of text [linux]
-#   EACH        seconds of each training [240]    SEED   of both [1]    VOCAB   of the BPE learned from the text [8192]    ROWS   validation rows at most [128]
-#   CHOOSE      flags of the DRT's second training [--noise-scale 0.3 --noise-scale-final 0]
+#   EACH        seconds of the window's training, and of the DRT's two together, half each [240]    SEED   of all [1]
+#   VOCAB       of the BPE learned from the text [8192]    ROWS   validation rows at most [128]    SIZES   of all models
+#   CHUNKS, BATCH, TOPK   chunks a row [64], rows a step [10], chunks fetched in the end [8]    DEVICE   its flags    TIMED   steps timed first [40]
+#   CHOOSE      flags that the DRT's second training has beside the recipe's [--noise-scale 0.3 --noise-scale-final 0]
 set -e
 cd "$(dirname "$0")/../.."
 T=${TRAIN_GCA:-./train_gca} DATA=${DATA:-data} TEXT=${TEXT:-linux} EACH=${EACH:-240} SEED=${SEED:-1} ROWS=${ROWS:-128}
@@ -21,9 +23,9 @@ fi
 SIZES=${SIZES:---width 384 --heads 6 --ffn 1024 --chunk 64}
 CHUNKS=${CHUNKS:-64} BATCH=${BATCH:-10} TOPK=${TOPK:-8}  # rows of 4,096 slots, 40,960 a step
 COMMON="$SIZES --data $OUT/tokens_train_*.bin --tokenizer $OUT/bpe.bin --seed $SEED $DEVICE"
-# At first all chunks are fetched, in rows that have little more than may be (K is 32 at most), and as many slots a step.
+# At first all chunks are fetched, 32 at most, in rows of two more than that, and about as many slots a step.
 ALL=32
-ALL_ROWS=$(((BATCH * CHUNKS + ALL) / (ALL + 2)))
+ALL_ROWS=$(((BATCH * CHUNKS + ALL + 1) / (ALL + 2)))
 
 # train_for SECONDS NAME FLAG...: as many steps as fit into the time, by the median of some that are timed before.
 train_for() {
@@ -37,8 +39,8 @@ train_for() {
 }
 train_for "$EACH" window --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window 128 --lr 2e-3
 MODEL='--lower 3 --groups 3 --encoder 1 --window 128'
-train_for $((EACH / 2)) drt.all $MODEL --topk $ALL --chunks $((ALL + 2)) --batch $ALL_ROWS --lr 2e-3 --lr-final 1.9e-3
-train_for $((EACH - EACH / 2)) drt --init "$OUT/drt.all" $MODEL --topk "$TOPK" --chunks "$CHUNKS" --batch "$BATCH" --lr 1.9e-3 --warmup 20 ${CHOOSE---noise-scale 0.3 --noise-scale-final 0}
+train_for "$EACH / 2" drt.all $MODEL --topk $ALL --chunks $((ALL + 2)) --batch $ALL_ROWS --lr 2e-3 --lr-final 1.9e-3
+train_for "$EACH / 2" drt --init "$OUT/drt.all" $MODEL --topk "$TOPK" --chunks "$CHUNKS" --batch "$BATCH" --lr 1.9e-3 --warmup 20 ${CHOOSE---noise-scale 0.3 --noise-scale-final 0}
 # The same tokens for all: the second half of rows as long as in training, then with more before them.
 judge() {
   name=$1 && shift

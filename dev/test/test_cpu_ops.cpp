@@ -266,6 +266,10 @@ TEST_CASE("swiglu: formula and gradients") {
     Vec again = zeros(rows * F);
     cpu.swiglu_backward(dgate_up.data(), again.data(), dh.data(), gate_up.data(), rows, F);
     CHECK(again == h);
+    Vec in_place = gate_up;
+    cpu.swiglu_backward(in_place.data(), again.data(), dh.data(), in_place.data(), rows, F);
+    CHECK(in_place == dgate_up);
+    CHECK(again == h);
     for (int part = 0; part < 2; part++)
       CHECK(
           slope_error(gate_up.data(), dgate_up.data(), direction_in(rows * 2 * F, 2 * F, part * F, part * F + F), [&] {

@@ -166,6 +166,10 @@ TEST_CASE("GPU: SwiGLU") {
       bench.result("h", h, rows * F);
       bench.result("h once more", again, rows * F);
       bench.result("dgate|dup", dgate_up, rows * 2 * F);
+      act* in_place = bench.template put<act>(randoms(in_bf16, rows * 2 * F, 1, 3));
+      bench.device.swiglu_backward(in_place, again, dh, in_place, rows, F);
+      bench.result("dgate|dup in place", in_place, rows * 2 * F);
+      bench.result("h once more, in place", again, rows * F);
     });
 }
 
