@@ -179,8 +179,8 @@ Flags train_flags(TrainSettings& s) {
             Flags::run);
   flags.add("score-gradient", s.score_gradient, 0, 1e6,
             "what backward multiplies the gradient of the retrieval's scores by: over 1 the retriever learns faster "
-            "than what reads for it (of several groups the earlier also by what comes through the later one's scores); "
-            "1: the slope of the loss",
+            "than what reads for it, which pays once that reads and before undoes the scores (of several groups the "
+            "earlier also by what comes through the later one's scores); 1: the slope of the loss",
             Flags::run);
   flags.add("short-window", s.short_window, -1, INT32_MAX,
             "a smaller W that some steps have in place of --window, so that a slot needs what is fetched; -1: none",

@@ -1,13 +1,14 @@
 #!/bin/sh
-# Retrieval on real text, from nothing, on one GPU: a DRT, which learns to read with all chunks fetched and then to choose, and a
-# sliding window alone with as much time; what the DRT's picks are worth beside others, with 1, 4 and 16 times the past, on the
-# second half of rows; and the loss of all by position. Writes figures, tables and a drawing into the folder (runs/text).
+# Retrieval on real text, from nothing, on one GPU: a DRT, which learns to read with all chunks fetched, then to weigh them, then to
+# choose, and a sliding window alone with as much time; what the DRT's picks are worth beside others, with 1, 4 and 16 times the past,
+# on the second half of rows; and the loss of all by position. Writes figures, tables and a drawing into the folder (runs/text).
 # dev/recipes/text.sh [FOLDER]
 #   TRAIN_GCA   the program [./train_gca]    DATA   where the text lies [data]    TEXT   what dev/data/prepare.py makes by that name, or a folder of text [linux]
-#   EACH        seconds of the window's training, and of the DRT's two together, half each [240]    SEED   of all [1]
+#   EACH        seconds of the window's training, and of the DRT's three together, 2/5, 1/5 and 2/5 [240]    SEED   the first [1]
 #   VOCAB       of the BPE learned from the text [8192]    ROWS   validation rows at most [128]    SIZES   of all models
 #   CHUNKS, BATCH, TOPK   chunks a row [64], rows a step [10], chunks fetched in the end [8]    DEVICE   its flags    TIMED   steps timed first [40]
-#   CHOOSE      flags that the DRT's second training has beside the recipe's [--noise-scale 0.3 --noise-scale-final 0]
+#   WARMUP      steps of the window's and of the DRT's first training: with 60 of them it forgets to tell chunks apart [400]
+#   WEIGH       flags of the DRT's second training beside the recipe's [--score-gradient 8]    CHOOSE   of its third [WEIGH and falling noise]
 set -e
 cd "$(dirname "$0")/../.."
 T=${TRAIN_GCA:-./train_gca} DATA=${DATA:-data} TEXT=${TEXT:-linux} EACH=${EACH:-240} SEED=${SEED:-1} ROWS=${ROWS:-128}
@@ -21,9 +22,13 @@ fi
 [ -f "$OUT/bpe.bin" ] || $T tokenizer-train --vocab-size "${VOCAB:-8192}" --out "$OUT/bpe.bin" "$TEXT"
 [ -f "$OUT/tokens_val_000000.bin" ] || $T tokenize --tokenizer "$OUT/bpe.bin" --out "$OUT/tokens" "$TEXT"
 SIZES=${SIZES:---width 384 --heads 6 --ffn 1024 --chunk 64}
+WARMUP=${WARMUP:-400} WEIGH=${WEIGH---score-gradient 8}
+CHOOSE=${CHOOSE-$WEIGH --noise-scale 0.3 --noise-scale-final 0}
 CHUNKS=${CHUNKS:-64} BATCH=${BATCH:-10} TOPK=${TOPK:-8}  # rows of 4,096 slots, 40,960 a step
-COMMON="$SIZES --data $OUT/tokens_train_*.bin --tokenizer $OUT/bpe.bin --seed $SEED $DEVICE"
-# At first all chunks are fetched, 32 at most, in rows of two more than that, and about as many slots a step.
+COMMON="$SIZES --data $OUT/tokens_train_*.bin --tokenizer $OUT/bpe.bin $DEVICE"
+# At first all chunks are fetched, 32 at most, in rows of two more than that, and about as many slots a step. Until it reads, what is
+# fetched is noise to a model, and best weighed all alike: only then may scores learn faster than the rest. Seeds differ, or the second
+# training would read the first's rows again, in the same order.
 ALL=32
 ALL_ROWS=$(((BATCH * CHUNKS + ALL + 1) / (ALL + 2)))
 
@@ -37,10 +42,12 @@ train_for() {
   $T train $COMMON --out "$OUT/$name" --steps "$steps" --print-every 100 --save-every 0 "$@"
   echo "$name: $steps steps, $(($(date +%s) - start)) s"
 }
-train_for "$EACH" window --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window 128 --lr 2e-3
+train_for "$EACH" window --seed "$SEED" --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window 128 --lr 2e-3 --warmup "$WARMUP"
 MODEL='--lower 3 --groups 3 --encoder 1 --window 128'
-train_for "$EACH / 2" drt.all $MODEL --topk $ALL --chunks $((ALL + 2)) --batch $ALL_ROWS --lr 2e-3 --lr-final 1.9e-3
-train_for "$EACH / 2" drt --init "$OUT/drt.all" $MODEL --topk "$TOPK" --chunks "$CHUNKS" --batch "$BATCH" --lr 1.9e-3 --warmup 20 ${CHOOSE---noise-scale 0.3 --noise-scale-final 0}
+DENSE="--topk $ALL --chunks $((ALL + 2)) --batch $ALL_ROWS"
+train_for "$EACH * 2 / 5" drt.read --seed "$SEED" $MODEL $DENSE --lr 2e-3 --lr-final 1.9e-3 --warmup "$WARMUP"
+train_for "$EACH / 5" drt.weigh --seed $((SEED + 1000)) --init "$OUT/drt.read" $MODEL $DENSE --lr 1.9e-3 --lr-final 1.8e-3 --warmup 20 $WEIGH
+train_for "$EACH * 2 / 5" drt --seed $((SEED + 2000)) --init "$OUT/drt.weigh" $MODEL --topk "$TOPK" --chunks "$CHUNKS" --batch "$BATCH" --lr 1.8e-3 --warmup 20 $CHOOSE
 # The same tokens for all: the second half of rows as long as in training, then with more before them.
 judge() {
   name=$1 && shift
