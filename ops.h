@@ -139,7 +139,7 @@ struct RetrievalBackward {
   const stat* w;                          // (B,C+1,K)
   const int32_t *pick, *start, *fetches;  // (B,C+1,K); (B,C+1), (B,C*K), of invert_picks
   const act *r, *landmark;                // (B,C,D); see RetrievalShape
-  double scale = 1;                       // dw is multiplied by it: 1 is the slope, and more learns faster
+  double scale = 1;                       // of dscore; 1: the slope of the loss
 };
 // One upper layer, by query.
 template <class act, class stat>

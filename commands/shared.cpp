@@ -48,13 +48,13 @@ void Ablation::add_to(Flags& flags, bool by_words) {
   if (by_words)
     flags.add_choice(
         "picks", picks, "learned|noisy|random|newest|lexical|hindsight|none",
-        "what is fetched: the best chunks; the best with training's noise; K uniform past ones; the last K "
+        "what is fetched: the best chunks; the best with Gumbel noise of scale 1; K uniform past ones; the last K "
         "not wholly in the window; of those and older ones whose words overlap most with the chunk's, or "
         "(hindsight) with the next one's, which is to be predicted; none");
   else
     flags.add_choice(
         "picks", picks, "learned|noisy|random|newest|none",
-        "what is fetched: the best chunks; the best with training's noise; K uniform past ones; the last K "
+        "what is fetched: the best chunks; the best with Gumbel noise of scale 1; K uniform past ones; the last K "
         "not wholly in the window; none");
   flags.add_choice("pick-weights", weights, "scores|equal",
                    "what a fetched chunk weighs: by its score, or all the same");

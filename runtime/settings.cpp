@@ -179,7 +179,7 @@ Flags train_flags(TrainSettings& s) {
             Flags::run);
   flags.add("score-gradient", s.score_gradient, 0, 1e6,
             "what backward multiplies the gradient of the retrieval's scores by: over 1 the retriever learns faster "
-            "than what reads for it, which pays once that reads and before undoes the scores (of several groups the "
+            "than what reads for it, which is for a training that goes on from one that reads (of several groups the "
             "earlier also by what comes through the later one's scores); 1: the slope of the loss",
             Flags::run);
   flags.add("short-window", s.short_window, -1, INT32_MAX,

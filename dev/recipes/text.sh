@@ -7,7 +7,7 @@
 #   EACH        seconds of the window's training, and of the DRT's three together, 2/5, 1/5 and 2/5 [240]    SEED   the first [1]
 #   VOCAB       of the BPE learned from the text [8192]    ROWS   validation rows at most [128]    SIZES   of all models
 #   CHUNKS, BATCH, TOPK   chunks a row [64], rows a step [10], chunks fetched in the end [8]    DEVICE   its flags    TIMED   steps timed first [40]
-#   WARMUP      steps of the window's and of the DRT's first training: with 60 of them it forgets to tell chunks apart [400]
+#   WARMUP      steps of the window's and of the DRT's first training: with 63 of them no reader formed (dev/LOG.md) [400]
 #   WEIGH       flags of the DRT's second training beside the recipe's [--score-gradient 8]    CHOOSE   of its third [WEIGH and falling noise]
 set -e
 cd "$(dirname "$0")/../.."
@@ -26,9 +26,8 @@ WARMUP=${WARMUP:-400} WEIGH=${WEIGH---score-gradient 8}
 CHOOSE=${CHOOSE-$WEIGH --noise-scale 0.3 --noise-scale-final 0}
 CHUNKS=${CHUNKS:-64} BATCH=${BATCH:-10} TOPK=${TOPK:-8}  # rows of 4,096 slots, 40,960 a step
 COMMON="$SIZES --data $OUT/tokens_train_*.bin --tokenizer $OUT/bpe.bin $DEVICE"
-# At first all chunks are fetched, 32 at most, in rows of two more than that, and about as many slots a step. Until it reads, what is
-# fetched is noise to a model, and best weighed all alike: only then may scores learn faster than the rest. Seeds differ, or the second
-# training would read the first's rows again, in the same order.
+# At first all chunks are fetched, 32 at most, in rows of two more than that, and about as many slots a step. Scores learn faster than the
+# rest only when a model reads: from the start they fell together. Seeds differ, or the second training would read the first's rows again.
 ALL=32
 ALL_ROWS=$(((BATCH * CHUNKS + ALL + 1) / (ALL + 2)))
 
