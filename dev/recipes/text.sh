@@ -1,14 +1,15 @@
 #!/bin/sh
 # Retrieval on real text, from nothing, on one GPU: a DRT, which learns to read with all chunks fetched, then to weigh them, then to
-# choose, and a sliding window alone with as much time; what the DRT's picks are worth beside others, with 1, 4 and 16 times the past,
-# on the second half of rows; and the loss of all by position. Writes figures, tables and a drawing into the folder (runs/text).
+# choose in longer rows, and a sliding window alone with as much time; what the DRT's picks are worth beside others, with 1, 4 and 16 times
+# the past, on the second half of rows; the loss of all by position, and in training by time. Writes tables and drawings into the folder (runs/text).
 # dev/recipes/text.sh [FOLDER]
 #   TRAIN_GCA   the program [./train_gca]    DATA   where the text lies [data]    TEXT   what dev/data/prepare.py makes by that name, or a folder of text [linux]
 #   EACH        seconds of the window's training, and of the DRT's three together, 2/5, 1/5 and 2/5 [240]    SEED   the first [1]
 #   VOCAB       of the BPE learned from the text [8192]    ROWS   validation rows at most [128]    SIZES   of all models
-#   CHUNKS, BATCH, TOPK   chunks a row [64], rows a step [10], chunks fetched in the end [8]    DEVICE   its flags    TIMED   steps timed first [40]
+#   CHUNKS, BATCH   the window's chunks a row [64], rows a step [10]; the DRT takes as many slots a step    TOPK   chunks fetched [32]
+#   WINDOW   that of both [128]    DEVICE   its flags    TIMED   steps timed first [40]
 #   WARMUP      steps of the window's and of the DRT's first training: with 63 of them no reader formed (dev/LOG.md) [400]
-#   WEIGH       flags of the DRT's second training beside the recipe's [--score-gradient 8]    CHOOSE   of its third [WEIGH and falling noise]
+#   WEIGH       flags of the DRT's second training beside the recipe's [--score-gradient 32]    CHOOSE   of its third [WEIGH and --noise off]
 set -e
 cd "$(dirname "$0")/../.."
 T=${TRAIN_GCA:-./train_gca} DATA=${DATA:-data} TEXT=${TEXT:-linux} EACH=${EACH:-240} SEED=${SEED:-1} ROWS=${ROWS:-128}
@@ -22,14 +23,14 @@ fi
 [ -f "$OUT/bpe.bin" ] || $T tokenizer-train --vocab-size "${VOCAB:-8192}" --out "$OUT/bpe.bin" "$TEXT"
 [ -f "$OUT/tokens_val_000000.bin" ] || $T tokenize --tokenizer "$OUT/bpe.bin" --out "$OUT/tokens" "$TEXT"
 SIZES=${SIZES:---width 384 --heads 6 --ffn 1024 --chunk 64}
-WARMUP=${WARMUP:-400} WEIGH=${WEIGH---score-gradient 8}
-CHOOSE=${CHOOSE-$WEIGH --noise-scale 0.3 --noise-scale-final 0}
-CHUNKS=${CHUNKS:-64} BATCH=${BATCH:-10} TOPK=${TOPK:-8}  # rows of 4,096 slots, 40,960 a step
+WARMUP=${WARMUP:-400} WEIGH=${WEIGH---score-gradient 32}
+CHOOSE=${CHOOSE-$WEIGH --noise off}
+CHUNKS=${CHUNKS:-64} BATCH=${BATCH:-10} TOPK=${TOPK:-32} WINDOW=${WINDOW:-128}  # rows of 4,096 slots, 40,960 a step
 COMMON="$SIZES --data $OUT/tokens_train_*.bin --tokenizer $OUT/bpe.bin $DEVICE"
-# At first all chunks are fetched, 32 at most, in rows of two more than that, and about as many slots a step. Scores learn faster than the
-# rest only when a model reads: from the start they fell together. Seeds differ, or the second training would read the first's rows again.
-ALL=32
-ALL_ROWS=$(((BATCH * CHUNKS + ALL + 1) / (ALL + 2)))
+# At first all chunks are fetched, in rows of two more than that, and about as many slots a step. Scores learn faster than the rest only when
+# a model reads: from the start they fell together. In the end rows are four times as long as the window's: with 8 chunks in rows of 64 the
+# newest were better than picks with 16 times the past (dev/LOG.md). Seeds differ, or a training would read the rows of the one before again.
+rows_of() { n=$(((BATCH * CHUNKS + $1 / 2) / $1)) && echo $((n ? n : 1)); }  # rows of so many chunks with about the slots of the window's
 
 # train_for SECONDS NAME FLAG...: as many steps as fit into the time, by the median of some that are timed before.
 train_for() {
@@ -41,17 +42,17 @@ train_for() {
   $T train $COMMON --out "$OUT/$name" --steps "$steps" --print-every 100 --save-every 0 "$@"
   echo "$name: $steps steps, $(($(date +%s) - start)) s"
 }
-train_for "$EACH" window --seed "$SEED" --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window 128 --lr 2e-3 --warmup "$WARMUP"
-MODEL='--lower 3 --groups 3 --encoder 1 --window 128'
-DENSE="--topk $ALL --chunks $((ALL + 2)) --batch $ALL_ROWS"
-train_for "$EACH * 2 / 5" drt.read --seed "$SEED" $MODEL $DENSE --lr 2e-3 --lr-final 1.9e-3 --warmup "$WARMUP"
-train_for "$EACH / 5" drt.weigh --seed $((SEED + 1000)) --init "$OUT/drt.read" $MODEL $DENSE --lr 1.9e-3 --lr-final 1.8e-3 --warmup 20 $WEIGH
-train_for "$EACH * 2 / 5" drt --seed $((SEED + 2000)) --init "$OUT/drt.weigh" $MODEL --topk "$TOPK" --chunks "$CHUNKS" --batch "$BATCH" --lr 1.8e-3 --warmup 20 $CHOOSE
-# The same tokens for all: the second half of rows as long as in training, then with more before them.
+train_for "$EACH" window --seed "$SEED" --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window "$WINDOW" --lr 2e-3 --warmup "$WARMUP"
+MODEL="--lower 3 --groups 3 --encoder 1 --window $WINDOW --topk $TOPK"
+ALL="--chunks $((TOPK + 2)) --batch $(rows_of $((TOPK + 2)))"
+train_for "$EACH * 2 / 5" drt.read --seed "$SEED" $MODEL $ALL --lr 2e-3 --lr-final 1.9e-3 --warmup "$WARMUP"
+train_for "$EACH / 5" drt.weigh --seed $((SEED + 1000)) --init "$OUT/drt.read" $MODEL $ALL --lr 1.9e-3 --lr-final 1.8e-3 --warmup 20 $WEIGH
+train_for "$EACH * 2 / 5" drt --seed $((SEED + 2000)) --init "$OUT/drt.weigh" $MODEL --chunks $((4 * CHUNKS)) --batch "$(rows_of $((4 * CHUNKS)))" --lr 1.8e-3 --warmup 20 $CHOOSE
+# The same tokens for all: the second half of rows as long as the window's in training, then with more before them.
 judge() {
   name=$1 && shift
   rm -f "$OUT/$name.jsonl"
-  $T eval --checkpoint "$OUT/$name" $DEVICE --data "$OUT/tokens_val_*.bin" --rows "$ROWS" --score-last $((CHUNKS / 2)) --past 1,4,16 --by-reach --out "$OUT/$name.jsonl" "$@" | tee "$OUT/$name.txt"
+  $T eval --checkpoint "$OUT/$name" $DEVICE --data "$OUT/tokens_val_*.bin" --rows "$ROWS" --chunks "$CHUNKS" --score-last $((CHUNKS / 2)) --past 1,4,16 --by-reach --out "$OUT/$name.jsonl" "$@" | tee "$OUT/$name.txt"
 }
 judge window
 judge drt --against random,newest,lexical,hindsight,noisy,equal,none
@@ -62,3 +63,4 @@ position() {
 position window learned
 for picks in learned random newest none; do position drt $picks; done
 python3 dev/plot_positions.py --out "$OUT/positions.svg" "$OUT"/*.positions.txt
+python3 dev/plot_time.py --out "$OUT/time.svg" "sliding window alone=$OUT/window" "DRT: reads, weighs, chooses=$OUT/drt.read+$OUT/drt.weigh+$OUT/drt"
