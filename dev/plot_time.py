@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Training loss against the seconds of training, by factors of two: a table in Markdown, and with --out a figure (SVG).
-A curve is NAME=RUN or, for trainings that followed each other, NAME=RUN+RUN+RUN; each point the mean of the steps since the one before."""
+A curve is NAME=RUN or, for trainings that followed each other, NAME=RUN+RUN+RUN; a point is the mean of the steps since the one before.
+The figure begins where the loss comes within 2 nats of the lowest."""
 import argparse
 import json
 import os
@@ -9,7 +10,7 @@ import sys
 from plot_needles import COLOURS, svg_axes, svg_legend
 
 UNITS = 64  # of a second: the axis counts in whole numbers
-FIRST, A_DOUBLING = 8, 8  # seconds before the first point; points for twice the time
+FIRST, A_DOUBLING = 1, 8  # seconds before the first point; points for twice the time
 
 
 def read(runs):
@@ -18,9 +19,12 @@ def read(runs):
   for run in runs.split("+"):
     with open(os.path.join(run, "log.jsonl"), encoding="utf-8") as file:
       for line in file:
-        step = json.loads(line)
-        if "ms" not in step:
-          continue  # a validation
+        try:
+          step = json.loads(line)
+        except ValueError:
+          continue  # the last line of a process that was killed
+        if step.get("ms") is None or step.get("loss") is None:
+          continue  # a validation, or a loss that is not finite
         seconds += step["ms"] / 1e3
         losses.append(step["loss"])
         if seconds >= end:
@@ -28,34 +32,35 @@ def read(runs):
           losses, end = [], end * 2 ** (1 / A_DOUBLING)
   if losses:
     points.append((seconds, sum(losses) / len(losses)))
-  if not points:
-    sys.exit(f"plot_time.py: {runs}: expected lines of steps, with ms and loss, found none")
+  if seconds < 2 * FIRST:
+    sys.exit(f"plot_time.py: {runs}: expected steps (lines of JSON with ms and loss) of {2 * FIRST} s at least, found {seconds:.1f} s")
   return points
 
 
 def doublings(curves):
-  marks = [FIRST]
-  while marks[-1] < max(seconds for _, points in curves for seconds, _ in points):
+  times, marks = [seconds for _, points in curves for seconds, _ in points], [FIRST]
+  while marks[-1] < max(times):
     marks.append(marks[-1] * 2)
-  return marks
+  return [mark for mark in marks if mark * 2 > min(times)]
 
 
 def table(curves):
-  """The loss at each doubling of the time: of the last point before it."""
+  """The loss at each doubling of the time: of the last point before it; and at the end."""
   lines = ["| seconds | " + " | ".join(name for name, _ in curves) + " |", "|---" * (len(curves) + 1) + "|"]
-  for mark in doublings(curves)[1:]:
+  for mark in doublings(curves)[1:-1]:
     cells = [[loss for seconds, loss in points if mark / 2 < seconds <= mark][-1:] for _, points in curves]
     lines.append(f"| {mark} | " + " | ".join(f"{cell[0]:.3f}" if cell else "" for cell in cells) + " |")
-  return "\n".join(lines)
+  return "\n".join(lines + ["| end | " + " | ".join(f"{points[-1][1]:.3f} ({points[-1][0]:.0f} s)" for _, points in curves) + " |"])
 
 
 def figure(curves):
   losses = [loss for _, points in curves for seconds, loss in points]
-  low, high = min(losses), min(max(losses), min(losses) + 2)  # what lies above is cut off: the beginning is of no interest
+  low, high = min(losses), min(max(losses), min(losses) + 2)
+  curves = [(name, [point for point in points if point[1] <= high]) for name, points in curves]
   marks = [(mark * UNITS, f"{mark} s") for mark in doublings(curves)]
   out, x, y = svg_axes(marks, [low + (high - low) * i / 4 for i in range(5)], "{:.2f}", "seconds of training", len(curves))
   for i, (_, points) in enumerate(curves):
-    corners = " ".join(f"{x(int(seconds * UNITS)):.1f},{y(min(loss, high)):.1f}" for seconds, loss in points)
+    corners = " ".join(f"{x(int(seconds * UNITS)):.1f},{y(loss):.1f}" for seconds, loss in points)
     out.append(f'<polyline fill="none" stroke="{COLOURS[i % len(COLOURS)]}" stroke-width="2" points="{corners}"/>')
   return "\n".join(out + svg_legend([name for name, _ in curves]) + ["</svg>\n"])
 
@@ -65,6 +70,8 @@ def main():
   parser.add_argument("curves", nargs="+", metavar="NAME=RUN[+RUN...]", help="folders of runs")
   parser.add_argument("--out", metavar="SVG", help="the figure")
   options = parser.parse_args()
+  if nameless := [curve for curve in options.curves if "=" not in curve]:
+    parser.error(f"expected NAME=RUN, found '{nameless[0]}'")
   try:
     curves = [(name, read(runs)) for name, _, runs in (curve.rpartition("=") for curve in options.curves)]
     print(table(curves))
@@ -72,7 +79,7 @@ def main():
       with open(options.out + ".partial", "w", encoding="utf-8") as file:
         file.write(figure(curves))
       os.replace(options.out + ".partial", options.out)
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     sys.exit(f"plot_time.py: {type(error).__name__}: {error}")
 
 

@@ -2,20 +2,26 @@
 # Retrieval on real text, from nothing, on one GPU: a DRT, which learns to read with all chunks fetched, then to weigh them, then to
 # choose in longer rows, and a sliding window alone with as much time; what the DRT's picks are worth beside others, with 1, 4 and 16 times
 # the past, on the second half of rows; the loss of all by position, and in training by time. Writes tables and drawings into the folder (runs/text).
-# dev/recipes/text.sh [FOLDER]
-#   TRAIN_GCA   the program [./train_gca]    DATA   where the text lies [data]    TEXT   what dev/data/prepare.py makes by that name, or a folder of text [linux]
-#   EACH        seconds of the window's training, and of the DRT's three together, 2/5, 1/5 and 2/5 [240]    SEED   the first [1]
+# dev/recipes/text.sh [FOLDER]      paths are relative to the repository, and without blanks; FOLDER keeps its tokens, trainings are made anew
+#   TRAIN_GCA   the program [./train_gca]    DATA   where the text lies [data]    TEXT   what dev/data/prepare.py makes by that name, or a folder of text [linux]; to validate, 16 CHUNKS of it at least
+#   EACH        seconds of the window's training, and of the DRT's three together, 3/8, 1/4 and 3/8 [180]    SEED   the first [1]
 #   VOCAB       of the BPE learned from the text [8192]    ROWS   validation rows at most [128]    SIZES   of all models
-#   CHUNKS, BATCH   the window's chunks a row [64], rows a step [10]; the DRT takes as many slots a step    TOPK   chunks fetched [32]
+#   CHUNKS, BATCH   the window's chunks a row [64], rows a step [10]; the DRT takes about as many slots a step, a row at least    TOPK   chunks fetched, 32 at most [32]
 #   WINDOW   that of both [128]    DEVICE   its flags    TIMED   steps timed first [40]
 #   WARMUP      steps of the window's and of the DRT's first training: with 63 of them no reader formed (dev/LOG.md) [400]
 #   WEIGH       flags of the DRT's second training beside the recipe's [--score-gradient 32]    CHOOSE   of its third [WEIGH and --noise off]
 set -e
 cd "$(dirname "$0")/../.."
-T=${TRAIN_GCA:-./train_gca} DATA=${DATA:-data} TEXT=${TEXT:-linux} EACH=${EACH:-240} SEED=${SEED:-1} ROWS=${ROWS:-128}
+T=${TRAIN_GCA:-./train_gca} DATA=${DATA:-data} TEXT=${TEXT:-linux} EACH=${EACH:-180} SEED=${SEED:-1} ROWS=${ROWS:-128}
 DEVICE=${DEVICE:---device cuda --precision bf16}
 OUT=${1:-runs/text}
 mkdir -p "$OUT"
+made_of="${TEXT}, ${VOCAB:-8192} ids"
+if [ -f "$OUT/made_of" ] && [ "$(cat "$OUT/made_of")" != "$made_of" ]; then
+  echo "text.sh: $OUT holds tokens of $(cat "$OUT/made_of"), asked for are those of $made_of: name another folder" >&2
+  exit 1
+fi
+echo "$made_of" > "$OUT/made_of"
 if [ ! -d "$TEXT" ]; then
   [ -d "$DATA/$TEXT" ] || python3 dev/data/prepare.py "$TEXT" --out "$DATA"
   TEXT=$DATA/$TEXT
@@ -37,25 +43,30 @@ train_for() {
   seconds=$1 name=$2 && shift 2
   rm -rf "$OUT/$name.timing" "$OUT/$name"
   $T train $COMMON --out "$OUT/$name.timing" --steps "${TIMED:-40}" --print-every 0 --save-every 0 "$@" > "$OUT/$name.timing.txt"
-  steps=$(python3 -c "import json, statistics, sys; print(max(1, int($seconds * 1e3 / statistics.median(json.loads(line)['ms'] for line in list(open(sys.argv[1]))[5:]))))" "$OUT/$name.timing/log.jsonl")
-  start=$(date +%s)
+  steps=$(python3 -c "import json, statistics, sys; ms = [json.loads(line)['ms'] for line in open(sys.argv[1])]; print(max(1, int($seconds * 1e3 / statistics.median(ms[len(ms) // 4:]))))" "$OUT/$name.timing/log.jsonl")
   $T train $COMMON --out "$OUT/$name" --steps "$steps" --print-every 100 --save-every 0 "$@"
-  echo "$name: $steps steps, $(($(date +%s) - start)) s"
+  python3 -c "import json, sys; print('$name: $steps steps,', round(sum(json.loads(line).get('ms', 0) for line in open(sys.argv[1])) / 1e3, 1), 's')" "$OUT/$name/log.jsonl"
 }
-train_for "$EACH" window --seed "$SEED" --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window "$WINDOW" --lr 2e-3 --warmup "$WARMUP"
 MODEL="--lower 3 --groups 3 --encoder 1 --window $WINDOW --topk $TOPK"
 ALL="--chunks $((TOPK + 2)) --batch $(rows_of $((TOPK + 2)))"
-train_for "$EACH * 2 / 5" drt.read --seed "$SEED" $MODEL $ALL --lr 2e-3 --lr-final 1.9e-3 --warmup "$WARMUP"
-train_for "$EACH / 5" drt.weigh --seed $((SEED + 1000)) --init "$OUT/drt.read" $MODEL $ALL --lr 1.9e-3 --lr-final 1.8e-3 --warmup 20 $WEIGH
-train_for "$EACH * 2 / 5" drt --seed $((SEED + 2000)) --init "$OUT/drt.weigh" $MODEL --chunks $((4 * CHUNKS)) --batch "$(rows_of $((4 * CHUNKS)))" --lr 1.8e-3 --warmup 20 $CHOOSE
+LONG="--chunks $((4 * CHUNKS)) --batch $(rows_of $((4 * CHUNKS)))"
 # The same tokens for all: the second half of rows as long as the window's in training, then with more before them.
 judge() {
-  name=$1 && shift
+  name=$1 rows=$2 && shift 2
   rm -f "$OUT/$name.jsonl"
-  $T eval --checkpoint "$OUT/$name" $DEVICE --data "$OUT/tokens_val_*.bin" --rows "$ROWS" --chunks "$CHUNKS" --score-last $((CHUNKS / 2)) --past 1,4,16 --by-reach --out "$OUT/$name.jsonl" "$@" | tee "$OUT/$name.txt"
+  $T eval --checkpoint "$OUT/$name" $DEVICE --data "$OUT/tokens_val_*.bin" --rows "$rows" --chunks "$CHUNKS" --score-last $((CHUNKS / 2)) --past 1,4,16 --by-reach --out "$OUT/$name.jsonl" "$@" > "$OUT/$name.txt"
 }
-judge window
-judge drt --against random,newest,lexical,hindsight,noisy,equal,none
+# What would stop it in the end stops it now: one step, and one row judged.
+rm -rf "$OUT/trial"
+$T train $COMMON --out "$OUT/trial" --steps 1 --save-every 0 $MODEL $LONG > "$OUT/trial.timing.txt"
+judge trial 1
+train_for "$EACH" window --seed "$SEED" --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window "$WINDOW" --lr 2e-3 --warmup "$WARMUP"
+train_for "$EACH * 3 / 8" drt.read --seed "$SEED" $MODEL $ALL --lr 2e-3 --lr-final 1.9e-3 --warmup "$WARMUP"
+train_for "$EACH / 4" drt.weigh --seed $((SEED + 1000)) --init "$OUT/drt.read" $MODEL $ALL --lr 1.9e-3 --lr-final 1.8e-3 --warmup 20 $WEIGH
+train_for "$EACH * 3 / 8" drt --seed $((SEED + 2000)) --init "$OUT/drt.weigh" $MODEL $LONG --lr 1.8e-3 --lr-final 2e-4 --warmup 20 $CHOOSE
+judge window "$ROWS"
+judge drt "$ROWS" --against random,newest,lexical,hindsight,noisy,equal,none
+cat "$OUT/window.txt" "$OUT/drt.txt"
 # Loss by position, in rows of four times the length.
 position() {
   $T eval --checkpoint "$OUT/$1" $DEVICE --data "$OUT/tokens_val_*.bin" --rows $((ROWS / 4 + 1)) --chunks $((4 * CHUNKS)) --picks "$2" > "$OUT/$1.$2.positions.txt"
