@@ -74,19 +74,30 @@ def svg_legend(labels):
   return lines
 
 
+def svg_line(i, places):
+  """Curve i through places (x, y) of the figure."""
+  corners = " ".join(f"{at_x:.1f},{at_y:.1f}" for at_x, at_y in places)
+  return f'<polyline fill="none" stroke="{COLOURS[i % len(COLOURS)]}" stroke-width="2" points="{corners}"/>'
+
+
+def svg_write(path, lines):
+  with open(path + ".partial", "w", encoding="utf-8") as file:
+    file.write("\n".join(lines + ["</svg>\n"]))
+  os.replace(path + ".partial", path)
+
+
 def figure(curves):
-  """The SVG: x by factors of two, y from 0 to 100%."""
+  """The lines of the SVG: x by factors of two, y from 0 to 100%."""
   every = sorted({slots for _, points in curves for slots in points})
   out, x, y = svg_axes([(slots, length(slots)) for slots in every], (0, 0.25, 0.5, 0.75, 1), "{:.0%}", "slots", len(curves))
   for i, (label, points) in enumerate(curves):
     colour, ordered = COLOURS[i % len(COLOURS)], sorted(points.items())
     shift = 2.0 * (i - (len(curves) - 1) / 2)  # bars beside each other
     places = [(x(slots) + shift, f) for slots, f in ordered]
-    corners = " ".join(f"{at:.1f},{y(f['exact']):.1f}" for at, f in places)
-    out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{corners}"/>')
+    out.append(svg_line(i, [(at, y(f["exact"])) for at, f in places]))
     for at, f in places:
       out.append(f'<path d="M{at:.1f} {y(f["exact_low"]):.1f}V{y(f["exact_high"]):.1f}" stroke="{colour}"/><circle cx="{at:.1f}" cy="{y(f["exact"]):.1f}" r="3.5" fill="{colour}"/>')
-  return "\n".join(out + svg_legend([label for label, _ in curves]) + ["</svg>\n"])
+  return out + svg_legend([label for label, _ in curves])
 
 
 def main():
@@ -99,10 +110,7 @@ def main():
     curves = [(f"{name}, {kind} picks" if kind != "none" else f"{name}, no retrieval", points) for name, kinds in files for kind, points in kinds.items()]
     print(table(curves))
     if options.out:
-      partial = options.out + ".partial"
-      with open(partial, "w", encoding="utf-8") as file:
-        file.write(figure(curves))
-      os.replace(partial, options.out)
+      svg_write(options.out, figure(curves))
   except OSError as error:
     sys.exit(f"plot_needles.py: {error}")
 

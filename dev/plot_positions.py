@@ -5,7 +5,7 @@ import os
 import re
 import sys
 
-from plot_needles import COLOURS, length, svg_axes, svg_legend
+from plot_needles import length, svg_axes, svg_legend, svg_line, svg_write
 
 LINE = re.compile(r"^  slots +(\d+)\.\.(\d+) +loss ([0-9.]+)$")
 
@@ -28,10 +28,8 @@ def table(curves):
 def figure(curves):
   ends, losses = (sorted({value for _, points in curves for value in values(points)}) for values in (dict.keys, dict.values))
   out, x, y = svg_axes([(end, length(end)) for end in ends], [losses[0] + (losses[-1] - losses[0]) * i / 4 for i in range(5)], "{:.2f}", "slots before the end of a stretch", len(curves))
-  for i, (_, points) in enumerate(curves):
-    corners = " ".join(f"{x(end):.1f},{y(loss):.1f}" for end, loss in sorted(points.items()))
-    out.append(f'<polyline fill="none" stroke="{COLOURS[i % len(COLOURS)]}" stroke-width="2" points="{corners}"/>')
-  return "\n".join(out + svg_legend([name for name, _ in curves]) + ["</svg>\n"])
+  out += [svg_line(i, [(x(end), y(loss)) for end, loss in sorted(points.items())]) for i, (_, points) in enumerate(curves)]
+  return out + svg_legend([name for name, _ in curves])
 
 
 def main():
@@ -43,9 +41,7 @@ def main():
     curves = [(os.path.basename(path).removesuffix(".positions.txt"), read(path)) for path in options.files]
     print(table(curves))
     if options.out:
-      with open(options.out + ".partial", "w", encoding="utf-8") as file:
-        file.write(figure(curves))
-      os.replace(options.out + ".partial", options.out)
+      svg_write(options.out, figure(curves))
   except OSError as error:
     sys.exit(f"plot_positions.py: {error}")
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from plot_needles import COLOURS, svg_axes, svg_legend
+from plot_needles import svg_axes, svg_legend, svg_line, svg_write
 
 UNITS = 64  # of a second: the axis counts in whole numbers
 FIRST, A_DOUBLING = 1, 8  # seconds before the first point; points for twice the time
@@ -54,15 +54,13 @@ def table(curves):
 
 
 def figure(curves):
-  losses = [loss for _, points in curves for seconds, loss in points]
+  losses = [loss for _, points in curves for _, loss in points]
   low, high = min(losses), min(max(losses), min(losses) + 2)
   curves = [(name, [point for point in points if point[1] <= high]) for name, points in curves]
   marks = [(mark * UNITS, f"{mark} s") for mark in doublings(curves)]
   out, x, y = svg_axes(marks, [low + (high - low) * i / 4 for i in range(5)], "{:.2f}", "seconds of training", len(curves))
-  for i, (_, points) in enumerate(curves):
-    corners = " ".join(f"{x(int(seconds * UNITS)):.1f},{y(loss):.1f}" for seconds, loss in points)
-    out.append(f'<polyline fill="none" stroke="{COLOURS[i % len(COLOURS)]}" stroke-width="2" points="{corners}"/>')
-  return "\n".join(out + svg_legend([name for name, _ in curves]) + ["</svg>\n"])
+  out += [svg_line(i, [(x(int(seconds * UNITS)), y(loss)) for seconds, loss in points]) for i, (_, points) in enumerate(curves)]
+  return out + svg_legend([name for name, _ in curves])
 
 
 def main():
@@ -76,9 +74,7 @@ def main():
     curves = [(name, read(runs)) for name, _, runs in (curve.rpartition("=") for curve in options.curves)]
     print(table(curves))
     if options.out:
-      with open(options.out + ".partial", "w", encoding="utf-8") as file:
-        file.write(figure(curves))
-      os.replace(options.out + ".partial", options.out)
+      svg_write(options.out, figure(curves))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     sys.exit(f"plot_time.py: {type(error).__name__}: {error}")
 
