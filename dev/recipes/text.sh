@@ -4,15 +4,15 @@
 # the past, on the second half of rows; the loss of all by position, and in training by time. Writes tables and drawings into the folder (runs/text).
 # dev/recipes/text.sh [FOLDER]      paths are relative to the repository, and without blanks; FOLDER keeps its tokens, trainings are made anew
 #   TRAIN_GCA   the program [./train_gca]    DATA   where the text lies [data]    TEXT   what dev/data/prepare.py makes by that name, or a folder of text [linux]; to validate, 16 CHUNKS of it at least
-#   EACH        seconds of the window's training, and of the DRT's three together, 3/8, 1/4 and 3/8 [180]    SEED   the first [1]
+#   EACH        seconds of the window's training, and of the DRT's three together, 3/8, 1/4 and 3/8 [320]    SEED   the first [1]
 #   VOCAB       of the BPE learned from the text [8192]    ROWS   validation rows at most [128]    SIZES   of all models
 #   CHUNKS, BATCH   the window's chunks a row [64], rows a step [10]; the DRT takes about as many slots a step, a row at least    TOPK   chunks fetched, 32 at most [32]
-#   WINDOW   that of both [128]    DEVICE   its flags    TIMED   steps timed first [40]
+#   WINDOW   of the DRT's first two trainings [128]    LAST_WINDOW   of its third, and of the sliding window alone [640]    DEVICE   its flags    TIMED   steps timed first [40]
 #   WARMUP      steps of the window's and of the DRT's first training: with 63 of them no reader formed (dev/LOG.md) [400]
 #   WEIGH       flags of the DRT's second training beside the recipe's [--score-gradient 32]    CHOOSE   of its third [WEIGH and --noise off]
 set -e
 cd "$(dirname "$0")/../.."
-T=${TRAIN_GCA:-./train_gca} DATA=${DATA:-data} TEXT=${TEXT:-linux} EACH=${EACH:-180} SEED=${SEED:-1} ROWS=${ROWS:-128}
+T=${TRAIN_GCA:-./train_gca} DATA=${DATA:-data} TEXT=${TEXT:-linux} EACH=${EACH:-320} SEED=${SEED:-1} ROWS=${ROWS:-128}
 DEVICE=${DEVICE:---device cuda --precision bf16}
 OUT=${1:-runs/text}
 mkdir -p "$OUT"
@@ -32,10 +32,12 @@ SIZES=${SIZES:---width 384 --heads 6 --ffn 1024 --chunk 64}
 WARMUP=${WARMUP:-400} WEIGH=${WEIGH---score-gradient 32}
 CHOOSE=${CHOOSE-$WEIGH --noise off}
 CHUNKS=${CHUNKS:-64} BATCH=${BATCH:-10} TOPK=${TOPK:-32} WINDOW=${WINDOW:-128}  # rows of 4,096 slots, 40,960 a step
+LAST_WINDOW=${LAST_WINDOW:-640}
 COMMON="$SIZES --data $OUT/tokens_train_*.bin --tokenizer $OUT/bpe.bin $DEVICE"
 # At first all chunks are fetched, in rows of two more than that, and about as many slots a step. Scores learn faster than the rest only when
 # a model reads: from the start they fell together. In the end rows are four times as long as the window's: with 8 chunks in rows of 64 the
-# newest were better than picks with 16 times the past (dev/LOG.md). Seeds differ, or a training would read the rows of the one before again.
+# newest were better than picks with 16 times the past, and the window larger: beside one of 640 no reader forms, and a formed one stays
+# (dev/LOG.md). Seeds differ, or a training would read the rows of the one before again.
 rows_of() { n=$(((BATCH * CHUNKS + $1 / 2) / $1)) && echo $((n ? n : 1)); }  # rows of so many chunks with about the slots of the window's
 
 # train_for SECONDS NAME FLAG...: as many steps as fit into the time, by the median of some that are timed before.
@@ -47,9 +49,9 @@ train_for() {
   $T train $COMMON --out "$OUT/$name" --steps "$steps" --print-every 100 --save-every 0 "$@"
   python3 -c "import json, sys; print('$name: $steps steps,', round(sum(json.loads(line).get('ms', 0) for line in open(sys.argv[1])) / 1e3, 1), 's')" "$OUT/$name/log.jsonl"
 }
-MODEL="--lower 3 --groups 3 --encoder 1 --window $WINDOW --topk $TOPK"
-ALL="--chunks $((TOPK + 2)) --batch $(rows_of $((TOPK + 2)))"
-LONG="--chunks $((4 * CHUNKS)) --batch $(rows_of $((4 * CHUNKS)))"
+MODEL="--lower 3 --groups 3 --encoder 1 --topk $TOPK"
+ALL="--window $WINDOW --chunks $((TOPK + 2)) --batch $(rows_of $((TOPK + 2)))"
+LONG="--window $LAST_WINDOW --chunks $((4 * CHUNKS)) --batch $(rows_of $((4 * CHUNKS)))"
 # The same tokens for all: the second half of rows as long as the window's in training, then with more before them.
 judge() {
   name=$1 rows=$2 && shift 2
@@ -60,7 +62,7 @@ judge() {
 rm -rf "$OUT/trial"
 $T train $COMMON --out "$OUT/trial" --steps 1 --save-every 0 $MODEL $LONG > "$OUT/trial.timing.txt"
 judge trial 1
-train_for "$EACH" window --seed "$SEED" --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window "$WINDOW" --lr 2e-3 --warmup "$WARMUP"
+train_for "$EACH" window --seed "$SEED" --chunks "$CHUNKS" --batch "$BATCH" --lower 7 --groups '' --window "$LAST_WINDOW" --lr 2e-3 --warmup "$WARMUP"
 train_for "$EACH * 3 / 8" drt.read --seed "$SEED" $MODEL $ALL --lr 2e-3 --lr-final 1.9e-3 --warmup "$WARMUP"
 train_for "$EACH / 4" drt.weigh --seed $((SEED + 1000)) --init "$OUT/drt.read" $MODEL $ALL --lr 1.9e-3 --lr-final 1.8e-3 --warmup 20 $WEIGH
 train_for "$EACH * 3 / 8" drt --seed $((SEED + 2000)) --init "$OUT/drt.weigh" $MODEL $LONG --lr 1.8e-3 --lr-final 2e-4 --warmup 20 $CHOOSE
