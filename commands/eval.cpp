@@ -50,8 +50,8 @@ Flags eval_flags(Options& options) {
   flags.add_switch("by-reach", options.by_reach,
                    "each kind of picks, by how far back in its row a token and its target last stood together");
   flags.add("against", options.against, "KIND,...",
-            "the other picks of --by-reach: random, newest, none, noisy, lexical, hindsight; equal: learned, of equal "
-            "weights");
+            "the other picks of --by-reach: random, latest, newest, none, noisy, lexical, hindsight; equal: learned, "
+            "of equal weights");
   flags.add("reach-edges", options.reach_edges, 1, int64_t{1} << 40,
             "slots back where a class ends; none: the model's window");
   flags.add("past", options.past, 1, 1 << 20,
@@ -66,10 +66,11 @@ std::vector<Ablation> others(const Options& options) {
   for (size_t at = 0, comma = 0; at <= options.against.size(); at = comma + 1) {
     comma = std::min(options.against.find(',', at), options.against.size());
     const std::string kind = options.against.substr(at, comma - at);
-    const std::vector<std::string> kinds = {"random", "newest", "none", "noisy", "lexical", "hindsight", "equal"};
+    const std::vector<std::string> kinds = {"random", "latest",  "newest",    "none",
+                                            "noisy",  "lexical", "hindsight", "equal"};
     if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end())
       throw UsageError(
-          str("--against: expected kinds of picks (random, newest, none, noisy, lexical, hindsight, equal) "
+          str("--against: expected kinds of picks (random, latest, newest, none, noisy, lexical, hindsight, equal) "
               "with commas between, found '",
               kind, "'", did_you_mean(kind, kinds)));
     others.push_back(options.ablation);
@@ -302,6 +303,20 @@ Json json_of(const MeanOverRows& x) {
   return figure;
 }
 
+// For each row its number, its targets of class i and the sum of their losses: of two models they are paired by row
+// (dev/compare_rows.py).
+Json row_losses(const Comparison& plan, size_t run, size_t i) {
+  Json rows = Json::array();
+  for (size_t r = 0; r < plan.windows.size(); r++) {
+    Json row = Json::array();
+    row.push_back(plan.windows[r]);
+    row.push_back(plan.rows.targets[r][i]);
+    row.push_back(plan.runs[run].sum[r][i]);
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
 // A line for each past, kind of picks and class.
 void append_figures(const Comparison& plan) {
   const Source& from = plan.from;
@@ -321,6 +336,7 @@ void append_figures(const Comparison& plan) {
       line["rows"] = loss.rows;
       line["targets"] = loss.targets;
       line["loss"] = json_of(loss);
+      line["row_losses"] = row_losses(plan, run, i);
       if (a)
         line["learned_minus_this"] =
             json_of(mean_difference(plan.rows, plan.runs[plan.number(p, 0)], plan.runs[run], i));

@@ -47,15 +47,14 @@ int64_t distance_beyond_window(int64_t window, int64_t S) { return std::max<int6
 void Ablation::add_to(Flags& flags, bool by_words) {
   if (by_words)
     flags.add_choice(
-        "picks", picks, "learned|noisy|random|newest|lexical|hindsight|none",
-        "what is fetched: the best chunks; the best with Gumbel noise of scale 1; K uniform past ones; the last K "
-        "not wholly in the window; of those and older ones whose words overlap most with the chunk's, or "
+        "picks", picks, "learned|noisy|random|latest|newest|lexical|hindsight|none",
+        "what is fetched: the best chunks; the best with Gumbel noise of scale 1; K uniform past ones; the last K; "
+        "the last K not wholly in the window; of those and older ones whose words overlap most with the chunk's, or "
         "(hindsight) with the next one's, which is to be predicted; none");
   else
-    flags.add_choice(
-        "picks", picks, "learned|noisy|random|newest|none",
-        "what is fetched: the best chunks; the best with Gumbel noise of scale 1; K uniform past ones; the last K "
-        "not wholly in the window; none");
+    flags.add_choice("picks", picks, "learned|noisy|random|latest|newest|none",
+                     "what is fetched: the best chunks; the best with Gumbel noise of scale 1; K uniform past ones; "
+                     "the last K; the last K not wholly in the window; none");
   flags.add_choice("pick-weights", weights, "scores|equal",
                    "what a fetched chunk weighs: by its score, or all the same");
   flags.add_switch("random-retrieval", random_retrieval_, "short for --picks random");
@@ -82,13 +81,14 @@ void Ablation::check(const Config& config) const {
 
 Selection Ablation::selection(const Config& config, int64_t seed) const {
   Selection selection;
-  selection.picking = picks == "none"     ? Picking::none
-                      : picks == "random" ? Picking::uniform
-                      : picks == "newest" ? Picking::newest
-                      : by_words()        ? Picking::given
-                                          : Picking::learned;
+  const bool latest = picks == "latest";
+  selection.picking = picks == "none"               ? Picking::none
+                      : picks == "random"           ? Picking::uniform
+                      : picks == "newest" || latest ? Picking::newest
+                      : by_words()                  ? Picking::given
+                                                    : Picking::learned;
   selection.noise = picks == "noisy";
-  selection.newest_distance = distance_beyond_window(config.reach.window, config.chunk);
+  selection.newest_distance = latest ? 1 : distance_beyond_window(config.reach.window, config.chunk);
   selection.equal_weights = weights == "equal";
   selection.seed = static_cast<uint64_t>(seed);
   return selection;

@@ -358,13 +358,24 @@ TEST_CASE("picks and their weights are chosen alike in eval, passkey and inspect
     CHECK(at < of_five.find("\nchunk 6:"));
   }
   CHECK(shop.run(inspect).out != newest.out);
+  // The latest are the newest where windows are short. Where all of chunk 2 on is in the window that chunk 6 has, chunk
+  // 5 fetches 1 and 0 as the newest.
+  CHECK(hash("--picks latest") == each[2]);
+  REQUIRE(shop.run(shop.training("wide", {{"steps", "1"}, {"window", "40"}})).exit == 0);
+  const std::string wide = "inspect --text " + shop.path + "/short.txt --checkpoint " + shop.path + "/wide --picks ";
+  for (const auto& [picks, first] : {std::pair{"latest", "4"}, std::pair{"newest", "1"}}) {
+    const std::string out = shop.run(wide + picks + " --pick-weights equal").out;
+    CHECK(says(shop.run(wide + picks), str("10 chunks of 8 slots, ", picks)));
+    CHECK(out.substr(out.find("\nchunk 5:")).find(str("  group 0 fetches     ", first, "  0.500")) <
+          out.substr(out.find("\nchunk 5:")).find("\nchunk 6:"));
+  }
   CHECK_FALSE(says(shop.run(inspect + "--no-retrieval"), "fetches"));
 
   for (const std::string& command :
        {eval, inspect, "passkey --haystack " + shop.path + "/short.txt" + checkpoint + " "}) {
     shop.fails(command + "--picks newest --random-retrieval", 2, "expected no other picks, found --picks newest");
     shop.fails(command + "--picks learned --no-retrieval", 2, "--no-retrieval: expected no other picks");
-    shop.fails(command + "--picks last", 2, "learned|noisy|random|newest|");
+    shop.fails(command + "--picks last", 2, "learned|noisy|random|latest|newest|");
     shop.fails(command + "--no-retrieval --pick-weights equal", 2, "expected chunks to weigh");
   }
   const std::string baseline =

@@ -11,6 +11,7 @@
 
 using namespace gca;
 using test::says;
+using test::skip;
 using test::Workshop;
 
 namespace {
@@ -134,6 +135,19 @@ TEST_CASE("eval --by-reach: the losses of one run of each kind of picks, parted 
     CHECK(difference / static_cast<double>(targets) ==
           doctest::Approx(learned - at(all, "loss").at("mean").number()).epsilon(1e-9));
   }
+  // Rows' sums are those of the means.
+  for (const Json& line : lines) {
+    int64_t targets = 0;
+    double sum = 0;
+    const JsonField rows = at(line, "row_losses");
+    REQUIRE(rows.items().size() == 20);
+    for (size_t r = 0; r < rows.items().size(); r++) {
+      targets += rows.at(r).at(1).integer();
+      sum += rows.at(r).at(2).number();
+    }
+    CHECK(targets == at(line, "targets").integer());
+    CHECK(sum == doctest::Approx(at(line, "loss").at("mean").number() * static_cast<double>(targets)).epsilon(1e-12));
+  }
   // How many rows are read at once changes nothing; the model's window is the edge where none is given; a baseline runs
   // once.
   const auto figures = [](const Workshop::Result& result) { return result.out.substr(result.out.find("\nlast seen")); };
@@ -154,6 +168,56 @@ TEST_CASE("eval --by-reach: the losses of one run of each kind of picks, parted 
   shop.fails(eval + "--reach-edges 12", 2, "expected --by-reach");
   shop.fails(eval + "--out " + out, 2, "expected --by-reach or --past");
   shop.fails(eval + "--by-reach --out " + shop.path + "/nowhere/figures.jsonl", 1, "cannot open");
+}
+
+TEST_CASE("eval --out: two models by row in dev/compare_rows.py, as the comparison of one run has them") {
+  if (system("python3 -c '' > /dev/null 2>&1") != 0) return skip("no python3");
+  const Workshop shop;
+  REQUIRE(shop.run(shop.training("run", {{"steps", "5"}})).exit == 0);
+  const std::string out = shop.path + "/figures.jsonl", other = shop.path + "/other.jsonl",
+                    printed = shop.path + "/printed",
+                    eval = "eval --by-reach --against random --chunks 4 --past 1,2 --data '" + shop.path +
+                           "/shards/t_val_*' --checkpoint " + shop.path + "/run ";
+  const auto compare = [&] {
+    const int code = system(("python3 dev/compare_rows.py " + out + " " + other + " > " + printed + " 2>&1").c_str());
+    return Workshop::Result{code == 0 ? 0 : 1, read_file(printed, 1 << 20)};
+  };
+  REQUIRE(shop.run(eval + "--rows 20 --out " + out).exit == 0);
+  std::string as_another;
+  std::map<std::string, std::string> cells;
+  for (Json line : lines_of(out)) {
+    if (at(line, "retrieval").string() != "random") continue;
+    const JsonField difference = at(line, "learned_minus_this");
+    const double mean = difference.at("mean").number();
+    cells[at(line, "class").string()] +=
+        str(" | ", mean < 0 ? "" : "+", fixed(mean, 4), " (", fixed(difference.at("error").number(), 4), ")");
+    line["retrieval"] = "learned";
+    as_another += line.dump() + "\n";
+  }
+  REQUIRE(cells.size() == 4);
+  write_file(other, as_another);
+  const Workshop::Result table = compare();
+  CAPTURE(table.out);
+  CHECK(table.exit == 0);
+  CHECK(says(table, "| loss of A minus B | rows of 32 slots | rows of 64 slots |"));
+  for (const auto& [name, of_pasts] : cells) CHECK(says(table, "\n| " + name + of_pasts + " |\n"));
+  // By hand: differences 8, 4 and 1 of 3, 1 and 2 targets, 6.5, 13/6 and 13/3 by the mean.
+  const auto by_hand = [](const std::string& retrieval, const std::string& losses) {
+    return "{\"retrieval\":\"" + retrieval +
+           "\",\"past\":1,\"class\":\"all\",\"slots\":32,\"scored_slots\":16,\"row_losses\":" + losses + "}\n";
+  };
+  write_file(out, by_hand("learned", "[[0,3,9],[4,1,5],[8,2,1],[9,0,0]]"));
+  write_file(other, by_hand("random", "[]") + by_hand("baseline", "[[0,3,1],[4,1,1],[8,2,0],[9,0,0]]"));
+  const double error = std::sqrt(1.5 * (1.5 * 1.5 + std::pow(11.0 / 6, 2) + std::pow(10.0 / 3, 2))) / 6;
+  CHECK(says(compare(), str("\n| all | +2.1667 (", fixed(error, 4), ") |\n")));
+  std::filesystem::remove(out);
+  std::filesystem::remove(other);
+  REQUIRE(shop.run(eval + "--rows 20 --out " + out).exit == 0);
+  REQUIRE(shop.run(eval + "--rows 19 --out " + other).exit == 0);
+  CHECK(compare().exit == 1);
+  CHECK(says(compare(), "expected the same rows and targets in both files"));
+  write_file(other, "{}\n");
+  CHECK(says(compare(), "other.jsonl:1: expected a line of `eval --out`"));
 }
 
 TEST_CASE("picks by words: who shares what with whom, by hand") {
