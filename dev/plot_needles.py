@@ -4,6 +4,7 @@ A curve for each file and each kind of retrieval in it; bars are the 95% interva
 import argparse
 import html
 import json
+import math
 import os
 import sys
 
@@ -53,9 +54,9 @@ def svg_text(at_x, at_y, words, more=""):
 
 def svg_axes(slots, levels, level_format, words, curves):
   """The lines of an SVG that has axes, its functions x(slots), by factors of two, and y(level). slots: (number, name) of each mark; levels: the lowest first."""
-  low = slots[0][0].bit_length()
-  high = max(slots[-1][0].bit_length(), low + 1)
-  x = lambda at: LEFT + WIDTH * ((at.bit_length() - low) + at / (1 << (at.bit_length() - 1)) - 1) / (high - low)
+  low = math.floor(math.log2(slots[0][0]))
+  high = max(math.floor(math.log2(slots[-1][0])), low + 1)
+  x = lambda at: LEFT + WIDTH * (math.log2(at) - low) / (high - low)
   y = lambda level: TOP + HEIGHT * (1 - (level - levels[0]) / ((levels[-1] - levels[0]) or 1))
   out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 24}" height="{TOP + HEIGHT + 50 + 18 * curves}" font-family="sans-serif" font-size="13">',
          '<rect width="100%" height="100%" fill="white"/>']
