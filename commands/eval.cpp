@@ -60,19 +60,21 @@ Flags eval_flags(Options& options) {
   return flags;
 }
 
+const std::vector<std::string> kinds_of_others = {"random", "latest",  "newest",    "none",
+                                                  "noisy",  "lexical", "hindsight", "equal"};
+
 // What --by-reach runs beside learned picks.
 std::vector<Ablation> others(const Options& options) {
   std::vector<Ablation> others;
   for (size_t at = 0, comma = 0; at <= options.against.size(); at = comma + 1) {
     comma = std::min(options.against.find(',', at), options.against.size());
     const std::string kind = options.against.substr(at, comma - at);
-    const std::vector<std::string> kinds = {"random", "latest",  "newest",    "none",
-                                            "noisy",  "lexical", "hindsight", "equal"};
-    if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end())
-      throw UsageError(
-          str("--against: expected kinds of picks (random, latest, newest, none, noisy, lexical, hindsight, equal) "
-              "with commas between, found '",
-              kind, "'", did_you_mean(kind, kinds)));
+    if (std::find(kinds_of_others.begin(), kinds_of_others.end(), kind) == kinds_of_others.end()) {
+      std::string list;
+      for (const std::string& other : kinds_of_others) list += (list.empty() ? "" : ", ") + other;
+      throw UsageError(str("--against: expected kinds of picks (", list, ") with commas between, found '", kind, "'",
+                           did_you_mean(kind, kinds_of_others)));
+    }
     others.push_back(options.ablation);
     (kind == "equal" ? others.back().weights : others.back().picks) = kind;
   }

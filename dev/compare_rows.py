@@ -15,11 +15,11 @@ def read(path):
     for number, text in enumerate(file, 1):
       try:
         line = json.loads(text)
-        key = line["past"], line["class"]
+        key, own = (line["past"], line["class"]), line["retrieval"] in OWN
         line["row_losses"], line["scored_slots"], line["slots"]
       except (ValueError, KeyError, TypeError):
-        sys.exit(f"compare_rows.py: {path}:{number}: expected a line of `eval --out` (past, class, slots, scored_slots, row_losses), found {text[:60].strip()!r}")
-      if line["retrieval"] in OWN:
+        sys.exit(f"compare_rows.py: {path}:{number}: expected a line of `eval --out` (past, class, retrieval, slots, scored_slots, row_losses), found {text[:60].strip()!r}")
+      if own:
         found[key] = line
   if not found:
     sys.exit(f"compare_rows.py: {path}: expected lines of `eval --out` whose retrieval is learned or baseline, found none")
@@ -42,7 +42,10 @@ def difference(key, a, b):
 def main():
   if len(sys.argv) != 3:
     sys.exit(__doc__)
-  a, b = map(read, sys.argv[1:])
+  try:
+    a, b = map(read, sys.argv[1:])
+  except OSError as error:
+    sys.exit(f"compare_rows.py: {error}")
   both = [key for key in a if key in b]
   pasts, classes = ([*dict.fromkeys(key[i] for key in both)] for i in range(2))
   if not both:

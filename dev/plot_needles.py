@@ -81,6 +81,13 @@ def svg_line(i, places):
   return f'<polyline fill="none" stroke="{COLOURS[i % len(COLOURS)]}" stroke-width="2" points="{corners}"/>'
 
 
+def svg_curves(curves, marks, low, high, words):
+  """A figure of curves (name, [(at, loss)]) between losses low and high, without its end tag; marks: svg_axes' slots."""
+  out, x, y = svg_axes(marks, [low + (high - low) * i / 4 for i in range(5)], "{:.2f}", words, len(curves))
+  out += [svg_line(i, [(x(at), y(loss)) for at, loss in points]) for i, (_, points) in enumerate(curves)]
+  return out + svg_legend([name for name, _ in curves])
+
+
 def svg_write(path, lines):
   with open(path + ".partial", "w", encoding="utf-8") as file:
     file.write("\n".join(lines + ["</svg>\n"]))

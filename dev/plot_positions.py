@@ -5,7 +5,7 @@ import os
 import re
 import sys
 
-from plot_needles import length, svg_axes, svg_legend, svg_line, svg_write
+from plot_needles import length, svg_curves, svg_write
 
 LINE = re.compile(r"^  slots +(\d+)\.\.(\d+) +loss ([0-9.]+)$")
 
@@ -27,9 +27,7 @@ def table(curves):
 
 def figure(curves):
   ends, losses = (sorted({value for _, points in curves for value in values(points)}) for values in (dict.keys, dict.values))
-  out, x, y = svg_axes([(end, length(end)) for end in ends], [losses[0] + (losses[-1] - losses[0]) * i / 4 for i in range(5)], "{:.2f}", "slots before the end of a stretch", len(curves))
-  out += [svg_line(i, [(x(end), y(loss)) for end, loss in sorted(points.items())]) for i, (_, points) in enumerate(curves)]
-  return out + svg_legend([name for name, _ in curves])
+  return svg_curves([(name, sorted(points.items())) for name, points in curves], [(end, length(end)) for end in ends], losses[0], losses[-1], "slots before the end of a stretch")
 
 
 def main():

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from plot_needles import svg_axes, svg_legend, svg_line, svg_write
+from plot_needles import svg_curves, svg_write
 
 FIRST, A_DOUBLING = 1, 8  # seconds before the first point; points for twice the time
 
@@ -56,10 +56,7 @@ def figure(curves):
   losses = [loss for _, points in curves for _, loss in points]
   low, high = min(losses), min(max(losses), min(losses) + 2)
   curves = [(name, [point for point in points if point[1] <= high]) for name, points in curves]
-  marks = [(mark, f"{mark} s") for mark in doublings(curves)]
-  out, x, y = svg_axes(marks, [low + (high - low) * i / 4 for i in range(5)], "{:.2f}", "seconds of training", len(curves))
-  out += [svg_line(i, [(x(seconds), y(loss)) for seconds, loss in points]) for i, (_, points) in enumerate(curves)]
-  return out + svg_legend([name for name, _ in curves])
+  return svg_curves(curves, [(mark, f"{mark} s") for mark in doublings(curves)], low, high, "seconds of training")
 
 
 def main():

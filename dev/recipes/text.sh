@@ -27,8 +27,9 @@ whole CHUNKS "$CHUNKS" 2 && whole BATCH "$BATCH" 1 && whole TOPK "$TOPK" 1 && wh
 slots=$((CHUNKS * $(echo "$SIZES --chunk 64" | sed 's/.*--chunk  *\([0-9]*\).*--chunk 64$/\1/; s/.*--chunk //')))
 [ $((2 * LAST_WINDOW)) -le "$slots" ] || refuse "LAST_WINDOW: expected half of a row of $slots slots at most, or nothing lies beyond it, found $LAST_WINDOW"
 made_of="${TEXT}, ${VOCAB:-8192} ids"
-if [ -f "$OUT/bpe.bin" ] && [ "$(cat "$OUT/made_of")" != "$made_of" ]; then
-  refuse "$OUT holds tokens of $(cat "$OUT/made_of"), asked for are those of $made_of: name another folder"
+held=$(cat "$OUT/made_of" 2>/dev/null || echo "a text that it does not name")
+if [ -f "$OUT/bpe.bin" ] && [ "$held" != "$made_of" ]; then
+  refuse "$OUT holds tokens of $held, asked for are those of $made_of: name another folder"
 fi
 if [ ! -d "$TEXT" ]; then
   [ -d "$DATA/$TEXT" ] || python3 dev/data/prepare.py "$TEXT" --out "$DATA"
