@@ -1,5 +1,5 @@
 // Training steps on several ranks of this host, each with as many rows whatever their number, beside the same steps of
-// each rank for itself, all at once: what training together costs, and how much of the ranks' talk backward hides.
+// each rank for itself, all at once: what training together costs, and what of the ranks' talk is not hidden.
 #pragma once
 #include <algorithm>
 #include <memory>
@@ -32,8 +32,8 @@ class SumsAlone : public NoCollectives {
   Collectives& all_;
 };
 
-// A little of each bucket is summed too: links between cards then do not fall asleep, and what power
-// they take is not there for clocks (dev/LOG.md, 2026-11-28).
+// A little of each bucket is summed too: links between cards then do not fall asleep, and what power they take is not
+// there for clocks (dev/LOG.md, "two GPUs: it is power"). What so many small sums cost, over TCP all of it, is in it.
 class SomeOfEach : public SumsAlone {
  public:
   using SumsAlone::SumsAlone;
@@ -48,7 +48,6 @@ class NoGather : public SumsAlone {
  public:
   using SumsAlone::SumsAlone;
   void reduce_scatter(float* data, int64_t slice) override { all_.reduce_scatter(data, slice); }
-  void reduce_scatter(double* data, int64_t slice) override { all_.reduce_scatter(data, slice); }
 };
 
 struct RankSteps {
@@ -119,7 +118,7 @@ void bench_rank(Ranks& ranks, Device& device, const Config& config, int64_t B, i
   const Share share{ranks.rank(), ranks.size()};
   ranks.at(Doing::training);
   const RankSteps alone = time_steps(ranks, device, config, {}, nullptr, {nullptr}, B, T);
-  RankSteps together{std::vector<double>(5, alone.ms[0]), alone.gibibytes};
+  RankSteps together = alone;
   if (all) {
     NoCollectives nothing;
     SumsAlone sums(*all);
@@ -135,7 +134,8 @@ void bench_rank(Ranks& ranks, Device& device, const Config& config, int64_t B, i
   const double ms = together.ms.back();
   print(right(ranks.size(), 5), "  ", right(fixed(tokens / ms * 1e3, 0), 10), "  ", right(fixed(ms, 2), 8), "  ",
         right(fixed(alone.ms[0], 2), 8), "  ", right(fixed(100 * alone.ms[0] / ms, 1), 6), "%");
-  for (size_t i = 1; i < together.ms.size(); i++) print("  ", right(fixed(together.ms[i] - together.ms[i - 1], 2), 8));
+  constexpr size_t parts = 4;  // waiting, awake, reduce, gather: each way does what the one before it does, and more
+  for (size_t i = 1; i <= parts; i++) print("  ", right(all ? fixed(together.ms[i] - together.ms[i - 1], 2) : "-", 8));
   print("  ", right(fixed(together.gibibytes, 2), 6), " (", fixed(alone.gibibytes, 2), ")   ",
         all ? all->description() : "", "\n");
   fflush(stdout);
@@ -145,7 +145,7 @@ inline void print_rank_head(const std::string& what) {
   print(what,
         ": tokens a second of all ranks, ms a step together and of the slowest when each steps for itself, the "
         "one's share of the other; ms more by waiting for each other at one sum a step, by links that are awake, by "
-        "adding up gradients and by gathering weights, as far as nothing hides it; GiB a rank (and of one for itself)\n"
+        "adding up gradients and by gathering weights, over steps without talk; GiB a rank (and of one for itself)\n"
         "ranks    tokens/s  together     alone   share   waiting     awake    reduce    gather  GiB\n");
   fflush(stdout);
 }
